@@ -1,0 +1,244 @@
+"""Conv trunks: the layers below the pyramid, run once per picture and scale.
+
+A trunk is a torchvision network cut after its last conv block at stride 16. Stride and first-cell centre are derived
+from its layers by :func:`cell_grid`, so that another network or cut needs no table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torchvision
+from safetensors.torch import load_file
+from torch import fx, nn
+
+from sppdet.errors import SppdetError
+from sppdet.regions import CellGrid, scaled_size
+
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's, RGB in 0..1
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+_MIN_INPUT = 64  # pixels a side; smaller pictures are padded, or the pools of a trunk would have nothing left
+
+
+def small() -> nn.Module:
+    """Five conv layers like AlexNet's, narrow enough to be trained from nothing on a CPU in a minute."""
+
+    def conv(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    features = nn.Sequential(
+        *conv(3, 24, 2), nn.MaxPool2d(3, 2, 1), *conv(24, 48), nn.MaxPool2d(3, 2, 1),
+        *conv(48, 96), nn.MaxPool2d(3, 2, 1), *conv(96, 128), *conv(128, 128),
+    )  # fmt: skip
+    network = nn.Module()
+    network.features = features
+    return network
+
+
+# Where each network is cut: the children kept. The last layer kept is a ReLU (or a block that ends in one), as
+# conv5 of the paper; the pool after it is what the pyramid replaces.
+_CUTS = {
+    "alexnet": ("features", 12),
+    "vgg16": ("features", 30),
+    "squeezenet1_0": ("features", 13),
+    "squeezenet1_1": ("features", 13),
+    "resnet18": ("layer3", None),
+    "resnet50": ("layer3", None),
+    "small": ("features", None),
+}
+
+
+def names() -> list[str]:
+    return sorted(_CUTS)
+
+
+def build_trunk(name: str, seed: int = 0) -> nn.Sequential:
+    """The trunk with random weights; its state_dict keeps the keys of the whole torchvision network."""
+    if name not in _CUTS:
+        raise SppdetError(f"backbone.name: '{name}' is none of {', '.join(names())}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = small() if name == "small" else torchvision.models.get_model(name, weights=None)
+    last, count = _CUTS[name]
+    if last == "features":
+        return nn.Sequential(OrderedDict(features=network.features[:count]))
+    kept = nn.Sequential()
+    for child_name, child in network.named_children():
+        kept.add_module(child_name, child)
+        if child_name == last:
+            return kept
+    raise AssertionError(f"{name} has no child {last}")
+
+
+def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
+    """Fill ``trunk`` from ``imagenet``, ``random`` (leaves it), or a file of a state_dict (.pth or .safetensors).
+
+    The file may hold the whole torchvision network or the trunk alone.
+    """
+    if weights == "random":
+        return
+    state = _imagenet_state(name) if weights == "imagenet" else _file_state(Path(weights))
+    wanted = trunk.state_dict()
+    misfits = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    misfits = [key for key in misfits if not key.endswith("num_batches_tracked")]
+    if misfits:
+        raise SppdetError(
+            f"backbone.weights: {weights} does not fit {name}: {len(misfits)} of {len(wanted)} tensors are missing "
+            f"or of another shape (first: {misfits[0]}); give weights of {name} or set backbone.name"
+        )
+    trunk.load_state_dict({key: state.get(key, wanted[key]) for key in wanted})
+
+
+def _imagenet_state(name: str) -> dict:
+    if name == "small":
+        raise SppdetError("backbone.weights: there are no imagenet weights of 'small'; use pretrain, random or a file")
+    try:
+        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise SppdetError(
+            f"backbone.weights: the download of torchvision's {name} weights failed ({error}); "
+            "give a file: backbone.weights=PATH"
+        ) from None
+
+
+def _file_state(path: Path) -> dict:
+    if not path.is_file():
+        raise SppdetError(f"backbone.weights: {path} does not exist; give a file, imagenet or random")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds; all mean the same to the user
+        reason = str(error).splitlines()[0][:120]
+        raise SppdetError(f"backbone.weights: {path} cannot be read as a state_dict ({reason})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise SppdetError(f"backbone.weights: {path} is not a state_dict (names to tensors)")
+    return state
+
+
+def weights_digest(trunk: nn.Module) -> str:
+    """16 hexadecimal digits of all weights, for the key of what they compute."""
+    digest = hashlib.blake2b(digest_size=8)
+    for key, value in sorted(trunk.state_dict().items()):
+        if not key.endswith("num_batches_tracked"):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def cell_grid(trunk: nn.Module) -> CellGrid:
+    """Stride and first-cell centre of a trunk's output, from its conv and pool layers.
+
+    Each layer of kernel k, stride s, padding p and dilation d moves the first centre by ((k - 1) d / 2 - p) strides
+    of its input and multiplies the stride by s. Branches that meet (residual sums, Fire's concatenation) must agree.
+    """
+    grids: dict[fx.Node, tuple[int, float]] = {}
+    traced = fx.symbolic_trace(trunk)
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        if node.op == "placeholder":
+            grids[node] = (1, 0.0)
+            continue
+        inputs = {grids[parent] for parent in node.all_input_nodes}
+        if len(inputs) != 1:
+            raise ValueError(f"branches of different stride or centre meet at {node.name}: {sorted(inputs)}")
+        stride, centre = inputs.pop()
+        layer = modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+            kernel, step, padding, dilation = (
+                value[0] if isinstance(value, tuple) else value
+                for value in (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
+            )
+            centre += stride * ((kernel - 1) * dilation / 2 - padding)
+            stride *= step
+        grids[node] = (stride, centre)
+    return CellGrid(*grids[node])
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is CUDA when there, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError:
+        raise SppdetError(f"device: '{device}' is unknown; use auto, cpu or cuda") from None
+    if resolved.type == "cuda" and not torch.cuda.is_available():
+        raise SppdetError(f"device: '{device}' was asked for, but this machine has no usable CUDA; use device=cpu")
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` is bfloat16 where the processor multiplies it natively, else float32."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    native = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return "bfloat16" if native() else "float32"
+
+
+@dataclass
+class Backbone:
+    """A trunk ready to be run on pictures."""
+
+    name: str
+    trunk: nn.Module
+    grid: CellGrid
+    channels: int
+    device: torch.device
+    precision: str
+
+    @classmethod
+    def create(cls, name: str, weights: str, device: str = "auto", precision: str = "auto", seed: int = 0):
+        trunk = build_trunk(name, seed)
+        load_weights(trunk, name, weights)
+        return cls.wrap(name, trunk, device, precision)
+
+    @classmethod
+    def wrap(cls, name: str, trunk: nn.Module, device: str = "auto", precision: str = "auto"):
+        place = resolve_device(device)
+        grid = cell_grid(trunk)
+        trunk = trunk.eval().requires_grad_(False).to(place, memory_format=torch.channels_last)
+        with torch.inference_mode():
+            channels = trunk(torch.zeros(1, 3, _MIN_INPUT, _MIN_INPUT, device=place)).shape[1]
+        return cls(name, trunk, grid, channels, place, resolve_precision(precision, place))
+
+    def settings(self) -> dict:
+        """What a map depends on, apart from the picture and the scale."""
+        return {
+            "backbone": self.name,
+            "weights": weights_digest(self.trunk),
+            "precision": self.precision,
+            "format": 1,
+        }
+
+    def __call__(self, image: np.ndarray, factor: float) -> np.ndarray:
+        """The conv map of an RGB uint8 picture enlarged by ``factor``: float32 ``(H, W, C)``, contiguous."""
+        height, width = image.shape[:2]
+        size = scaled_size(width, height, factor)
+        # Bilinear without antialiasing enlarges as the originals do; shrinking by area spares large photographs
+        # the aliasing that it would bring.
+        how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
+        scaled = image if factor == 1 else cv2.resize(image, size, interpolation=how)
+        x = torch.from_numpy((scaled * (1 / 255 / STD) - MEAN / STD).astype(np.float32, copy=False))
+        x = x.permute(2, 0, 1)[None].to(self.device, memory_format=torch.channels_last)
+        x = nn.functional.pad(x, (0, max(0, _MIN_INPUT - size[0]), 0, max(0, _MIN_INPUT - size[1])))
+        return self._run(x)[0].permute(1, 2, 0).float().cpu().contiguous().numpy()
+
+    def _run(self, x: torch.Tensor) -> torch.Tensor:
+        half = self.precision == "bfloat16"
+        try:
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+                return self.trunk(x)
+        except torch.cuda.OutOfMemoryError:
+            raise SppdetError(
+                f"device: no GPU memory left for a picture of {x.shape[3]} x {x.shape[2]} pixels; "
+                "use fewer or smaller regions.scales, a smaller regions.max_side, or device=cpu"
+            ) from None

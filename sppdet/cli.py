@@ -1,0 +1,40 @@
+"""What the command lines share: arguments and how errors are told."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+
+from sppdet.errors import SppdetError
+
+STAGES = ("pretrain", "proposals", "maps", "finetune", "svm", "bbox", "evaluate")
+
+
+def run(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
+    """Call ``command(options)``; the exit status: 0, 2 for the user's errors, 130 for an interruption."""
+    warnings.showwarning = _show_warning
+    try:
+        command(options)
+    except SppdetError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """One line without a place in our source: warnings here are about the user's files."""
+    print(f"warning: {message}", file=sys.stderr)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings to change, such as regions.scales=[480,688]"
+    )

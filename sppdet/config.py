@@ -1,0 +1,260 @@
+"""Typed configuration: dataclasses, YAML files, and ``key=value`` overrides on the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from sppdet.errors import SppdetError
+from sppdet.proposals import SelectiveSearch
+
+
+@dataclass
+class Data:
+    root: str = "shapes"  # a VOC-layout folder, or `shapes`: the synthetic set, drawn on first use
+    train_split: str = "trainval"
+    test_split: str = "test"
+    classes: list[str] | None = None  # null: the classes found in the annotations
+    limit_train: int | None = None  # only the first n pictures
+    limit_test: int | None = None
+
+
+@dataclass
+class Backbone:
+    name: str = "squeezenet1_0"  # alexnet vgg16 squeezenet1_0 squeezenet1_1 resnet18 resnet50 small
+    weights: str = "imagenet"  # imagenet (torchvision's download), a file, random, or `pretrain`: stage 1 makes them
+    precision: str = "auto"  # auto: bfloat16 where the processor multiplies it natively, else float32
+
+
+@dataclass
+class Pretrain:
+    """SPP classification of the training objects, for `backbone.weights: pretrain`."""
+
+    sizes: list[int] = field(default_factory=lambda: [224, 180])  # alternate epochs, as in the paper's 3.1.2
+    epochs: int = 12
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-4
+
+
+@dataclass
+class Regions:
+    scales: list[int] = field(default_factory=lambda: [688])  # lengths of the picture's shorter side
+    max_side: int = 2500  # a scaled picture's longer side never exceeds this
+    target: int = 224  # each window is read at the scale that brings it nearest target x target
+    shrink: float = 6.5  # pixels by which each edge moves inwards before rounding to cells (the program's 'offset')
+
+
+@dataclass
+class Pooling:
+    levels: list[int] = field(default_factory=lambda: [6, 3, 2, 1])
+
+
+@dataclass
+class Finetune:
+    """The fc head: fc6 and fc7 on the pooled vector, trained for K + 1-way classification, conv layers fixed."""
+
+    units: int = 1024
+    dropout: float = 0.5
+    optimizer: str = "adamw"  # adamw or sgd (momentum 0.9); fresh fc layers need adamw
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.05
+    steps: int = 2000
+    batch_size: int = 512
+    windows_per_image: int = 64
+    foreground: float = 0.25  # share of windows with IoU >= 0.5; the rest lies in [0.1, 0.5)
+
+
+@dataclass
+class Svm:
+    """Per-class SVMs and their hard-negative mining; see sppdet/svm.py and sppdet/mining.py."""
+
+    C: float = 1e-3
+    positive_weight: float = 2.0  # liblinear's -w1 2
+    bias: float = 10.0  # liblinear's -B 10, scikit-learn's intercept_scaling
+    norm: float = 20.0  # features are scaled so that their mean L2 norm is this
+    negative_overlap: float = 0.3
+    solver: str = "dual"  # dual: our dense dual coordinate descent; liblinear: scikit-learn's LinearSVC
+    passes: int = 1  # over the training pictures
+    rounds: int = 5  # fits in the first pass: after 1/16, 1/8, 1/4, 1/2 and all of the pictures
+    hard_margin: float = -1.0001  # a negative that scores above this is hard
+    evict_margin: float = -1.2  # after a fit, negatives that score below this leave
+    duplicate_overlap: float = 0.7  # of a picture's hard negatives that overlap by more, the hardest stays
+    hard_per_picture: int = 50  # new negatives a class and picture
+    max_negatives: int = 3000  # kept a class; memory is at most classes x this x 2 bytes x features
+    random_negatives: int = 5000  # to start from
+
+
+@dataclass
+class BoxRegression:
+    enabled: bool = True
+    min_overlap: float = 0.5
+    ridge: float = 4000.0
+    max_windows: int = 4000  # a class; a random sample beyond that
+
+
+@dataclass
+class Detection:
+    nms: float = 0.3
+    min_margin: float = -1.5
+    max_per_class: int = 100  # a picture, after NMS
+
+
+@dataclass
+class Run:
+    dir: str = "runs/default"
+    cache: str = "cache"
+    seed: int = 3
+
+
+@dataclass
+class Config:
+    data: Data = field(default_factory=Data)
+    proposals: SelectiveSearch = field(default_factory=SelectiveSearch)
+    backbone: Backbone = field(default_factory=Backbone)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    regions: Regions = field(default_factory=Regions)
+    pooling: Pooling = field(default_factory=Pooling)
+    features: str = "pool5"  # what the SVMs see: pool5, fc6 or fc7
+    finetune: Finetune = field(default_factory=Finetune)
+    svm: Svm = field(default_factory=Svm)
+    bbox: BoxRegression = field(default_factory=BoxRegression)
+    detection: Detection = field(default_factory=Detection)
+    run: Run = field(default_factory=Run)
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
+    workers: int = 0  # 0: every core
+
+
+_CHOICES = {
+    "features": ("pool5", "fc6", "fc7"),
+    "svm.solver": ("dual", "liblinear"),
+    "finetune.optimizer": ("adamw", "sgd"),
+    "backbone.precision": ("auto", "float32", "bfloat16"),
+    "proposals.mode": ("fast", "quality"),
+}
+
+
+def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+    """A YAML file (or the defaults) changed by ``key=value`` strings such as ``regions.scales=[480,688]``.
+
+    Raises:
+        SppdetError: no such file, not YAML, an unknown key (the message names the nearest one), or a value of
+            the wrong type.
+    """
+    values = {}
+    if path is not None:
+        try:
+            values = yaml.safe_load(Path(path).read_text()) or {}
+        except OSError as error:
+            raise SppdetError(f"{path}: {error.strerror.lower()}; the configs are in configs/") from None
+        except yaml.YAMLError as error:
+            raise SppdetError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+        if not isinstance(values, dict):
+            raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    config = _build(Config, values, prefix="", source=f"{path}: ")
+    return override(config, overrides)
+
+
+def override(config: Config, overrides: Iterable[str]) -> Config:
+    """A copy of ``config`` with ``key=value`` strings applied; values are read as YAML."""
+    values = to_dict(config)
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise SppdetError(f"'{text}': expected key=value, such as regions.scales=[480,688]")
+        *parents, last = key.strip().split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {}) if isinstance(place, dict) else {}
+        if not isinstance(place, dict):
+            raise SppdetError(f"'{key}': {_hint(key)}")
+        try:
+            place[last] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
+    return _build(Config, values, prefix="", source="")
+
+
+def to_dict(config) -> dict:
+    return dataclasses.asdict(config)
+
+
+def from_dict(values: dict) -> Config:
+    """The inverse of :func:`to_dict`."""
+    return _build(Config, values, prefix="", source="")
+
+
+def keys(kind: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted key."""
+    found = []
+    for name, hint in typing.get_type_hints(kind).items():
+        found += keys(hint, f"{prefix}{name}.") if dataclasses.is_dataclass(hint) else [prefix + name]
+    return found
+
+
+def _build(kind: type, values, prefix: str, source: str):
+    if not isinstance(values, dict):
+        raise SppdetError(f"{source}{prefix.rstrip('.')}: expected keys below it, found {values!r}")
+    hints = typing.get_type_hints(kind)
+    for name in values:
+        if name not in hints:
+            raise SppdetError(f"{source}{_hint(f'{prefix}{name}')}")
+    arguments = {}
+    for name, value in values.items():
+        key, hint = prefix + name, hints[name]
+        if dataclasses.is_dataclass(hint):
+            arguments[name] = _build(hint, value or {}, f"{key}.", source)
+        else:
+            arguments[name] = _check(key, _convert(key, value, hint, source), source)
+    return kind(**arguments)
+
+
+def _convert(key: str, value, hint, source: str):
+    """``value`` as the type ``hint``; whole numbers are fine where a float is wanted, nothing else is bent."""
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(part for part in typing.get_args(hint) if part is not types.NoneType)
+    if typing.get_origin(hint) is list:
+        (inner,) = typing.get_args(hint)
+        listed = value if isinstance(value, list) else [value]
+        return [_convert(key, item, inner, source) for item in listed]
+    if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-3 as text
+        except ValueError:
+            pass
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise SppdetError(f"{source}{key}: expected {hint.__name__}, found {value!r}")
+    return value
+
+
+def _check(key: str, value, source: str):
+    if key in _CHOICES and value not in _CHOICES[key]:
+        raise SppdetError(f"{source}{key}: '{value}' is none of {', '.join(_CHOICES[key])}")
+    if key in ("regions.scales", "pooling.levels", "pretrain.sizes"):
+        if not value or min(value) < 1:
+            raise SppdetError(f"{source}{key}: expected one or more positive whole numbers, found {value!r}")
+    if key in ("data.limit_train", "data.limit_test") and value is not None and value < 1:
+        raise SppdetError(f"{source}{key}: expected a positive number or null, found {value!r}")
+    return value
+
+
+def _hint(key: str) -> str:
+    near = difflib.get_close_matches(key, keys(), n=1, cutoff=0.5)
+    last = [known for known in keys() if known.rsplit(".")[-1] == key.rsplit(".")[-1]]
+    guess = (last or near)[:1]
+    return f"unknown key '{key}'" + (f"; did you mean '{guess[0]}'?" if guess else "")
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)

@@ -1,0 +1,381 @@
+"""``shapes``: a synthetic detection set, drawn on the spot, in VOC's layout.
+
+Six classes of figures lie, turned and stretched, on cluttered ground among other figures that are of no
+class. Colour and texture say nothing about the class, and figures hide parts of each other, so only form
+does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from sppdet.data.voc import write_voc_annotation
+from sppdet.errors import SppdetError
+from sppdet.files import atomic_write, write_json
+
+CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
+_MARKER = "shapes.json"
+# An object of which less than this share stays visible is marked `difficult`.
+_VISIBLE = 0.4
+_SMALLEST_SIDE = 64
+
+
+def make_shapes(
+    root: str | os.PathLike,
+    train: int = 300,
+    test: int = 100,
+    seed: int = 0,
+    size: tuple[int, int] = (320, 240),
+) -> Path:
+    """Draws ``train`` and ``test`` pictures of about ``size`` (width, height) pixels. Returns ``root``.
+
+    Picture i of a split depends on ``seed`` and ``size`` alone, not on the counts. The splits are ``train``,
+    ``trainval`` (the same) and ``test``. Read the result with :func:`sppdet.data.voc.read_voc`.
+
+    A folder that is complete is left as it is, one that was interrupted is drawn again. Raises
+    :class:`SppdetError` if ``root`` holds anything else, or shapes of other parameters: those stay untouched.
+    """
+    if train < 1 or test < 1 or seed < 0 or min(size) < _SMALLEST_SIDE:
+        raise SppdetError(
+            f"shapes of train={train}, test={test}, seed={seed}, size={tuple(size)}: give at least one "
+            f"picture of each split, a seed from 0 and sides from {_SMALLEST_SIDE} pixels"
+        )
+    root = Path(root)
+    parameters = {"version": 1, "train": train, "test": test, "seed": seed, "size": list(size)}
+    if _is_complete(root, parameters):
+        return root
+    # The marker comes first as well, so that an interrupted folder is known as ours and may be drawn again.
+    write_json(root / _MARKER, {**parameters, "complete": False})
+    # Streams 0 and 1 of the seed: what one split holds does not depend on the other's size.
+    trained = _draw_split(root, "train", train, (seed, 0), size)
+    tested = _draw_split(root, "test", test, (seed, 1), size)
+    for split, ids in (("train", trained), ("trainval", trained), ("test", tested)):
+        _write_text(root / "ImageSets" / "Main" / f"{split}.txt", "\n".join(ids) + "\n")
+    write_json(root / _MARKER, {**parameters, "complete": True})
+    return root
+
+
+def _draw_split(
+    root: Path, split: str, count: int, stream: tuple[int, int], size: tuple[int, int]
+) -> list[str]:
+    ids = [f"{split}_{index:05d}" for index in range(count)]
+    for index, image_id in enumerate(ids):
+        picture, boxes, labels, difficult = draw_shapes(np.random.default_rng([*stream, index]), size)
+        height, width = picture.shape[:2]
+        names = [CLASSES[label] for label in labels]
+        file = f"{image_id}.jpg"
+        _write_picture(root / "JPEGImages" / file, picture)
+        annotation = root / "Annotations" / f"{image_id}.xml"
+        write_voc_annotation(annotation, file, width, height, boxes, names, difficult)
+    return ids
+
+
+def draw_shapes(
+    rng: np.random.Generator, size: tuple[int, int] = (320, 240)
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """One picture of 1 to 5 objects: ``(H, W, 3)`` uint8 RGB and its objects.
+
+    These are ``(N, 4)`` float32 boxes of the whole figures, hidden parts included, cut to the picture,
+    ``(N,)`` int64 labels that index :data:`CLASSES`, and ``(N,)`` bool difficult.
+    """
+    long, short = np.rint(np.array([max(size), min(size)]) * rng.uniform(0.85, 1.15, 2)).astype(int)
+    upright = rng.random() < (0.35 if size[0] >= size[1] else 0.65)
+    width, height = (short, long) if upright else (long, short)
+    canvas = _ground(rng, width, height)
+
+    count = int(rng.choice(5, p=[0.2, 0.25, 0.25, 0.18, 0.12])) + 1
+    labels = rng.integers(0, len(CLASSES), count)
+    kinds = [*(CLASSES[label] for label in labels), *rng.choice(list(_DISTRACTORS), rng.integers(1, 5))]
+    figures: dict[int, _Figure] = {}
+    owner = np.full((height, width), -1, np.int16)  # which figure each pixel shows
+    # Distractors lie over and under objects alike.
+    for index in rng.permutation(len(kinds)):
+        figure = _place(rng, kinds[index], width, height, list(figures.values()))
+        _paint(rng, canvas, figure)
+        rows, columns = figure.window
+        owner[rows, columns][figure.mask[figure.inside] >= 0.5] = index
+        figures[index] = figure
+    if rng.random() < 0.5:
+        _draw_curves(rng, canvas, rng.integers(1, 3))
+
+    objects = [figures[index] for index in range(count)]
+    boxes = np.array([_tight_box(figure) for figure in objects], np.float32)
+    visible = [(owner == index).sum() / (figure.mask >= 0.5).sum() for index, figure in enumerate(objects)]
+    return _develop(rng, canvas), boxes, labels, np.array(visible) < _VISIBLE
+
+
+class _Figure(NamedTuple):
+    """A figure's opacity, 0..1, on a patch of its own, and where that patch lies."""
+
+    mask: np.ndarray
+    left: int
+    top: int
+    inside: tuple[slice, slice]  # the part of the patch that is in the picture
+    window: tuple[slice, slice]  # the same part, in the picture
+
+
+def _circle(radius: float = 1, start: float = 0, stop: float = 360) -> np.ndarray:
+    angle = np.radians(np.linspace(start, stop, 72, endpoint=stop - start < 360))
+    return radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+def _corners(count: int, inner: float = 1) -> np.ndarray:
+    """A regular polygon, or with ``inner`` < 1 a star."""
+    angle = 2 * math.pi * np.arange(2 * count) / (2 * count) - np.pi / 2
+    radius = np.where(np.arange(2 * count) % 2, inner, 1)[:, None]
+    points = radius * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    return points if inner < 1 else points[::2]
+
+
+def _outline(*points: tuple[float, float]) -> np.ndarray:
+    return np.array(points, float)
+
+
+# Every figure is a list of closed contours around the origin; the second one cuts a hole.
+_FIGURES = {
+    "circle": [_circle()],
+    "ring": [_circle(), _circle(0.55)],
+    "square": [_outline((-1, -1), (1, -1), (1, 1), (-1, 1))],
+    "triangle": [_corners(3)],
+    "star": [_corners(5, inner=0.42)],
+    "cross": [
+        _outline(
+            *((-0.33, -1), (0.33, -1), (0.33, -0.33), (1, -0.33), (1, 0.33), (0.33, 0.33)),
+            *((0.33, 1), (-0.33, 1), (-0.33, 0.33), (-1, 0.33), (-1, -0.33), (-0.33, -0.33)),
+        )
+    ],
+}
+# What resembles the classes enough to teach the difference.
+_DISTRACTORS = {
+    "half disc": [_circle(1, 0, 180)],
+    "arc": [np.concatenate([_circle(1, 40, 320), _circle(0.6, 40, 320)[::-1]])],
+    "hexagon": [_corners(6)],
+    "bar": [_outline((-1, -0.22), (1, -0.22), (1, 0.22), (-1, 0.22))],
+    "angle": [_outline((-1, -1), (-0.35, -1), (-0.35, 0.35), (1, 0.35), (1, 1), (-1, 1))],
+    "tee": [
+        _outline(
+            *((-1, -1), (1, -1), (1, -0.4), (0.3, -0.4)), *((0.3, 1), (-0.3, 1), (-0.3, -0.4), (-1, -0.4))
+        )
+    ],
+    "arrow": [_outline((0, -1), (0.9, 0.1), (0.35, 0.1), (0.35, 1), (-0.35, 1), (-0.35, 0.1), (-0.9, 0.1))],
+    "blob": [_circle() * (1 + 0.3 * np.sin(np.linspace(0, 6 * np.pi, 72, endpoint=False)))[:, None]],
+}
+
+
+def _place(rng: np.random.Generator, kind: str, width: int, height: int, others: list[_Figure]) -> _Figure:
+    """The figure at the first place where it hides little of the others; now and then wherever it falls."""
+    crowded = rng.random() < 0.15
+    for _ in range(12):
+        figure = _figure(rng, kind, width, height)
+        if crowded or all(_shared(figure, other) < 0.15 for other in others):
+            break
+    return figure
+
+
+def _figure(rng: np.random.Generator, kind: str, width: int, height: int) -> _Figure:
+    scale = min(width, height) / 240
+    side = np.exp(rng.uniform(np.log(30), np.log(140))) * scale
+    stretch = np.exp(rng.uniform(np.log(0.6), np.log(1.6)) / 2)
+    half = np.clip([side * stretch / 2, side / stretch / 2], 12 * min(scale, 1), 80 * scale)
+    turn = np.radians(rng.uniform(0, 360))
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    contours = [points * half @ rotation.T for points in {**_FIGURES, **_DISTRACTORS}[kind]]
+
+    low, high = contours[0].min(axis=0), contours[0].max(axis=0)
+    # Up to a tenth of a figure lies outside the picture.
+    slack = 0.1 * (high - low)
+    corner = rng.uniform(-slack, np.maximum(np.array([width, height]) - (high - low) + slack, 1 - slack))
+    left, top = np.floor(corner).astype(int) - 2
+    offset = corner - low - (left, top)
+    columns, rows = np.ceil(high + offset).astype(int) + 3
+    mask = np.zeros((rows, columns), np.uint8)
+    # OpenCV takes whole numbers, here in 1/16 pixels, and puts them at the pixels' centres.
+    fixed = [np.rint((points + offset - 0.5) * 16).astype(np.int32) for points in contours]
+    cv2.fillPoly(mask, fixed, 255, cv2.LINE_AA, 4)
+
+    x1, y1, x2, y2 = max(left, 0), max(top, 0), min(left + columns, width), min(top + rows, height)
+    inside = (slice(y1 - top, y2 - top), slice(x1 - left, x2 - left))
+    return _Figure(mask / np.float32(255), left, top, inside, (slice(y1, y2), slice(x1, x2)))
+
+
+def _shared(a: _Figure, b: _Figure) -> float:
+    """What two patches have in common, as a share of the smaller one."""
+    overlap = 1
+    for one, other in zip(a.window, b.window):
+        overlap *= max(0, min(one.stop, other.stop) - max(one.start, other.start))
+    smaller = min(np.prod([part.stop - part.start for part in figure.window]) for figure in (a, b))
+    return overlap / smaller
+
+
+def _tight_box(figure: _Figure) -> tuple[int, int, int, int]:
+    solid = figure.mask[figure.inside] >= 0.5
+    columns, rows = np.flatnonzero(solid.any(axis=0)), np.flatnonzero(solid.any(axis=1))
+    top, left = figure.window[0].start, figure.window[1].start
+    return left + columns[0], top + rows[0], left + columns[-1] + 1, top + rows[-1] + 1
+
+
+def _paint(rng: np.random.Generator, canvas: np.ndarray, figure: _Figure) -> None:
+    """Lays a figure onto the canvas, with a soft shadow that falls beside it."""
+    view, mask = canvas[figure.window], figure.mask[figure.inside]
+    surface = _surface(rng, *mask.shape, _colour_apart(rng, view.mean(axis=(0, 1))))
+    if rng.random() < 0.3:
+        rim = mask - cv2.erode(mask, np.ones((3, 3), np.uint8))
+        surface = surface * (1 - rng.uniform(0.3, 0.7) * rim[..., None])
+    shift = np.float32([[1, 0, rng.uniform(-4, 4)], [0, 1, rng.uniform(1, 5)]])
+    shadow = cv2.GaussianBlur(cv2.warpAffine(mask, shift, mask.shape[::-1]), (0, 0), 2.5)
+    view *= 1 - rng.uniform(0, 0.45) * shadow[..., None]
+    view += (surface - view) * mask[..., None]
+
+
+def _surface(rng: np.random.Generator, height: int, width: int, colour: np.ndarray) -> np.ndarray:
+    """A plain, shaded, striped, chequered, dotted or speckled patch: ``(H, W, 3)`` float32, 0..255."""
+    other = colour * rng.uniform(0.45, 0.8) if rng.random() < 0.7 else _colour(rng)
+    turn, pitch = rng.uniform(0, math.pi), rng.uniform(5, 14)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    cosine, sine = math.cos(turn), math.sin(turn)
+    along, across = x * cosine + y * sine, y * cosine - x * sine
+    kind = rng.integers(0, 7)
+    if kind <= 1:
+        share = np.zeros_like(x)
+    elif kind == 2:
+        share = (along - along.min()) / max(np.ptp(along), 1)
+    elif kind == 3:
+        share = _smooth_step(np.sin(along * (2 * math.pi / pitch)))
+    elif kind == 4:
+        share = _smooth_step(np.sin(along * (math.pi / pitch)) * np.sin(across * (math.pi / pitch)) * 2)
+    elif kind == 5:
+        share = _smooth_step(
+            np.cos(along * (2 * math.pi / pitch)) + np.cos(across * (2 * math.pi / pitch)) - 0.8
+        )
+    else:
+        share = _clouds(rng, height, width, cell=rng.uniform(2, 8))
+    return _mixed(colour, other, share)
+
+
+def _mixed(first: np.ndarray, second: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """From the first colour to the second by ``share`` ``(H, W)``: ``(H, W, 3)`` float32."""
+    # Channel by channel: broadcasting over a last axis of 3 is many times slower.
+    return cv2.merge([np.float32(a) + np.float32(b - a) * share for a, b in zip(first, second)])
+
+
+def _smooth_step(wave: np.ndarray) -> np.ndarray:
+    return np.clip(0.5 + 2 * wave, 0, 1)
+
+
+def _clouds(rng: np.random.Generator, height: int, width: int, cell: float) -> np.ndarray:
+    """Smooth noise of about ``cell`` pixels, 0..1."""
+    coarse = rng.random((int(height / cell) + 2, int(width / cell) + 2), np.float32)
+    return np.clip(cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC), 0, 1)
+
+
+def _colour(rng: np.random.Generator) -> np.ndarray:
+    hsv = np.array([[[rng.uniform(0, 360), rng.uniform(0.25, 0.95), rng.uniform(0.3, 1)]]], np.float32)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0] * 255
+
+
+def _colour_apart(rng: np.random.Generator, ground: np.ndarray) -> np.ndarray:
+    """A colour that can be told from the ground, if often only just."""
+    for _ in range(20):
+        colour = _colour(rng)
+        if np.linalg.norm(colour - ground) > 70:
+            break
+    return colour
+
+
+def _ground(rng: np.random.Generator, width: int, height: int) -> np.ndarray:
+    """A background: shades of two colours, clouds, faint spots and curves. ``(H, W, 3)`` float32, 0..255."""
+    first, second = _colour(rng) * 0.75 + 40, _colour(rng) * 0.75 + 40
+    turn = rng.uniform(0, 2 * math.pi)
+    y, x = np.mgrid[:height, :width].astype(np.float32)
+    share = 0.5 + 0.35 * (math.cos(turn) * (2 * x / width - 1) + math.sin(turn) * (2 * y / height - 1))
+    share = 0.6 * share + 0.4 * _clouds(rng, height, width, cell=rng.uniform(25, 80))
+    canvas = _mixed(first, second, share)
+    grain = _clouds(rng, height, width, cell=rng.uniform(3, 9))
+    canvas *= cv2.merge([1 + rng.uniform(0.05, 0.25) * (grain - 0.5)] * 3)
+    for _ in range(rng.integers(2, 9)):
+        _draw_spot(rng, canvas)
+    _draw_curves(rng, canvas, rng.integers(2, 10))
+    return canvas
+
+
+def _draw_spot(rng: np.random.Generator, canvas: np.ndarray) -> None:
+    """A blurred, ragged, half-transparent spot: clutter without an edge to take for a figure's."""
+    height, width = canvas.shape[:2]
+    corners = rng.integers(6, 12)
+    angle = np.sort(rng.uniform(0, 2 * math.pi, corners))
+    radius = rng.uniform(0.05, 0.25) * min(width, height) * rng.uniform(0.5, 1.3, corners)
+    centre = rng.uniform(0, [width, height])
+    points = centre + np.stack([np.cos(angle), np.sin(angle)], axis=1) * radius[:, None]
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    _blend(canvas, cv2.blur(mask, (9, 9)), _colour(rng), rng.uniform(0.2, 0.7))
+
+
+def _draw_curves(rng: np.random.Generator, canvas: np.ndarray, count: int) -> None:
+    """Straight and bent strokes across the picture."""
+    height, width = canvas.shape[:2]
+    t = np.linspace(0, 1, 24)[:, None]
+    for _ in range(count):
+        start, middle, stop = rng.uniform(-0.1, 1.1, (3, 2)) * (width, height)
+        if rng.random() < 0.4:
+            middle = (start + stop) / 2
+        points = (1 - t) ** 2 * start + 2 * t * (1 - t) * middle + t**2 * stop
+        mask = np.zeros((height, width), np.uint8)
+        stroke = int(rng.integers(1, 4))
+        cv2.polylines(mask, [np.rint(points * 16).astype(np.int32)], False, 255, stroke, cv2.LINE_AA, 4)
+        _blend(canvas, mask, _colour(rng), rng.uniform(0.3, 0.9))
+
+
+def _blend(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, opacity: float) -> None:
+    """Lays a colour onto the canvas where ``mask`` (uint8) is set; masks are mostly empty."""
+    points = cv2.findNonZero(mask)
+    if points is None:  # wholly outside the picture
+        return
+    where = points[:, 0, 1], points[:, 0, 0]
+    canvas[where] += (colour - canvas[where]) * (mask[where][:, None] * np.float32(opacity / 255))
+
+
+def _develop(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+    """Light, lens and sensor: uneven illumination, some blur, some noise. The picture as uint8."""
+    height, width = canvas.shape[:2]
+    light = rng.uniform(0.75, 1.2) * (0.75 + 0.5 * _clouds(rng, height, width, cell=max(height, width) / 1.5))
+    canvas = canvas * cv2.merge([light] * 3)
+    if rng.random() < 0.5:
+        canvas = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(0.4, 1.3))
+    canvas = canvas + cv2.merge([rng.standard_normal((height, width), np.float32) * rng.uniform(1, 9)] * 3)
+    return np.clip(np.rint(canvas), 0, 255).astype(np.uint8)
+
+
+def _is_complete(root: Path, parameters: dict) -> bool:
+    if root.exists() and not root.is_dir():
+        raise SppdetError(f"{root}: is a file; give a folder for the shapes")
+    marker = root / _MARKER
+    if not marker.exists():
+        if root.is_dir() and any(not path.name.startswith(".") for path in root.iterdir()):
+            raise SppdetError(f"{root}: holds other files; give a new or an empty folder for the shapes")
+        return False
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+        complete = found.pop("complete")
+    except (ValueError, AttributeError, KeyError):
+        raise SppdetError(f"{marker}: is damaged; delete the folder {root} and try again") from None
+    if complete and found != parameters:
+        raise SppdetError(f"{root}: holds shapes drawn with {found}; delete it or give another folder")
+    return complete
+
+
+def _write_text(path: Path, text: str) -> None:
+    atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _write_picture(path: Path, picture: np.ndarray) -> None:
+    # JPEG: the noise makes PNG three times as large. At this quality it adds no visible blocks.
+    _, content = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    atomic_write(path, lambda temporary: temporary.write_bytes(content.tobytes()))

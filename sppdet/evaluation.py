@@ -1,0 +1,474 @@
+"""How good detections are: VOC's average precision (11-point and area), COCO's, and both toolkits' files.
+
+Names used below: P pictures, K classes, D detections and G ground truth objects of one class over all
+pictures. Boxes are ours (:mod:`sppdet.boxes`), scores are margins (any real number, larger is surer), results
+are percentages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sppdet import boxes as geometry
+from sppdet.errors import SppdetError
+from sppdet.files import atomic_write
+
+if TYPE_CHECKING:
+    from sppdet.data import Dataset
+    from sppdet.detections import Detections
+
+COCO_FIGURES = {  # our name -> its place in COCOeval.stats
+    "AP": 0,
+    "AP50": 1,
+    "AP75": 2,
+    "AP_small": 3,
+    "AP_medium": 4,
+    "AP_large": 5,
+    "AR_100": 8,
+}
+
+
+# --- VOC ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class ClassMatch:
+    """What became of the detections of one class, in descending order of score.
+
+    Attributes:
+        order: ``(D,)`` int64, row of each in the input of :func:`match_class`.
+        true_positive: ``(D,)`` bool.
+        ignored: ``(D,)`` bool, on a difficult object: neither right nor wrong. The rest are false positives.
+        positives: number of ground truth objects that are not difficult.
+    """
+
+    order: np.ndarray
+    true_positive: np.ndarray
+    ignored: np.ndarray
+    positives: int
+
+
+def match_class(
+    pictures: np.ndarray,
+    boxes: np.ndarray,
+    scores: np.ndarray,
+    truth_pictures: np.ndarray,
+    truth_boxes: np.ndarray,
+    difficult: np.ndarray,
+    iou_threshold: float = 0.5,
+) -> ClassMatch:
+    """Match the detections of one class with its ground truth as the VOC devkit does (``VOCevaldet.m``).
+
+    Detections are taken by descending score; equal scores keep their order. Each looks at the object of its
+    picture that it overlaps best, taken or not, difficult or not (the first of equals). Below the threshold
+    it is a false positive; on a difficult object it is ignored; on an object that a surer detection has found
+    it is a false positive, even where another object overlaps it enough. The devkit counts an IoU *equal* to
+    the threshold as found; py-faster-rcnn's ``voc_eval.py`` wants more.
+
+    Args:
+        pictures: ``(D,)`` integers, the picture of each detection.
+        boxes: ``(D, 4)``.
+        scores: ``(D,)``, finite.
+        truth_pictures: ``(G,)`` integers.
+        truth_boxes: ``(G, 4)``.
+        difficult: ``(G,)`` bool.
+        iou_threshold: in (0, 1].
+
+    Raises:
+        ValueError: for a threshold outside of (0, 1].
+    """
+    if not 0 < iou_threshold <= 1:
+        raise ValueError(f"iou_threshold must be in (0, 1], not {iou_threshold}")
+    order = np.argsort(-np.asarray(scores), kind="stable")
+    overlap, nearest = _best_truth(
+        np.asarray(pictures)[order],
+        np.asarray(boxes)[order],
+        np.asarray(truth_pictures),
+        np.asarray(truth_boxes),
+    )
+    difficult = np.asarray(difficult, dtype=bool)
+    found = overlap >= iou_threshold
+    ignored = np.zeros(len(order), dtype=bool)
+    ignored[found] = difficult[nearest[found]]
+    # No detection's choice of an object depends on the others: the devkit's loop is "the first one wins".
+    hits = np.flatnonzero(found & ~ignored)
+    _, first = np.unique(nearest[hits], return_index=True)
+    true_positive = np.zeros(len(order), dtype=bool)
+    true_positive[hits[first]] = True
+    return ClassMatch(order, true_positive, ignored, int((~difficult).sum()))
+
+
+def _best_truth(pictures, boxes, truth_pictures, truth_boxes) -> tuple[np.ndarray, np.ndarray]:
+    """``(D,)`` IoU of each detection with the best object of its picture, and its row (-1: none)."""
+    overlap, nearest = np.zeros(len(pictures)), np.full(len(pictures), -1)
+    rows, truth_rows = (np.argsort(p, kind="stable") for p in (pictures, truth_pictures))
+    sorted_pictures, sorted_truth = pictures[rows], truth_pictures[truth_rows]
+    # float64: an IoU of exactly the threshold stays that, also in pictures of more than 2**24 pixels.
+    boxes, truth_boxes = boxes.astype(np.float64), truth_boxes.astype(np.float64)
+    for picture in np.unique(truth_pictures):
+        mine = rows[_run(sorted_pictures, picture)]
+        theirs = truth_rows[_run(sorted_truth, picture)]
+        overlaps = geometry.iou(boxes[mine], truth_boxes[theirs])
+        overlap[mine] = overlaps.max(axis=1)
+        nearest[mine] = theirs[overlaps.argmax(axis=1)]
+    return overlap, nearest
+
+
+def _run(ordered: np.ndarray, value) -> slice:
+    """Where ``value`` stands in an ascending array."""
+    return slice(np.searchsorted(ordered, value, "left"), np.searchsorted(ordered, value, "right"))
+
+
+def precision_recall(match: ClassMatch) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision after each detection that counts, both ``(n,)``, in 0..1; recall ascends.
+
+    Raises:
+        ValueError: without positives, where recall means nothing.
+    """
+    if match.positives == 0:
+        raise ValueError("a class without objects that count has no recall")
+    true = np.cumsum(match.true_positive[~match.ignored])
+    return true / match.positives, true / np.arange(1, len(true) + 1)
+
+
+def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str) -> float:
+    """Average precision, 0..1, of a curve ``recall (n,)`` (ascending), ``precision (n,)``; n may be 0.
+
+    ``11-point`` (VOC2007; the rule of the tables of R-CNN and SPP-net): the mean over t = 0, 0.1 ... 1 of the
+    largest precision at a recall of t or more, 0 where there is none. ``area`` (VOC2010 and later): the area
+    under the precision made monotone from the right, exact, not sampled.
+
+    The thresholds are t = i / 10 rounded once, as recalls are, so that a recall of 3 in 10 reaches t = 0.3.
+    The programs' ``0:0.1:1`` and ``np.arange(0, 1.1, 0.1)`` hold 0.30000000000000004 and miss it.
+
+    Raises:
+        ValueError: for another rule.
+    """
+    recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    if rule == "11-point":
+        reached = np.searchsorted(recall, np.arange(11) / 10, side="left")
+        return float(np.append(envelope, 0)[reached].mean())
+    if rule == "area":
+        return float((np.diff(recall, prepend=0) * envelope).sum())
+    raise ValueError(f"rule must be '11-point' or 'area', not {rule!r}")
+
+
+def evaluate_voc(dataset: Dataset, detections: Sequence[Detections], iou_threshold: float = 0.5) -> dict:
+    """VOC's mean average precision by both rules, in percent.
+
+    A class without an object that counts (none, or difficult ones alone) has no recall: its values are
+    ``None`` (null in JSON) and the means leave it out; with no class left they are ``None`` too.
+
+    Args:
+        dataset: P samples of K classes.
+        detections: P entries in the order of ``dataset.samples``.
+        iou_threshold: what counts as found, in (0, 1].
+
+    Returns:
+        ``mAP`` (11-point) and ``mAP_area``; ``AP``, ``AP_area`` and ``recall`` (of all detections together),
+        each a dict by class name.
+
+    Raises:
+        SppdetError: where detections do not fit the dataset, or hold a number that is not finite.
+    """
+    check(dataset, detections)
+    pictures, boxes, labels, scores = _flat(detections)
+    truth_pictures, truth_boxes, truth_labels, difficult = _flat_truth(dataset)
+    ap, area, recalls = {}, {}, {}
+    for label, name in enumerate(dataset.classes):
+        mine, theirs = labels == label, truth_labels == label
+        match = match_class(
+            pictures[mine],
+            boxes[mine],
+            scores[mine],
+            truth_pictures[theirs],
+            truth_boxes[theirs],
+            difficult[theirs],
+            iou_threshold,
+        )
+        if match.positives == 0:
+            ap[name] = area[name] = recalls[name] = None
+            continue
+        recall, precision = precision_recall(match)
+        ap[name] = 100 * average_precision(recall, precision, "11-point")
+        area[name] = 100 * average_precision(recall, precision, "area")
+        recalls[name] = 100 * float(recall[-1]) if len(recall) else 0.0
+    return {"mAP": _mean(ap), "mAP_area": _mean(area), "AP": ap, "AP_area": area, "recall": recalls}
+
+
+def _mean(values: dict[str, float | None]) -> float | None:
+    known = [value for value in values.values() if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _flat(detections: Sequence[Detections]) -> tuple[np.ndarray, ...]:
+    """Picture, box, label and score of every detection of every picture."""
+    pictures = np.repeat(np.arange(len(detections)), [len(d.scores) for d in detections])
+    return (
+        pictures,
+        np.concatenate([np.zeros((0, 4), np.float32), *(d.boxes for d in detections)]),
+        np.concatenate([np.zeros(0, np.int64), *(d.labels for d in detections)]),
+        np.concatenate([np.zeros(0, np.float32), *(d.scores for d in detections)]),
+    )
+
+
+def _flat_truth(dataset: Dataset) -> tuple[np.ndarray, ...]:
+    """Picture, box, label and difficulty of every object of every picture."""
+    samples = dataset.samples
+    pictures = np.repeat(np.arange(len(samples)), [len(s.labels) for s in samples])
+    return (
+        pictures,
+        np.concatenate([np.zeros((0, 4), np.float32), *(s.boxes for s in samples)]),
+        np.concatenate([np.zeros(0, np.int64), *(s.labels for s in samples)]),
+        np.concatenate([np.zeros(0, bool), *(s.difficult for s in samples)]),
+    )
+
+
+def check(dataset: Dataset, detections: Sequence[Detections]) -> None:
+    """Refuse detections that do not belong to ``dataset``, or that no order can be made of.
+
+    Raises:
+        SppdetError: another number of entries than samples, fields of different lengths, a label that is no
+            class, a score or corner that is not finite.
+    """
+    if len(detections) != len(dataset.samples):
+        raise SppdetError(
+            f"detections: {len(detections)} entries for {len(dataset.samples)} pictures; "
+            "give one entry, also an empty one, for each sample in the dataset's order"
+        )
+    for sample, found in zip(dataset.samples, detections):
+        where = f"detections of picture {sample.id}"
+        if not len(found.boxes) == len(found.labels) == len(found.scores):
+            raise SppdetError(
+                f"{where}: boxes, labels and scores differ in length; give each detection all three"
+            )
+        if not np.isfinite(found.scores).all():
+            raise SppdetError(f"{where}: a score is not a finite number; check the model that gave it")
+        if not np.isfinite(found.boxes).all():
+            raise SppdetError(f"{where}: a box has a corner that is not finite; check the model that gave it")
+        if not ((found.labels >= 0) & (found.labels < len(dataset.classes))).all():
+            raise SppdetError(
+                f"{where}: a label is outside 0..{len(dataset.classes) - 1}; "
+                "evaluate with the classes that the model was trained on"
+            )
+
+
+# --- COCO -----------------------------------------------------------------------------------------
+
+
+def evaluate_coco(dataset: Dataset, detections: Sequence[Detections]) -> dict[str, float | None]:
+    """COCO's figures for boxes by pycocotools, in percent: its official numbers times 100.
+
+    ``AP`` (mean over classes and IoU .50:.05:.95, precision sampled at 101 recalls), ``AP50``, ``AP75``,
+    ``AP_small`` (objects below 32 x 32 pixels), ``AP_medium``, ``AP_large`` (above 96 x 96) and ``AR_100``.
+    ``None`` where there is no object to find. At most the 100 surest detections of a class in a picture are
+    looked at.
+
+    Difficult objects are marked ``iscrowd``: it is the one mark from which pycocotools takes what to ignore
+    (it overwrites a field ``ignore``). They are not missed when not found, and detections on them are not
+    wrong, as in VOC; but the IoU with a crowd is intersection over the area of the *detection*, so a small
+    window inside of a difficult object is forgiven too, and VOC would not. COCO also prefers objects that
+    count and are still free, where VOC takes the best overlap. With difficult or crowded objects the two
+    therefore differ by more than the sampling.
+
+    Raises:
+        SppdetError: as :func:`evaluate_voc`.
+    """
+    from pycocotools.cocoeval import COCOeval  # the one user of it: `evaluate_voc` starts without
+
+    check(dataset, detections)
+    truth, results = coco_ground_truth(dataset), coco_results(dataset, detections)
+    # What `loadRes` adds; it refuses an empty list, so it is not called.
+    for number, result in enumerate(results, start=1):
+        result.update(id=number, area=result["bbox"][2] * result["bbox"][3], iscrowd=0)
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(_coco(truth), _coco({**truth, "annotations": results}), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    # pycocotools says -1 for "no object".
+    values = {name: float(evaluation.stats[place]) for name, place in COCO_FIGURES.items()}
+    return {name: None if value < 0 else 100 * value for name, value in values.items()}
+
+
+def _coco(content: dict):
+    """A ``pycocotools.coco.COCO`` of a dict instead of a file."""
+    from pycocotools.coco import COCO
+
+    coco = COCO()
+    coco.dataset = content
+    coco.createIndex()
+    return coco
+
+
+def coco_image_ids(dataset: Dataset) -> list[int]:
+    """COCO's integer of each picture: its id, if all ids are different numbers ("000005" is 5), else 1, 2 ...
+
+    Numbers of 2**53 and more count as names: JSON readers that keep numbers as doubles would mix them up.
+    """
+    names = [sample.id for sample in dataset.samples]
+    if all(name.isascii() and name.isdigit() for name in names):
+        numbers = [int(name) for name in names]
+        if len(set(numbers)) == len(numbers) and max(numbers, default=0) < 2**53:
+            return numbers
+    return list(range(1, len(names) + 1))
+
+
+def coco_file_names(dataset: Dataset) -> list[str]:
+    """Each picture's file, relative to the deepest folder that holds them all."""
+    paths = [Path(sample.path).absolute() for sample in dataset.samples]
+    if not paths:
+        return []
+    root = os.path.commonpath([path.parent for path in paths])
+    return [Path(os.path.relpath(path, root)).as_posix() for path in paths]
+
+
+def coco_ground_truth(dataset: Dataset) -> dict:
+    """The dataset as the content of a COCO annotation file.
+
+    Category ids are labels + 1, annotation ids start at 1 (pycocotools takes an annotation 0 for "no match"),
+    boxes are left, top, width, height, and difficult objects are ``iscrowd`` (see :func:`evaluate_coco`).
+    """
+    images, annotations = [], []
+    for number, name, sample in zip(coco_image_ids(dataset), coco_file_names(dataset), dataset.samples):
+        images.append(
+            {"id": number, "file_name": name, "width": int(sample.width), "height": int(sample.height)}
+        )
+        rows = zip(geometry.to_xywh(sample.boxes).tolist(), sample.labels.tolist(), sample.difficult.tolist())
+        for bbox, label, difficult in rows:
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": label + 1,
+                    "bbox": bbox,
+                    "area": bbox[2] * bbox[3],
+                    "iscrowd": int(difficult),
+                }
+            )
+    categories = [
+        {"id": k, "name": name, "supercategory": ""} for k, name in enumerate(dataset.classes, start=1)
+    ]
+    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+
+def coco_results(dataset: Dataset, detections: Sequence[Detections]) -> list[dict]:
+    """Detections as the content of a COCO results file, with the ids of :func:`coco_ground_truth`.
+
+    Beside COCO's own fields each entry carries ``file_name``, so that a reader without the annotation file
+    knows the picture; ``loadRes`` keeps fields that it does not know.
+    """
+    results = []
+    for number, name, found in zip(coco_image_ids(dataset), coco_file_names(dataset), detections):
+        rows = zip(geometry.to_xywh(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())
+        for bbox, label, score in rows:
+            results.append(
+                {
+                    "image_id": number,
+                    "category_id": label + 1,
+                    "bbox": bbox,
+                    "score": score,
+                    "file_name": name,
+                }
+            )
+    return results
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def write_coco_ground_truth(path: str | os.PathLike, dataset: Dataset) -> None:
+    """Write :func:`coco_ground_truth` for ``pycocotools.coco.COCO(path)``.
+
+    Raises:
+        SppdetError: where the file cannot be written.
+    """
+    _write_lines(path, [json.dumps(coco_ground_truth(dataset))])
+
+
+def write_coco_results(path: str | os.PathLike, dataset: Dataset, detections: Sequence[Detections]) -> None:
+    """Write :func:`coco_results`, one detection a line, for ``COCO.loadRes(path)``, which wants at least one.
+
+    Numbers are exact: pycocotools finds in the two files what :func:`evaluate_coco` does.
+
+    Raises:
+        SppdetError: where detections do not fit the dataset, or the file cannot be written.
+    """
+    check(dataset, detections)
+    lines = [json.dumps(result) for result in coco_results(dataset, detections)]
+    _write_lines(path, ["[", ",\n".join(lines), "]"] if lines else ["[]"])
+
+
+def write_devkit_results(
+    folder: str | os.PathLike, dataset: Dataset, detections: Sequence[Detections], split: str
+) -> None:
+    """Write ``comp4_det_<split>_<class>.txt`` for the VOC devkit, one file for each class.
+
+    A line is ``id score x1 y1 x2 y2`` with VOC's 1-based inclusive corners. Scores have the nine digits that
+    tell any two float32 apart: with the three of some programs many are equal, and the order that AP depends
+    on is lost. Corners have three decimals. A class without detections has an empty file.
+
+    Raises:
+        SppdetError: where detections do not fit the dataset, a picture's id holds white space, the split or a
+            class cannot be part of a file name, or a file cannot be written.
+    """
+    check(dataset, detections)
+    for part in (split, *dataset.classes):
+        if not part or set(part) & set('/\\:*?"<>|\0\n\r'):
+            raise SppdetError(f"{part!r}: cannot be part of a devkit file's name; rename that class or split")
+    for sample in dataset.samples:
+        if len(sample.id.split()) != 1 or sample.id != sample.id.strip():
+            raise SppdetError(
+                f"picture {sample.id!r}: white space would break the devkit's lines; rename the file"
+            )
+    lines: list[list[str]] = [[] for _ in dataset.classes]
+    for sample, found in zip(dataset.samples, detections):
+        rows = zip(geometry.to_voc(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())
+        for (x1, y1, x2, y2), label, score in rows:
+            lines[label].append(f"{sample.id} {score:.9g} {x1:.3f} {y1:.3f} {x2:.3f} {y2:.3f}")
+    for name, content in zip(dataset.classes, lines):
+        _write_lines(Path(folder) / f"comp4_det_{split}_{name}.txt", content)
+
+
+def _write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(line + "\n" for line in lines)
+
+    try:
+        atomic_write(path, write)
+    except OSError as error:
+        raise SppdetError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
+
+
+# --- Terminal -------------------------------------------------------------------------------------
+
+
+def table(result: dict) -> str:
+    """The result of :func:`evaluate_voc` (a line a class, then the means) or :func:`evaluate_coco` as text.
+
+    A value that is ``None`` is shown as ``-``.
+    """
+    if not isinstance(result["AP"], dict):
+        return "\n".join(f"{name:<9} {_percent(value)}" for name, value in result.items())
+    width = max(len(name) for name in ["class", *result["AP"]])
+    lines = [f"{'class':<{width}} {'AP 11-pt':>8} {'AP area':>8} {'recall':>8}"]
+    for name in result["AP"]:
+        values = (result[key][name] for key in ("AP", "AP_area", "recall"))
+        lines.append(f"{name:<{width}} " + " ".join(_percent(value) for value in values))
+    lines.append(f"{'mean':<{width}} {_percent(result['mAP'])} {_percent(result['mAP_area'])}")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return f"{'-':>8}" if value is None else f"{value:8.1f}"

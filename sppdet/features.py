@@ -1,0 +1,113 @@
+"""From a picture's conv maps to the vectors of its windows: regions, pooling and, where asked for, the fc head.
+
+Names: N windows, U of them with different cells, S scales, D features of the pooled vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from sppdet.pooling import bins, pyramid_pool, unique_windows
+from sppdet.regions import CellGrid, choose_scales, project, scale_factor
+
+_BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so a picture's vectors never exist all at once
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """The windows of one picture on its conv maps; those that cover the same cells at one scale are one.
+
+    Attributes:
+        scales, cells: ``(U,)`` index of the map, and ``(U, 4)`` half-open cells on it.
+        group: ``(N,)`` which of the U each window is.
+    """
+
+    scales: np.ndarray
+    cells: np.ndarray
+    group: np.ndarray
+
+
+@dataclass(frozen=True)
+class PyramidFeatures:
+    """How windows become pooled vectors; see :mod:`sppdet.regions` and :mod:`sppdet.pooling`."""
+
+    grid: CellGrid
+    channels: int
+    scales: tuple[int, ...]
+    max_side: int
+    target: int
+    shrink: float
+    levels: tuple[int, ...]
+    head: Callable[[np.ndarray], np.ndarray] | None = None
+    head_dimension: int = 0
+
+    @property
+    def pooled_dimension(self) -> int:
+        return self.channels * bins(self.levels)
+
+    @property
+    def dimension(self) -> int:
+        """D, of the vectors that :meth:`blocks` and :meth:`pool` return."""
+        return self.head_dimension if self.head else self.pooled_dimension
+
+    @property
+    def pooled(self) -> PyramidFeatures:
+        """The same without the head."""
+        return replace(self, head=None)
+
+    def factors(self, width: int, height: int) -> np.ndarray:
+        """``(S,)`` enlargement of a picture at each scale."""
+        return np.array([scale_factor(width, height, scale, self.max_side) for scale in self.scales])
+
+    def windows(self, boxes: np.ndarray, size: tuple[int, int], maps: Sequence[np.ndarray]) -> Windows:
+        """Boxes ``(N, 4)`` of a picture of ``(width, height)`` on its S conv maps."""
+        factors = self.factors(*size)
+        scales = choose_scales(boxes, factors, self.target)
+        cells = np.zeros((len(boxes), 4), np.int32)
+        for s, (factor, conv_map) in enumerate(zip(factors, maps)):
+            chosen = scales == s
+            map_size = (conv_map.shape[1], conv_map.shape[0])
+            cells[chosen] = project(boxes[chosen], size, factor, self.grid, map_size, self.shrink)
+        first, group = unique_windows(cells, scales)
+        return Windows(scales[first], cells[first], group)
+
+    def blocks(
+        self, maps: Sequence[np.ndarray], windows: Windows, rows: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Vectors of all U windows, or of those at ``rows``, a block at a time: ``rows, (len(rows), D)``.
+
+        The next block may overwrite the vectors.
+        """
+        rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
+        buffer = np.empty((min(_BLOCK, len(rows)), bins(self.levels), self.channels), np.float32)
+        for s, conv_map in enumerate(maps):
+            here = rows[windows.scales[rows] == s]
+            for start in range(0, len(here), _BLOCK):
+                block = here[start : start + _BLOCK]
+                pooled = pyramid_pool(conv_map, windows.cells[block], self.levels, out=buffer[: len(block)])
+                pooled = pooled.reshape(len(block), -1)
+                yield block, self.head(pooled) if self.head else pooled
+
+    def vectors(self, maps: Sequence[np.ndarray], windows: Windows, rows: np.ndarray, dtype=np.float32) -> np.ndarray:
+        """``(len(rows), D)`` vectors of the windows at ``rows``, which must not repeat."""
+        position = np.empty(len(windows.cells), np.int64)
+        position[rows] = np.arange(len(rows))
+        found = np.empty((len(rows), self.dimension), dtype)
+        for block, vectors in self.blocks(maps, windows, rows):
+            found[position[block]] = vectors
+        return found
+
+    def linear(
+        self, maps: Sequence[np.ndarray], windows: Windows, weight: np.ndarray, bias: np.ndarray
+    ) -> np.ndarray:
+        """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``."""
+        # torch, because its threads are the ones that sppdet.parallel holds to one a worker
+        transposed = torch.from_numpy(weight).T
+        found = np.empty((len(windows.cells), len(weight)), np.float32)
+        for block, vectors in self.blocks(maps, windows):
+            found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()
+        return found + bias

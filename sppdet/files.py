@@ -1,0 +1,51 @@
+"""Files that are whole or absent: atomic writes, and fingerprints of what a result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from sppdet.errors import SppdetError
+
+
+def atomic_write(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
+    """Call ``write(temporary)`` and move that file to ``path``, so that no reader ever sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: numpy and Pillow read the format from it.
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    text = json.dumps(value, indent=2) + "\n"
+    atomic_write(path, lambda temporary: temporary.write_text(text))
+
+
+def read_json(path: str | os.PathLike):
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise SppdetError(f"{path}: not readable as JSON ({error}); remove it and run the command again") from None
+
+
+def fingerprint(value) -> str:
+    """16 hexadecimal digits that change whenever the JSON form of ``value`` does."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def file_digest(path: str | os.PathLike) -> str:
+    """16 hexadecimal digits of a file's content."""
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
+    except OSError as error:
+        raise SppdetError(f"{path}: cannot be read ({error.strerror})") from None

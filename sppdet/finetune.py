@@ -1,0 +1,150 @@
+"""Fine-tuning of the fc layers on pooled windows, conv layers fixed (He et al. 2014, section 4.2).
+
+Windows are drawn 25% with IoU >= 0.5 to an object, the rest from [0.1, 0.5), and classified into K + 1 classes;
+fc8 is thrown away afterwards, because the SVMs replace it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sppdet import boxes as geometry
+from sppdet.config import Finetune
+from sppdet.corpus import Corpus
+from sppdet.errors import SppdetError
+from sppdet.features import PyramidFeatures
+from sppdet.files import atomic_write, read_json, write_json
+from sppdet.head import Head
+from sppdet.parallel import run
+
+_PICTURES_AT_ONCE = 256  # whose windows are shuffled together: 256 x 64 windows x 25,600 float16 are 0.8 GB
+
+
+def train(
+    corpus: Corpus,
+    features: PyramidFeatures,
+    settings: Finetune,
+    layer: str,
+    scale: float,
+    seed: int,
+    workers: int,
+    log: Callable[[str], None],
+) -> tuple[Head, float]:
+    """Train a head of random weights; returns it and the mean loss of the last tenth of the steps.
+
+    ``scale`` brings the pooled vectors to a fixed norm, so that one learning rate fits every backbone.
+    """
+    torch.manual_seed(seed)
+    classes = len(corpus.dataset.classes)
+    # Norm 20 over D features makes inputs far smaller than the unit variance that initialisations expect.
+    unit = scale * math.sqrt(features.pooled_dimension) / 20
+    head = Head(features.pooled_dimension, settings.units, layer, unit, settings.dropout)
+    fc8 = nn.Linear(settings.units, classes + 1)
+    nn.init.normal_(fc8.weight, std=0.01)
+    nn.init.zeros_(fc8.bias)
+    network = nn.Sequential(head, fc8).train()
+    optimizer = _optimizer(network, settings)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=settings.learning_rate, total_steps=settings.steps, pct_start=0.05, cycle_momentum=False
+    )
+    losses = []
+    rng = np.random.default_rng(seed)
+    while len(losses) < settings.steps:
+        vectors, labels = _draw(corpus, features, settings, rng, workers)
+        order = rng.permutation(len(labels))
+        for start in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
+            batch = order[start : start + settings.batch_size]
+            x = torch.from_numpy(vectors[batch].astype(np.float32))
+            loss = nn.functional.cross_entropy(network(x), torch.from_numpy(labels[batch]))
+            if not torch.isfinite(loss):
+                raise SppdetError("finetune: the loss is not finite; lower finetune.learning_rate")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            if len(losses) % 100 == 0:
+                log(json.dumps({"step": len(losses), "loss": round(float(np.mean(losses[-100:])), 4)}))
+            if len(losses) == settings.steps:
+                break
+    tail = losses[-max(1, len(losses) // 10) :]
+    return head.eval(), float(np.mean(tail))
+
+
+def _optimizer(network: nn.Module, settings: Finetune) -> torch.optim.Optimizer:
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(
+            network.parameters(), settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
+        )
+    return torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+
+
+def _draw(
+    corpus: Corpus, features: PyramidFeatures, settings: Finetune, rng: np.random.Generator, workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Float16 vectors ``(n, D)`` and labels ``(n,)`` of windows from many pictures; background is label K."""
+    least = -(-settings.batch_size // settings.windows_per_image)
+    count = min(max(_PICTURES_AT_ONCE, 2 * least), 4 * max(len(corpus), least))
+    pictures = rng.integers(0, len(corpus), count)
+    jobs = [(int(i), int(seed)) for i, seed in zip(pictures, rng.integers(0, 2**31, count))]
+
+    def sample(job: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        i, seed = job
+        boxes, labels = sample_windows(corpus, i, settings, np.random.default_rng(seed))
+        if not len(boxes):
+            return np.zeros((0, features.dimension), np.float16), labels
+        maps = corpus.maps(i)
+        windows = features.windows(boxes, corpus.size(i), maps)
+        vectors = features.vectors(maps, windows, np.arange(len(windows.cells)), np.float16)
+        return vectors[windows.group], labels
+
+    parts = list(run(sample, jobs, workers, "windows", threads=True))
+    vectors, labels = (np.concatenate(part) for part in zip(*parts))
+    if len(labels) < settings.batch_size:
+        raise SppdetError(
+            f"finetune: only {len(labels)} windows in {count} pictures overlap an object by 0.1 or more; "
+            "lower finetune.batch_size or use features=pool5"
+        )
+    return vectors, labels
+
+
+def sample_windows(
+    corpus: Corpus, i: int, settings: Finetune, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Windows ``(n, 4)`` of picture ``i`` and their labels ``(n,)``, background = K.
+
+    At most ``windows_per_image``, at most the foreground share of them with IoU >= 0.5 (objects included), the
+    rest from [0.1, 0.5). Fewer where a picture has fewer, as in Fast R-CNN's minibatch.py: no resampling.
+    """
+    sample = corpus.dataset[i]
+    boxes = np.concatenate([sample.boxes, corpus.proposals(i)])
+    overlap = geometry.iou(boxes, sample.boxes)
+    best = overlap.max(axis=1, initial=0)
+    wanted = round(settings.windows_per_image * settings.foreground)
+    foreground = rng.permutation(np.flatnonzero(best >= 0.5))[:wanted]
+    rest = np.flatnonzero((best >= 0.1) & (best < 0.5))
+    background = rng.permutation(rest)[: settings.windows_per_image - len(foreground)]
+    nearest = sample.labels[overlap[foreground].argmax(axis=1)] if len(foreground) else np.zeros(0, np.int64)
+    labels = np.concatenate([nearest, np.full(len(background), len(corpus.dataset.classes))])
+    return boxes[np.concatenate([foreground, background])], labels.astype(np.int64)
+
+
+def save_head(path: Path, head: Head, key: str) -> None:
+    path.with_suffix(".json").unlink(missing_ok=True)
+    tensors = {name: value.contiguous() for name, value in head.state_dict().items()}
+    atomic_write(path, lambda temporary: save_file(tensors, temporary))
+    write_json(path.with_suffix(".json"), {"key": key, "head": head.description()})
+
+
+def load_head(path: Path, inputs: int) -> Head:
+    head = Head(inputs, **read_json(path.with_suffix(".json"))["head"])
+    head.load_state_dict(load_file(path))
+    return head.eval()

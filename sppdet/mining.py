@@ -1,0 +1,237 @@
+"""Hard-negative mining: the SVMs of all classes from one stream of pictures, in bounded memory.
+
+Positives are the ground truth of a class; negatives are proposals that overlap none of it by ``negative_overlap``.
+Each class starts from random negatives. Then pictures are read in a fixed order; a negative that scores above
+``hard_margin`` is hard and kept; after growing shares of the pictures (1/16, 1/8, 1/4, 1/2, all) every class is
+fitted again and negatives below ``evict_margin`` leave. R-CNN and SPP_net do the same a class at a time, each
+whenever 2000 negatives are new.
+
+A class's SVM depends on the proposals and on its own ground truth, never on the other classes trained with it: one
+trained later, alone, is the same SVM.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchvision.ops import nms
+
+from sppdet import svm
+from sppdet.config import Svm
+from sppdet.corpus import Corpus
+from sppdet.features import PyramidFeatures, Windows
+from sppdet.parallel import run
+
+
+def feature_scale(corpus: Corpus, features: PyramidFeatures, norm: float, seed: int, workers: int) -> float:
+    """The factor that brings the mean L2 norm of window vectors to ``norm``, from 200 pictures x 200 windows."""
+    pictures = np.random.default_rng(seed).permutation(len(corpus))[:200]
+
+    def norms(i: int) -> np.ndarray:
+        boxes = corpus.proposals(i)[:200]  # their stored order is a shuffle
+        if not len(boxes):
+            return np.zeros(0)
+        maps = corpus.maps(i)
+        windows = features.windows(boxes, corpus.size(i), maps)
+        vectors = features.vectors(maps, windows, np.arange(len(windows.cells)))
+        return np.linalg.norm(vectors, axis=1)[windows.group]
+
+    found = np.concatenate(list(run(norms, pictures.tolist(), workers, "feature norm", threads=True)))
+    mean = float(found.mean()) if len(found) else 0.0
+    return norm / mean if mean > 0 else 1.0
+
+
+class SampleCache:
+    """Rows that one or more classes train on, and each class's state for each of its rows.
+
+    A row is the vector of one window. ``held[r, k]`` says that class k uses row r; the first rows are the positives
+    and stay. Memory is bounded by ``capacity`` rows of D float16, reserved but not touched before it is needed.
+    """
+
+    def __init__(self, positives: np.ndarray, positive_classes: np.ndarray, classes: int, capacity: int):
+        self.positives = len(positives)
+        capacity += self.positives
+        self.rows = np.empty((capacity, positives.shape[1]), np.float16)
+        self.rows[: self.positives] = positives
+        self.held = np.zeros((capacity, classes), bool)
+        self.held[np.arange(self.positives), positive_classes] = True
+        self.alpha = np.zeros((capacity, classes))
+        self.score = np.zeros((capacity, classes), np.float32)
+        self._slots: dict[tuple[int, int], int] = {}  # (picture, window) -> row
+        self._origin: dict[int, tuple[int, int]] = {}
+        self._free = list(range(capacity - 1, self.positives - 1, -1))
+
+    def add(self, picture: int, windows: np.ndarray, vectors: np.ndarray, wanted: np.ndarray, score: np.ndarray):
+        """Negatives of one picture: window ids ``(r,)``, float16 ``(r, D)``, ``(r, K)`` bool and margins."""
+        for window, vector, classes, margins in zip(windows.tolist(), vectors, wanted, score):
+            key = (picture, window)
+            if key not in self._slots:
+                slot = self._free.pop()
+                self._slots[key], self._origin[slot] = slot, key
+                self.rows[slot] = vector
+            slot = self._slots[key]
+            new = classes & ~self.held[slot]
+            self.held[slot] |= new
+            self.score[slot, new] = margins[new]
+            self.alpha[slot, new] = 0
+
+    def problem(self, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Class k's rows ``(n,)`` and their labels, +1 or -1."""
+        index = np.flatnonzero(self.held[:, k])
+        return index, np.where(index < self.positives, 1, -1)
+
+    def trim(self, k: int, limit: int) -> None:
+        """Leave class k its ``limit`` hardest negatives, if it has a quarter more than that."""
+        negatives = self.positives + np.flatnonzero(self.held[self.positives :, k])
+        if len(negatives) > limit * 5 // 4:
+            hardest = np.argsort(-self.score[negatives, k], kind="stable")
+            self.held[negatives[hardest[limit:]], k] = False
+
+    def evict(self, k: int, margin: float) -> None:
+        """Class k's negatives that score below ``margin`` leave."""
+        easy = self.held[self.positives :, k] & (self.score[self.positives :, k] < margin)
+        self.held[self.positives :, k] &= ~easy
+
+    def collect(self) -> None:
+        """Free the rows that no class holds any more."""
+        for slot in [slot for slot in self._origin if not self.held[slot].any()]:
+            del self._slots[self._origin.pop(slot)]
+            self._free.append(slot)
+
+    def __len__(self) -> int:
+        return len(self._origin)
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSVMs:
+    """``margins = vectors @ weight.T + bias`` for K classes: ``(K, D)`` and ``(K,)`` float32."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+class Miner:
+    """Trains the SVMs of the classes ``labels`` (indices into the corpus's classes)."""
+
+    def __init__(self, corpus, features, labels, settings, scale, seed=3, workers=0, log=lambda text: None):
+        self.corpus: Corpus = corpus
+        self.features: PyramidFeatures = features
+        self.labels: list[int] = list(labels)
+        self.settings: Svm = settings
+        self.problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=seed)
+        self.seed, self.workers, self.log = seed, workers, log
+
+    def train(self) -> LinearSVMs:
+        order = np.random.default_rng(self.seed).permutation(len(self.corpus))
+        self.cache = self._start(order)
+        fitted = self._fit()
+        for number in range(self.settings.passes):
+            for pictures in _rounds(order, self.settings.rounds if number == 0 else 1):
+                self._mine(pictures.tolist(), fitted)
+                fitted = self._fit()
+        return fitted
+
+    def _start(self, order: np.ndarray) -> SampleCache:
+        """Positives of every class, and random negatives drawn alike for all of them."""
+        s, k = self.settings, len(self.labels)
+        results = run(self._positives, order.tolist(), self.workers, "positives", threads=True)
+        vectors, owners = zip(*results)
+        per_class = s.max_negatives * 5 // 4 + s.hard_per_picture
+        capacity = k * per_class + s.random_negatives + len(order)
+        cache = SampleCache(np.concatenate(vectors), np.concatenate(owners), k, capacity)
+        share = -(-s.random_negatives // len(order))
+        chosen = order[: -(-s.random_negatives // share)] if share else order[:0]
+
+        def draw(i: int):
+            windows, boxes, maps = self._windows(i)
+            rows = np.random.default_rng([self.seed, i]).permutation(len(windows.cells))[:share]
+            rows = rows[np.argsort(rows)]
+            legal = self._legal(i, boxes, windows)[rows]
+            return i, rows, self.features.vectors(maps, windows, rows, np.float16), legal
+
+        for i, rows, vectors, legal in run(draw, chosen.tolist(), self.workers, "random negatives", threads=True):
+            cache.add(i, rows, vectors, legal, np.zeros(legal.shape, np.float32))
+        return cache
+
+    def _positives(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        objects = [self.corpus.objects(i, label) for label in self.labels]
+        owners = np.repeat(np.arange(len(objects)), [len(boxes) for boxes in objects])
+        if not len(owners):
+            return np.zeros((0, self.features.dimension), np.float16), owners
+        maps = self.corpus.maps(i)
+        windows = self.features.windows(np.concatenate(objects), self.corpus.size(i), maps)
+        vectors = self.features.vectors(maps, windows, np.arange(len(windows.cells)), np.float16)
+        return vectors[windows.group], owners
+
+    def _windows(self, i: int) -> tuple[Windows, np.ndarray, list[np.ndarray]]:
+        boxes, maps = self.corpus.proposals(i), self.corpus.maps(i)
+        return self.features.windows(boxes, self.corpus.size(i), maps), boxes, maps
+
+    def _legal(self, i: int, boxes: np.ndarray, windows: Windows) -> np.ndarray:
+        """``(U, K)``: may this window be a negative of that class? Windows of equal cells count as the nearest."""
+        overlap = np.zeros((len(windows.cells), len(self.labels)), np.float32)
+        np.maximum.at(overlap, windows.group, self.corpus.overlaps(i, boxes, self.labels))
+        return overlap < self.settings.negative_overlap
+
+    def _mine(self, pictures: list[int], fitted: LinearSVMs) -> None:
+        def hard(i: int):
+            windows, boxes, maps = self._windows(i)
+            score = self.features.linear(maps, windows, fitted.weight, fitted.bias)
+            wanted = self._legal(i, boxes, windows) & (score > self.settings.hard_margin)
+            self._thin(windows, boxes, score, wanted)
+            rows = np.flatnonzero(wanted.any(axis=1))
+            vectors = self.features.vectors(maps, windows, rows, np.float16)
+            return i, rows, vectors, wanted[rows], score[rows]
+
+        for i, rows, vectors, wanted, score in run(
+            hard, pictures, self.workers, f"mining {len(pictures)} pictures", threads=True
+        ):
+            self.cache.add(i, rows, vectors, wanted, score)
+            for k in range(len(self.labels)):
+                self.cache.trim(k, self.settings.max_negatives)
+            self.cache.collect()
+
+    def _thin(self, windows: Windows, boxes: np.ndarray, score: np.ndarray, wanted: np.ndarray) -> None:
+        """Of hard negatives that overlap by more than ``duplicate_overlap`` the hardest stays (paper, 4.1)."""
+        first = np.full(len(windows.cells), -1)
+        first[windows.group[::-1]] = np.arange(len(boxes))[::-1]
+        places = torch.from_numpy(boxes[first])
+        for k in range(wanted.shape[1]):
+            rows = np.flatnonzero(wanted[:, k])
+            if len(rows):
+                kept = nms(places[rows], torch.from_numpy(score[rows, k]), self.settings.duplicate_overlap)
+                wanted[:, k] = False
+                wanted[rows[kept[: self.settings.hard_per_picture].numpy()], k] = True
+
+    def _fit(self) -> LinearSVMs:
+        solve = svm.fit if self.settings.solver == "dual" else svm.fit_liblinear
+
+        def fit_class(k: int) -> svm.Fit:
+            index, labels = self.cache.problem(k)
+            start = {"alpha": self.cache.alpha[index, k]} if self.settings.solver == "dual" else {}
+            fitted = solve(self.cache.rows, index, labels, self.problem, **start)
+            if fitted.alpha is not None:
+                self.cache.alpha[index, k] = fitted.alpha
+            self.cache.score[index, k] = svm.margins(self.cache.rows, index, fitted)
+            self.cache.evict(k, self.settings.evict_margin)
+            return fitted
+
+        fits = list(run(fit_class, range(len(self.labels)), self.workers, "fitting SVMs", threads=True))
+        self.cache.collect()
+        negatives = self.cache.held[self.cache.positives :].sum(axis=0)
+        self.log(f"  {len(self.cache)} negatives, {negatives.min()}..{negatives.max()} a class")
+        slow = [k for k, fitted in enumerate(fits) if not fitted.converged]
+        if slow:
+            self.log(f"  the SVM of {len(slow)} classes stopped at the iteration limit; a smaller svm.C helps")
+        return LinearSVMs(
+            np.stack([fitted.weight for fitted in fits]),
+            np.array([fitted.intercept for fitted in fits], np.float32),
+        )
+
+
+def _rounds(order: np.ndarray, rounds: int) -> list[np.ndarray]:
+    """``order`` cut after 1/2^(rounds-1), ..., 1/4, 1/2 of it; empty parts are left out."""
+    cuts = [len(order) >> power for power in range(rounds - 1, 0, -1)]
+    return [part for part in np.split(order, cuts) if len(part)]

@@ -1,0 +1,356 @@
+"""The stages of training, in order, each skipped when its result is there already.
+
+    pretrain   backbone weights from the training objects (only for backbone.weights=pretrain)
+    proposals  selective search on every picture                          -> cache/proposals
+    maps       the backbone on every picture and scale                    -> cache/maps
+    finetune   fc6 and fc7 (only where features are fc6 or fc7)           -> RUN/stages/finetune.safetensors
+    svm        per-class SVMs with hard-negative mining                   -> RUN/stages/svm/CLASS.safetensors
+    bbox       per-class box regression                                   -> RUN/stages/bbox/CLASS.safetensors
+    evaluate   detection on the test split                                -> RUN/metrics.json, RUN/detections
+
+A result is keyed by everything it depends on; a class's SVM by its own objects only, so a class added to the
+annotations is trained alone. RUN/stages.json records what each stage cost.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from sppdet import bbox_regression, finetune
+from sppdet.backbone import Backbone, weights_digest
+from sppdet.bbox_regression import BoxRegressors
+from sppdet.cache import Store, fill
+from sppdet.classify import pretrain
+from sppdet.cli import STAGES
+from sppdet.config import Config, to_dict
+from sppdet.corpus import Corpus, entry_names, map_name
+from sppdet.data import Dataset
+from sppdet.data.shapes import make_shapes
+from sppdet.data.voc import read_voc
+from sppdet.detector import Detector
+from sppdet.evaluate import evaluate_detector
+from sppdet.features import PyramidFeatures
+from sppdet.files import atomic_write, file_digest, fingerprint, read_json, write_json
+from sppdet.head import Head
+from sppdet.meter import Meter
+from sppdet.mining import LinearSVMs, Miner, feature_scale
+from sppdet.proposals import best_overlaps, recall_table
+from sppdet.regions import scale_factor
+
+
+
+def data_root(config: Config) -> Path:
+    """The data set's folder; ``shapes`` is drawn in the cache first."""
+    if config.data.root == "shapes":
+        return make_shapes(Path(config.run.cache) / "shapes")
+    return Path(config.data.root)
+
+
+def load_split(config: Config, split: str, classes=None, limit: int | None = None) -> Dataset:
+    return read_voc(data_root(config), split, classes=classes or config.data.classes, limit=limit)
+
+
+class Pipeline:
+    """One run: a configuration, its data, and the folder of its results."""
+
+    def __init__(self, config: Config, log: Callable[[str], None] = print):
+        self.config, self.log = config, log
+        self.folder = Path(config.run.dir)
+        self.train = load_split(config, config.data.train_split, limit=config.data.limit_train)
+        self.test = load_split(config, config.data.test_split, self.train.classes, config.data.limit_test)
+        self.labels = list(range(len(self.train.classes)))
+
+    def run(self, last: str = STAGES[-1], force: bool = False) -> None:
+        """Every stage up to ``last``; ``force`` does ``last`` again (or, if it is the final one, all of them)."""
+        write_json(self.folder / "config.json", to_dict(self.config) | {"versions": versions()})
+        for sample_set, name in ((self.train, self.config.data.train_split), (self.test, self.config.data.test_split)):
+            objects = sum(len(sample.boxes) for sample in sample_set)
+            self.log(f"{name}: {len(sample_set)} pictures, {objects} objects, {len(self.train.classes)} classes")
+        for stage in STAGES[: STAGES.index(last) + 1]:
+            again = force and (stage == last or last == STAGES[-1])
+            with Meter() as meter:
+                cost = getattr(self, f"_{stage}")(again)
+            if cost is None:
+                continue
+            if cost.pop("computed"):
+                cost |= {"seconds": round(meter.seconds, 1), "peak_memory_mb": round(meter.peak_memory_mb)}
+                self._record(stage, cost)
+            self.log(_stage_line(stage, self.costs().get(stage, cost)))
+
+    def costs(self) -> dict[str, dict]:
+        """What each stage took when it was last computed."""
+        path = self.folder / "stages.json"
+        return read_json(path) if path.exists() else {}
+
+    def _record(self, stage: str, cost: dict) -> None:
+        write_json(self.folder / "stages.json", self.costs() | {stage: cost})
+
+    # What stages read
+
+    @cached_property
+    def backbone(self) -> Backbone:
+        settings = self.config.backbone
+        weights = str(self._pretrained) if settings.weights == "pretrain" else settings.weights
+        return Backbone.create(settings.name, weights, self.config.device, settings.precision, self.config.run.seed)
+
+    @cached_property
+    def proposal_store(self) -> Store:
+        return Store(self.config.run.cache, "proposals", self.config.proposals.settings(), ".npy")
+
+    @cached_property
+    def map_store(self) -> Store:
+        settings = self.backbone.settings() | {"max_side": self.config.regions.max_side}
+        return Store(self.config.run.cache, "maps", settings, ".b2nd")
+
+    @cached_property
+    def names(self) -> tuple[list[str], list[str]]:
+        return entry_names(self.train), entry_names(self.test)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        return self._corpus(self.train, self.names[0])
+
+    def _corpus(self, dataset: Dataset, names: list[str]) -> Corpus:
+        return Corpus(dataset, names, self.proposal_store, self.map_store, tuple(self.config.regions.scales))
+
+    @cached_property
+    def pooled_features(self) -> PyramidFeatures:
+        regions = self.config.regions
+        return PyramidFeatures(
+            grid=self.backbone.grid,
+            channels=self.backbone.channels,
+            scales=tuple(regions.scales),
+            max_side=regions.max_side,
+            target=regions.target,
+            shrink=regions.shrink,
+            levels=tuple(self.config.pooling.levels),
+        )
+
+    @cached_property
+    def scale(self) -> float:
+        """What brings pooled vectors to the norm of the SVMs."""
+        return self._scale(self.pooled_features)
+
+    def _scale(self, features: PyramidFeatures) -> float:
+        run = self.config.run
+        return feature_scale(self.corpus, features, self.config.svm.norm, run.seed, self.config.workers)
+
+    @cached_property
+    def head(self) -> Head | None:
+        if self.config.features == "pool5":
+            return None
+        return finetune.load_head(self._head_path, self.pooled_features.pooled_dimension)
+
+    @cached_property
+    def features(self) -> PyramidFeatures:
+        """What the SVMs see."""
+        if self.head is None:
+            return self.pooled_features
+        return replace(self.pooled_features, head=self.head.vectors, head_dimension=self.head.dimension)
+
+    @property
+    def _pretrained(self) -> Path:
+        return self.folder / "stages" / "pretrain.safetensors"
+
+    @property
+    def _head_path(self) -> Path:
+        return self.folder / "stages" / "finetune.safetensors"
+
+    # The stages. Each returns what it cost besides time and memory, with computed=False if all was there.
+
+    def _pretrain(self, again: bool) -> dict | None:
+        if self.config.backbone.weights != "pretrain":
+            return None
+        settings = {"pretrain": asdict(self.config.pretrain), "name": self.config.backbone.name}
+        key = self._key(settings, [list(map(_objects_key, self.train)), self.names[0]])
+        if not again and _is_done(self._pretrained, key):
+            return {"computed": False}
+        trunk, accuracy = pretrain(
+            self.train, self.config.backbone.name, self.config.pretrain, tuple(self.config.pooling.levels),
+            self.config.run.seed, self.config.device, self.config.workers, self.log,
+        )  # fmt: skip
+        _finish(self._pretrained, key, {name: value.cpu().numpy() for name, value in trunk.state_dict().items()})
+        return {"computed": True, "training_accuracy": round(accuracy, 3)}
+
+    def _proposals(self, again: bool) -> dict:
+        names = dict(zip(sum(self.names, []), [s.path for s in (*self.train, *self.test)]))
+        if again:
+            self.proposal_store.remove(list(names))
+        computed = fill(self.proposal_store, names, self.config.proposals, self.config.workers, "proposals")
+        cost = {"computed": bool(computed), "pictures": computed}
+        if computed:
+            cost["disk_mb"] = round(self.proposal_store.size(list(names)) / 2**20, 1)
+            cost["train"] = self._recall(self.train, self.names[0])
+            cost["test"] = self._recall(self.test, self.names[1])
+        return cost
+
+    def _recall(self, dataset: Dataset, names: list[str]) -> dict[str, float]:
+        """Of the objects that count in the evaluation, the difficult ones left out."""
+        overlaps, windows = [], 0
+        for sample, name in zip(dataset, names):
+            proposals = self.proposal_store.read(name)
+            windows += len(proposals)
+            overlaps.append(best_overlaps(proposals, sample.boxes[~sample.difficult]))
+        return {k: round(v, 4) for k, v in recall_table(np.concatenate(overlaps), windows / len(names)).items()}
+
+    def _maps(self, again: bool) -> dict:
+        regions = self.config.regions
+        paths = dict(zip(sum(self.names, []), [s.path for s in (*self.train, *self.test)]))
+        computed, size = 0, 0
+        for scale in regions.scales:
+            names = {map_name(scale, name): path for name, path in paths.items()}
+            if again:
+                self.map_store.remove(list(names))
+
+            def compute(image: np.ndarray, scale: int = scale) -> np.ndarray:
+                factor = scale_factor(image.shape[1], image.shape[0], scale, regions.max_side)
+                return self.backbone(image, factor)
+
+            computed += fill(self.map_store, names, compute, self.config.workers, f"maps at {scale}", threads=True)
+            size += self.map_store.size(list(names))
+        return {"computed": bool(computed), "maps": computed, "disk_mb": round(size / 2**20, 1)}
+
+    def _finetune(self, again: bool) -> dict | None:
+        if self.config.features == "pool5":
+            return None
+        settings = {"finetune": asdict(self.config.finetune), "layer": self.config.features}
+        key = self._key(settings, [self._features_key(), list(map(_objects_key, self.train)), self.names[0]])
+        if not again and _is_done(self._head_path, key):
+            return {"computed": False}
+        head, loss = finetune.train(
+            self.corpus, self.pooled_features, self.config.finetune, self.config.features, self.scale,
+            self.config.run.seed, self.config.workers, self.log,
+        )  # fmt: skip
+        finetune.save_head(self._head_path, head, key)
+        return {"computed": True, "loss": round(loss, 4)}
+
+    def _svm(self, again: bool) -> dict:
+        missing = [k for k in self.labels if again or not _is_done(self._class_path("svm", k), self._class_key("svm", k))]
+        if not missing:
+            return {"computed": False}
+        scale = self.scale if self.head is None else self._scale(self.features)
+        miner = Miner(
+            self.corpus, self.features, missing, self.config.svm, scale,
+            self.config.run.seed, self.config.workers, self.log,
+        )  # fmt: skip
+        svms = miner.train()
+        for row, k in enumerate(missing):
+            tensors = {"weight": svms.weight[row], "bias": svms.bias[row : row + 1]}
+            _finish(self._class_path("svm", k), self._class_key("svm", k), tensors)
+        return {"computed": True, "classes": len(missing)}
+
+    def _bbox(self, again: bool) -> dict | None:
+        if not self.config.bbox.enabled:
+            return None
+        missing = [k for k in self.labels if again or not _is_done(self._class_path("bbox", k), self._class_key("bbox", k))]
+        if not missing:
+            return {"computed": False}
+        regressors = bbox_regression.train(
+            self.corpus, self.pooled_features, missing, self.config.bbox, self.scale,
+            self.config.run.seed, self.config.workers,
+        )  # fmt: skip
+        for row, k in enumerate(missing):
+            tensors = {"weight": regressors.weight[row], "bias": regressors.bias[row]}
+            _finish(self._class_path("bbox", k), self._class_key("bbox", k), tensors)
+        return {"computed": True, "classes": len(missing)}
+
+    def _evaluate(self, again: bool) -> dict:
+        detector = self.detector()
+        detector.save(self.folder)
+        key = fingerprint([file_digest(self.folder / f"model.{kind}") for kind in ("json", "safetensors")]
+                          + [list(map(_objects_key, self.test)), self.names[1]])
+        metrics = self.folder / "metrics.json"
+        if not again and metrics.exists() and read_json(metrics).get("key") == key:
+            return {"computed": False}
+        corpus = self._corpus(self.test, self.names[1])
+        evaluate_detector(detector, corpus, self.folder, self.config, self.costs(), key, self.log)
+        return {"computed": True, "pictures": len(self.test)}
+
+    def detector(self) -> Detector:
+        """The detector that the finished stages make."""
+        svms = [load_file(self._class_path("svm", k)) for k in self.labels]
+        regressors = [load_file(self._class_path("bbox", k)) for k in self.labels] if self.config.bbox.enabled else []
+        return Detector(
+            classes=self.train.classes,
+            backbone=self.backbone,
+            features=self.features,
+            search=self.config.proposals,
+            svms=LinearSVMs(np.stack([s["weight"] for s in svms]), np.concatenate([s["bias"] for s in svms])),
+            regressors=BoxRegressors(np.stack([r["weight"] for r in regressors]), np.stack([r["bias"] for r in regressors]))
+            if regressors
+            else None,
+            detection=self.config.detection,
+            head=self.head,
+        )
+
+    # What results depend on
+
+    def _key(self, settings: dict, depends: list) -> str:
+        return fingerprint([settings, self.config.run.seed, depends])
+
+    def _features_key(self) -> dict:
+        return {
+            "proposals": self.config.proposals.settings(),
+            "backbone": self.backbone.settings(),
+            "regions": asdict(self.config.regions),
+            "pooling": asdict(self.config.pooling),
+        }
+
+    def _class_key(self, stage: str, k: int) -> str:
+        settings = asdict(getattr(self.config, stage)) | {"stage": stage, "norm": self.config.svm.norm}
+        head = weights_digest(self.head) if stage == "svm" and self.head is not None else None
+        name = self.train.classes[k]
+        return self._key(settings, [self._shared_key, head, name, [s.boxes[s.labels == k].tolist() for s in self.train]])
+
+    @cached_property
+    def _shared_key(self) -> str:
+        return fingerprint([self._features_key(), self.names[0]])
+
+    def _class_path(self, stage: str, k: int) -> Path:
+        return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
+
+
+def versions() -> dict[str, str]:
+    """What a result was made with."""
+    packages = ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-learn", "numpy", "numba", "blosc2")
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+
+
+def _objects_key(sample) -> list:
+    return [sample.boxes.tolist(), sample.labels.tolist(), sample.difficult.tolist()]
+
+
+def _is_done(path: Path, key: str) -> bool:
+    note = path.with_suffix(".json")
+    return path.exists() and note.exists() and read_json(note).get("key") == key
+
+
+def _finish(path: Path, key: str, tensors: dict[str, np.ndarray]) -> None:
+    """Write a result, then the note that says what it depends on: a result without its note does not count."""
+    path.with_suffix(".json").unlink(missing_ok=True)
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    atomic_write(path, lambda temporary: save_file(tensors, temporary))
+    write_json(path.with_suffix(".json"), {"key": key})
+
+
+def _stage_line(stage: str, cost: dict) -> str:
+    parts = [f"{stage:<10} {cost.get('seconds', 0):7.1f} s {cost.get('peak_memory_mb', 0):6.0f} MB memory"]
+    if "disk_mb" in cost:
+        parts.append(f"{cost['disk_mb']:.0f} MB disk")
+    for split in ("train", "test"):
+        if split in cost:
+            table = cost[split]
+            parts.append(
+                f"{split}: {table['windows']:.0f} windows, recall@0.5 {table['recall@0.5']:.3f}, "
+                f"@0.7 {table['recall@0.7']:.3f}, average best overlap {table['average_best_overlap']:.3f}"
+            )
+    return "  ".join(parts)

@@ -1,0 +1,38 @@
+"""``python -m sppdet.train CONFIG [key=value ...]``: every stage that is not done yet."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from sppdet import cli
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="sppdet train", description="Train and evaluate a detector, stage by stage.")
+    made.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
+    made.add_argument("--stage", choices=cli.STAGES, help="stop after this stage")
+    made.add_argument("--force", action="store_true", help="do it again: the --stage given, or all stages")
+    made.add_argument("--print-config", action="store_true", help="print every setting and stop")
+    cli.add_overrides(made)
+    return made
+
+
+def train(options: argparse.Namespace) -> None:
+    from sppdet import config  # imported late: --help does not wait for torch
+
+    settings = config.load(options.config, options.overrides)
+    if options.print_config:
+        print(config.to_yaml(settings), end="")
+        return
+    from sppdet.pipeline import Pipeline
+
+    Pipeline(settings).run(options.stage or cli.STAGES[-1], options.force)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return cli.run(train, parser().parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
