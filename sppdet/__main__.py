@@ -17,7 +17,10 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] not in COMMANDS:
         known = bool(arguments) and arguments[0] in ("-h", "--help")
         lines = ["usage: sppdet COMMAND ...", ""] + [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
-        print("\n".join([*lines, "", "sppdet COMMAND --help tells more."]), file=sys.stdout if known else sys.stderr)
+        print(
+            "\n".join([*lines, "", "sppdet COMMAND --help tells more."]),
+            file=sys.stdout if known else sys.stderr,
+        )
         return 0 if known else 2
     return importlib.import_module(f"sppdet.{arguments[0]}").main(arguments[1:])
 

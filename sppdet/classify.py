@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -64,7 +65,7 @@ def object_crops(dataset: Dataset, side: int, seed: int, workers: int) -> Crops:
         return [_crop(image, box, side) for box in np.concatenate([sample.boxes, background])], labels
 
     images, labels = zip(*run(cut, range(len(dataset)), workers, "cropping objects", threads=True))
-    return Crops(np.array(sum(images, [])), np.array(sum(labels, []), np.int64))
+    return Crops(np.array([*chain(*images)]), np.array([*chain(*labels)], np.int64))
 
 
 def _elsewhere(sample, rng: np.random.Generator) -> np.ndarray:
@@ -130,7 +131,16 @@ def pretrain(
             right += int((logits.argmax(1) == labels).sum())
             seen += len(labels)
         accuracy = right / seen
-        log(json.dumps({"epoch": epoch + 1, "size": size, "loss": round(loss.item(), 4), "accuracy": round(accuracy, 3)}))
+        log(
+            json.dumps(
+                {
+                    "epoch": epoch + 1,
+                    "size": size,
+                    "loss": round(loss.item(), 4),
+                    "accuracy": round(accuracy, 3),
+                }
+            )
+        )
     return trunk.eval().cpu(), accuracy
 
 

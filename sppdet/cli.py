@@ -12,11 +12,11 @@ from sppdet.errors import SppdetError
 STAGES = ("pretrain", "proposals", "maps", "finetune", "svm", "bbox", "evaluate")
 
 
-def run(command: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> int:
-    """Call ``command(options)``; the exit status: 0, 2 for the user's errors, 130 for an interruption."""
+def run(command: Callable[[argparse.Namespace], int | None], options: argparse.Namespace) -> int:
+    """Call ``command(options)``; the exit status: its own or 0, 2 for user errors, 130 if interrupted."""
     warnings.showwarning = _show_warning
     try:
-        command(options)
+        return command(options) or 0
     except SppdetError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -26,7 +26,6 @@ def run(command: Callable[[argparse.Namespace], None], options: argparse.Namespa
         return 130
     except BrokenPipeError:
         return 0
-    return 0
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
@@ -36,5 +35,8 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings to change, such as regions.scales=[480,688]"
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="settings to change, such as regions.scales=[480,688]",
     )

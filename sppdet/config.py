@@ -241,9 +241,9 @@ def _convert(key: str, value, hint, source: str):
 def _check(key: str, value, source: str):
     if key in _CHOICES and value not in _CHOICES[key]:
         raise SppdetError(f"{source}{key}: '{value}' is none of {', '.join(_CHOICES[key])}")
-    if key in ("regions.scales", "pooling.levels", "pretrain.sizes"):
-        if not value or min(value) < 1:
-            raise SppdetError(f"{source}{key}: expected one or more positive whole numbers, found {value!r}")
+    positive = key in ("regions.scales", "pooling.levels", "pretrain.sizes")
+    if positive and (not value or min(value) < 1):
+        raise SppdetError(f"{source}{key}: expected one or more positive whole numbers, found {value!r}")
     if key in ("data.limit_train", "data.limit_test") and value is not None and value < 1:
         raise SppdetError(f"{source}{key}: expected a positive number or null, found {value!r}")
     return value

@@ -1,20 +1,33 @@
-"""The pictures of a split together with what the cache holds of them: what training stages read."""
+"""The pictures of a split together with what the cache holds of them: what the stages read and fill."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from sppdet import boxes as geometry
-from sppdet.cache import Store
+from sppdet.backbone import Backbone
+from sppdet.cache import Store, fill
+from sppdet.config import Config
 from sppdet.data import Dataset
+from sppdet.data.shapes import make_shapes
+from sppdet.data.voc import read_voc
 from sppdet.files import file_digest
+from sppdet.proposals import SelectiveSearch, best_overlaps, recall_table
+from sppdet.regions import scale_factor
 
 
-def entry_names(dataset: Dataset) -> list[str]:
-    """The name of each picture's entries in a store: its id and a digest of the file."""
-    return [f"{sample.id}-{file_digest(sample.path)}" for sample in dataset]
+def load_split(config: Config, split: str, classes=None, limit: int | None = None) -> Dataset:
+    """A split of the configured data set; ``data.root=shapes`` is drawn in the cache on first use."""
+    shapes = config.data.root == "shapes"
+    root = make_shapes(Path(config.run.cache) / "shapes") if shapes else Path(config.data.root)
+    return read_voc(root, split, classes=classes or config.data.classes, limit=limit)
+
+
+def map_name(scale: int, name: str) -> str:
+    return f"{scale}/{name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +35,9 @@ class Corpus:
     """One split of a data set, its proposals and its conv maps.
 
     Attributes:
-        names: the store entry of each picture.
-        proposal_store, map_store: where they are; ``scales`` are those of the maps.
+        names: the store entry of each picture: its id and a digest of the file.
+        proposal_store, map_store: where they are; the maps are there at each of ``scales``.
+        max_side: limit of a scaled picture's longer side.
     """
 
     dataset: Dataset
@@ -31,11 +45,22 @@ class Corpus:
     proposal_store: Store
     map_store: Store
     scales: tuple[int, ...]
+    max_side: int
+
+    @classmethod
+    def create(
+        cls, dataset: Dataset, cache: str, search: SelectiveSearch, backbone: Backbone, scales, max_side: int
+    ) -> Corpus:
+        names = [f"{sample.id}-{file_digest(sample.path)}" for sample in dataset]
+        proposals = Store(cache, "proposals", search.settings(), ".npy")
+        maps = Store(cache, "maps", backbone.settings() | {"max_side": max_side}, ".b2nd")
+        return cls(dataset, names, proposals, maps, tuple(scales), max_side)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def size(self, i: int) -> tuple[int, int]:
+        """Width and height of picture ``i``."""
         sample = self.dataset[i]
         return sample.width, sample.height
 
@@ -59,6 +84,38 @@ class Corpus:
         best = [overlap[:, sample.labels == label].max(axis=1, initial=0) for label in labels]
         return np.stack(best, axis=1) if best else np.zeros((len(windows), 0), np.float32)
 
+    def fill_proposals(self, search: SelectiveSearch, workers: int, again: bool = False) -> int:
+        """Compute the proposals that are missing (all of them, if ``again``); returns how many that were."""
+        pictures = {name: sample.path for name, sample in zip(self.names, self.dataset)}
+        if again:
+            self.proposal_store.remove(list(pictures))
+        return fill(self.proposal_store, pictures, search, workers, "proposals")
 
-def map_name(scale: int, name: str) -> str:
-    return f"{scale}/{name}"
+    def fill_maps(self, backbone: Backbone, workers: int, again: bool = False) -> int:
+        """Compute the conv maps that are missing (all of them, if ``again``); returns how many that were."""
+        return sum(self._fill_scale(backbone, scale, workers, again) for scale in self.scales)
+
+    def _fill_scale(self, backbone: Backbone, scale: int, workers: int, again: bool) -> int:
+        def compute(image: np.ndarray) -> np.ndarray:
+            height, width = image.shape[:2]
+            return backbone(image, scale_factor(width, height, scale, self.max_side))
+
+        pictures = {map_name(scale, name): sample.path for name, sample in zip(self.names, self.dataset)}
+        if again:
+            self.map_store.remove(list(pictures))
+        return fill(self.map_store, pictures, compute, workers, f"maps at {scale}", threads=True)
+
+    def disk(self) -> tuple[int, int]:
+        """Bytes of the proposals and of the maps."""
+        maps = [map_name(scale, name) for scale in self.scales for name in self.names]
+        return self.proposal_store.size(self.names), self.map_store.size(maps)
+
+    def recall(self) -> dict[str, float]:
+        """Of the proposals, against the objects that count in the evaluation: the difficult ones left out."""
+        overlaps, windows = [], 0
+        for i, sample in enumerate(self.dataset):
+            proposals = self.proposals(i)
+            windows += len(proposals)
+            overlaps.append(best_overlaps(proposals, sample.boxes[~sample.difficult]))
+        table = recall_table(np.concatenate(overlaps), windows / len(self))
+        return {key: round(value, 4) for key, value in table.items()}

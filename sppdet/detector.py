@@ -98,9 +98,7 @@ class Detector:
             labels.append(np.full(len(rows), k, np.int64))
         return np.concatenate(kept), np.concatenate(labels)
 
-    def _deltas(
-        self, maps: Sequence[np.ndarray], windows: Windows, kept: np.ndarray, labels: np.ndarray
-    ) -> np.ndarray:
+    def _deltas(self, maps: Sequence[np.ndarray], windows: Windows, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """``(n, 4)`` shifts of the windows ``kept``, each by the regressor of its label."""
         rows, inverse = np.unique(windows.group[kept], return_inverse=True)
         present, column = np.unique(labels, return_inverse=True)

@@ -2,59 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+import sys
 from pathlib import Path
 
-from sppdet import evaluation
-from sppdet.config import Config, to_dict
-from sppdet.corpus import Corpus
-from sppdet.detections import Detections
-from sppdet.detector import Detector
-from sppdet.files import write_json
-from sppdet.meter import Meter
-from sppdet.parallel import run
+from sppdet import cli
 
 
-def evaluate_detector(
-    detector: Detector, corpus: Corpus, folder: Path, config: Config, costs: dict, key: str, log: Callable[[str], None]
-) -> dict:
-    """Detect on every picture of ``corpus`` and write metrics.json and detections/ into ``folder``.
-
-    ``mAP`` is with box regression where the detector has it; ``without_bbox`` holds the figures before it.
-    """
-    with Meter() as meter:
-        plain, found = detect_all(detector, corpus, config.workers)
-    result = evaluation.evaluate_voc(corpus.dataset, found)
-    without = evaluation.evaluate_voc(corpus.dataset, plain)
-    coco = evaluation.evaluate_coco(corpus.dataset, found)
-    evaluate_cost = {"seconds": round(meter.seconds, 1), "peak_memory_mb": round(meter.peak_memory_mb)}
-    metrics = {
-        **result,
-        "without_bbox": without,
-        "coco": coco,
-        "pictures": len(corpus),
-        "stages": costs | {"evaluate": evaluate_cost},
-        "config": to_dict(config),
-        "key": key,
-    }
-    evaluation.write_devkit_results(folder / "detections", corpus.dataset, found, config.data.test_split)
-    evaluation.write_coco_results(folder / "detections" / "coco_results.json", corpus.dataset, found)
-    write_json(folder / "metrics.json", metrics)
-    log(evaluation.table(result))
-    log(f"mAP {_number(without['mAP'])} without box regression, {_number(result['mAP'])} with, 11-point; "
-        f"area {_number(result['mAP_area'])}; COCO AP {_number(coco['AP'])}; {len(corpus)} pictures")
-    return metrics
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="sppdet evaluate",
+        description="Measure a trained run on a test split, its own or another: writes RUN/metrics.json, "
+        "RUN/detections/ and prints the table.",
+    )
+    made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
+    made.add_argument("--force", action="store_true", help="measure again although nothing has changed")
+    cli.add_overrides(made)
+    return made
 
 
-def detect_all(detector: Detector, corpus: Corpus, workers: int) -> tuple[list[Detections], list[Detections]]:
-    """Detections of every picture without and with box regression, from the stored proposals and maps."""
+def evaluate(options: argparse.Namespace) -> None:
+    from sppdet import config  # imported late: --help does not wait for torch
+    from sppdet.errors import SppdetError
+    from sppdet.files import read_json
+    from sppdet.measure import evaluate_run, summary
 
-    def detect(i: int) -> tuple[Detections, Detections]:
-        return detector.detect_both(corpus.maps(i), corpus.proposals(i), corpus.size(i))
+    folder = Path(options.run)
+    if not (folder / "config.json").exists():
+        raise SppdetError(f"{folder}: no run here; python -m sppdet.train CONFIG run.dir={folder} makes one")
+    values = {key: value for key, value in read_json(folder / "config.json").items() if key != "versions"}
+    settings = config.override(config.from_dict(values), [*options.overrides, f"run.dir={folder}"])
+    print(summary(evaluate_run(settings, force=options.force)))
 
-    plain, found = zip(*run(detect, range(len(corpus)), workers, "detecting", threads=True))
-    return list(plain), list(found)
+
+def main(arguments: list[str] | None = None) -> int:
+    return cli.run(evaluate, parser().parse_args(arguments))
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+if __name__ == "__main__":
+    sys.exit(main())

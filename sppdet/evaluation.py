@@ -249,9 +249,7 @@ def check(dataset: Dataset, detections: Sequence[Detections]) -> None:
     for sample, found in zip(dataset.samples, detections):
         where = f"detections of picture {sample.id}"
         if not len(found.boxes) == len(found.labels) == len(found.scores):
-            raise SppdetError(
-                f"{where}: boxes, labels and scores differ in length; give each detection all three"
-            )
+            raise SppdetError(f"{where}: boxes, labels and scores differ in length; give each detection all three")
         if not np.isfinite(found.scores).all():
             raise SppdetError(f"{where}: a score is not a finite number; check the model that gave it")
         if not np.isfinite(found.boxes).all():
@@ -341,9 +339,7 @@ def coco_ground_truth(dataset: Dataset) -> dict:
     """
     images, annotations = [], []
     for number, name, sample in zip(coco_image_ids(dataset), coco_file_names(dataset), dataset.samples):
-        images.append(
-            {"id": number, "file_name": name, "width": int(sample.width), "height": int(sample.height)}
-        )
+        images.append({"id": number, "file_name": name, "width": int(sample.width), "height": int(sample.height)})
         rows = zip(geometry.to_xywh(sample.boxes).tolist(), sample.labels.tolist(), sample.difficult.tolist())
         for bbox, label, difficult in rows:
             annotations.append(
@@ -356,9 +352,7 @@ def coco_ground_truth(dataset: Dataset) -> dict:
                     "iscrowd": int(difficult),
                 }
             )
-    categories = [
-        {"id": k, "name": name, "supercategory": ""} for k, name in enumerate(dataset.classes, start=1)
-    ]
+    categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(dataset.classes, start=1)]
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
@@ -428,9 +422,7 @@ def write_devkit_results(
             raise SppdetError(f"{part!r}: cannot be part of a devkit file's name; rename that class or split")
     for sample in dataset.samples:
         if len(sample.id.split()) != 1 or sample.id != sample.id.strip():
-            raise SppdetError(
-                f"picture {sample.id!r}: white space would break the devkit's lines; rename the file"
-            )
+            raise SppdetError(f"picture {sample.id!r}: white space would break the devkit's lines; rename the file")
     lines: list[list[str]] = [[] for _ in dataset.classes]
     for sample, found in zip(dataset.samples, detections):
         rows = zip(geometry.to_voc(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())

@@ -101,9 +101,7 @@ class PyramidFeatures:
             found[position[block]] = vectors
         return found
 
-    def linear(
-        self, maps: Sequence[np.ndarray], windows: Windows, weight: np.ndarray, bias: np.ndarray
-    ) -> np.ndarray:
+    def linear(self, maps: Sequence[np.ndarray], windows: Windows, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``."""
         # torch, because its threads are the ones that sppdet.parallel holds to one a worker
         transposed = torch.from_numpy(weight).T

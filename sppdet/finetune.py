@@ -53,7 +53,11 @@ def train(
     network = nn.Sequential(head, fc8).train()
     optimizer = _optimizer(network, settings)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=settings.learning_rate, total_steps=settings.steps, pct_start=0.05, cycle_momentum=False
+        optimizer,
+        max_lr=settings.learning_rate,
+        total_steps=settings.steps,
+        pct_start=0.05,
+        cycle_momentum=False,
     )
     losses = []
     rng = np.random.default_rng(seed)

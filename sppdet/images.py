@@ -63,9 +63,7 @@ def to_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
             return _as_array(image)
     if isinstance(image, np.ndarray):
         return _array_as_rgb(image)
-    raise SppdetError(
-        f"a picture cannot be a {type(image).__name__}: give a path, a PIL image or a uint8 array"
-    )
+    raise SppdetError(f"a picture cannot be a {type(image).__name__}: give a path, a PIL image or a uint8 array")
 
 
 @contextmanager
@@ -88,11 +86,7 @@ def _naming(path: str | os.PathLike) -> Iterator[None]:
             f"{path}: has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels, too many; make it smaller"
         ) from None
     except UnidentifiedImageError:
-        what = (
-            "is empty"
-            if Path(path).is_file() and Path(path).stat().st_size == 0
-            else "is no picture Pillow knows"
-        )
+        what = "is empty" if Path(path).is_file() and Path(path).stat().st_size == 0 else "is no picture Pillow knows"
         raise SppdetError(f"{path}: {what}; replace it by a JPEG or PNG file") from None
     except Exception as error:
         # Pillow's decoders raise a zoo (SyntaxError, struct.error, ValueError...) on files that are damaged.

@@ -27,6 +27,9 @@ class Meter:
         self._done.set()
         self._sampler.join()
 
+    def cost(self) -> dict[str, float]:
+        return {"seconds": round(self.seconds, 1), "peak_memory_mb": round(self.peak_memory_mb)}
+
     def _sample(self) -> None:
         while not self._done.wait(0.2):
             self.peak_memory_mb = max(self.peak_memory_mb, _resident_mb())

@@ -14,9 +14,7 @@ def worker_count(workers: int) -> int:
     return workers if workers > 0 else joblib.cpu_count()
 
 
-def run(
-    function: Callable, items: Sequence, workers: int, description: str, threads: bool = False
-) -> Iterator:
+def run(function: Callable, items: Sequence, workers: int, description: str, threads: bool = False) -> Iterator:
     """Yield ``function(item)`` for every item, in order, computed by ``workers`` processes or threads.
 
     Threads suit work that releases the interpreter's lock and shares large arrays, processes the rest. Each worker

@@ -28,35 +28,17 @@ from safetensors.numpy import load_file, save_file
 from sppdet import bbox_regression, finetune
 from sppdet.backbone import Backbone, weights_digest
 from sppdet.bbox_regression import BoxRegressors
-from sppdet.cache import Store, fill
 from sppdet.classify import pretrain
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
-from sppdet.corpus import Corpus, entry_names, map_name
-from sppdet.data import Dataset
-from sppdet.data.shapes import make_shapes
-from sppdet.data.voc import read_voc
+from sppdet.corpus import Corpus, load_split
 from sppdet.detector import Detector
-from sppdet.evaluate import evaluate_detector
 from sppdet.features import PyramidFeatures
 from sppdet.files import atomic_write, file_digest, fingerprint, read_json, write_json
 from sppdet.head import Head
+from sppdet.measure import evaluate_run, read_costs, summary
 from sppdet.meter import Meter
 from sppdet.mining import LinearSVMs, Miner, feature_scale
-from sppdet.proposals import best_overlaps, recall_table
-from sppdet.regions import scale_factor
-
-
-
-def data_root(config: Config) -> Path:
-    """The data set's folder; ``shapes`` is drawn in the cache first."""
-    if config.data.root == "shapes":
-        return make_shapes(Path(config.run.cache) / "shapes")
-    return Path(config.data.root)
-
-
-def load_split(config: Config, split: str, classes=None, limit: int | None = None) -> Dataset:
-    return read_voc(data_root(config), split, classes=classes or config.data.classes, limit=limit)
 
 
 class Pipeline:
@@ -72,7 +54,10 @@ class Pipeline:
     def run(self, last: str = STAGES[-1], force: bool = False) -> None:
         """Every stage up to ``last``; ``force`` does ``last`` again (or, if it is the final one, all of them)."""
         write_json(self.folder / "config.json", to_dict(self.config) | {"versions": versions()})
-        for sample_set, name in ((self.train, self.config.data.train_split), (self.test, self.config.data.test_split)):
+        for sample_set, name in (
+            (self.train, self.config.data.train_split),
+            (self.test, self.config.data.test_split),
+        ):
             objects = sum(len(sample.boxes) for sample in sample_set)
             self.log(f"{name}: {len(sample_set)} pictures, {objects} objects, {len(self.train.classes)} classes")
         for stage in STAGES[: STAGES.index(last) + 1]:
@@ -82,17 +67,10 @@ class Pipeline:
             if cost is None:
                 continue
             if cost.pop("computed"):
-                cost |= {"seconds": round(meter.seconds, 1), "peak_memory_mb": round(meter.peak_memory_mb)}
-                self._record(stage, cost)
-            self.log(_stage_line(stage, self.costs().get(stage, cost)))
-
-    def costs(self) -> dict[str, dict]:
-        """What each stage took when it was last computed."""
-        path = self.folder / "stages.json"
-        return read_json(path) if path.exists() else {}
-
-    def _record(self, stage: str, cost: dict) -> None:
-        write_json(self.folder / "stages.json", self.costs() | {stage: cost})
+                write_json(self.folder / "stages.json", read_costs(self.folder) | {stage: meter.cost() | cost})
+            self.log(_stage_line(stage, read_costs(self.folder).get(stage, cost)))
+        if last == STAGES[-1]:
+            self.log(summary(read_json(self.folder / "metrics.json")))
 
     # What stages read
 
@@ -103,24 +81,19 @@ class Pipeline:
         return Backbone.create(settings.name, weights, self.config.device, settings.precision, self.config.run.seed)
 
     @cached_property
-    def proposal_store(self) -> Store:
-        return Store(self.config.run.cache, "proposals", self.config.proposals.settings(), ".npy")
+    def corpora(self) -> tuple[Corpus, Corpus]:
+        """Training and test pictures with their cache."""
+        c = self.config
+        made = (
+            Corpus.create(part, c.run.cache, c.proposals, self.backbone, c.regions.scales, c.regions.max_side)
+            for part in (self.train, self.test)
+        )
+        return tuple(made)
 
-    @cached_property
-    def map_store(self) -> Store:
-        settings = self.backbone.settings() | {"max_side": self.config.regions.max_side}
-        return Store(self.config.run.cache, "maps", settings, ".b2nd")
-
-    @cached_property
-    def names(self) -> tuple[list[str], list[str]]:
-        return entry_names(self.train), entry_names(self.test)
-
-    @cached_property
+    @property
     def corpus(self) -> Corpus:
-        return self._corpus(self.train, self.names[0])
-
-    def _corpus(self, dataset: Dataset, names: list[str]) -> Corpus:
-        return Corpus(dataset, names, self.proposal_store, self.map_store, tuple(self.config.regions.scales))
+        """The training pictures."""
+        return self.corpora[0]
 
     @cached_property
     def pooled_features(self) -> PyramidFeatures:
@@ -171,7 +144,7 @@ class Pipeline:
         if self.config.backbone.weights != "pretrain":
             return None
         settings = {"pretrain": asdict(self.config.pretrain), "name": self.config.backbone.name}
-        key = self._key(settings, [list(map(_objects_key, self.train)), self.names[0]])
+        key = self._key(settings, [self._objects, [file_digest(sample.path) for sample in self.train]])
         if not again and _is_done(self._pretrained, key):
             return {"computed": False}
         trunk, accuracy = pretrain(
@@ -182,48 +155,26 @@ class Pipeline:
         return {"computed": True, "training_accuracy": round(accuracy, 3)}
 
     def _proposals(self, again: bool) -> dict:
-        names = dict(zip(sum(self.names, []), [s.path for s in (*self.train, *self.test)]))
-        if again:
-            self.proposal_store.remove(list(names))
-        computed = fill(self.proposal_store, names, self.config.proposals, self.config.workers, "proposals")
-        cost = {"computed": bool(computed), "pictures": computed}
-        if computed:
-            cost["disk_mb"] = round(self.proposal_store.size(list(names)) / 2**20, 1)
-            cost["train"] = self._recall(self.train, self.names[0])
-            cost["test"] = self._recall(self.test, self.names[1])
-        return cost
-
-    def _recall(self, dataset: Dataset, names: list[str]) -> dict[str, float]:
-        """Of the objects that count in the evaluation, the difficult ones left out."""
-        overlaps, windows = [], 0
-        for sample, name in zip(dataset, names):
-            proposals = self.proposal_store.read(name)
-            windows += len(proposals)
-            overlaps.append(best_overlaps(proposals, sample.boxes[~sample.difficult]))
-        return {k: round(v, 4) for k, v in recall_table(np.concatenate(overlaps), windows / len(names)).items()}
+        computed = sum(c.fill_proposals(self.config.proposals, self.config.workers, again) for c in self.corpora)
+        train, test = self.corpora
+        if not computed:
+            return {"computed": False}
+        disk = train.disk()[0] + test.disk()[0]
+        recall = {"train": train.recall(), "test": test.recall()}
+        return {"computed": True, "pictures": computed, "disk_mb": round(disk / 2**20, 1), **recall}
 
     def _maps(self, again: bool) -> dict:
-        regions = self.config.regions
-        paths = dict(zip(sum(self.names, []), [s.path for s in (*self.train, *self.test)]))
-        computed, size = 0, 0
-        for scale in regions.scales:
-            names = {map_name(scale, name): path for name, path in paths.items()}
-            if again:
-                self.map_store.remove(list(names))
-
-            def compute(image: np.ndarray, scale: int = scale) -> np.ndarray:
-                factor = scale_factor(image.shape[1], image.shape[0], scale, regions.max_side)
-                return self.backbone(image, factor)
-
-            computed += fill(self.map_store, names, compute, self.config.workers, f"maps at {scale}", threads=True)
-            size += self.map_store.size(list(names))
-        return {"computed": bool(computed), "maps": computed, "disk_mb": round(size / 2**20, 1)}
+        computed = sum(corpus.fill_maps(self.backbone, self.config.workers, again) for corpus in self.corpora)
+        if not computed:
+            return {"computed": False}
+        disk = sum(corpus.disk()[1] for corpus in self.corpora)
+        return {"computed": True, "maps": computed, "disk_mb": round(disk / 2**20, 1)}
 
     def _finetune(self, again: bool) -> dict | None:
         if self.config.features == "pool5":
             return None
         settings = {"finetune": asdict(self.config.finetune), "layer": self.config.features}
-        key = self._key(settings, [self._features_key(), list(map(_objects_key, self.train)), self.names[0]])
+        key = self._key(settings, [self._shared_key, self._objects])
         if not again and _is_done(self._head_path, key):
             return {"computed": False}
         head, loss = finetune.train(
@@ -234,7 +185,9 @@ class Pipeline:
         return {"computed": True, "loss": round(loss, 4)}
 
     def _svm(self, again: bool) -> dict:
-        missing = [k for k in self.labels if again or not _is_done(self._class_path("svm", k), self._class_key("svm", k))]
+        missing = [
+            k for k in self.labels if again or not _is_done(self._class_path("svm", k), self._class_key("svm", k))
+        ]
         if not missing:
             return {"computed": False}
         scale = self.scale if self.head is None else self._scale(self.features)
@@ -251,7 +204,9 @@ class Pipeline:
     def _bbox(self, again: bool) -> dict | None:
         if not self.config.bbox.enabled:
             return None
-        missing = [k for k in self.labels if again or not _is_done(self._class_path("bbox", k), self._class_key("bbox", k))]
+        missing = [
+            k for k in self.labels if again or not _is_done(self._class_path("bbox", k), self._class_key("bbox", k))
+        ]
         if not missing:
             return {"computed": False}
         regressors = bbox_regression.train(
@@ -264,16 +219,9 @@ class Pipeline:
         return {"computed": True, "classes": len(missing)}
 
     def _evaluate(self, again: bool) -> dict:
-        detector = self.detector()
-        detector.save(self.folder)
-        key = fingerprint([file_digest(self.folder / f"model.{kind}") for kind in ("json", "safetensors")]
-                          + [list(map(_objects_key, self.test)), self.names[1]])
-        metrics = self.folder / "metrics.json"
-        if not again and metrics.exists() and read_json(metrics).get("key") == key:
-            return {"computed": False}
-        corpus = self._corpus(self.test, self.names[1])
-        evaluate_detector(detector, corpus, self.folder, self.config, self.costs(), key, self.log)
-        return {"computed": True, "pictures": len(self.test)}
+        self.detector().save(self.folder)
+        evaluate_run(self.config, self.log, again)
+        return {"computed": False}  # evaluate_run has recorded what it cost
 
     def detector(self) -> Detector:
         """The detector that the finished stages make."""
@@ -285,7 +233,9 @@ class Pipeline:
             features=self.features,
             search=self.config.proposals,
             svms=LinearSVMs(np.stack([s["weight"] for s in svms]), np.concatenate([s["bias"] for s in svms])),
-            regressors=BoxRegressors(np.stack([r["weight"] for r in regressors]), np.stack([r["bias"] for r in regressors]))
+            regressors=BoxRegressors(
+                np.stack([r["weight"] for r in regressors]), np.stack([r["bias"] for r in regressors])
+            )
             if regressors
             else None,
             detection=self.config.detection,
@@ -293,6 +243,10 @@ class Pipeline:
         )
 
     # What results depend on
+
+    @property
+    def _objects(self) -> list:
+        return [[s.boxes.tolist(), s.labels.tolist()] for s in self.train]
 
     def _key(self, settings: dict, depends: list) -> str:
         return fingerprint([settings, self.config.run.seed, depends])
@@ -309,11 +263,13 @@ class Pipeline:
         settings = asdict(getattr(self.config, stage)) | {"stage": stage, "norm": self.config.svm.norm}
         head = weights_digest(self.head) if stage == "svm" and self.head is not None else None
         name = self.train.classes[k]
-        return self._key(settings, [self._shared_key, head, name, [s.boxes[s.labels == k].tolist() for s in self.train]])
+        return self._key(
+            settings, [self._shared_key, head, name, [s.boxes[s.labels == k].tolist() for s in self.train]]
+        )
 
     @cached_property
     def _shared_key(self) -> str:
-        return fingerprint([self._features_key(), self.names[0]])
+        return fingerprint([self._features_key(), self.corpus.names])
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
@@ -321,12 +277,17 @@ class Pipeline:
 
 def versions() -> dict[str, str]:
     """What a result was made with."""
-    packages = ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-learn", "numpy", "numba", "blosc2")
+    packages = (
+        "sppdet",
+        "torch",
+        "torchvision",
+        "opencv-contrib-python",
+        "scikit-learn",
+        "numpy",
+        "numba",
+        "blosc2",
+    )
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
-
-
-def _objects_key(sample) -> list:
-    return [sample.boxes.tolist(), sample.labels.tolist(), sample.difficult.tolist()]
 
 
 def _is_done(path: Path, key: str) -> bool:

@@ -1,0 +1,280 @@
+"""``python -m sppdet.detect IMAGE|FOLDER|GLOB ...``: find objects in pictures with a trained detector."""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import itertools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sppdet import cli
+from sppdet.errors import SppdetError
+from sppdet.files import atomic_write
+
+if TYPE_CHECKING:  # imported late: --help does not wait for torch
+    import numpy as np
+
+    from sppdet.detections import Detections
+    from sppdet.detector import Detector
+
+OUTPUT = "detections"
+# What a folder is searched for; a file named by itself may be anything that Pillow reads.
+SUFFIXES = (
+    ".avif",
+    ".bmp",
+    ".gif",
+    ".jpeg",
+    ".jpg",
+    ".pbm",
+    ".pgm",
+    ".png",
+    ".ppm",
+    ".tif",
+    ".tiff",
+    ".webp",
+)
+_FEW = 3  # pictures up to which each has all cores and no progress bar is shown
+
+_EPILOG = """\
+Scores are SVM margins, not probabilities: 0 is the decision boundary, and they are not bounded.
+Boxes are x1 y1 x2 y2, pixel edges counted from 0, of the picture as displayed (EXIF orientation applied):
+the top left pixel is 0 0 1 1, and a width is x2 - x1.
+
+--json prints one document, best detections first; a picture that could not be done has "error" instead:
+  {"model": "runs/demo", "classes": ["cat", "dog"], "threshold": -0.3,
+   "images": [{"path": "a.jpg", "width": 640, "height": 480,
+               "detections": [{"label": "dog", "score": 0.71, "box": [48.0, 120.0, 195.5, 371.0]}]}]}
+
+Exit status: 0, or 2 if anything could not be done; the other pictures are done all the same.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog="sppdet detect",
+        description="Find objects in pictures: prints them and draws them into copies of the pictures.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    made.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, a folder of them, or a quoted pattern")
+    made.add_argument("--model", metavar="RUN", help="a run's folder; default: the newest finished one in runs/")
+    pictures = made.add_mutually_exclusive_group()
+    pictures.add_argument(
+        "--output",
+        metavar="DIR",
+        help=f"where the pictures with boxes go, as JPEG; default: {OUTPUT}, with --json none are drawn",
+    )
+    pictures.add_argument("--no-pictures", action="store_true", help="only print")
+    made.add_argument(
+        "--threshold",
+        type=_finite,
+        default=-0.3,
+        metavar="M",
+        help="lowest SVM margin shown, not a probability; default: %(default)s; 0 is the decision boundary",
+    )
+    made.add_argument("--max-detections", type=_positive, metavar="N", help="show only the N best of a picture")
+    made.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    made.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda; default: %(default)s")
+    return made
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a finite number")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def detect(options: argparse.Namespace) -> int:
+    """Do every picture; the exit status."""
+    pictures = find_pictures(options.images)
+    model = Path(options.model) if options.model else newest_run()
+    output = options.output or (None if options.json or options.no_pictures else OUTPUT)
+    targets = output_paths(pictures, Path(output)) if output else [None] * len(pictures)
+    if not options.model:
+        print(f"model: {model}, the newest in {model.parent}", file=sys.stderr)
+
+    from sppdet.detector import load  # after all that can go wrong without it
+
+    detector = load(model, options.device)
+    # The detector's own floor must neither hide what is asked for nor let pass what would be thrown away.
+    detector.detection = replace(detector.detection, min_margin=options.threshold)
+    one = partial(_detect_one, detector, options.max_detections)
+    entries = []
+    for target, entry in zip(targets, _in_order(one, list(zip(pictures, targets)))):
+        if "error" in entry:
+            _say(f"error: {entry['error']}", sys.stderr)
+        elif not options.json:
+            _say(_report(entry, target), sys.stdout)
+        entries.append(entry)
+    if options.json:
+        document = {"model": str(model), "classes": list(detector.classes), "threshold": options.threshold}
+        print(json.dumps(document | {"images": entries}, indent=2))
+    return 2 if any("error" in entry for entry in entries) else 0
+
+
+def find_pictures(arguments: Sequence[str]) -> list[str]:
+    """The files that paths, folders (their own pictures, sorted) and glob patterns name; each once.
+
+    Raises :class:`SppdetError` for a path or pattern without a match, and for a folder without pictures.
+    """
+    found: dict[str, str] = {}
+    for argument in arguments:
+        for path in _matches(argument):
+            found.setdefault(os.path.abspath(path), path)
+    return list(found.values())
+
+
+def _matches(argument: str) -> list[str]:
+    if os.path.isdir(argument):
+        try:
+            names = sorted(name for name in os.listdir(argument) if _is_picture(name))
+        except OSError as error:
+            raise SppdetError(f"{argument}: cannot be read ({error.strerror}); check its permissions") from None
+        if not names:
+            kinds = ", ".join(SUFFIXES)
+            raise SppdetError(f"{argument}: no pictures in this folder ({kinds}); name one that has some")
+        return [os.path.join(argument, name) for name in names]
+    if os.path.exists(argument):  # before patterns: a file may be called `a[1].jpg`
+        return [argument]
+    found = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
+    if not found:
+        what = "no picture matches this pattern" if glob.has_magic(argument) else "no such picture or folder"
+        raise SppdetError(f"{argument or repr('')}: {what}; check the path")
+    return found
+
+
+def _is_picture(name: str) -> bool:
+    # Hidden files: a Mac leaves `._photo.jpg`, which is no picture, beside `photo.jpg`.
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def newest_run(folder: str | Path = "runs") -> Path:
+    """The finished run (``model.json`` and ``metrics.json``) in ``folder`` that was measured last."""
+    finished = [path.parent for path in Path(folder).glob("*/metrics.json") if (path.parent / "model.json").exists()]
+    if not finished:
+        raise SppdetError(
+            f"{folder}/: no finished run here; make one with `make demo` (minutes) or `make train-voc`, "
+            "or give --model RUN"
+        )
+    return max(finished, key=lambda run: ((run / "metrics.json").stat().st_mtime_ns, run.name))
+
+
+def output_paths(pictures: Sequence[str], folder: Path) -> list[Path]:
+    """A JPEG in ``folder`` for each picture, by its stem; equal stems are numbered: ``a``, ``a-2``, ``a-3``.
+
+    Makes the folder. Raises :class:`SppdetError` if that fails, or if a picture would be overwritten.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SppdetError(f"{folder}: cannot be made ({error.strerror}); give another --output") from None
+    paths = [folder / f"{name}.jpg" for name in _unique([Path(picture).stem for picture in pictures])]
+    originals = {_identity(picture) for picture in pictures}
+    for path in paths:
+        if path.exists() and _identity(path) in originals:
+            raise SppdetError(f"{path}: would be overwritten, and is one of the pictures; give another --output")
+    return paths
+
+
+def _unique(stems: Sequence[str]) -> list[str]:
+    # Without regard to case, because some file systems have none.
+    taken = {stem.casefold() for stem in stems}
+    numbers: dict[str, Iterator[int]] = {}
+    names = []
+    for stem in stems:
+        key, name = stem.casefold(), stem
+        if key in numbers:
+            numbered = (f"{stem}-{number}" for number in numbers[key])
+            name = next(name for name in numbered if name.casefold() not in taken)
+        numbers.setdefault(key, itertools.count(2))
+        taken.add(name.casefold())
+        names.append(name)
+    return names
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    """Of the file itself, whatever names or links lead to it."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _in_order(one: Callable, items: list) -> Iterator[dict]:
+    if len(items) <= _FEW:
+        return map(one, items)
+    from sppdet.parallel import run
+
+    # A worker holds one picture and hands back a few numbers: memory does not grow with the pictures.
+    return run(one, items, 0, "detecting", threads=True)
+
+
+def _detect_one(detector: Detector, limit: int | None, item: tuple[str, Path | None]) -> dict:
+    """What --json tells of one picture, which is drawn to ``item``'s path if it has one."""
+    from sppdet.images import read_image
+
+    picture, target = item
+    try:
+        image = read_image(picture)
+        found = detector.predict(image)
+        found = replace(found, boxes=found.boxes[:limit], labels=found.labels[:limit], scores=found.scores[:limit])
+        if target is not None:
+            _write(target, image, found)
+    except SppdetError as error:
+        text = str(error)
+        return {"path": picture, "error": text if text.startswith(picture) else f"{picture}: {text}"}
+    height, width = image.shape[:2]
+    return {"path": picture, "width": width, "height": height, "detections": found.to_list()}
+
+
+def _write(target: Path, image: np.ndarray, found: Detections) -> None:
+    from PIL import Image
+
+    from sppdet.draw import draw_detections
+
+    drawn = Image.fromarray(draw_detections(image, found))
+    try:
+        atomic_write(target, lambda temporary: drawn.save(temporary, quality=92))
+    except OSError as error:
+        raise SppdetError(f"{target} cannot be written ({error.strerror or error})") from None
+
+
+def _report(entry: dict, target: Path | None) -> str:
+    """The lines for one picture: where it was written, and below each detection."""
+    found = entry["detections"]
+    what = f"{len(found)} found" if found else "nothing above the threshold"
+    lines = [f"{entry['path']}: {what}" + (f" -> {target}" if target else "")]
+    for one in found:
+        corners = " ".join(f"{edge:.0f}" for edge in one["box"])
+        lines.append(f"  {one['label']} {one['score']:.2f} {corners}")
+    return "\n".join(lines)
+
+
+def _say(text: str, stream) -> None:
+    from tqdm import tqdm
+
+    # A file's name need not be text in the terminal's encoding.
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return cli.run(detect, parser().parse_intermixed_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

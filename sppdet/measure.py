@@ -1,0 +1,92 @@
+"""A trained run measured on a test split: detections, metrics.json, and what the run cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sppdet import evaluation
+from sppdet.config import Config, to_dict
+from sppdet.corpus import Corpus, load_split
+from sppdet.detections import Detections
+from sppdet.detector import Detector, load
+from sppdet.errors import SppdetError
+from sppdet.files import file_digest, fingerprint, read_json, write_json
+from sppdet.meter import Meter
+from sppdet.parallel import run
+
+
+def read_costs(folder: Path) -> dict[str, dict]:
+    """What each stage of the run in ``folder`` took when it was last computed."""
+    path = folder / "stages.json"
+    return read_json(path) if path.exists() else {}
+
+
+def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool = False) -> dict:
+    """Measure the model in ``config.run.dir`` on ``config.data.test_split``; returns what metrics.json holds.
+
+    ``mAP`` is with box regression where the model has it; ``without_bbox`` holds the same figures before it.
+    Nothing is computed if metrics.json is there for the same model and pictures.
+    """
+    folder = Path(config.run.dir)
+    detector = load(folder, config.device)
+    dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
+    if dataset.classes != detector.classes:
+        raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
+    features = detector.features
+    corpus = Corpus.create(
+        dataset, config.run.cache, detector.search, detector.backbone, features.scales, features.max_side
+    )
+    key = _key(folder, corpus)
+    path = folder / "metrics.json"
+    if not force and path.exists() and read_json(path).get("key") == key:
+        return read_json(path)
+    corpus.fill_proposals(detector.search, config.workers)
+    corpus.fill_maps(detector.backbone, config.workers)
+    with Meter() as meter:
+        plain, found = detect_all(detector, corpus, config.workers)
+        metrics = {
+            **evaluation.evaluate_voc(dataset, found),
+            "without_bbox": evaluation.evaluate_voc(dataset, plain),
+            "coco": evaluation.evaluate_coco(dataset, found),
+            "proposals": corpus.recall(),
+        }
+    write_json(folder / "stages.json", read_costs(folder) | {"evaluate": meter.cost()})
+    metrics |= {"pictures": len(corpus), "stages": read_costs(folder), "config": to_dict(config), "key": key}
+    evaluation.write_devkit_results(folder / "detections", dataset, found, config.data.test_split)
+    evaluation.write_coco_results(folder / "detections" / "coco_results.json", dataset, found)
+    write_json(path, metrics)
+    return metrics
+
+
+def detect_all(detector: Detector, corpus: Corpus, workers: int) -> tuple[list[Detections], list[Detections]]:
+    """Detections of every picture without and with box regression, from the stored proposals and maps."""
+
+    def detect(i: int) -> tuple[Detections, Detections]:
+        return detector.detect_both(corpus.maps(i), corpus.proposals(i), corpus.size(i))
+
+    plain, found = zip(*run(detect, range(len(corpus)), workers, "detecting", threads=True))
+    return list(plain), list(found)
+
+
+def summary(metrics: dict) -> str:
+    """The table of a metrics.json, for a terminal."""
+    proposals, coco = metrics["proposals"], metrics["coco"]
+    number = {k: "-" if v is None else f"{v:.1f}" for k, v in {**coco, "mAP": metrics["mAP"]}.items()}
+    without = metrics["without_bbox"]["mAP"]
+    return "\n".join(
+        [
+            evaluation.table(metrics),
+            f"{metrics['pictures']} pictures; proposals: {proposals['windows']:.0f} a picture, "
+            f"recall@0.5 {proposals['recall@0.5']:.3f}, @0.7 {proposals['recall@0.7']:.3f}, "
+            f"average best overlap {proposals['average_best_overlap']:.3f}",
+            f"mAP {number['mAP']} (11-point; {'-' if without is None else f'{without:.1f}'} without box regression), "
+            f"COCO AP {number['AP']}, AP50 {number['AP50']}, AP75 {number['AP75']}",
+        ]
+    )
+
+
+def _key(folder: Path, corpus: Corpus) -> str:
+    model = [file_digest(folder / name) for name in ("model.json", "model.safetensors")]
+    objects = [[s.boxes.tolist(), s.labels.tolist(), s.difficult.tolist()] for s in corpus.dataset]
+    return fingerprint([model, corpus.names, objects])

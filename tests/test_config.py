@@ -1,0 +1,139 @@
+"""Settings are typed; a wrong key or value is one line that says what is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sppdet import config
+from sppdet.errors import SppdetError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+
+
+def yaml_file(tmp_path, text: str | bytes):
+    path = tmp_path / "c.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_there_are_configs():
+    assert CONFIGS
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_loads(path):
+    settings = config.load(path)
+    assert isinstance(settings, config.Config)
+    assert settings.run.dir != config.Config().run.dir, "each config has a run folder of its own"
+
+
+def test_an_empty_file_is_the_defaults(tmp_path):
+    assert config.load(yaml_file(tmp_path, "")) == config.load(None) == config.Config()
+
+
+def test_a_file_then_the_command_line(tmp_path):
+    path = yaml_file(tmp_path, "regions: {scales: [320], shrink: 4}\nsvm:\n  C: 0.5\n")
+    settings = config.load(path, ["svm.C=1e-3", "run.dir=x", "data.classes=[cat, dog]"])
+    assert settings.regions.scales == [320]
+    assert settings.regions.shrink == 4.0 and isinstance(settings.regions.shrink, float)
+    assert settings.svm.C == 1e-3  # YAML 1.1 would read text
+    assert settings.run.dir == "x" and settings.data.classes == ["cat", "dog"]
+    assert settings.svm.norm == config.Svm().norm
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("regions.scales=[480,688]", [480, 688]),
+        ("regions.scales=480", [480]),
+        ("data.limit_train=null", None),
+        ("data.limit_train=7", 7),
+        ("bbox.enabled=false", False),
+        ("bbox.ridge=1e3", 1000.0),
+        ("bbox.ridge=1000", 1000.0),
+        ("data.train_split=2012", "2012"),
+        ("run.dir=a=b", "a=b"),
+        ("data.classes=[a]", ["a"]),
+    ],
+)
+def test_override_values(text, expected):
+    value = config.override(config.Config(), [text])
+    for name in text.partition("=")[0].split("."):
+        value = getattr(value, name)
+    assert value == expected and type(value) is type(expected)
+
+
+def test_override_copies():
+    original = config.Config()
+    config.override(original, ["regions.scales=[1]", "workers=3"])
+    assert original == config.Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("regions.scale=480", r"unknown key 'regions.scale'; did you mean 'regions.scales'\?"),
+        ("svn.C=1", r"unknown key 'svn.*did you mean 'svm"),
+        ("scales=480", r"unknown key 'scales'; did you mean 'regions.scales'\?"),
+        ("qqqqqqqq=1", r"unknown key 'qqqqqqqq'"),
+        ("regions.scales.low=480", "unknown key 'regions.scales.low'"),
+        ("regions.scales.low.high=480", "unknown key 'regions.scales.low.high'"),
+        ("workers.a.b=1", "unknown key 'workers.a.b'"),
+        ("regions=480", "regions: expected keys below it, found 480"),
+        ("regions.scales", "'regions.scales': expected key=value"),
+        ("regions.scales=[480", "regions.scales: .* is not a YAML value"),
+        ("regions.scales=[]", "regions.scales: expected one or more positive whole numbers"),
+        ("regions.scales=[0]", "regions.scales: expected one or more positive"),
+        ("regions.scales=[4.5]", "regions.scales: expected int, found 4.5"),
+        ("pooling.levels=[a]", "pooling.levels: expected int, found 'a'"),
+        ("workers=two", "workers: expected int, found 'two'"),
+        ("workers=true", "workers: expected int, found True"),
+        ("svm.C=true", "svm.C: expected float, found True"),
+        ("svm.C=much", "svm.C: expected float, found 'much'"),
+        ("svm.C=null", "svm.C: expected float, found None"),
+        ("bbox.enabled=1", "bbox.enabled: expected bool, found 1"),
+        ("run.dir=[a]", "run.dir: expected str"),
+        ("features=fc8", "features: 'fc8' is none of pool5, fc6, fc7"),
+        ("svm.solver=primal", "svm.solver: 'primal' is none of dual, liblinear"),
+        ("data.limit_train=0", "data.limit_train: expected a positive number or null, found 0"),
+    ],
+)
+def test_wrong_overrides(text, message):
+    with pytest.raises(SppdetError, match=message) as caught:
+        config.override(config.Config(), [text])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("regions: {scale: [1]}", r"c\.yaml: unknown key 'regions.scale'; did you mean 'regions.scales'\?"),
+        ("regions: 5", r"c\.yaml: regions: expected keys below it, found 5"),
+        ("svm: {C: x}", r"c\.yaml: svm.C: expected float, found 'x'"),
+        ("- a\n- b", r"c\.yaml: expected `key: value` lines, found list"),
+        ("a: [1", r"c\.yaml: not YAML"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", r"c\.yaml"),  # a picture given by mistake
+    ],
+)
+def test_wrong_files_are_named(tmp_path, text, message):
+    with pytest.raises(SppdetError, match=message) as caught:
+        config.load(yaml_file(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(SppdetError, match=r"none\.yaml: no such file.*configs/"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_dict_and_yaml_round_trips(tmp_path):
+    settings = config.override(config.Config(), ["regions.scales=[480,688]", "svm.C=3", "data.limit_test=4"])
+    assert config.from_dict(config.to_dict(settings)) == settings
+    assert config.load(yaml_file(tmp_path, config.to_yaml(settings))) == settings
+
+
+def test_keys_are_the_leaves():
+    assert {"regions.scales", "svm.C", "workers", "proposals.mode"} <= set(config.keys())
+    assert "regions" not in config.keys()

@@ -1,0 +1,52 @@
+"""One helper for work over many pictures: results in order, errors raised, thread counts restored."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import pytest
+import torch
+
+from sppdet.parallel import run, worker_count
+
+
+def test_worker_count():
+    assert worker_count(3) == 3
+    assert 1 <= worker_count(0) <= os.cpu_count()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 0])
+def test_threads_keep_the_order(workers):
+    first_waits = threading.Event()
+
+    def work(i: int) -> int:
+        if i == 0 and workers == 2:
+            first_waits.wait(5)  # the later items overtake the first one
+        else:
+            first_waits.set()
+        return i * i
+
+    assert list(run(work, range(20), workers, "squares", threads=True)) == [i * i for i in range(20)]
+
+
+def test_processes_see_plain_data_and_keep_the_order():
+    assert list(run(abs, [-3, 2, -1], 2, "absolute values")) == [3, 2, 1]
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_no_items(threads):
+    assert list(run(abs, [], 4, "nothing", threads=threads)) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_reaches_the_caller(workers):
+    with pytest.raises(ZeroDivisionError):
+        list(run(lambda i: 1 / i, [2, 1, 0], workers, "inverses", threads=True))
+
+
+def test_workers_have_one_thread_each_and_the_callers_count_comes_back():
+    before = torch.get_num_threads()
+    counts = list(run(lambda i: torch.get_num_threads(), range(4), 2, "threads", threads=True))
+    assert counts == [1, 1, 1, 1]
+    assert torch.get_num_threads() == before

@@ -1,0 +1,131 @@
+"""Spatial pyramid pooling: known windows, the plain PyTorch oracle, and the whole-map module."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sppdet.pooling import (
+    SpatialPyramidPooling,
+    bins,
+    pyramid_pool,
+    pyramid_pool_torch,
+    to_reference_order,
+    unique_windows,
+)
+
+LEVELS = [(6, 3, 2, 1), (4, 3, 2, 1), (4, 2, 1), (1,), (5, 2), (1, 2, 3, 6), (2, 4), (12, 6, 4, 3)]
+
+
+def test_bins():
+    assert [bins(levels) for levels in LEVELS[:5]] == [50, 30, 21, 1, 29]
+
+
+def test_a_window_of_known_numbers():
+    # 4 x 4 cells of 0..15; the window leaves out the first column and the last row:
+    #    1  2  3        columns of two bins: [0, 2) and [1, 3); rows alike
+    #    5  6  7        rows 0-1, columns 0-1: max 6;  columns 1-2: 7
+    #    9 10 11        rows 1-2, columns 0-1: max 10; columns 1-2: 11;  all: 11
+    conv_map = np.arange(16, dtype=np.float32).reshape(4, 4, 1)
+    vector = pyramid_pool(conv_map, np.array([[1, 0, 4, 3]], np.int32), (2, 1))
+    assert vector.shape == (1, 5, 1) and vector.dtype == np.float32
+    assert vector.ravel().tolist() == [6, 7, 10, 11, 11]
+
+
+def test_a_window_smaller_than_the_level_repeats_cells():
+    # One cell for 2 x 2 bins; two cells for 3 bins a side: [0, 1), [0, 2), [1, 2).
+    conv_map = np.array([[[3.0], [8.0]]], np.float32)
+    assert pyramid_pool(conv_map, np.array([[0, 0, 1, 1]], np.int32), (2,)).ravel().tolist() == [3, 3, 3, 3]
+    assert pyramid_pool(conv_map, np.array([[0, 0, 2, 1]], np.int32), (3,)).ravel().tolist() == [3, 8, 8] * 3
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+def test_windows_are_pooled_exactly_as_by_torch(levels):
+    rng = np.random.default_rng(0)
+    height, width = 23, 31
+    conv_map = rng.normal(size=(height, width, 5)).astype(np.float32)  # negative too: no maximum may start at 0
+    x1, y1 = rng.integers(0, width, 80), rng.integers(0, height, 80)
+    x2, y2 = x1 + 1 + rng.integers(0, width - x1), y1 + 1 + rng.integers(0, height - y1)
+    odd = [[0, 0, width, height], [0, 0, 1, 1], [30, 22, 31, 23], [4, 5, 6, 7], [0, 3, width, 4], [7, 0, 8, height]]
+    cells = np.concatenate([np.stack([x1, y1, x2, y2], axis=1), odd]).astype(np.int32)
+    expected = pyramid_pool_torch(torch.from_numpy(conv_map).permute(2, 0, 1), cells, levels)
+    np.testing.assert_array_equal(pyramid_pool(conv_map, cells, levels), expected.numpy())
+
+
+def test_a_given_array_is_written_to():
+    conv_map = np.random.default_rng(0).normal(size=(6, 6, 3)).astype(np.float32)
+    cells = np.array([[0, 0, 6, 6], [1, 2, 4, 3]], np.int32)
+    out = np.full((2, 5, 3), 99, np.float32)
+    assert pyramid_pool(conv_map, cells, (2, 1), out=out) is out
+    np.testing.assert_array_equal(out, pyramid_pool(conv_map, cells, (2, 1)))
+
+
+def test_no_windows():
+    none = np.zeros((0, 4), np.int32)
+    assert pyramid_pool(np.zeros((4, 4, 3), np.float32), none, (2, 1)).shape == (0, 5, 3)
+    assert pyramid_pool_torch(torch.zeros(3, 4, 4), none, (2, 1)).shape == (0, 5, 3)
+
+
+def test_reference_order_by_hand():
+    # Two channels, levels 2 and 1: bins a b c d and e, each (channel 0, channel 1).
+    vectors = np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]], np.float32)
+    assert to_reference_order(vectors, (2, 1)).tolist() == [[1, 2, 3, 4, 10, 20, 30, 40, 5, 50]]
+
+
+@pytest.mark.parametrize("levels", LEVELS[:3], ids=str)
+def test_reference_order_is_the_modules(levels):
+    conv_map = torch.rand(7, 9, 11)
+    whole = pyramid_pool(conv_map.permute(1, 2, 0).contiguous().numpy(), np.array([[0, 0, 11, 9]], np.int32), levels)
+    expected = SpatialPyramidPooling(levels)(conv_map[None])
+    np.testing.assert_array_equal(to_reference_order(whole, levels), expected.numpy())
+
+
+@pytest.mark.parametrize("size", [(13, 13), (10, 10), (7, 16), (1, 1), (2, 5)])
+@pytest.mark.parametrize("mode", ["max", "average"])
+def test_any_map_becomes_a_vector_of_fixed_length(size, mode):
+    pool = SpatialPyramidPooling(levels=3, mode=mode)
+    assert pool.levels == (1, 2, 3)
+    assert pool(torch.rand(8, 32, *size)).shape == (8, 448)  # 32 x (1 + 4 + 9)
+    assert pool.output_dim(32) == 448
+
+
+def test_module_values_by_hand():
+    x = torch.arange(4.0).reshape(1, 1, 2, 2)
+    assert SpatialPyramidPooling((1, 2))(x).tolist() == [[3, 0, 1, 2, 3]]
+    assert SpatialPyramidPooling((1, 2), mode="average")(x).tolist() == [[1.5, 0, 1, 2, 3]]
+
+
+def test_gradients_reach_the_maximum_alone():
+    x = torch.tensor([[[[1.0, 5.0], [2.0, 3.0]]]], requires_grad=True)
+    SpatialPyramidPooling((1,))(x).sum().backward()
+    assert x.grad.tolist() == [[[[0, 1], [0, 0]]]]
+
+
+@pytest.mark.parametrize("levels", [(), (0,), (3, -1), 0])
+def test_wrong_levels(levels):
+    with pytest.raises(ValueError, match="levels must be positive"):
+        SpatialPyramidPooling(levels)
+
+
+def test_wrong_mode():
+    with pytest.raises(ValueError, match="'max' or 'average'"):
+        SpatialPyramidPooling(2, mode="median")
+
+
+def test_unique_windows_by_hand():
+    cells = np.array([[0, 0, 2, 2], [1, 0, 2, 2], [0, 0, 2, 2], [0, 0, 2, 2]], np.int32)
+    first, group = unique_windows(cells, np.array([0, 0, 0, 1]))
+    assert len(first) == 3  # the last one lies on another map
+    assert group[0] == group[2] and len(set(group.tolist())) == 3
+    assert first[group[0]] == 0
+
+
+def test_unique_windows_rebuild_all():
+    rng = np.random.default_rng(0)
+    cells, scales = rng.integers(0, 3, (500, 4)).astype(np.int32), rng.integers(0, 3, 500)
+    first, group = unique_windows(cells, scales)
+    np.testing.assert_array_equal(cells[first][group], cells)
+    np.testing.assert_array_equal(scales[first][group], scales)
+    assert len(first) == len({(*cell, scale) for cell, scale in zip(cells.tolist(), scales.tolist())})
+    assert [len(part) for part in unique_windows(cells[:0], scales[:0])] == [0, 0]

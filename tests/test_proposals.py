@@ -1,0 +1,106 @@
+"""Selective search: the same windows every time, none that cannot be used, and recall arithmetic."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from sppdet.proposals import SelectiveSearch, best_overlaps, recall_table, shrink
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    """Blurred noise of 90 x 120 pixels with two plain figures."""
+    noise = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 3)
+    image[20:60, 15:50] = [220, 30, 30]
+    cv2.circle(image, (90, 45), 22, (20, 200, 60), -1)
+    return image
+
+
+@pytest.fixture(scope="module")
+def windows(picture) -> np.ndarray:
+    return SelectiveSearch()(picture)
+
+
+def test_windows_are_unique_float32_edges_inside_the_picture(windows):
+    assert windows.dtype == np.float32 and windows.shape[1] == 4 and len(windows) > 5
+    assert (windows >= 0).all() and (windows[:, [0, 2]] <= 120).all() and (windows[:, [1, 3]] <= 90).all()
+    assert (windows[:, 2:] - windows[:, :2] >= 20).all()
+    assert len(np.unique(windows, axis=0)) == len(windows)
+
+
+def test_the_figures_are_found(windows):
+    figures = np.array([[15, 20, 50, 60], [68, 23, 113, 68]], np.float32)
+    assert (best_overlaps(windows, figures) > 0.8).all()
+
+
+def test_windows_do_not_depend_on_what_ran_before(picture, windows):
+    search = SelectiveSearch()
+    search(picture[::-1])  # advances C's rand(), by which OpenCV orders its windows
+    np.testing.assert_array_equal(search(picture), windows)
+    np.testing.assert_array_equal(search(picture.copy()), windows)
+
+
+def test_a_cut_is_the_start_of_the_whole(picture, windows):
+    np.testing.assert_array_equal(SelectiveSearch(max_windows=4)(picture), windows[:4])
+
+
+def test_smallest_side(picture, windows):
+    side = (windows[:, 2:] - windows[:, :2]).min(axis=1)
+    larger = SelectiveSearch(min_size=30)(picture)
+    assert set(map(tuple, larger)) == set(map(tuple, windows[side >= 30]))
+
+
+def test_a_shrunk_search_gives_windows_of_the_whole_picture(picture):
+    doubled = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
+    found = SelectiveSearch(max_side=120)(doubled)
+    assert found[:, 2].max() == 240 and found[:, 3].max() == 180
+    figure = np.array([[30, 40, 100, 120]], np.float32)
+    assert best_overlaps(found, figure)[0] > 0.8
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 200), (200, 3), (4, 4), (5, 300), (300, 5), (20, 20), (25, 200)], ids=str
+)
+@pytest.mark.parametrize("content", ["black", "noise"])
+def test_odd_pictures_do_not_crash(shape, content):
+    image = np.zeros((*shape, 3), np.uint8)
+    if content == "noise":
+        image = np.random.default_rng(0).integers(0, 256, image.shape, np.uint8)
+    found = SelectiveSearch()(image)
+    assert found.dtype == np.float32 and found.shape[1:] == (4,)
+    assert (found[:, 2:] - found[:, :2] >= 20).all()
+    assert (found <= [shape[1], shape[0]] * 2).all()
+
+
+def test_settings_name_everything_that_windows_depend_on():
+    base = SelectiveSearch()
+    changes = {"mode": "quality", "base_k": 100, "inc_k": 100, "sigma": 0.5, "max_side": 0, "min_size": 5, "max_windows": 9}
+    assert all(replace(base, **{key: value}).settings() != base.settings() for key, value in changes.items())
+    assert base.settings()["opencv"] == cv2.__version__
+
+
+def test_shrink_keeps_the_aspect_and_never_enlarges():
+    image = np.zeros((100, 200, 3), np.uint8)
+    assert shrink(image, 50).shape == (25, 50, 3)
+    assert shrink(image, 200) is image and shrink(image, 0) is image
+    assert shrink(np.zeros((1, 1000, 3), np.uint8), 100).shape == (1, 100, 3)
+
+
+def test_best_overlaps_by_hand():
+    proposals = np.array([[0, 0, 10, 10], [0, 0, 10, 5], [50, 50, 60, 60]], np.float32)
+    targets = np.array([[0, 0, 10, 8], [100, 100, 110, 110]], np.float32)
+    np.testing.assert_allclose(best_overlaps(proposals, targets), [0.8, 0])
+    none = np.zeros((0, 4), np.float32)
+    assert best_overlaps(none, targets).tolist() == [0, 0]
+    assert best_overlaps(proposals, none).shape == (0,)
+
+
+def test_recall_table_by_hand():
+    table = recall_table(np.array([0.5, 0.7, 0.9, 0.3]), 12.5)
+    assert table == {"windows": 12.5, "recall@0.5": 0.75, "recall@0.7": 0.5, "average_best_overlap": pytest.approx(0.6)}
+    assert set(recall_table(np.zeros(0), 0.0).values()) == {0.0}
