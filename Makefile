@@ -4,9 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 # Which PyTorch build the first setup installs: empty is what PyPI gives, `cpu` is the small CPU-only one.
 TORCH ?=
-CONFIG ?= configs/voc07_sppnet.yaml
+CONFIG ?= configs/voc07_sppnet_squeezenet.yaml
 VOC_ROOT ?= data/VOCdevkit
-# Added to the command that a target runs, e.g. `make demo ARGS="seed=1"` or `make test ARGS="-k boxes"`.
+# Added to the command that a target runs, e.g. `make demo ARGS="run.seed=1"` or `make test ARGS="-k boxes"`.
 ARGS ?=
 
 python := $(VENV)/bin/python
@@ -46,8 +46,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 demo: setup  ## train on drawn shapes, evaluate and detect: minutes on a CPU, nothing downloaded
 	$(python) -m sppdet.train configs/demo.yaml $(ARGS)
-	$(python) -m sppdet.evaluate runs/demo
-	$(python) -m sppdet.detect --model runs/demo --output runs/demo/pictures cache/shapes/JPEGImages/test_000?.*
+	$(python) -m sppdet.detect --model runs/demo --output runs/demo/pictures cache/shapes/JPEGImages/test_0000?.jpg
 
 # Only the default place is ever downloaded to: a VOC_ROOT that you name and that is not there is an error of the
 # training command. `.incomplete` is what an interrupted download leaves (scripts/get_voc.py).

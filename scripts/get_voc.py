@@ -71,9 +71,7 @@ def fault(root: Path, split: str, count: int) -> str | None:
         there = non_empty(folder / part)
         absent = [name + suffix for name in ids if name + suffix not in there]
         if absent:
-            return (
-                f"{len(absent)} files of {split} are missing or empty in {folder / part}, such as {absent[0]}"
-            )
+            return f"{len(absent)} files of {split} are missing or empty in {folder / part}, such as {absent[0]}"
     return None
 
 
@@ -161,9 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         if not options.check_only:
-            socket.setdefaulttimeout(
-                60
-            )  # seconds; a server that falls silent would hang torchvision for ever
+            socket.setdefaulttimeout(60)  # seconds; a server that falls silent would hang torchvision for ever
             fetch(options.root)
         print(check(options.root))
     except SppdetError as error:

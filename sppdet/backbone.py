@@ -120,7 +120,7 @@ def _file_state(path: Path) -> dict:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds; all mean the same to the user
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise SppdetError(f"backbone.weights: {path} cannot be read as a state_dict ({reason})") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise SppdetError(f"backbone.weights: {path} is not a state_dict (names to tensors)")

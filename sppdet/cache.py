@@ -67,7 +67,7 @@ class Store:
         path = self.path(name)
         try:
             return _READERS[self.suffix](path)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, EOFError, ValueError, RuntimeError) as error:
             raise SppdetError(f"{path}: the stored file is damaged ({error}); delete it and run again") from None
 
     def write(self, name: str, value: np.ndarray) -> None:

@@ -104,7 +104,8 @@ class BoxRegression:
 class Detection:
     nms: float = 0.3
     min_margin: float = -1.5
-    max_per_class: int = 100  # a picture, after NMS
+    max_candidates: int = 500  # a class and picture, the best ones, before NMS
+    max_per_class: int = 100  # a class and picture, after NMS
 
 
 @dataclass
@@ -154,7 +155,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
             values = yaml.safe_load(Path(path).read_text()) or {}
         except OSError as error:
             raise SppdetError(f"{path}: {error.strerror.lower()}; the configs are in configs/") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise SppdetError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict):
             raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
@@ -172,9 +173,9 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
         *parents, last = key.strip().split(".")
         place = values
         for parent in parents:
-            place = place.setdefault(parent, {}) if isinstance(place, dict) else {}
+            place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict):
-            raise SppdetError(f"'{key}': {_hint(key)}")
+            raise SppdetError(_hint(key))
         try:
             place[last] = yaml.safe_load(value)
         except yaml.YAMLError:

@@ -116,7 +116,7 @@ def detect(options: argparse.Namespace) -> int:
     detector.detection = replace(detector.detection, min_margin=options.threshold)
     one = partial(_detect_one, detector, options.max_detections)
     entries = []
-    for target, entry in zip(targets, _in_order(one, list(zip(pictures, targets)))):
+    for entry, target in zip(_in_order(one, list(zip(pictures, targets))), targets):
         if "error" in entry:
             _say(f"error: {entry['error']}", sys.stderr)
         elif not options.json:
@@ -124,7 +124,7 @@ def detect(options: argparse.Namespace) -> int:
         entries.append(entry)
     if options.json:
         document = {"model": str(model), "classes": list(detector.classes), "threshold": options.threshold}
-        print(json.dumps(document | {"images": entries}, indent=2))
+        _say(json.dumps(document | {"images": entries}, indent=2), sys.stdout)
     return 2 if any("error" in entry for entry in entries) else 0
 
 
@@ -269,7 +269,12 @@ def _say(text: str, stream) -> None:
 
     # A file's name need not be text in the terminal's encoding.
     encoding = getattr(stream, "encoding", None) or "utf-8"
-    tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+    try:
+        tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+        stream.flush()
+    except BrokenPipeError:
+        # `| head` has read enough; the pictures are still drawn, and nothing is left to be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main(arguments: list[str] | None = None) -> int:

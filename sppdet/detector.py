@@ -92,6 +92,8 @@ class Detector:
         kept, labels = [], []
         for k in range(scores.shape[1]):
             rows = np.flatnonzero(scores[:, k] > self.detection.min_margin)
+            best = np.argsort(-scores[rows, k], kind="stable")
+            rows = rows[best[: self.detection.max_candidates]]
             survivors = nms(torch.from_numpy(boxes[rows]), torch.from_numpy(scores[rows, k]), self.detection.nms)
             rows = rows[survivors[: self.detection.max_per_class].numpy()]
             kept.append(rows)
@@ -150,7 +152,10 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
 
     name, precision = description["backbone"]["name"], description["backbone"]["precision"]
     trunk = build_trunk(name)
-    trunk.load_state_dict(part("trunk."))
+    try:
+        trunk.load_state_dict(part("trunk."))
+    except RuntimeError:
+        raise SppdetError(f"{folder}: its weights do not fit this version's {name}; train again") from None
     # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.
     backbone = Backbone.wrap(name, trunk, device, "auto" if precision == "bfloat16" else precision)
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in description["features"].items()}

@@ -36,7 +36,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return cli.run(evaluate, parser().parse_args(arguments))
+    return cli.run(evaluate, parser().parse_intermixed_args(arguments))
 
 
 if __name__ == "__main__":

@@ -104,8 +104,11 @@ class PyramidFeatures:
     def linear(self, maps: Sequence[np.ndarray], windows: Windows, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``."""
         # torch, because its threads are the ones that sppdet.parallel holds to one a worker
-        transposed = torch.from_numpy(weight).T
+        # and of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are
+        padded = np.zeros((-(-len(weight) // 16) * 16, weight.shape[1]), np.float32)
+        padded[: len(weight)] = weight
+        transposed = torch.from_numpy(padded).T
         found = np.empty((len(windows.cells), len(weight)), np.float32)
         for block, vectors in self.blocks(maps, windows):
-            found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()
+            found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()[:, : len(weight)]
         return found + bias

@@ -52,13 +52,7 @@ def train(
     nn.init.zeros_(fc8.bias)
     network = nn.Sequential(head, fc8).train()
     optimizer = _optimizer(network, settings)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=settings.learning_rate,
-        total_steps=settings.steps,
-        pct_start=0.05,
-        cycle_momentum=False,
-    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, settings.steps))
     losses = []
     rng = np.random.default_rng(seed)
     while len(losses) < settings.steps:
@@ -81,6 +75,11 @@ def train(
                 break
     tail = losses[-max(1, len(losses) // 10) :]
     return head.eval(), float(np.mean(tail))
+
+
+def _warm_cosine(step: int, steps: int) -> float:
+    """The share of the learning rate: up in the first twentieth, then down along a cosine."""
+    return min(20 * (step + 1) / steps, (1 + math.cos(math.pi * step / steps)) / 2)
 
 
 def _optimizer(network: nn.Module, settings: Finetune) -> torch.optim.Optimizer:

@@ -60,7 +60,9 @@ class SampleCache:
         self.alpha = np.zeros((capacity, classes))
         self.score = np.zeros((capacity, classes), np.float32)
         self._slots: dict[tuple[int, int], int] = {}  # (picture, window) -> row
-        self._origin: dict[int, tuple[int, int]] = {}
+        self._keys: list[tuple[int, int] | None] = [None] * capacity  # and back
+        self._used = np.zeros(capacity, bool)
+        self._rank = np.zeros(capacity, np.int64)  # orders rows by picture and window, wherever they are stored
         self._free = list(range(capacity - 1, self.positives - 1, -1))
 
     def add(self, picture: int, windows: np.ndarray, vectors: np.ndarray, wanted: np.ndarray, score: np.ndarray):
@@ -69,7 +71,8 @@ class SampleCache:
             key = (picture, window)
             if key not in self._slots:
                 slot = self._free.pop()
-                self._slots[key], self._origin[slot] = slot, key
+                self._slots[key], self._keys[slot], self._used[slot] = slot, key, True
+                self._rank[slot] = (picture << 32) + window
                 self.rows[slot] = vector
             slot = self._slots[key]
             new = classes & ~self.held[slot]
@@ -77,14 +80,19 @@ class SampleCache:
             self.score[slot, new] = margins[new]
             self.alpha[slot, new] = 0
 
+    def negatives(self, k: int) -> np.ndarray:
+        """Class k's negative rows, in an order that does not depend on what other classes keep or free."""
+        rows = self.positives + np.flatnonzero(self.held[self.positives :, k])
+        return rows[np.argsort(self._rank[rows])]
+
     def problem(self, k: int) -> tuple[np.ndarray, np.ndarray]:
         """Class k's rows ``(n,)`` and their labels, +1 or -1."""
-        index = np.flatnonzero(self.held[:, k])
+        index = np.concatenate([np.flatnonzero(self.held[: self.positives, k]), self.negatives(k)])
         return index, np.where(index < self.positives, 1, -1)
 
     def trim(self, k: int, limit: int) -> None:
         """Leave class k its ``limit`` hardest negatives, if it has a quarter more than that."""
-        negatives = self.positives + np.flatnonzero(self.held[self.positives :, k])
+        negatives = self.negatives(k)
         if len(negatives) > limit * 5 // 4:
             hardest = np.argsort(-self.score[negatives, k], kind="stable")
             self.held[negatives[hardest[limit:]], k] = False
@@ -96,12 +104,13 @@ class SampleCache:
 
     def collect(self) -> None:
         """Free the rows that no class holds any more."""
-        for slot in [slot for slot in self._origin if not self.held[slot].any()]:
-            del self._slots[self._origin.pop(slot)]
+        for slot in np.flatnonzero(self._used & ~self.held.any(axis=1)).tolist():
+            del self._slots[self._keys[slot]]
+            self._used[slot] = False
             self._free.append(slot)
 
     def __len__(self) -> int:
-        return len(self._origin)
+        return len(self._slots)
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +133,9 @@ class Miner:
         self.seed, self.workers, self.log = seed, workers, log
 
     def train(self) -> LinearSVMs:
+        for label in self.labels:
+            if not any((sample.labels == label).any() for sample in self.corpus.dataset):
+                self.log(f"no training objects of {self.corpus.dataset.classes[label]}: it will never be found")
         order = np.random.default_rng(self.seed).permutation(len(self.corpus))
         self.cache = self._start(order)
         fitted = self._fit()
@@ -210,6 +222,8 @@ class Miner:
 
         def fit_class(k: int) -> svm.Fit:
             index, labels = self.cache.problem(k)
+            if not (labels > 0).any():
+                return svm.never(self.features.dimension)
             start = {"alpha": self.cache.alpha[index, k]} if self.settings.solver == "dual" else {}
             fitted = solve(self.cache.rows, index, labels, self.problem, **start)
             if fitted.alpha is not None:

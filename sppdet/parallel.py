@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import joblib
 import torch
@@ -30,21 +32,31 @@ def run(function: Callable, items: Sequence, workers: int, description: str, thr
 
 
 def _results(function: Callable, items: Sequence, workers: int, threads: bool) -> Iterator:
-    if workers == 1:
-        yield from map(function, items)
-        return
-    backend = {"backend": "threading"} if threads else {"backend": "loky", "inner_max_num_threads": 1}
+    # One worker computes in a thread as well: the library's threads change the last bits of a product.
+    if threads:
+        return _in_threads(function, items, workers)
+    return _in_processes(function, items, workers) if workers > 1 else map(function, items)
+
+
+def _in_processes(function: Callable, items: Sequence, workers: int) -> Iterator:
+    with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+        pool = joblib.Parallel(n_jobs=workers, return_as="generator")
+        yield from pool(joblib.delayed(function)(item) for item in items)
+
+
+def _in_threads(function: Callable, items: Sequence, workers: int) -> Iterator:
+    """At most twice ``workers`` results wait for the consumer, so memory stays flat however slow that is."""
     own_threads = torch.get_num_threads()
+    # OpenMP's setting belongs to the calling thread, so every worker makes it for itself.
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    waiting: deque[Future] = deque()
     try:
-        with joblib.parallel_config(**backend):
-            pool = joblib.Parallel(n_jobs=workers, return_as="generator")
-            yield from pool(joblib.delayed(_single_threaded)(function, item) for item in items)
+        for item in items:
+            if len(waiting) == 2 * workers:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(function, item))
+        while waiting:
+            yield waiting.popleft().result()
     finally:
+        pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(own_threads)
-
-
-def _single_threaded(function: Callable, item):
-    # OpenMP's setting belongs to the calling thread, so every worker has to make it for itself.
-    if torch.get_num_threads() != 1:
-        torch.set_num_threads(1)
-    return function(item)

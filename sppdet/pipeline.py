@@ -33,6 +33,7 @@ from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
 from sppdet.corpus import Corpus, load_split
 from sppdet.detector import Detector
+from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
 from sppdet.files import atomic_write, file_digest, fingerprint, read_json, write_json
 from sppdet.head import Head
@@ -155,7 +156,7 @@ class Pipeline:
         return {"computed": True, "training_accuracy": round(accuracy, 3)}
 
     def _proposals(self, again: bool) -> dict:
-        computed = sum(c.fill_proposals(self.config.proposals, self.config.workers, again) for c in self.corpora)
+        computed = self._fill(lambda c: c.fill_proposals(self.config.proposals, self.config.workers, again))
         train, test = self.corpora
         if not computed:
             return {"computed": False}
@@ -163,8 +164,20 @@ class Pipeline:
         recall = {"train": train.recall(), "test": test.recall()}
         return {"computed": True, "pictures": computed, "disk_mb": round(disk / 2**20, 1), **recall}
 
+    def _fill(self, fill: Callable[[Corpus], int]) -> int:
+        """Fill the cache of both splits; the pictures of both that cannot be read are told together."""
+        computed, errors = 0, []
+        for corpus in self.corpora:
+            try:
+                computed += fill(corpus)
+            except SppdetError as error:
+                errors.append(str(error))
+        if errors:
+            raise SppdetError("\n".join(errors))
+        return computed
+
     def _maps(self, again: bool) -> dict:
-        computed = sum(corpus.fill_maps(self.backbone, self.config.workers, again) for corpus in self.corpora)
+        computed = self._fill(lambda corpus: corpus.fill_maps(self.backbone, self.config.workers, again))
         if not computed:
             return {"computed": False}
         disk = sum(corpus.disk()[1] for corpus in self.corpora)

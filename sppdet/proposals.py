@@ -33,7 +33,7 @@ class SelectiveSearch:
     inc_k: int = 50
     sigma: float = 0.8
     max_side: int = 500
-    min_size: float = 20
+    min_size: float = 20.0
     max_windows: int = 0
 
     def settings(self) -> dict:

@@ -105,6 +105,11 @@ def fit_liblinear(rows: np.ndarray, index: np.ndarray, labels: np.ndarray, probl
     return Fit(weight, float(solver.intercept_[0]), None, 0, converged)
 
 
+def never(dimension: int) -> Fit:
+    """The SVM of a class without positives: no window is ever of it."""
+    return Fit(np.zeros(dimension, np.float32), -100.0, None, 0, True)
+
+
 def objective(margins: np.ndarray, labels: np.ndarray, fitted: Fit, problem: Problem) -> float:
     """The primal objective of the module's formula at ``margins`` ``(n,)``."""
     cost = problem.C * np.where(labels > 0, problem.positive_weight, 1.0)

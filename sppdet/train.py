@@ -31,7 +31,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return cli.run(train, parser().parse_args(arguments))
+    return cli.run(train, parser().parse_intermixed_args(arguments))
 
 
 if __name__ == "__main__":

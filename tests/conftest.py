@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from sppdet.cache import Store
 from sppdet.corpus import Corpus, map_name
@@ -15,6 +16,15 @@ from sppdet.features import PyramidFeatures
 from sppdet.regions import CellGrid
 
 SIDE, STRIDE = 64, 4  # every hand-made picture is 64 x 64 pixels, its map 16 x 16 cells
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    """OpenMP's threads wait for each other by spinning: for work this small one is faster, most of all when busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

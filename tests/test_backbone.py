@@ -68,7 +68,7 @@ def test_an_impulse_at_a_cell_comes_from_where_the_grid_says(name):
     for axis, cell in ((0, row), (1, column)):
         pixels = seen.any(1 - axis).nonzero()
         first, last = pixels.min().item(), pixels.max().item()
-        assert 0 < first and last < 319
+        assert first > 0 and last < 319
         assert (first + last) / 2 == grid.centre + grid.stride * cell
 
 

@@ -64,9 +64,7 @@ def test_label_lies_above_its_box_in_the_class_colour():
     assert has_ink(drawn, 1)[:50].any() and not has_ink(drawn, 1)[50:].any()
 
 
-@pytest.mark.parametrize(
-    "box", [(0, 0, 300, 200), (299, 0, 300, 200), (0, 199, 300, 200), (280, 180, 300, 200)]
-)
+@pytest.mark.parametrize("box", [(0, 0, 300, 200), (299, 0, 300, 200), (0, 199, 300, 200), (280, 180, 300, 200)])
 def test_label_stays_inside_the_picture(box):
     """No letter is cut: there are as many pixels of ink as in the middle of the picture."""
 
@@ -130,9 +128,7 @@ def test_pictures_smaller_than_a_label(size):
     assert drawn.shape == (height, width, 3) and (drawn != 128).any()
 
 
-@pytest.mark.parametrize(
-    "box", [(10, 10, 10, 10), (-50, -50, 400, 400), (99.6, 0, 99.8, 100), (30, 30, 31, 90)]
-)
+@pytest.mark.parametrize("box", [(10, 10, 10, 10), (-50, -50, 400, 400), (99.6, 0, 99.8, 100), (30, 30, 31, 90)])
 def test_odd_boxes(box):
     drawn = draw_detections(grey(100, 100), found((box, 0, 0.5)))
     assert has_colour(drawn, 0).any()

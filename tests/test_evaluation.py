@@ -61,9 +61,7 @@ def test_both_rules_on_a_curve_worked_by_hand():
     recall = np.array([1, 1, 2, 2, 3]) / 4
     precision = np.array([1 / 1, 1 / 2, 2 / 3, 2 / 4, 3 / 5])
     # t = 0 .1 .2 -> 1; t = .3 .4 .5 -> 2/3; t = .6 .7 -> 3/5; t = .8 .9 1 -> 0.
-    assert average_precision(recall, precision, "11-point") == pytest.approx(
-        (3 * 1 + 3 * 2 / 3 + 2 * 3 / 5) / 11
-    )
+    assert average_precision(recall, precision, "11-point") == pytest.approx((3 * 1 + 3 * 2 / 3 + 2 * 3 / 5) / 11)
     # Three steps of a quarter under 1, 2/3 and 3/5, and nothing for the last object.
     assert average_precision(recall, precision, "area") == pytest.approx((1 + 2 / 3 + 3 / 5) / 4)
 
@@ -111,9 +109,7 @@ def match(detections, truth, threshold=0.5):
 
 
 def test_detections_are_matched_by_descending_score():
-    result = match(
-        [(0, HERE, -2.0), (0, ELSEWHERE, 3.0), (0, THERE, 0.0)], [(0, HERE, False), (0, THERE, False)]
-    )
+    result = match([(0, HERE, -2.0), (0, ELSEWHERE, 3.0), (0, THERE, 0.0)], [(0, HERE, False), (0, THERE, False)])
     assert result.order.tolist() == [1, 2, 0]
     assert result.true_positive.tolist() == [False, True, True]
     recall, precision = precision_recall(result)
@@ -246,9 +242,7 @@ def test_voc_result_worked_by_hand():
 
 
 def test_a_window_of_another_class_finds_nothing():
-    result = evaluate_voc(
-        dataset(picture("a", (HERE, 0), (THERE, 1))), [found((HERE, 1, 2.0), (THERE, 1, 1.0))]
-    )
+    result = evaluate_voc(dataset(picture("a", (HERE, 0), (THERE, 1))), [found((HERE, 1, 2.0), (THERE, 1, 1.0))])
     # The dog is found by the second dog window: precision 1/2 at recall 1.
     assert result["AP_area"] == {"cat": 0, "dog": pytest.approx(50)}
 
@@ -435,9 +429,7 @@ def test_coco_results_are_read_back_exactly(tmp_path):
 
 
 def test_coco_ground_truth(tmp_path):
-    write_coco_ground_truth(
-        tmp_path / "truth.json", dataset(picture("a", (HERE, 1), (THERE, 0, True)), picture("b"))
-    )
+    write_coco_ground_truth(tmp_path / "truth.json", dataset(picture("a", (HERE, 1), (THERE, 0, True)), picture("b")))
     content = json.loads((tmp_path / "truth.json").read_text())
     assert content["images"] == [
         {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480},
@@ -471,9 +463,7 @@ def test_devkit_lines(tmp_path):
 def test_devkit_files_keep_order_and_average_precision(tmp_path):
     truth, detections = scattered(20, seed=2)
     # Scores that differ in the last bit of a float32 alone.
-    detections = [
-        Detections(d.boxes, d.labels, np.float32(1) + d.scores * np.float32(2**-23)) for d in detections
-    ]
+    detections = [Detections(d.boxes, d.labels, np.float32(1) + d.scores * np.float32(2**-23)) for d in detections]
     write_devkit_results(tmp_path, truth, detections, "val")
     rows = {sample.id: [] for sample in truth.samples}
     for line in (tmp_path / "comp4_det_val_cat.txt").read_text().splitlines():

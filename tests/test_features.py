@@ -61,9 +61,7 @@ def many(tiny_features, monkeypatch):
     boxes = np.concatenate([corner, corner + rng.integers(3, 8, (23, 2)) * 4], axis=1).astype(np.float32)
     windows = features.windows(boxes, WHOLE, maps)
     assert set(windows.scales.tolist()) == {0, 1}
-    expected = np.stack(
-        [pyramid_pool(maps[s], c[None], (2, 1)).ravel() for s, c in zip(windows.scales, windows.cells)]
-    )
+    expected = np.stack([pyramid_pool(maps[s], c[None], (2, 1)).ravel() for s, c in zip(windows.scales, windows.cells)])
     return features, maps, windows, expected
 
 
@@ -88,6 +86,19 @@ def test_linear_is_the_product_of_all_vectors(many):
     rng = np.random.default_rng(3)
     weight, bias = rng.normal(size=(4, 15)).astype(np.float32), rng.normal(size=4).astype(np.float32)
     np.testing.assert_allclose(features.linear(maps, windows, weight, bias), expected @ weight.T + bias, atol=1e-5)
+
+
+def test_scores_of_a_class_do_not_depend_on_the_others(tiny_features):
+    # Bit by bit, at the length of real vectors: a class mined alone must find the same hard negatives.
+    features, rng = tiny_features(512, (6, 3, 2, 1)), np.random.default_rng(4)
+    maps = maps_of(rng, (16, 16), channels=512)
+    corner = 4 * rng.integers(0, 8, (40, 2))
+    windows = features.windows(np.concatenate([corner, corner + 32], axis=1).astype(np.float32), WHOLE, maps)
+    weight, bias = rng.normal(size=(5, features.dimension)).astype(np.float32), np.zeros(5, np.float32)
+    together = features.linear(maps, windows, weight, bias)
+    for k in range(5):
+        alone = features.linear(maps, windows, weight[k : k + 1], bias[k : k + 1])
+        np.testing.assert_array_equal(alone[:, 0], together[:, k])
 
 
 def test_the_head_sees_pooled_vectors(many, tiny_features):

@@ -45,8 +45,15 @@ def test_an_error_reaches_the_caller(workers):
         list(run(lambda i: 1 / i, [2, 1, 0], workers, "inverses", threads=True))
 
 
-def test_workers_have_one_thread_each_and_the_callers_count_comes_back():
+@pytest.fixture
+def two_threads():
     before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_workers_have_one_thread_each_and_the_callers_count_comes_back(two_threads):
     counts = list(run(lambda i: torch.get_num_threads(), range(4), 2, "threads", threads=True))
     assert counts == [1, 1, 1, 1]
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 2

@@ -79,7 +79,8 @@ def test_odd_pictures_do_not_crash(shape, content):
 
 def test_settings_name_everything_that_windows_depend_on():
     base = SelectiveSearch()
-    changes = {"mode": "quality", "base_k": 100, "inc_k": 100, "sigma": 0.5, "max_side": 0, "min_size": 5, "max_windows": 9}
+    changes = {"mode": "quality", "base_k": 100, "inc_k": 100, "sigma": 0.5, "max_side": 0, "min_size": 5}
+    changes["max_windows"] = 9
     assert all(replace(base, **{key: value}).settings() != base.settings() for key, value in changes.items())
     assert base.settings()["opencv"] == cv2.__version__
 

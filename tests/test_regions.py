@@ -109,7 +109,8 @@ def test_projection_by_hand():
     assert project(window, (100, 100), 1.0, grid, (7, 7), 6.5).tolist() == [[1, 1, 4, 4]]
     # A window of two pixels, 24 and 25: first = floor(30.5/16 + 1/2) = 2, last = ceil(18.5/16 - 1/2) = 1: crossed, so
     # the middle, floor(3 / 2) = 1 (0-based; the program's 1-based int((3 + 2) / 2) = 2 is the same cell).
-    assert project(np.array([[24, 24, 26, 26]], np.float32), (100, 100), 1.0, grid, (7, 7), 6.5).tolist() == [[1, 1, 2, 2]]
+    narrow = np.array([[24, 24, 26, 26]], np.float32)
+    assert project(narrow, (100, 100), 1.0, grid, (7, 7), 6.5).tolist() == [[1, 1, 2, 2]]
 
 
 def test_a_picture_of_one_pixel():

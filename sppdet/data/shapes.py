@@ -62,9 +62,7 @@ def make_shapes(
     return root
 
 
-def _draw_split(
-    root: Path, split: str, count: int, stream: tuple[int, int], size: tuple[int, int]
-) -> list[str]:
+def _draw_split(root: Path, split: str, count: int, stream: tuple[int, int], size: tuple[int, int]) -> list[str]:
     ids = [f"{split}_{index:05d}" for index in range(count)]
     for index, image_id in enumerate(ids):
         picture, boxes, labels, difficult = draw_shapes(np.random.default_rng([*stream, index]), size)
@@ -159,11 +157,7 @@ _DISTRACTORS = {
     "hexagon": [_corners(6)],
     "bar": [_outline((-1, -0.22), (1, -0.22), (1, 0.22), (-1, 0.22))],
     "angle": [_outline((-1, -1), (-0.35, -1), (-0.35, 0.35), (1, 0.35), (1, 1), (-1, 1))],
-    "tee": [
-        _outline(
-            *((-1, -1), (1, -1), (1, -0.4), (0.3, -0.4)), *((0.3, 1), (-0.3, 1), (-0.3, -0.4), (-1, -0.4))
-        )
-    ],
+    "tee": [_outline(*((-1, -1), (1, -1), (1, -0.4), (0.3, -0.4)), *((0.3, 1), (-0.3, 1), (-0.3, -0.4), (-1, -0.4)))],
     "arrow": [_outline((0, -1), (0.9, 0.1), (0.35, 0.1), (0.35, 1), (-0.35, 1), (-0.35, 0.1), (-0.9, 0.1))],
     "blob": [_circle() * (1 + 0.3 * np.sin(np.linspace(0, 6 * np.pi, 72, endpoint=False)))[:, None]],
 }
@@ -251,9 +245,7 @@ def _surface(rng: np.random.Generator, height: int, width: int, colour: np.ndarr
     elif kind == 4:
         share = _smooth_step(np.sin(along * (math.pi / pitch)) * np.sin(across * (math.pi / pitch)) * 2)
     elif kind == 5:
-        share = _smooth_step(
-            np.cos(along * (2 * math.pi / pitch)) + np.cos(across * (2 * math.pi / pitch)) - 0.8
-        )
+        share = _smooth_step(np.cos(along * (2 * math.pi / pitch)) + np.cos(across * (2 * math.pi / pitch)) - 0.8)
     else:
         share = _clouds(rng, height, width, cell=rng.uniform(2, 8))
     return _mixed(colour, other, share)

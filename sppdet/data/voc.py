@@ -126,9 +126,7 @@ def _voc_folder(root: Path) -> Path:
     if len(found) > 1:
         raise SppdetError(f"{root}: holds several VOC folders ({_listed(found)}); give one of them")
     if not found:
-        raise SppdetError(
-            f"{root}: no VOC folder, ImageSets/Main is missing; give the folder that holds ImageSets"
-        )
+        raise SppdetError(f"{root}: no VOC folder, ImageSets/Main is missing; give the folder that holds ImageSets")
     return found[0]
 
 
@@ -205,13 +203,9 @@ def _read_object(path: Path, number: int, element: ET.Element) -> _Object:
         corners = [np.nan]
     if not np.isfinite(corners).all():
         pairs = ", ".join(f"{tag}={text or 'missing'}" for tag, text in zip(_CORNERS, texts))
-        raise SppdetError(
-            f"{path}: object {number} ({name}) has a corner that is no number ({pairs}); mend it"
-        )
+        raise SppdetError(f"{path}: object {number} ({name}) has a corner that is no number ({pairs}); mend it")
     if corners[2] < corners[0] or corners[3] < corners[1]:
-        raise SppdetError(
-            f"{path}: object {number} ({name}) is inverted ({_box_text(corners)}); swap its corners"
-        )
+        raise SppdetError(f"{path}: object {number} ({name}) is inverted ({_box_text(corners)}); swap its corners")
     difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
     return _Object(name, corners, difficult)
 

@@ -20,9 +20,7 @@ def test_the_reader_reads_it_without_a_remark(tmp_path):
     assert make_shapes(tmp_path / "shapes", train=12, test=3, size=SIZE) == tmp_path / "shapes"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train, trainval, test = (
-            read_voc(tmp_path / "shapes", split) for split in ("train", "trainval", "test")
-        )
+        train, trainval, test = (read_voc(tmp_path / "shapes", split) for split in ("train", "trainval", "test"))
     assert (len(train), len(trainval), len(test)) == (12, 12, 3)
     assert train.classes == CLASSES
     assert not {sample.id for sample in train} & {sample.id for sample in test}

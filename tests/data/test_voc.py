@@ -180,9 +180,7 @@ def test_files_that_are_missing_or_broken_are_named_together(tmp_path):
     (tmp_path / "JPEGImages/b.png").unlink()
     (tmp_path / "JPEGImages/c.png").write_bytes(b"no picture")
     lines = fails(tmp_path, "no such annotation")
-    assert [("a.xml" in lines[0]), ("a.png" in lines[1]), ("b.jpg" in lines[2]), ("c.png" in lines[3])] == [
-        True
-    ] * 4
+    assert [("a.xml" in lines[0]), ("a.png" in lines[1]), ("b.jpg" in lines[2]), ("c.png" in lines[3])] == [True] * 4
     assert len(lines) == 4
 
 

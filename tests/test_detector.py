@@ -1,0 +1,191 @@
+"""The detector: hand-derived detections from hand-built maps, and files that give the same ones again."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sppdet import detector as module
+from sppdet.backbone import Backbone
+from sppdet.bbox_regression import BoxRegressors
+from sppdet.config import Detection
+from sppdet.detector import Detector
+from sppdet.errors import SppdetError
+from sppdet.features import PyramidFeatures
+from sppdet.head import Head
+from sppdet.mining import LinearSVMs
+from sppdet.proposals import SelectiveSearch
+
+# Four windows of a 64 x 64 picture, 4 pixels a cell.
+A, B, C, D = [8, 8, 16, 16], [12, 8, 20, 16], [40, 40, 48, 48], [0, 40, 8, 48]
+WINDOWS = np.array([D, B, C, A], np.float32)
+
+
+@pytest.fixture
+def conv_map() -> np.ndarray:
+    """Channel 0 is 3 in window A alone, 2.5 in the cells that A and B share; channel 1 is 2 in C."""
+    values = np.zeros((16, 16, 2), np.float32)
+    values[2, 2, 0], values[3, 3, 0], values[10, 10, 1] = 3, 2.5, 2
+    return values
+
+
+@pytest.fixture
+def by_hand(tiny_features) -> Detector:
+    """Class k scores the highest value of channel k, less 1."""
+    return Detector(
+        classes=("red", "blue"),
+        backbone=None,  # the maps are given
+        features=tiny_features(2, (1,)),
+        search=SelectiveSearch(),
+        svms=LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, -1], np.float32)),
+        regressors=None,
+        detection=Detection(nms=0.3, min_margin=-0.5),
+    )
+
+
+def test_detections_by_hand(by_hand, conv_map):
+    # red: A 3 - 1, B 2.5 - 1, C and D -1. B overlaps A by 32 / (64 + 64 - 32) = 1/3 and goes. blue: C alone, 2 - 1.
+    found = by_hand.detect([conv_map], WINDOWS, (64, 64))
+    assert found.boxes.tolist() == [A, C]
+    assert found.labels.tolist() == [0, 1] and found.scores.tolist() == [2, 1]
+    assert found.classes == ("red", "blue")
+
+
+def test_thresholds(by_hand, conv_map):
+    def detect(**changes):
+        changed = replace(by_hand, detection=replace(by_hand.detection, **changes))
+        found = changed.detect([conv_map], WINDOWS, (64, 64))
+        return list(zip(found.boxes.tolist(), found.labels.tolist()))
+
+    assert detect(nms=0.34) == [(A, 0), (B, 0), (C, 1)]  # an overlap of a third is not above it
+    assert detect(nms=0.34, max_per_class=1) == [(A, 0), (C, 1)]
+    assert detect(min_margin=1.0) == [(A, 0)]  # C's 1 is not above 1
+    assert len(detect(min_margin=-1.5)) == 3 + 3  # everything that overlaps nothing better, of both classes
+    assert detect(min_margin=5.0) == []
+
+
+def test_windows_that_share_cells_are_all_detected(by_hand, conv_map):
+    # A and a window of the same cells a pixel narrower: both survive if suppression is off.
+    changed = replace(by_hand, detection=Detection(nms=1.0, min_margin=1.5))
+    found = changed.detect([conv_map], np.array([A, [8, 8, 15, 16]], np.float32), (64, 64))
+    assert sorted(found.boxes.tolist()) == [[8, 8, 15, 16], A] and found.scores.tolist() == [2, 2]
+
+
+def test_box_regression_by_hand(by_hand, conv_map):
+    # red: half a width to the right and twice as wide: A, 8 wide on (12, 12), becomes 16 wide on (16, 12).
+    # blue: 2.25 heights down: C on (44, 44) moves to (44, 62), and 66 is cut to the picture's 64.
+    bias = np.array([[0.5, 0, np.log(2), 0], [0, 2.25, 0, 0]], np.float32)
+    detector = replace(by_hand, regressors=BoxRegressors(np.zeros((2, 4, 2), np.float32), bias))
+    plain, moved = detector.detect_both([conv_map], WINDOWS, (64, 64))
+    assert plain.boxes.tolist() == [A, C]
+    np.testing.assert_allclose(moved.boxes, [[8, 8, 24, 16], [40, 58, 48, 64]], atol=1e-4)
+    assert moved.scores.tolist() == plain.scores.tolist() == [2, 1]
+    assert moved.labels.tolist() == [0, 1]
+
+
+def test_each_class_has_its_own_regressor_of_the_pooled_vector(by_hand, conv_map):
+    # dx = 0.1 x the vector's own channel: A's is 3, C's is 2, of 8 pixels each.
+    weight = np.zeros((2, 4, 2), np.float32)
+    weight[0, 0, 0] = weight[1, 0, 1] = 0.1
+    detector = replace(by_hand, regressors=BoxRegressors(weight, np.zeros((2, 4), np.float32)))
+    moved = detector.detect([conv_map], WINDOWS, (64, 64))
+    np.testing.assert_allclose(moved.boxes[:, 0], [8 + 2.4, 40 + 1.6], atol=1e-4)
+
+
+def test_boxes_that_regression_moves_together_are_suppressed(by_hand, conv_map):
+    weight = np.zeros((2, 4, 2), np.float32)
+    bias = np.zeros((2, 4), np.float32)
+    bias[0, 2] = np.log(3)  # red boxes become three times as wide: A 0..24, B 4..28, an overlap of 20 / 28
+    detector = replace(by_hand, regressors=BoxRegressors(weight, bias), detection=Detection(nms=0.5, min_margin=-0.5))
+    plain, moved = detector.detect_both([conv_map], WINDOWS, (64, 64))
+    assert plain.boxes.tolist() == [A, B, C]
+    np.testing.assert_allclose(moved.boxes, [[0, 8, 24, 16], C], atol=1e-4)
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_no_proposals(by_hand, conv_map, regression):
+    if regression:
+        by_hand.regressors = BoxRegressors(np.zeros((2, 4, 2), np.float32), np.zeros((2, 4), np.float32))
+    for found in by_hand.detect_both([conv_map], np.zeros((0, 4), np.float32), (64, 64)):
+        assert found.boxes.shape == (0, 4) and len(found) == 0 and found.to_list() == []
+
+
+@pytest.fixture(scope="module")
+def picture() -> np.ndarray:
+    image = np.random.default_rng(0).integers(0, 60, (120, 160, 3), np.uint8)
+    image[20:80, 30:90] = [200, 60, 20]
+    image[50:100, 100:150] = [20, 160, 220]
+    return image
+
+
+def random_detector(with_head: bool = False, with_regressors: bool = True) -> Detector:
+    rng = np.random.default_rng(0)
+    backbone = Backbone.create("small", "random", "cpu", "float32", seed=3)
+    features = PyramidFeatures(backbone.grid, backbone.channels, (120, 160), 1000, 64, 6.5, (2, 1))
+    pooled, head = features.dimension, None
+    if with_head:
+        torch.manual_seed(0)
+        head = Head(pooled, 16, "fc6", 0.5).eval()
+        features = replace(features, head=head.vectors, head_dimension=16)
+    weight = rng.normal(size=(3, features.dimension)).astype(np.float32)
+    regressors = None
+    if with_regressors:
+        regressors = BoxRegressors(
+            rng.normal(0, 0.002, (3, 4, pooled)).astype(np.float32), rng.normal(0, 0.1, (3, 4)).astype(np.float32)
+        )
+    svms = LinearSVMs(weight, np.zeros(3, np.float32))
+    detection = Detection(nms=0.4, min_margin=-0.2, max_per_class=9)
+    return Detector(("a", "b c", "ü"), backbone, features, SelectiveSearch(), svms, regressors, detection, head)
+
+
+@pytest.mark.parametrize(("head", "regressors"), [(False, True), (True, True), (False, False)])
+def test_a_saved_detector_finds_exactly_the_same(tmp_path, picture, head, regressors):
+    detector = random_detector(head, regressors)
+    expected = detector.predict(picture)
+    assert len(expected) > 3
+    detector.save(tmp_path / "model")
+    loaded = module.load(tmp_path / "model", device="cpu")
+    found = loaded.predict(picture)
+    for name in ("boxes", "labels", "scores"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    assert found.classes == expected.classes == ("a", "b c", "ü")
+    assert loaded.detection == detector.detection and loaded.search == detector.search
+    assert (loaded.regressors is None) != regressors and (loaded.head is None) != head
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path):
+    random_detector(with_head=True).save(tmp_path / "a")
+    module.load(tmp_path / "a", device="cpu").save(tmp_path / "b")
+    for name in ("model.json", "model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_black_picture_has_no_detections_or_ordinary_ones():
+    found = random_detector().predict(np.zeros((40, 50, 3), np.uint8))
+    assert (found.boxes >= 0).all() and (found.boxes <= [50, 40, 50, 40]).all()
+
+
+def test_no_model_here(tmp_path):
+    with pytest.raises(SppdetError, match=r"no finished model .*sppdet\.train"):
+        module.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_damaged_weights_are_named(tmp_path, damage):
+    random_detector().save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000]) if damage == "cut" else path.unlink()
+    with pytest.raises(SppdetError, match=r"model\.safetensors: cannot be read"):
+        module.load(tmp_path)
+
+
+def test_a_model_of_another_version(tmp_path):
+    random_detector().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(description | {"format": 99}))
+    with pytest.raises(SppdetError, match=r"model\.json: format 99, this version reads"):
+        module.load(tmp_path)

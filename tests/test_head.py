@@ -1,0 +1,57 @@
+"""fc6 and fc7: which layer the SVMs see, and what dropout does not do at test time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sppdet.head import Head
+
+
+def known(layer: str) -> Head:
+    """fc6 is (x0, -x0), fc7 is (2 h0 + 1, h1 - 1)."""
+    head = Head(1, 2, layer, scale=3.0)
+    with torch.no_grad():
+        head.fc6.weight.copy_(torch.tensor([[1.0], [-1.0]]))
+        head.fc7.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 1.0]]))
+        head.fc7.bias.copy_(torch.tensor([1.0, -1.0]))
+    return head
+
+
+def test_layers_by_hand():
+    # The input 2 is scaled to 6: fc6 gives relu(6, -6), fc7 relu(2 * 6 + 1, 0 - 1).
+    pooled = np.array([[2.0]], np.float32)
+    assert known("fc6").vectors(pooled).tolist() == [[6, 0]]
+    assert known("fc7").vectors(pooled).tolist() == [[13, 0]]
+
+
+@pytest.mark.parametrize("layer", ["fc6", "fc7"])
+def test_vectors_have_no_dropout_even_while_training(layer):
+    head = Head(10, 40, layer, dropout=0.5).train()
+    pooled = np.random.default_rng(0).random((3, 10)).astype(np.float32)
+    first = head.vectors(pooled)
+    assert first.shape == (3, 40) and first.dtype == np.float32
+    np.testing.assert_array_equal(first, head.vectors(pooled))
+    assert head.dimension == 40
+
+
+def test_forward_is_fc7_with_dropout_in_training_only():
+    torch.manual_seed(0)
+    head = Head(10, 200, "fc6", scale=2.0)
+    pooled = torch.rand(4, 10)
+    head.eval()
+    expected = torch.relu(head.fc7(torch.relu(head.fc6(pooled * 2))))
+    torch.testing.assert_close(head(pooled), expected)
+    head.train()
+    zeros = (head(pooled) == 0).float().mean() - (expected == 0).float().mean()
+    assert zeros > 0.1
+
+
+def test_it_is_rebuilt_from_its_description():
+    head = Head(10, 4, "fc6", scale=0.5, dropout=0.1)
+    again = Head(10, **head.description())
+    again.load_state_dict(head.state_dict())
+    pooled = np.ones((2, 10), np.float32)
+    np.testing.assert_array_equal(head.vectors(pooled), again.vectors(pooled))
+    assert again.description() == head.description()

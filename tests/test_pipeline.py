@@ -1,0 +1,315 @@
+"""From pictures to metrics through the command line: stages, resuming, classes apart, and what can go wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import sppdet
+from sppdet import bbox_regression, config
+from sppdet.backbone import build_trunk
+from sppdet.mining import Miner
+from sppdet.proposals import SelectiveSearch
+from sppdet.train import main
+
+TINY = {
+    "backbone": {"name": "small", "weights": "random", "precision": "float32"},
+    "regions": {"scales": [160], "target": 64},
+    "pooling": {"levels": [3, 1]},
+    "svm": {"random_negatives": 60, "max_negatives": 60, "C": 0.01},
+    "bbox": {"max_windows": 100},
+    "device": "cpu",
+    "workers": 1,
+}
+
+
+class Workplace:
+    """A data set, a cache and a run of the tiny configuration."""
+
+    def __init__(self, folder: Path, root: Path, cache: Path | None = None):
+        self.root, self.run, self.cache = root, folder / "run", cache or folder / "cache"
+        self.yaml = folder / "tiny.yaml"
+        run = {"dir": str(self.run), "cache": str(self.cache)}
+        self.yaml.write_text(yaml.safe_dump({**TINY, "data": {"root": str(root)}, "run": run}))
+
+    def train(self, *arguments: str) -> int:
+        return main([str(self.yaml), *arguments])
+
+    def model(self) -> bytes:
+        return (self.run / "model.json").read_bytes() + (self.run / "model.safetensors").read_bytes()
+
+    def times(self, pattern: str = "run/stages/**/*") -> dict[str, int]:
+        """When each file below the folder was written."""
+        paths = self.yaml.parent.glob(pattern)
+        return {str(path): path.stat().st_mtime_ns for path in paths if path.is_file()}
+
+    def stored(self, kind: str, suffix: str) -> list[str]:
+        return sorted(path.stem for path in (self.cache / kind).rglob(f"*{suffix}"))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, shapes_root) -> Workplace:
+    """A finished run; its cache is shared by the runs that do not test the cache."""
+    place = Workplace(tmp_path_factory.mktemp("trained"), shapes_root)
+    assert place.train() == 0
+    return place
+
+
+@pytest.fixture
+def place(tmp_path, trained) -> Workplace:
+    """A run that is still to be done, on the pictures and the cache of the finished one."""
+    return Workplace(tmp_path, trained.root, trained.cache)
+
+
+@pytest.fixture
+def own_data(tmp_path, shapes_root) -> Path:
+    return Path(shutil.copytree(shapes_root, tmp_path / "shapes"))
+
+
+def error_lines(capsys) -> list[str]:
+    return [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+
+
+def test_a_run_leaves_its_settings_costs_model_and_metrics(trained, shapes_root):
+    metrics = json.loads((trained.run / "metrics.json").read_text())
+    assert set(metrics["AP"]) == {"circle", "cross", "ring", "square", "star", "triangle"}
+    assert 0 <= metrics["mAP"] <= 100
+    saved = json.loads((trained.run / "config.json").read_text())
+    assert saved["regions"]["scales"] == [160] and saved["versions"]["sppdet"] == sppdet.__version__
+    costs = json.loads((trained.run / "stages.json").read_text())
+    assert {"proposals", "maps", "svm", "bbox", "evaluate"} <= set(costs)
+    assert all(costs[stage]["seconds"] >= 0 for stage in costs)
+    assert len(trained.stored("proposals", ".npy")) == 18 == len(trained.stored("maps", ".b2nd"))
+    assert not list(trained.yaml.parent.rglob(".*.*"))  # no temporary file is left
+
+
+def test_the_model_detects(trained, shapes_root):
+    detector = sppdet.load(trained.run, device="cpu")
+    found = detector.predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+    assert found.classes == ("circle", "cross", "ring", "square", "star", "triangle")
+    assert len(found) and (np.diff(found.scores) <= 0).all()
+
+
+def test_a_second_run_does_nothing_again(trained):
+    def files():
+        found = trained.times("**/*")
+        rewritten = ("config.json", "model.json", "model.safetensors")  # cheap, and the same bytes each time
+        return {path: time for path, time in found.items() if Path(path).name not in rewritten or "stages" in path}
+
+    before, model = files(), trained.model()
+    assert trained.train() == 0
+    assert files() == before and trained.model() == model
+
+
+def test_an_interrupted_run_ends_at_the_same_model(tmp_path, trained, shapes_root, monkeypatch, capsys):
+    place = Workplace(tmp_path, shapes_root)  # with a cache of its own
+    search, calls = SelectiveSearch.__call__, []
+
+    def until_the_fifth(self, image):
+        calls.append(1)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return search(self, image)
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    for owner, name, replacement in (
+        (SelectiveSearch, "__call__", until_the_fifth),
+        (Miner, "train", stop),
+        (bbox_regression, "train", stop),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, replacement)
+            assert place.train() == 130
+        assert "goes on from here" in capsys.readouterr().err
+        assert not (place.run / "model.json").exists()
+        if owner is SelectiveSearch:
+            assert len(place.stored("proposals", ".npy")) == 4
+    svms = place.times("run/stages/svm/*")
+    assert place.train() == 0
+    assert place.times("run/stages/svm/*") == svms
+    assert place.model() == trained.model()
+
+
+def remove_objects(annotation: Path, name: str | None = None) -> None:
+    """Take all objects, or those of one class, out of a picture's annotation."""
+    tree = ET.parse(annotation)
+    for element in tree.getroot().findall("object"):
+        if name in (None, element.findtext("name")):
+            tree.getroot().remove(element)
+    tree.write(annotation)
+
+
+def test_a_class_is_added_without_touching_the_others(tmp_path, trained, own_data, shapes_root):
+    place = Workplace(tmp_path, own_data, trained.cache)
+    for annotation in (own_data / "Annotations").iterdir():
+        remove_objects(annotation, "ring")
+    assert place.train("--stage", "bbox") == 0
+    before = place.times()
+    assert not [path for path in before if "ring" in path] and [path for path in before if "star" in path]
+    shutil.copytree(shapes_root / "Annotations", own_data / "Annotations", dirs_exist_ok=True)
+    assert place.train() == 0
+    after = place.times()
+    assert {path: after[path] for path in before} == before
+    added = sorted(str(Path(path).relative_to(place.run)) for path in set(after) - set(before))
+    assert added == [f"stages/{kind}/ring.{end}" for kind in ("bbox", "svm") for end in ("json", "safetensors")]
+    assert place.model() == trained.model()  # as if all had been trained together
+
+
+def test_a_stage_stops_there_and_force_does_it_again(place):
+    assert place.train("--stage", "svm") == 0
+    svms = place.times("run/stages/svm/*.safetensors")
+    contents = {path: Path(path).read_bytes() for path in svms}
+    assert len(svms) == 6 and not (place.run / "stages" / "bbox").exists()
+    assert not (place.run / "metrics.json").exists()
+    assert place.train("--stage", "bbox") == 0
+    boxes = place.times("run/stages/bbox/*")
+    assert place.times("run/stages/svm/*.safetensors") == svms
+    assert place.train("--stage", "svm", "--force") == 0
+    again = place.times("run/stages/svm/*.safetensors")
+    assert all(again[path] > svms[path] for path in svms)
+    assert {path: Path(path).read_bytes() for path in again} == contents
+    assert place.times("run/stages/bbox/*") == boxes
+
+
+def test_force_does_everything_again(tmp_path, shapes_root):
+    place = Workplace(tmp_path, shapes_root)
+    assert place.train() == 0
+    before, model = place.times("**/*"), place.model()
+    assert place.train("--force") == 0
+    after = place.times("**/*")
+    old = [path for path in after if after[path] == before[path]]
+    assert {Path(path).name for path in old} == {"settings.json", "tiny.yaml"}
+    assert place.model() == model
+
+
+def test_a_changed_setting_redoes_what_depends_on_it(place):
+    assert place.train("--stage", "bbox") == 0
+    svms, boxes = place.times("run/stages/svm/*"), place.times("run/stages/bbox/*")
+    assert place.train("svm.C=0.02", "--stage", "bbox") == 0
+    now = place.times("run/stages/svm/*")
+    assert all(now[path] > svms[path] for path in svms)
+    assert place.times("run/stages/bbox/*") == boxes
+
+
+def test_a_changed_box_retrains_its_class_alone(tmp_path, trained, own_data):
+    place = Workplace(tmp_path, own_data, trained.cache)
+    assert place.train("--stage", "svm") == 0
+    before = place.times("run/stages/svm/*.safetensors")
+    annotation = own_data / "Annotations" / "train_00000.xml"
+    tree = ET.parse(annotation)
+    thing = tree.getroot().find("object")
+    corner = thing.find("bndbox").find("xmax")
+    corner.text = str(float(corner.text) - 2)
+    tree.write(annotation)
+    assert place.train("--stage", "svm") == 0
+    after = place.times("run/stages/svm/*.safetensors")
+    assert [Path(path).stem for path in after if after[path] != before[path]] == [thing.findtext("name")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("regions.scale=[160]", "did you mean 'regions.scales'?"),
+        ("svm.C=lots", "svm.C: expected float, found 'lots'"),
+        ("data.train_split=trian", "there are: test, train, trainval"),
+        ("data.root=/nowhere/at/all", "/nowhere/at/all: no such folder"),
+        ("device=tpu9", "device: 'tpu9' is unknown"),
+        ("backbone.name=resnet19", "backbone.name: 'resnet19' is none of"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(place, capsys, text, message):
+    assert place.train(text) == 2
+    (line,) = error_lines(capsys)
+    assert line.startswith("error: ") and message in line
+
+
+def test_weights_of_another_network(place, tmp_path, capsys):
+    torch.save(build_trunk("squeezenet1_1").state_dict(), tmp_path / "other.pth")
+    assert place.train(f"backbone.weights={tmp_path / 'other.pth'}") == 2
+    (line,) = error_lines(capsys)
+    assert "other.pth does not fit small" in line
+
+
+def test_a_broken_picture_costs_the_others_nothing(tmp_path, own_data, capsys):
+    place = Workplace(tmp_path, own_data)
+    picture = own_data / "JPEGImages" / "train_00003.jpg"
+    content = picture.read_bytes()
+    picture.write_bytes(content[: len(content) // 2])
+    assert place.train("--stage", "svm") == 2
+    (line,) = error_lines(capsys)
+    assert "train_00003.jpg" in line
+    stored = place.stored("proposals", ".npy")
+    assert len(stored) == 17 and not any("train_00003" in name for name in stored)
+    picture.write_bytes(content)
+    assert place.train("--stage", "svm") == 0
+    assert len(place.stored("proposals", ".npy")) == 18
+
+
+def test_a_class_without_training_objects_is_named_and_never_found(place, capsys, shapes_root):
+    # As in a split that data.limit_train cuts short: the other classes are trained all the same.
+    assert place.train("data.classes=[circle,cross,hexagon,ring,square,star,triangle]", "detection.min_margin=-9") == 0
+    output = capsys.readouterr()
+    assert "hexagon" in "".join(line for line in (output.out + output.err).splitlines() if "no training" in line)
+    found = sppdet.load(place.run, device="cpu").predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+    names = {thing["label"] for thing in found.to_list()}
+    assert "star" in names and "hexagon" not in names
+
+
+def test_pictures_without_objects_or_proposals(tmp_path, own_data):
+    place = Workplace(tmp_path, own_data)
+    remove_objects(own_data / "Annotations" / "train_00001.xml")
+    remove_objects(own_data / "Annotations" / "test_00001.xml")
+    for name in ("train_00002", "test_00002", "test_00003"):  # black: nothing to propose
+        path = own_data / "JPEGImages" / f"{name}.jpg"
+        Image.new("RGB", Image.open(path).size).save(path)
+    remove_objects(own_data / "Annotations" / "test_00003.xml")
+    assert place.train("proposals.min_size=24") == 0
+    assert 0 <= json.loads((place.run / "metrics.json").read_text())["mAP"] <= 100
+
+
+def test_every_stage_on_the_way_to_fc_features(place):
+    options = [
+        "backbone.weights=pretrain", "pretrain.sizes=[48]", "pretrain.epochs=1", "pretrain.batch_size=16",
+        "features=fc6", "finetune.units=16", "finetune.steps=4", "finetune.batch_size=32",
+    ]  # fmt: skip
+    assert place.train(*options) == 0
+    costs = json.loads((place.run / "stages.json").read_text())
+    assert set(costs) == {"pretrain", "proposals", "maps", "finetune", "svm", "bbox", "evaluate"} - {"proposals"}
+    before, model = place.times(), place.model()
+    assert {"pretrain.safetensors", "finetune.safetensors"} <= {Path(path).name for path in before}
+    assert place.train(*options) == 0
+    assert place.times() == before and place.model() == model
+    assert sppdet.load(place.run, device="cpu").features.dimension == 16
+
+
+def test_without_box_regression(place):
+    assert place.train("bbox.enabled=false") == 0
+    assert sppdet.load(place.run, device="cpu").regressors is None
+    metrics = json.loads((place.run / "metrics.json").read_text())
+    assert metrics["without_bbox"]["mAP"] == metrics["mAP"]
+
+
+def test_print_config_is_a_config(place, capsys, tmp_path):
+    assert place.train("svm.C=0.5", "--print-config") == 0
+    (tmp_path / "printed.yaml").write_text(capsys.readouterr().out)
+    assert config.load(tmp_path / "printed.yaml") == config.load(place.yaml, ["svm.C=0.5"])
+    assert not place.run.exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    ["--print-config svm.C=0.5", "--stage svm svm.C=0.5 --print-config", "workers=1 --print-config svm.C=0.5"],
+)
+def test_settings_and_options_mix(place, capsys, arguments):
+    assert place.train(*arguments.split()) == 0
+    assert yaml.safe_load(capsys.readouterr().out)["svm"]["C"] == 0.5
