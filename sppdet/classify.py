@@ -26,6 +26,9 @@ from sppdet.parallel import run
 from sppdet.pooling import SpatialPyramidPooling
 
 
+_MARGIN = 0.2  # of an object's sides: what a crop shows around it
+
+
 class SPPClassifier(nn.Module):
     """Pictures ``(B, 3, H, W)`` of any size -> ``(B, K)`` logits."""
 
@@ -77,9 +80,18 @@ def _elsewhere(sample, rng: np.random.Generator) -> np.ndarray:
     return boxes[free][: len(sample.boxes)]
 
 
+def _jitter(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """A random part that holds the object, at ``size`` x ``size``, mirrored every other time."""
+    side = len(image)
+    most = side * _MARGIN / (1 + 2 * _MARGIN)  # how far an edge may move in before it cuts the object
+    x1, y1, x2, y2 = np.rint(rng.random(4) * most).astype(int)
+    part = cv2.resize(image[y1 : side - y2, x1 : side - x2], (size, size), interpolation=cv2.INTER_LINEAR)
+    return part[:, ::-1] if rng.random() < 0.5 else part
+
+
 def _crop(image: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
     height, width = image.shape[:2]
-    margin = 0.1 * (box[2:] - box[:2])
+    margin = _MARGIN * (box[2:] - box[:2])
     x1, y1 = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
     x2, y2 = np.minimum(np.ceil(box[2:] + margin), [width, height]).astype(int)
     return cv2.resize(image[y1:y2, x1:x2], (side, side), interpolation=cv2.INTER_LINEAR)
@@ -145,11 +157,10 @@ def pretrain(
 
 
 def _batches(crops: Crops, size: int, batch_size: int, rng: np.random.Generator):
-    """Shuffled, mirrored at random, at ``size`` pixels a side; the incomplete last batch is left out."""
+    """Shuffled, at ``size`` pixels a side, each cut and mirrored at random; the incomplete last batch is left out."""
     order = rng.permutation(len(crops.labels))
     for start in range(0, len(order) - batch_size + 1, batch_size):
         rows = order[start : start + batch_size]
-        images = [cv2.resize(crops.images[row], (size, size)) for row in rows]
-        images = np.stack([image[:, ::-1] if rng.random() < 0.5 else image for image in images])
+        images = np.stack([_jitter(crops.images[row], size, rng) for row in rows])
         x = torch.from_numpy((images * (1 / 255 / STD) - MEAN / STD).astype(np.float32)).permute(0, 3, 1, 2)
         yield x, torch.from_numpy(crops.labels[rows])

@@ -87,16 +87,16 @@ class Svm:
     hard_margin: float = -1.0001  # a negative that scores above this is hard
     evict_margin: float = -1.2  # after a fit, negatives that score below this leave
     duplicate_overlap: float = 0.7  # of a picture's hard negatives that overlap by more, the hardest stays
-    hard_per_picture: int = 50  # new negatives a class and picture
-    max_negatives: int = 3000  # kept a class; memory is at most classes x this x 2 bytes x features
+    hard_per_picture: int = 60  # new negatives a class and picture
+    max_negatives: int = 8000  # kept a class; memory is at most classes x this x 2 bytes x features
     random_negatives: int = 5000  # to start from
 
 
 @dataclass
 class BoxRegression:
     enabled: bool = True
-    min_overlap: float = 0.5
-    ridge: float = 4000.0
+    min_overlap: float = 0.6
+    ridge: float = 3000.0
     max_windows: int = 4000  # a class; a random sample beyond that
 
 

@@ -48,7 +48,7 @@ def make_shapes(
             f"picture of each split, a seed from 0 and sides from {_SMALLEST_SIDE} pixels"
         )
     root = Path(root)
-    parameters = {"version": 1, "train": train, "test": test, "seed": seed, "size": list(size)}
+    parameters = {"version": 2, "train": train, "test": test, "seed": seed, "size": list(size)}
     if _is_complete(root, parameters):
         return root
     # The marker comes first as well, so that an interrupted folder is known as ours and may be drawn again.
@@ -90,7 +90,7 @@ def draw_shapes(
 
     count = int(rng.choice(5, p=[0.2, 0.25, 0.25, 0.18, 0.12])) + 1
     labels = rng.integers(0, len(CLASSES), count)
-    kinds = [*(CLASSES[label] for label in labels), *rng.choice(list(_DISTRACTORS), rng.integers(1, 5))]
+    kinds = [*(CLASSES[label] for label in labels), *rng.choice(list(_DISTRACTORS), rng.integers(0, 3))]
     figures: dict[int, _Figure] = {}
     owner = np.full((height, width), -1, np.int16)  # which figure each pixel shows
     # Distractors lie over and under objects alike.
