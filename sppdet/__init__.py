@@ -2,7 +2,7 @@
 
 >>> import sppdet
 >>> detector = sppdet.load("runs/demo")          # doctest: +SKIP
->>> for found in detector.predict("photo.jpg").above(-0.3).to_list(): print(found)   # doctest: +SKIP
+>>> for found in detector.predict("photo.jpg").above(-0.5).to_list(): print(found)   # doctest: +SKIP
 """
 
 from __future__ import annotations

@@ -25,7 +25,6 @@ from sppdet.images import read_image
 from sppdet.parallel import run
 from sppdet.pooling import SpatialPyramidPooling
 
-
 _MARGIN = 0.2  # of an object's sides: what a crop shows around it
 
 

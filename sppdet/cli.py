@@ -12,7 +12,9 @@ from sppdet.errors import SppdetError
 STAGES = ("pretrain", "proposals", "maps", "finetune", "svm", "bbox", "evaluate")
 
 
-def run(command: Callable[[argparse.Namespace], int | None], options: argparse.Namespace) -> int:
+def run(
+    command: Callable[[argparse.Namespace], int | None], options: argparse.Namespace, interrupted: str = "interrupted"
+) -> int:
     """Call ``command(options)``; the exit status: its own or 0, 2 for user errors, 130 if interrupted."""
     warnings.showwarning = _show_warning
     try:
@@ -22,7 +24,7 @@ def run(command: Callable[[argparse.Namespace], int | None], options: argparse.N
             print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
+        print(f"\n{interrupted}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0

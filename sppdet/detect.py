@@ -49,7 +49,7 @@ Boxes are x1 y1 x2 y2, pixel edges counted from 0, of the picture as displayed (
 the top left pixel is 0 0 1 1, and a width is x2 - x1.
 
 --json prints one document, best detections first; a picture that could not be done has "error" instead:
-  {"model": "runs/demo", "classes": ["cat", "dog"], "threshold": -0.3,
+  {"model": "runs/demo", "classes": ["cat", "dog"], "threshold": -0.5,
    "images": [{"path": "a.jpg", "width": 640, "height": 480,
                "detections": [{"label": "dog", "score": 0.71, "box": [48.0, 120.0, 195.5, 371.0]}]}]}
 
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--threshold",
         type=_finite,
-        default=-0.3,
+        default=-0.5,
         metavar="M",
         help="lowest SVM margin shown, not a probability; default: %(default)s; 0 is the decision boundary",
     )

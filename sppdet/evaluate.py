@@ -9,6 +9,9 @@ from pathlib import Path
 from sppdet import cli
 
 
+_INTERRUPTED = "interrupted; the same command goes on from here"
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog="sppdet evaluate",
@@ -36,7 +39,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return cli.run(evaluate, parser().parse_intermixed_args(arguments))
+    return cli.run(evaluate, parser().parse_intermixed_args(arguments), _INTERRUPTED)
 
 
 if __name__ == "__main__":

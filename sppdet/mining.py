@@ -152,6 +152,8 @@ class Miner:
         vectors, owners = zip(*results)
         per_class = s.max_negatives * 5 // 4 + s.hard_per_picture
         capacity = k * per_class + s.random_negatives + len(order)
+        gigabytes = (capacity + sum(map(len, owners))) * self.features.dimension * 2 / 2**30
+        self.log(f"  negatives will take {gigabytes:.1f} GB at the very most; svm.max_negatives bounds them")
         cache = SampleCache(np.concatenate(vectors), np.concatenate(owners), k, capacity)
         share = -(-s.random_negatives // len(order))
         chosen = order[: -(-s.random_negatives // share)] if share else order[:0]

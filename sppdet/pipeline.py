@@ -198,38 +198,40 @@ class Pipeline:
         return {"computed": True, "loss": round(loss, 4)}
 
     def _svm(self, again: bool) -> dict:
-        missing = [
-            k for k in self.labels if again or not _is_done(self._class_path("svm", k), self._class_key("svm", k))
-        ]
-        if not missing:
-            return {"computed": False}
-        scale = self.scale if self.head is None else self._scale(self.features)
-        miner = Miner(
-            self.corpus, self.features, missing, self.config.svm, scale,
-            self.config.run.seed, self.config.workers, self.log,
-        )  # fmt: skip
-        svms = miner.train()
-        for row, k in enumerate(missing):
-            tensors = {"weight": svms.weight[row], "bias": svms.bias[row : row + 1]}
-            _finish(self._class_path("svm", k), self._class_key("svm", k), tensors)
-        return {"computed": True, "classes": len(missing)}
+        missing = self._unfinished("svm", again)
+        if missing:
+            scale = self.scale if self.head is None else self._scale(self.features)
+            miner = Miner(
+                self.corpus, self.features, missing, self.config.svm, scale,
+                self.config.run.seed, self.config.workers, self.log,
+            )  # fmt: skip
+            svms = miner.train()
+            self._finish_classes("svm", missing, svms.weight, svms.bias[:, None])
+        return {"computed": bool(missing), "classes": len(missing)}
 
     def _bbox(self, again: bool) -> dict | None:
         if not self.config.bbox.enabled:
             return None
-        missing = [
-            k for k in self.labels if again or not _is_done(self._class_path("bbox", k), self._class_key("bbox", k))
-        ]
-        if not missing:
-            return {"computed": False}
-        regressors = bbox_regression.train(
-            self.corpus, self.pooled_features, missing, self.config.bbox, self.scale,
-            self.config.run.seed, self.config.workers,
-        )  # fmt: skip
-        for row, k in enumerate(missing):
-            tensors = {"weight": regressors.weight[row], "bias": regressors.bias[row]}
-            _finish(self._class_path("bbox", k), self._class_key("bbox", k), tensors)
-        return {"computed": True, "classes": len(missing)}
+        missing = self._unfinished("bbox", again)
+        if missing:
+            regressors = bbox_regression.train(
+                self.corpus, self.pooled_features, missing, self.config.bbox, self.scale,
+                self.config.run.seed, self.config.workers,
+            )  # fmt: skip
+            self._finish_classes("bbox", missing, regressors.weight, regressors.bias)
+        return {"computed": bool(missing), "classes": len(missing)}
+
+    def _unfinished(self, stage: str, again: bool) -> list[int]:
+        """The classes that ``stage`` has no result for."""
+        return [k for k in self.labels if again or not _is_done(self._class_path(stage, k), self._class_key(stage, k))]
+
+    def _finish_classes(self, stage: str, labels: list[int], weight: np.ndarray, bias: np.ndarray) -> None:
+        for k, *values in zip(labels, weight, bias):
+            _finish(self._class_path(stage, k), self._class_key(stage, k), dict(zip(("weight", "bias"), values)))
+
+    def _finished_classes(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
+        tensors = [load_file(self._class_path(stage, k)) for k in self.labels]
+        return np.stack([t["weight"] for t in tensors]), np.stack([t["bias"] for t in tensors])
 
     def _evaluate(self, again: bool) -> dict:
         self.detector().save(self.folder)
@@ -238,19 +240,14 @@ class Pipeline:
 
     def detector(self) -> Detector:
         """The detector that the finished stages make."""
-        svms = [load_file(self._class_path("svm", k)) for k in self.labels]
-        regressors = [load_file(self._class_path("bbox", k)) for k in self.labels] if self.config.bbox.enabled else []
+        weight, bias = self._finished_classes("svm")
         return Detector(
             classes=self.train.classes,
             backbone=self.backbone,
             features=self.features,
             search=self.config.proposals,
-            svms=LinearSVMs(np.stack([s["weight"] for s in svms]), np.concatenate([s["bias"] for s in svms])),
-            regressors=BoxRegressors(
-                np.stack([r["weight"] for r in regressors]), np.stack([r["bias"] for r in regressors])
-            )
-            if regressors
-            else None,
+            svms=LinearSVMs(weight, bias[:, 0]),
+            regressors=BoxRegressors(*self._finished_classes("bbox")) if self.config.bbox.enabled else None,
             detection=self.config.detection,
             head=self.head,
         )
@@ -290,17 +287,13 @@ class Pipeline:
 
 def versions() -> dict[str, str]:
     """What a result was made with."""
-    packages = (
-        "sppdet",
-        "torch",
-        "torchvision",
-        "opencv-contrib-python",
-        "scikit-learn",
-        "numpy",
-        "numba",
-        "blosc2",
-    )
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages}
+    found = {"python": platform.python_version()}
+    for name in ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-learn", "numpy", "numba"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed, another OpenCV wheel
+            found[name] = "not installed by pip"
+    return found
 
 
 def _is_done(path: Path, key: str) -> bool:

@@ -8,6 +8,9 @@ import sys
 from sppdet import cli
 
 
+_INTERRUPTED = "interrupted; the same command goes on from here"
+
+
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="sppdet train", description="Train and evaluate a detector, stage by stage.")
     made.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
@@ -31,7 +34,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return cli.run(train, parser().parse_intermixed_args(arguments))
+    return cli.run(train, parser().parse_intermixed_args(arguments), _INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -106,12 +106,12 @@ def test_nothing_above_the_threshold(place, capsys):
 def test_json_is_one_document_that_tells_what_predict_finds(place, capsys, detector):
     paths = [save(place / f"{seed}.png", picture(seed)) for seed in range(2)]
     found = document(capsys, *paths)
-    expected = [detector.predict(path).above(-0.3).to_list() for path in paths]
+    expected = [detector.predict(path).above(-0.5).to_list() for path in paths]
     assert expected[0]
     assert found == {
         "model": os.path.join("runs", "x"),
         "classes": list(CLASSES),
-        "threshold": -0.3,
+        "threshold": -0.5,
         "images": [
             {"path": path, "width": 120, "height": 90, "detections": rows} for path, rows in zip(paths, expected)
         ],
@@ -299,7 +299,7 @@ def test_many_pictures_come_in_order_and_as_one_by_one(place, capsys, detector):
     assert [entry["path"] for entry in entries] == [os.path.join("photos", f"{seed}.png") for seed in range(6)]
     assert "error" in entries.pop(3)
     for entry in entries:
-        expected = detector.predict(entry["path"]).above(-0.3).to_list()
+        expected = detector.predict(entry["path"]).above(-0.5).to_list()
         assert [one["label"] for one in entry["detections"]] == [one["label"] for one in expected]
         for one, other in zip(entry["detections"], expected):
             # Sums are taken in another order with another number of threads.
