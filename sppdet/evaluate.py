@@ -8,7 +8,6 @@ from pathlib import Path
 
 from sppdet import cli
 
-
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 

@@ -7,7 +7,6 @@ import sys
 
 from sppdet import cli
 
-
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 

@@ -1,0 +1,52 @@
+"""Print a run's metrics.json as the Markdown tables of the README: ``python scripts/results.py RUN``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+STAGES = ("pretrain", "proposals", "maps", "finetune", "svm", "bbox", "evaluate")
+
+
+def tables(metrics: dict) -> str:
+    """Markdown of what :func:`sppdet.measure.evaluate_run` wrote."""
+    without, proposals = metrics["without_bbox"], metrics["proposals"]
+    lines = [
+        f"{metrics['pictures']} test pictures; proposals: {proposals['windows']:.0f} a picture, recall@0.5 "
+        f"{proposals['recall@0.5']:.3f}, recall@0.7 {proposals['recall@0.7']:.3f}, average best overlap "
+        f"{proposals['average_best_overlap']:.3f}",
+        "",
+        "| | 11-point mAP | area mAP |",
+        "|---|---|---|",
+        f"| SVMs | {without['mAP']:.1f} | {without['mAP_area']:.1f} |",
+        f"| SVMs + box regression | {metrics['mAP']:.1f} | {metrics['mAP_area']:.1f} |",
+        "",
+        "| stage | seconds | peak memory, MB | disk, MB |",
+        "|---|---|---|---|",
+    ]
+    costs = metrics["stages"]
+    for stage in [name for name in STAGES if name in costs]:
+        cost = costs[stage]
+        disk = f"{cost['disk_mb']:.0f}" if "disk_mb" in cost else ""
+        lines.append(f"| {stage} | {cost['seconds']:.0f} | {cost['peak_memory_mb']} | {disk} |")
+    lines.append(f"| all | {sum(cost['seconds'] for cost in costs.values()):.0f} | | |")
+    names = list(metrics["AP"])
+    shown = ", ".join(f"{name} {metrics['AP'][name]:.1f}" for name in names if metrics["AP"][name] is not None)
+    return "\n".join([*lines, "", f"AP by class: {shown}"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("run", type=Path, metavar="RUN")
+    path = parser.parse_args(arguments).run / "metrics.json"
+    if not path.is_file():
+        print(f"error: {path} is not there; python -m sppdet.evaluate RUN makes it", file=sys.stderr)
+        return 2
+    print(tables(json.loads(path.read_text())))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
