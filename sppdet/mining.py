@@ -43,33 +43,46 @@ def feature_scale(corpus: Corpus, features: PyramidFeatures, norm: float, seed: 
     return norm / mean if mean > 0 else 1.0
 
 
+_GROWTH = 2048  # rows by which the cache grows
+
+
 class SampleCache:
     """Rows that one or more classes train on, and each class's state for each of its rows.
 
     A row is the vector of one window. ``held[r, k]`` says that class k uses row r; the first rows are the positives
-    and stay. Memory is bounded by ``capacity`` rows of D float16, reserved but not touched before it is needed.
+    and stay. A row takes 2 D bytes; as many are kept as the classes hold, and room that became free is used again.
     """
 
-    def __init__(self, positives: np.ndarray, positive_classes: np.ndarray, classes: int, capacity: int):
-        self.positives = len(positives)
-        capacity += self.positives
-        self.rows = np.empty((capacity, positives.shape[1]), np.float16)
-        self.rows[: self.positives] = positives
-        self.held = np.zeros((capacity, classes), bool)
-        self.held[np.arange(self.positives), positive_classes] = True
-        self.alpha = np.zeros((capacity, classes))
-        self.score = np.zeros((capacity, classes), np.float32)
-        self._slots: dict[tuple[int, int], int] = {}  # (picture, window) -> row
-        self._keys: list[tuple[int, int] | None] = [None] * capacity  # and back
-        self._used = np.zeros(capacity, bool)
-        self._rank = np.zeros(capacity, np.int64)  # orders rows by picture and window, wherever they are stored
-        self._free = list(range(capacity - 1, self.positives - 1, -1))
+    def __init__(self, positives: np.ndarray, positive_classes: np.ndarray, classes: int):
+        count = self.positives = len(positives)
+        self.rows = positives.copy()
+        self.held = np.zeros((count, classes), bool)
+        self.held[np.arange(count), positive_classes] = True
+        self.alpha = np.zeros((count, classes))
+        self.score = np.zeros((count, classes), np.float32)
+        self._used = np.zeros(count, bool)
+        self._rank = np.zeros(count, np.int64)  # orders rows by picture and window, wherever they are stored
+        self._keys: list[tuple[int, int] | None] = [None] * count  # row -> (picture, window)
+        self._slots: dict[tuple[int, int], int] = {}  # and back
+        self._free: list[int] = []
+
+    def _grow(self) -> None:
+        count = len(self.rows)
+        # In place: these are gigabytes, and the system moves the pages without copying them.
+        self.rows.resize((count + _GROWTH, self.rows.shape[1]), refcheck=False)
+        for name in ("held", "alpha", "score", "_used", "_rank"):
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.zeros((_GROWTH, *old.shape[1:]), old.dtype)]))
+        self._keys += [None] * _GROWTH
+        self._free += range(count + _GROWTH - 1, count - 1, -1)
 
     def add(self, picture: int, windows: np.ndarray, vectors: np.ndarray, wanted: np.ndarray, score: np.ndarray):
         """Negatives of one picture: window ids ``(r,)``, float16 ``(r, D)``, ``(r, K)`` bool and margins."""
         for window, vector, classes, margins in zip(windows.tolist(), vectors, wanted, score):
             key = (picture, window)
             if key not in self._slots:
+                if not self._free:
+                    self._grow()
                 slot = self._free.pop()
                 self._slots[key], self._keys[slot], self._used[slot] = slot, key, True
                 self._rank[slot] = (picture << 32) + window
@@ -150,11 +163,7 @@ class Miner:
         s, k = self.settings, len(self.labels)
         results = run(self._positives, order.tolist(), self.workers, "positives", threads=True)
         vectors, owners = zip(*results)
-        per_class = s.max_negatives * 5 // 4 + s.hard_per_picture
-        capacity = k * per_class + s.random_negatives + len(order)
-        gigabytes = (capacity + sum(map(len, owners))) * self.features.dimension * 2 / 2**30
-        self.log(f"  negatives will take {gigabytes:.1f} GB at the very most; svm.max_negatives bounds them")
-        cache = SampleCache(np.concatenate(vectors), np.concatenate(owners), k, capacity)
+        cache = SampleCache(np.concatenate(vectors), np.concatenate(owners), k)
         share = -(-s.random_negatives // len(order))
         chosen = order[: -(-s.random_negatives // share)] if share else order[:0]
 
@@ -237,7 +246,8 @@ class Miner:
         fits = list(run(fit_class, range(len(self.labels)), self.workers, "fitting SVMs", threads=True))
         self.cache.collect()
         negatives = self.cache.held[self.cache.positives :].sum(axis=0)
-        self.log(f"  {len(self.cache)} negatives, {negatives.min()}..{negatives.max()} a class")
+        gigabytes = self.cache.rows.nbytes / 2**30
+        self.log(f"  {len(self.cache)} negatives, {negatives.min()}..{negatives.max()} a class, {gigabytes:.1f} GB")
         slow = [k for k, fitted in enumerate(fits) if not fitted.converged]
         if slow:
             self.log(f"  the SVM of {len(slow)} classes stopped at the iteration limit; a smaller svm.C helps")

@@ -11,9 +11,9 @@ from sppdet.mining import Miner, SampleCache, feature_scale
 SETTINGS = {"C": 0.1, "random_negatives": 30, "max_negatives": 40, "hard_per_picture": 6}
 
 
-def sample_cache(capacity: int = 8) -> SampleCache:
+def sample_cache() -> SampleCache:
     """Two classes with one positive each, of two features."""
-    return SampleCache(np.array([[1, 0], [0, 1]], np.float16), np.array([0, 1]), 2, capacity)
+    return SampleCache(np.array([[1, 0], [0, 1]], np.float16), np.array([0, 1]), 2)
 
 
 def add(cache: SampleCache, picture: int, windows: list[int], wanted, score) -> None:
@@ -50,7 +50,7 @@ def test_the_same_window_number_of_another_picture_is_another_row():
 
 
 def test_trim_keeps_the_hardest_once_a_quarter_more_has_come():
-    cache = sample_cache(16)
+    cache = sample_cache()
     add(cache, 1, list(range(5)), [[1, 1]] * 5, [[w, -w] for w in range(5)])
     cache.trim(0, 4)
     assert len(negatives(cache, 0)) == 5  # five are not more than four and a quarter of four
@@ -70,7 +70,7 @@ def test_evict_drops_easy_negatives_and_never_positives():
 
 
 def test_collect_frees_rows_that_no_class_holds():
-    cache = sample_cache(3)
+    cache = sample_cache()
     add(cache, 1, [0, 1, 2], [[1, 1], [1, 0], [0, 1]], [[-2, 0], [-2, 0], [0, 0]])
     cache.evict(0, -1)
     cache.collect()
@@ -80,7 +80,7 @@ def test_collect_frees_rows_that_no_class_holds():
 
 
 def test_a_row_that_is_used_again_starts_from_nothing():
-    cache = sample_cache(1)
+    cache = sample_cache()
     add(cache, 1, [0], [[1, 0]], [[-5, 0]])
     row = int(cache.problem(0)[0][-1])
     cache.alpha[row, 0] = 0.7
