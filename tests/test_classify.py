@@ -71,11 +71,11 @@ def test_an_object_as_large_as_its_picture_has_no_background():
     assert classify._elsewhere(sample, np.random.default_rng(0)).shape == (0, 4)
 
 
-def test_a_crop_has_a_tenth_around_it_and_stays_inside():
+def test_a_crop_has_a_fifth_around_it_and_stays_inside():
     image = np.zeros((80, 100, 3), np.uint8)
     image[20:60, 30:70] = 200
-    crop = classify._crop(image, np.array([30, 20, 70, 60], np.float32), 48)  # pixels 26..74 and 16..64: 48 a side
-    np.testing.assert_array_equal(crop, image[16:64, 26:74])
+    crop = classify._crop(image, np.array([30, 20, 70, 60], np.float32), 56)  # pixels 22..78 and 12..68: 56 a side
+    np.testing.assert_array_equal(crop, image[12:68, 22:78])
     assert classify._crop(image, np.array([0, 0, 100, 80], np.float32), 20).shape == (20, 20, 3)
     assert classify._crop(image, np.array([99.2, 10, 99.6, 10.4], np.float32), 8).shape == (8, 8, 3)
 
@@ -113,3 +113,14 @@ def test_a_single_step(dataset):
 def test_too_few_crops_are_told(dataset):
     with pytest.raises(SppdetError, match=r"fewer than pretrain\.batch_size=100; give more pictures"):
         pretrain(dataset, batch_size=100)
+
+
+def test_jitter_never_cuts_the_object():
+    crop = np.zeros((140, 140, 3), np.uint8)
+    crop[20:120, 20:120] = 255  # the object of a crop with a fifth of its side around it
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        part = classify._jitter(crop, 140, rng)
+        assert part.shape == (140, 140, 3)
+        # All of the object is there, and it has only grown.
+        assert (part > 127).sum() >= (crop > 127).sum()
