@@ -113,9 +113,7 @@ def _gather(
     def fill(i: int) -> None:
         places = [np.flatnonzero(one.pictures == i) for one in chosen]
         boxes = np.concatenate([one.boxes[place] for one, place in zip(chosen, places)]).astype(np.float32)
-        maps = corpus.maps(i)
-        windows = features.windows(boxes, corpus.size(i), maps)
-        vectors = features.vectors(maps, windows, np.arange(len(windows.cells)), np.float16)[windows.group]
+        vectors = features.of_boxes(corpus.maps(i), boxes, corpus.size(i), np.float16)
         for own, place, part in zip(rows, places, np.split(vectors, np.cumsum([len(p) for p in places])[:-1])):
             own[place] = part
 

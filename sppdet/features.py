@@ -51,7 +51,7 @@ class PyramidFeatures:
 
     @property
     def dimension(self) -> int:
-        """D, of the vectors that :meth:`blocks` and :meth:`pool` return."""
+        """D, of the vectors that :meth:`blocks` and :meth:`vectors` return."""
         return self.head_dimension if self.head else self.pooled_dimension
 
     @property
@@ -100,6 +100,11 @@ class PyramidFeatures:
         for block, vectors in self.blocks(maps, windows, rows):
             found[position[block]] = vectors
         return found
+
+    def of_boxes(self, maps: Sequence[np.ndarray], boxes: np.ndarray, size: tuple[int, int], dtype=np.float32):
+        """``(N, D)`` vectors of boxes ``(N, 4)`` of a picture of ``(width, height)``."""
+        windows = self.windows(boxes, size, maps)
+        return self.vectors(maps, windows, np.arange(len(windows.cells)), dtype)[windows.group]
 
     def linear(self, maps: Sequence[np.ndarray], windows: Windows, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
         """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``."""

@@ -104,10 +104,7 @@ def _draw(
         boxes, labels = sample_windows(corpus, i, settings, np.random.default_rng(seed))
         if not len(boxes):
             return np.zeros((0, features.dimension), np.float16), labels
-        maps = corpus.maps(i)
-        windows = features.windows(boxes, corpus.size(i), maps)
-        vectors = features.vectors(maps, windows, np.arange(len(windows.cells)), np.float16)
-        return vectors[windows.group], labels
+        return features.of_boxes(corpus.maps(i), boxes, corpus.size(i), np.float16), labels
 
     parts = list(run(sample, jobs, workers, "windows", threads=True))
     vectors, labels = (np.concatenate(part) for part in zip(*parts))

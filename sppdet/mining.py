@@ -33,10 +33,7 @@ def feature_scale(corpus: Corpus, features: PyramidFeatures, norm: float, seed: 
         boxes = corpus.proposals(i)[:200]  # their stored order is a shuffle
         if not len(boxes):
             return np.zeros(0)
-        maps = corpus.maps(i)
-        windows = features.windows(boxes, corpus.size(i), maps)
-        vectors = features.vectors(maps, windows, np.arange(len(windows.cells)))
-        return np.linalg.norm(vectors, axis=1)[windows.group]
+        return np.linalg.norm(features.of_boxes(corpus.maps(i), boxes, corpus.size(i)), axis=1)
 
     found = np.concatenate(list(run(norms, pictures.tolist(), workers, "feature norm", threads=True)))
     mean = float(found.mean()) if len(found) else 0.0
@@ -105,8 +102,9 @@ class SampleCache:
 
     def trim(self, k: int, limit: int) -> None:
         """Leave class k its ``limit`` hardest negatives, if it has a quarter more than that."""
-        negatives = self.negatives(k)
-        if len(negatives) > limit * 5 // 4:
+        # Called after every picture: count first, and sort only where there is something to leave.
+        if np.count_nonzero(self.held[self.positives :, k]) > limit * 5 // 4:
+            negatives = self.negatives(k)
             hardest = np.argsort(-self.score[negatives, k], kind="stable")
             self.held[negatives[hardest[limit:]], k] = False
 
@@ -183,10 +181,8 @@ class Miner:
         owners = np.repeat(np.arange(len(objects)), [len(boxes) for boxes in objects])
         if not len(owners):
             return np.zeros((0, self.features.dimension), np.float16), owners
-        maps = self.corpus.maps(i)
-        windows = self.features.windows(np.concatenate(objects), self.corpus.size(i), maps)
-        vectors = self.features.vectors(maps, windows, np.arange(len(windows.cells)), np.float16)
-        return vectors[windows.group], owners
+        boxes, maps = np.concatenate(objects), self.corpus.maps(i)
+        return self.features.of_boxes(maps, boxes, self.corpus.size(i), np.float16), owners
 
     def _windows(self, i: int) -> tuple[Windows, np.ndarray, list[np.ndarray]]:
         boxes, maps = self.corpus.proposals(i), self.corpus.maps(i)
