@@ -143,17 +143,20 @@ def cell_grid(trunk: nn.Module) -> CellGrid:
     Each layer of kernel k, stride s, padding p and dilation d moves the first centre by ((k - 1) d / 2 - p) strides
     of its input and multiplies the stride by s. Branches that meet (residual sums, Fire's concatenation) must agree.
     """
-    grids: dict[fx.Node, tuple[int, float]] = {}
+    return list(_cell_grids(trunk).values())[-1]
+
+
+def _cell_grids(trunk: nn.Module) -> dict[str, CellGrid]:
+    """The output cells of every step of a trunk, in the order they run; a layer's step is called by its name."""
+    grids: dict[fx.Node, CellGrid] = {}
     traced = fx.symbolic_trace(trunk)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
-        if node.op == "placeholder":
-            grids[node] = (1, 0.0)
-            continue
-        inputs = {grids[parent] for parent in node.all_input_nodes}
+        inputs = {grids[parent] for parent in node.all_input_nodes} or {CellGrid(1, 0.0)}
         if len(inputs) != 1:
-            raise ValueError(f"branches of different stride or centre meet at {node.name}: {sorted(inputs)}")
-        stride, centre = inputs.pop()
+            raise ValueError(f"branches of different stride or centre meet at {node.name}: {inputs}")
+        grid = inputs.pop()
+        stride, centre = grid.stride, grid.centre
         layer = modules.get(node.target) if node.op == "call_module" else None
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
             kernel, step, padding, dilation = (
@@ -162,8 +165,20 @@ def cell_grid(trunk: nn.Module) -> CellGrid:
             )
             centre += stride * ((kernel - 1) * dilation / 2 - padding)
             stride *= step
-        grids[node] = (stride, centre)
-    return CellGrid(*grids[node])
+        grids[node] = CellGrid(stride, centre)
+    return {str(node.target): grid for node, grid in grids.items()}
+
+
+def freeze(trunk: nn.Module, stride: int) -> None:
+    """Let the layers train whose output cells are more than ``stride`` pixels apart, and fix those before them.
+
+    Fast R-CNN (arXiv 1504.08083, section 4.5) fixes conv1 and conv2 of VGG16, its layers up to stride 2, and
+    learns as well as with all of them. 0 trains every layer.
+    """
+    grids = _cell_grids(trunk)
+    for name, layer in trunk.named_modules():
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_(grids[name].stride > stride)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -226,6 +241,11 @@ class Backbone:
 
     def __call__(self, image: np.ndarray, factor: float) -> np.ndarray:
         """The conv map of an RGB uint8 picture enlarged by ``factor``: float32 ``(H, W, C)``, contiguous."""
+        x = self.pixels(image, factor).to(self.device, memory_format=torch.channels_last)
+        return self._run(x)[0].permute(1, 2, 0).float().cpu().contiguous().numpy()
+
+    def pixels(self, image: np.ndarray, factor: float) -> torch.Tensor:
+        """What the trunk sees of an RGB uint8 picture enlarged by ``factor``: float32 ``(1, 3, H, W)``."""
         height, width = image.shape[:2]
         size = scaled_size(width, height, factor)
         # Bilinear without antialiasing enlarges as the originals do; shrinking by area spares large photographs
@@ -233,9 +253,8 @@ class Backbone:
         how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         scaled = image if factor == 1 else cv2.resize(image, size, interpolation=how)
         x = torch.from_numpy((scaled * (1 / 255 / STD) - MEAN / STD).astype(np.float32, copy=False))
-        x = x.permute(2, 0, 1)[None].to(self.device, memory_format=torch.channels_last)
-        x = nn.functional.pad(x, (0, max(0, _MIN_INPUT - size[0]), 0, max(0, _MIN_INPUT - size[1])))
-        return self._run(x)[0].permute(1, 2, 0).float().cpu().contiguous().numpy()
+        x = x.permute(2, 0, 1)[None]
+        return nn.functional.pad(x, (0, max(0, _MIN_INPUT - size[0]), 0, max(0, _MIN_INPUT - size[1])))
 
     def _run(self, x: torch.Tensor) -> torch.Tensor:
         half = self.precision == "bfloat16"

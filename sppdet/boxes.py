@@ -57,6 +57,11 @@ def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
 
 
+def mirror(boxes: np.ndarray, width: int) -> np.ndarray:
+    """Where boxes lie once a picture ``width`` pixels wide is flipped left to right."""
+    return boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([width, 0, width, 0], np.float32)
+
+
 def encode(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Regression targets that move ``boxes`` onto ``targets``: ``(N, 4)`` of dx, dy, dw, dh.
 

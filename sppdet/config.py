@@ -73,6 +73,27 @@ class Finetune:
 
 
 @dataclass
+class EndToEnd:
+    """Trunk and fc layers trained together by Fast R-CNN's multi-task loss, before the maps are made."""
+
+    enabled: bool = False
+    epochs: float = 8.0
+    pictures_per_step: int = 2
+    windows_per_picture: int = 64
+    foreground: float = 0.25  # share of windows with IoU >= 0.5; the rest lies in [0.1, 0.5)
+    scales: list[int] = field(default_factory=lambda: [480, 576, 688])  # shorter sides; each picture draws one
+    flip: bool = True
+    frozen_stride: int = 4  # layers whose cells are at most this many pixels apart stay as they are; 0 trains all
+    units: int = 1024
+    dropout: float = 0.5
+    box_weight: float = 1.0  # of the box loss beside the classifier's
+    optimizer: str = "adamw"  # adamw or sgd (momentum 0.9); fresh fc layers need adamw
+    learning_rate: float = 3e-4  # of the fresh layers
+    trunk_rate: float = 0.3  # the trunk's learning rate is this share of it
+    weight_decay: float = 0.05
+
+
+@dataclass
 class Svm:
     """Per-class SVMs and their hard-negative mining; see sppdet/svm.py and sppdet/mining.py."""
 
@@ -125,6 +146,7 @@ class Config:
     pooling: Pooling = field(default_factory=Pooling)
     features: str = "pool5"  # what the SVMs see: pool5, fc6 or fc7
     finetune: Finetune = field(default_factory=Finetune)
+    end_to_end: EndToEnd = field(default_factory=EndToEnd)
     svm: Svm = field(default_factory=Svm)
     bbox: BoxRegression = field(default_factory=BoxRegression)
     detection: Detection = field(default_factory=Detection)
@@ -137,6 +159,7 @@ _CHOICES = {
     "features": ("pool5", "fc6", "fc7"),
     "svm.solver": ("dual", "liblinear"),
     "finetune.optimizer": ("adamw", "sgd"),
+    "end_to_end.optimizer": ("adamw", "sgd"),
     "backbone.precision": ("auto", "float32", "bfloat16"),
     "proposals.mode": ("fast", "quality"),
 }
@@ -242,7 +265,7 @@ def _convert(key: str, value, hint, source: str):
 def _check(key: str, value, source: str):
     if key in _CHOICES and value not in _CHOICES[key]:
         raise SppdetError(f"{source}{key}: '{value}' is none of {', '.join(_CHOICES[key])}")
-    positive = key in ("regions.scales", "pooling.levels", "pretrain.sizes")
+    positive = key in ("regions.scales", "pooling.levels", "pretrain.sizes", "end_to_end.scales")
     if positive and (not value or min(value) < 1):
         raise SppdetError(f"{source}{key}: expected one or more positive whole numbers, found {value!r}")
     if key in ("data.limit_train", "data.limit_test") and value is not None and value < 1:

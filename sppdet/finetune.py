@@ -9,11 +9,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sppdet import boxes as geometry
@@ -21,7 +19,6 @@ from sppdet.config import Finetune
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
-from sppdet.files import atomic_write, read_json, write_json
 from sppdet.head import Head
 from sppdet.parallel import run
 
@@ -52,7 +49,7 @@ def train(
     nn.init.zeros_(fc8.bias)
     network = nn.Sequential(head, fc8).train()
     optimizer = _optimizer(network, settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_cosine(step, settings.steps))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, settings.steps))
     losses = []
     rng = np.random.default_rng(seed)
     while len(losses) < settings.steps:
@@ -77,7 +74,7 @@ def train(
     return head.eval(), float(np.mean(tail))
 
 
-def _warm_cosine(step: int, steps: int) -> float:
+def warm_cosine(step: int, steps: int) -> float:
     """The share of the learning rate: up in the first twentieth, then down along a cosine."""
     return min(20 * (step + 1) / steps, (1 + math.cos(math.pi * step / steps)) / 2)
 
@@ -101,7 +98,8 @@ def _draw(
 
     def sample(job: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         i, seed = job
-        boxes, labels = sample_windows(corpus, i, settings, np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        boxes, labels, _ = sample_windows(corpus, i, settings.windows_per_image, settings.foreground, rng)
         if not len(boxes):
             return np.zeros((0, features.dimension), np.float16), labels
         return features.of_boxes(corpus.maps(i), boxes, corpus.size(i), np.float16), labels
@@ -117,34 +115,21 @@ def _draw(
 
 
 def sample_windows(
-    corpus: Corpus, i: int, settings: Finetune, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Windows ``(n, 4)`` of picture ``i`` and their labels ``(n,)``, background = K.
+    corpus: Corpus, i: int, count: int, foreground_share: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows ``(n, 4)`` of picture ``i``, their labels ``(n,)``, background = K, and the objects they are nearest.
 
-    At most ``windows_per_image``, at most the foreground share of them with IoU >= 0.5 (objects included), the
-    rest from [0.1, 0.5). Fewer where a picture has fewer, as in Fast R-CNN's minibatch.py: no resampling.
+    At most ``count``, at most the foreground share of them with IoU >= 0.5 (objects included), the rest from
+    [0.1, 0.5). Fewer where a picture has fewer, as in Fast R-CNN's minibatch.py: no resampling. Foreground comes
+    first, and only for it are there nearest objects, ``(f, 4)``.
     """
     sample = corpus.dataset[i]
     boxes = np.concatenate([sample.boxes, corpus.proposals(i)])
     overlap = geometry.iou(boxes, sample.boxes)
     best = overlap.max(axis=1, initial=0)
-    wanted = round(settings.windows_per_image * settings.foreground)
-    foreground = rng.permutation(np.flatnonzero(best >= 0.5))[:wanted]
+    foreground = rng.permutation(np.flatnonzero(best >= 0.5))[: round(count * foreground_share)]
     rest = np.flatnonzero((best >= 0.1) & (best < 0.5))
-    background = rng.permutation(rest)[: settings.windows_per_image - len(foreground)]
-    nearest = sample.labels[overlap[foreground].argmax(axis=1)] if len(foreground) else np.zeros(0, np.int64)
-    labels = np.concatenate([nearest, np.full(len(background), len(corpus.dataset.classes))])
-    return boxes[np.concatenate([foreground, background])], labels.astype(np.int64)
-
-
-def save_head(path: Path, head: Head, key: str) -> None:
-    path.with_suffix(".json").unlink(missing_ok=True)
-    tensors = {name: value.contiguous() for name, value in head.state_dict().items()}
-    atomic_write(path, lambda temporary: save_file(tensors, temporary))
-    write_json(path.with_suffix(".json"), {"key": key, "head": head.description()})
-
-
-def load_head(path: Path, inputs: int) -> Head:
-    head = Head(inputs, **read_json(path.with_suffix(".json"))["head"])
-    head.load_state_dict(load_file(path))
-    return head.eval()
+    background = rng.permutation(rest)[: count - len(foreground)]
+    nearest = overlap[foreground].argmax(axis=1) if len(foreground) else np.zeros(0, np.int64)
+    labels = np.concatenate([sample.labels[nearest], np.full(len(background), len(corpus.dataset.classes))])
+    return boxes[np.concatenate([foreground, background])], labels.astype(np.int64), sample.boxes[nearest]

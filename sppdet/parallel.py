@@ -34,7 +34,7 @@ def run(function: Callable, items: Sequence, workers: int, description: str, thr
 def _results(function: Callable, items: Sequence, workers: int, threads: bool) -> Iterator:
     # One worker computes in a thread as well: the library's threads change the last bits of a product.
     if threads:
-        return _in_threads(function, items, workers)
+        return in_threads(function, items, workers)
     return _in_processes(function, items, workers) if workers > 1 else map(function, items)
 
 
@@ -44,7 +44,7 @@ def _in_processes(function: Callable, items: Sequence, workers: int) -> Iterator
         yield from pool(joblib.delayed(function)(item) for item in items)
 
 
-def _in_threads(function: Callable, items: Sequence, workers: int) -> Iterator:
+def in_threads(function: Callable, items: Sequence, workers: int) -> Iterator:
     """At most twice ``workers`` results wait for the consumer, so memory stays flat however slow that is."""
     own_threads = torch.get_num_threads()
     # OpenMP's setting belongs to the calling thread, so every worker makes it for itself.

@@ -2,8 +2,9 @@
 
     pretrain   backbone weights from the training objects (only for backbone.weights=pretrain)
     proposals  selective search on every picture                          -> cache/proposals
+    end_to_end trunk, fc6 and fc7 learned together (where asked for)      -> RUN/stages/end_to_end.safetensors
     maps       the backbone on every picture and scale                    -> cache/maps
-    finetune   fc6 and fc7 (only where features are fc6 or fc7)           -> RUN/stages/finetune.safetensors
+    finetune   fc6 and fc7 (for features fc6 or fc7, conv layers fixed)   -> RUN/stages/finetune.safetensors
     svm        per-class SVMs with hard-negative mining                   -> RUN/stages/svm/CLASS.safetensors
     bbox       per-class box regression                                   -> RUN/stages/bbox/CLASS.safetensors
     evaluate   detection on the test split                                -> RUN/metrics.json, RUN/detections
@@ -23,10 +24,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+import torch
+from safetensors.torch import load_file, save_file
 
-from sppdet import bbox_regression, finetune
-from sppdet.backbone import Backbone, weights_digest
+from sppdet import bbox_regression, end_to_end, finetune
+from sppdet.backbone import Backbone, build_trunk, weights_digest
 from sppdet.bbox_regression import BoxRegressors
 from sppdet.classify import pretrain
 from sppdet.cli import STAGES
@@ -76,17 +78,30 @@ class Pipeline:
     # What stages read
 
     @cached_property
-    def backbone(self) -> Backbone:
+    def initial(self) -> Backbone:
+        """The backbone as it is before end-to-end training."""
         settings = self.config.backbone
         weights = str(self._pretrained) if settings.weights == "pretrain" else settings.weights
         return Backbone.create(settings.name, weights, self.config.device, settings.precision, self.config.run.seed)
 
     @cached_property
+    def backbone(self) -> Backbone:
+        """What makes the maps."""
+        if not self.config.end_to_end.enabled:
+            return self.initial
+        trunk = build_trunk(self.initial.name)
+        trunk.load_state_dict(_part(self._end_to_end_path, "trunk."))
+        return Backbone.wrap(self.initial.name, trunk, self.config.device, self.config.backbone.precision)
+
+    @cached_property
     def corpora(self) -> tuple[Corpus, Corpus]:
         """Training and test pictures with their cache."""
+        return self._corpora(self.backbone)
+
+    def _corpora(self, backbone: Backbone) -> tuple[Corpus, Corpus]:
         c = self.config
         made = (
-            Corpus.create(part, c.run.cache, c.proposals, self.backbone, c.regions.scales, c.regions.max_side)
+            Corpus.create(part, c.run.cache, c.proposals, backbone, c.regions.scales, c.regions.max_side)
             for part in (self.train, self.test)
         )
         return tuple(made)
@@ -100,8 +115,8 @@ class Pipeline:
     def pooled_features(self) -> PyramidFeatures:
         regions = self.config.regions
         return PyramidFeatures(
-            grid=self.backbone.grid,
-            channels=self.backbone.channels,
+            grid=self.initial.grid,
+            channels=self.initial.channels,
             scales=tuple(regions.scales),
             max_side=regions.max_side,
             target=regions.target,
@@ -122,7 +137,11 @@ class Pipeline:
     def head(self) -> Head | None:
         if self.config.features == "pool5":
             return None
-        return finetune.load_head(self._head_path, self.pooled_features.pooled_dimension)
+        path = self._end_to_end_path if self.config.end_to_end.enabled else self._head_path
+        description = read_json(path.with_suffix(".json"))["head"] | {"layer": self.config.features}
+        head = Head(self.pooled_features.pooled_dimension, **description)
+        head.load_state_dict(_part(path, "head."))
+        return head.eval()
 
     @cached_property
     def features(self) -> PyramidFeatures:
@@ -134,6 +153,10 @@ class Pipeline:
     @property
     def _pretrained(self) -> Path:
         return self.folder / "stages" / "pretrain.safetensors"
+
+    @property
+    def _end_to_end_path(self) -> Path:
+        return self.folder / "stages" / "end_to_end.safetensors"
 
     @property
     def _head_path(self) -> Path:
@@ -152,39 +175,46 @@ class Pipeline:
             self.train, self.config.backbone.name, self.config.pretrain, tuple(self.config.pooling.levels),
             self.config.run.seed, self.config.device, self.config.workers, self.log,
         )  # fmt: skip
-        _finish(self._pretrained, key, {name: value.cpu().numpy() for name, value in trunk.state_dict().items()})
+        _finish(self._pretrained, key, trunk.state_dict())
         return {"computed": True, "training_accuracy": round(accuracy, 3)}
 
     def _proposals(self, again: bool) -> dict:
-        computed = self._fill(lambda c: c.fill_proposals(self.config.proposals, self.config.workers, again))
-        train, test = self.corpora
+        train, test = corpora = self._corpora(self.initial)
+        computed = _fill(corpora, lambda c: c.fill_proposals(self.config.proposals, self.config.workers, again))
         if not computed:
             return {"computed": False}
         disk = train.disk()[0] + test.disk()[0]
         recall = {"train": train.recall(), "test": test.recall()}
         return {"computed": True, "pictures": computed, "disk_mb": round(disk / 2**20, 1), **recall}
 
-    def _fill(self, fill: Callable[[Corpus], int]) -> int:
-        """Fill the cache of both splits; the pictures of both that cannot be read are told together."""
-        computed, errors = 0, []
-        for corpus in self.corpora:
-            try:
-                computed += fill(corpus)
-            except SppdetError as error:
-                errors.append(str(error))
-        if errors:
-            raise SppdetError("\n".join(errors))
-        return computed
+    def _end_to_end(self, again: bool) -> dict | None:
+        if not self.config.end_to_end.enabled:
+            return None
+        path, corpus = self._end_to_end_path, self._corpora(self.initial)[0]
+        settings = {"end_to_end": asdict(self.config.end_to_end)}
+        key = self._key(settings, [self._features_key(self.initial), corpus.names, self._objects])
+        if not again and _is_done(path, key):
+            return {"computed": False}
+        checkpoint = path.with_suffix(".checkpoint")
+        if again:
+            checkpoint.unlink(missing_ok=True)
+        network, loss = end_to_end.train(
+            corpus, self.initial, self.pooled_features, self.config.end_to_end,
+            checkpoint, key, self.config.run.seed, self.log,
+        )  # fmt: skip
+        _finish(path, key, network.state_dict(), head=network.head.description())
+        checkpoint.unlink(missing_ok=True)
+        return {"computed": True, "loss": round(loss, 4)}
 
     def _maps(self, again: bool) -> dict:
-        computed = self._fill(lambda corpus: corpus.fill_maps(self.backbone, self.config.workers, again))
+        computed = _fill(self.corpora, lambda corpus: corpus.fill_maps(self.backbone, self.config.workers, again))
         if not computed:
             return {"computed": False}
         disk = sum(corpus.disk()[1] for corpus in self.corpora)
         return {"computed": True, "maps": computed, "disk_mb": round(disk / 2**20, 1)}
 
     def _finetune(self, again: bool) -> dict | None:
-        if self.config.features == "pool5":
+        if self.config.features == "pool5" or self.config.end_to_end.enabled:
             return None
         settings = {"finetune": asdict(self.config.finetune), "layer": self.config.features}
         key = self._key(settings, [self._shared_key, self._objects])
@@ -194,7 +224,8 @@ class Pipeline:
             self.corpus, self.pooled_features, self.config.finetune, self.config.features, self.scale,
             self.config.run.seed, self.config.workers, self.log,
         )  # fmt: skip
-        finetune.save_head(self._head_path, head, key)
+        tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
+        _finish(self._head_path, key, tensors, head=head.description())
         return {"computed": True, "loss": round(loss, 4)}
 
     def _svm(self, again: bool) -> dict:
@@ -231,7 +262,7 @@ class Pipeline:
 
     def _finished_classes(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
         tensors = [load_file(self._class_path(stage, k)) for k in self.labels]
-        return np.stack([t["weight"] for t in tensors]), np.stack([t["bias"] for t in tensors])
+        return tuple(np.stack([t[name].numpy() for t in tensors]) for name in ("weight", "bias"))
 
     def _evaluate(self, again: bool) -> dict:
         self.detector().save(self.folder)
@@ -261,10 +292,10 @@ class Pipeline:
     def _key(self, settings: dict, depends: list) -> str:
         return fingerprint([settings, self.config.run.seed, depends])
 
-    def _features_key(self) -> dict:
+    def _features_key(self, backbone: Backbone) -> dict:
         return {
             "proposals": self.config.proposals.settings(),
-            "backbone": self.backbone.settings(),
+            "backbone": backbone.settings(),
             "regions": asdict(self.config.regions),
             "pooling": asdict(self.config.pooling),
         }
@@ -279,7 +310,7 @@ class Pipeline:
 
     @cached_property
     def _shared_key(self) -> str:
-        return fingerprint([self._features_key(), self.corpus.names])
+        return fingerprint([self._features_key(self.backbone), self.corpus.names])
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
@@ -296,17 +327,35 @@ def versions() -> dict[str, str]:
     return found
 
 
+def _fill(corpora: tuple[Corpus, ...], fill: Callable[[Corpus], int]) -> int:
+    """Fill the cache of every split; the pictures of all that cannot be read are told together."""
+    computed, errors = 0, []
+    for corpus in corpora:
+        try:
+            computed += fill(corpus)
+        except SppdetError as error:
+            errors.append(str(error))
+    if errors:
+        raise SppdetError("\n".join(errors))
+    return computed
+
+
 def _is_done(path: Path, key: str) -> bool:
     note = path.with_suffix(".json")
     return path.exists() and note.exists() and read_json(note).get("key") == key
 
 
-def _finish(path: Path, key: str, tensors: dict[str, np.ndarray]) -> None:
+def _finish(path: Path, key: str, tensors: dict, **description) -> None:
     """Write a result, then the note that says what it depends on: a result without its note does not count."""
     path.with_suffix(".json").unlink(missing_ok=True)
-    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
+    tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in tensors.items()}
     atomic_write(path, lambda temporary: save_file(tensors, temporary))
-    write_json(path.with_suffix(".json"), {"key": key})
+    write_json(path.with_suffix(".json"), {"key": key, **description})
+
+
+def _part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
+    """The tensors in a file whose names start with ``prefix``, by the rest of their names."""
+    return {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
 
 
 def _stage_line(stage: str, cost: dict) -> str:

@@ -20,6 +20,7 @@ import torch
 from numba import njit
 from torch import nn
 from torch.nn import functional
+from torchvision.ops import roi_pool
 
 
 def bins(levels: Sequence[int]) -> int:
@@ -103,6 +104,24 @@ def pyramid_pool_torch(conv_map: torch.Tensor, cells: np.ndarray, levels: Sequen
     windows = [conv_map[:, y1:y2, x1:x2] for x1, y1, x2, y2 in np.asarray(cells).tolist()]
     pooled = [torch.cat([functional.adaptive_max_pool2d(w, n).flatten(1) for n in levels], 1) for w in windows]
     return torch.stack(pooled).transpose(1, 2)
+
+
+def pyramid_pool_batch(conv_map: torch.Tensor, cells: np.ndarray, levels: Sequence[int]) -> torch.Tensor:
+    """The same, differentiable and quick, for training: levels that divide no finer one by `roi_pool`, the rest nested.
+
+    ``conv_map`` is float32 ``(C, H, W)`` on any device; the result ``(N, M, C)``. On whole cells, torchvision's bins
+    are ours up to its rounding: where a quotient of floats falls a hair above a whole number a bin reads a row more.
+    """
+    rois = torch.from_numpy(np.asarray(cells) - [0, 0, 1, 1]).to(conv_map)  # the last cell belongs to a RoI
+    parents, _, order = _plan(tuple(levels))
+    pooled: dict[int, torch.Tensor] = {}
+    for level in order.tolist():
+        n = levels[level]
+        if parents[level] < 0:
+            pooled[level] = roi_pool(conv_map[None], [rois], n)
+        else:
+            pooled[level] = functional.max_pool2d(pooled[parents[level]], levels[parents[level]] // n)
+    return torch.cat([pooled[level].flatten(2) for level in range(len(levels))], dim=2).transpose(1, 2)
 
 
 def to_reference_order(vectors: np.ndarray, levels: Sequence[int]) -> np.ndarray:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sppdet import backbone as module
-from sppdet.backbone import Backbone, build_trunk, cell_grid, load_weights, weights_digest
+from sppdet.backbone import Backbone, build_trunk, cell_grid, freeze, load_weights, weights_digest
 from sppdet.errors import SppdetError
 
 
@@ -90,6 +90,23 @@ def test_dilation_moves_the_centre():
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3, stride=3, dilation=2), nn.Conv2d(4, 4, 5, padding=1))
     grid = cell_grid(trunk)
     assert (grid.stride, grid.centre) == (3, 2 + 3)
+
+
+@pytest.mark.parametrize(
+    "name, stride, fixed",
+    [
+        ("vgg16", 2, {"features.0", "features.2", "features.5", "features.7"}),  # conv1 and conv2, as Fast R-CNN does
+        ("alexnet", 4, {"features.0"}),
+        ("small", 0, set()),
+    ],
+)
+def test_layers_up_to_a_stride_are_frozen(name, stride, fixed):
+    trunk = build_trunk(name)
+    freeze(trunk, stride)
+    frozen = {key.rpartition(".")[0] for key, value in trunk.named_parameters() if not value.requires_grad}
+    assert frozen == fixed
+    freeze(trunk, 0)
+    assert all(value.requires_grad for value in trunk.parameters())
 
 
 def test_unknown_network():

@@ -79,6 +79,14 @@ def test_clip_cuts_to_the_picture():
     assert geometry.clip(np.array([[-3, 5, 120, 60]], np.float32), 100, 50).tolist() == [[0, 5, 100, 50]]
 
 
+def test_a_mirrored_box_covers_the_mirrored_pixels():
+    picture = np.arange(5 * 7).reshape(5, 7)
+    box = np.array([[1, 0, 4, 3]], np.float32)
+    x1, y1, x2, y2 = geometry.mirror(box, 7)[0].astype(int)
+    assert (picture[:, ::-1][y1:y2, x1:x2] == picture[0:3, 1:4][:, ::-1]).all()
+    assert (geometry.mirror(geometry.mirror(box, 7), 7) == box).all()
+
+
 def test_encode_by_hand():
     # A box of 10 x 20 centred on (5, 10) -> 20 x 20 centred on (10, 15): a shift of half a width and a quarter of a
     # height, twice the width.

@@ -11,7 +11,6 @@ from sppdet import boxes as geometry
 from sppdet import finetune
 from sppdet.config import Finetune
 from sppdet.errors import SppdetError
-from sppdet.head import Head
 
 QUICK = {"units": 32, "steps": 12, "batch_size": 32, "windows_per_image": 16, "learning_rate": 3e-3}
 
@@ -23,9 +22,8 @@ def train(corpus, features, log=lambda text: None, **changes):
 
 def test_sampled_windows_have_the_overlaps_their_labels_say(random_corpus):
     corpus = random_corpus(pictures=8, windows=300)
-    settings = Finetune(windows_per_image=16, foreground=0.25)
     for i in range(len(corpus)):
-        boxes, labels = finetune.sample_windows(corpus, i, settings, np.random.default_rng(i))
+        boxes, labels, nearest = finetune.sample_windows(corpus, i, 16, 0.25, np.random.default_rng(i))
         sample = corpus.dataset[i]
         overlap = geometry.iou(boxes, sample.boxes)
         best = overlap.max(axis=1)
@@ -33,18 +31,19 @@ def test_sampled_windows_have_the_overlaps_their_labels_say(random_corpus):
         assert 1 <= front.sum() <= 4 and len(boxes) <= 16
         assert (best[front] >= 0.5).all()
         assert (labels[front] == sample.labels[overlap[front].argmax(axis=1)]).all()
+        assert (nearest == sample.boxes[overlap[front].argmax(axis=1)]).all() and front[: len(nearest)].all()
         assert ((best[~front] >= 0.1) & (best[~front] < 0.5)).all() and (labels[~front] == 3).all()
 
 
 def test_a_picture_without_objects_gives_no_windows(make_corpus):
     corpus = make_corpus([(np.ones((16, 16, 1)), [[0, 0, 8, 8]], [], [])], ("a",))
-    boxes, labels = finetune.sample_windows(corpus, 0, Finetune(), np.random.default_rng(0))
-    assert boxes.shape == (0, 4) and labels.shape == (0,)
+    boxes, labels, nearest = finetune.sample_windows(corpus, 0, 64, 0.25, np.random.default_rng(0))
+    assert boxes.shape == nearest.shape == (0, 4) and labels.shape == (0,)
 
 
 def test_a_picture_without_proposals_gives_its_objects(make_corpus):
     corpus = make_corpus([(np.ones((16, 16, 1)), [], [[0, 0, 8, 8], [8, 8, 16, 16]], [1, 0])], ("a", "b"))
-    boxes, labels = finetune.sample_windows(corpus, 0, Finetune(), np.random.default_rng(0))
+    boxes, labels, _ = finetune.sample_windows(corpus, 0, 64, 0.25, np.random.default_rng(0))
     found = {tuple(box): label for box, label in zip(boxes.tolist(), labels.tolist())}
     assert found == {(0, 0, 8, 8): 1, (8, 8, 16, 16): 0}
 
@@ -86,12 +85,3 @@ def test_too_few_windows_are_told(make_corpus, tiny_features):
     corpus = make_corpus([(np.ones((16, 16, 8)), [[40, 40, 48, 48]], [], [])] * 2, ("a",))
     with pytest.raises(SppdetError, match=r"only 0 windows .* lower finetune\.batch_size"):
         train(corpus, tiny_features(8))
-
-
-def test_a_stored_head_is_the_same(tmp_path):
-    head = Head(10, 4, "fc6", scale=0.5)
-    finetune.save_head(tmp_path / "finetune.safetensors", head, "key")
-    again = finetune.load_head(tmp_path / "finetune.safetensors", 10)
-    pooled = np.ones((2, 10), np.float32)
-    np.testing.assert_array_equal(head.vectors(pooled), again.vectors(pooled))
-    assert json.loads((tmp_path / "finetune.json").read_text())["key"] == "key"

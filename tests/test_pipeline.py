@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 import sppdet
 from sppdet import bbox_regression, config
@@ -290,6 +291,22 @@ def test_every_stage_on_the_way_to_fc_features(place):
     assert place.train(*options) == 0
     assert place.times() == before and place.model() == model
     assert sppdet.load(place.run, device="cpu").features.dimension == 16
+
+
+def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place):
+    options = ["end_to_end.enabled=true", "end_to_end.epochs=0.5", "end_to_end.scales=[96]", "end_to_end.units=16"]
+    assert place.train(*options) == 0
+    trained = place.run / "stages" / "end_to_end.safetensors"
+    written = trained.stat().st_mtime_ns
+    detector = sppdet.load(place.run, device="cpu")
+    learned = load_file(trained)
+    assert all(
+        torch.equal(value, learned[f"trunk.{name}"]) for name, value in detector.backbone.trunk.state_dict().items()
+    )
+    assert place.train(*options, "features=fc7") == 0  # another layer is no reason to train again
+    assert trained.stat().st_mtime_ns == written
+    assert sppdet.load(place.run, device="cpu").features.dimension == 16
+    assert "finetune" not in json.loads((place.run / "stages.json").read_text())
 
 
 def test_without_box_regression(place):

@@ -10,6 +10,7 @@ from sppdet.pooling import (
     SpatialPyramidPooling,
     bins,
     pyramid_pool,
+    pyramid_pool_batch,
     pyramid_pool_torch,
     to_reference_order,
     unique_windows,
@@ -51,6 +52,25 @@ def test_windows_are_pooled_exactly_as_by_torch(levels):
     cells = np.concatenate([np.stack([x1, y1, x2, y2], axis=1), odd]).astype(np.int32)
     expected = pyramid_pool_torch(torch.from_numpy(conv_map).permute(2, 0, 1), cells, levels)
     np.testing.assert_array_equal(pyramid_pool(conv_map, cells, levels), expected.numpy())
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+def test_windows_are_pooled_for_training_as_by_the_plain_form(levels):
+    rng = np.random.default_rng(0)
+    conv_map = torch.from_numpy(rng.normal(size=(4, 13, 17)).astype(np.float32))
+    corner, other = rng.integers(0, [17, 13], (2, 60, 2))
+    cells = np.concatenate([np.minimum(corner, other), np.maximum(corner, other) + 1], axis=1)
+    for some in (cells, cells[:0]):
+        assert torch.equal(pyramid_pool_batch(conv_map, some, levels), pyramid_pool_torch(conv_map, some, levels))
+
+
+@pytest.mark.parametrize("pool", [pyramid_pool_batch, pyramid_pool_torch])
+def test_gradients_through_the_pyramid_are_those_of_finite_differences(pool):
+    rng = np.random.default_rng(0)
+    # No two cells alike, and all further apart than the step of the differences.
+    conv_map = torch.from_numpy(rng.permutation(2 * 6 * 7).reshape(2, 6, 7) / 10.0).requires_grad_()
+    cells = np.array([[0, 0, 7, 6], [1, 2, 4, 6], [3, 3, 4, 4]])
+    assert torch.autograd.gradcheck(lambda x: pool(x, cells, (6, 3, 2, 1)), conv_map, eps=1e-4)
 
 
 def test_a_given_array_is_written_to():

@@ -1,0 +1,147 @@
+"""End-to-end training: the draw of a step, what learns and what stays, and going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from sppdet import boxes as geometry
+from sppdet import end_to_end
+from sppdet.backbone import Backbone
+from sppdet.config import EndToEnd
+from sppdet.corpus import Corpus
+from sppdet.data.voc import read_voc
+from sppdet.errors import SppdetError
+from sppdet.features import PyramidFeatures
+from sppdet.images import read_image
+
+QUICK = {"epochs": 1.0, "scales": [96], "units": 16, "windows_per_picture": 16, "frozen_stride": 4, "dropout": 0.0}
+
+
+class Workplace:
+    """A few drawn pictures with proposals near their objects, and a narrow backbone of random weights."""
+
+    def __init__(self, root, folder):
+        self.backbone = Backbone.create("small", "random", "cpu", "float32")
+        self.features = PyramidFeatures(
+            grid=self.backbone.grid, channels=128, scales=(96,), max_side=400, target=64, shrink=0.0, levels=(2, 1)
+        )
+        self.corpus = Corpus.create(
+            read_voc(root, "trainval"), folder / "cache", FixedWindows(), self.backbone, (96,), 400
+        )
+        rng = np.random.default_rng(0)
+        for name, sample in zip(self.corpus.names, self.corpus.dataset):
+            near = np.repeat(sample.boxes, 12, axis=0)
+            near = geometry.clip(near + rng.normal(size=near.shape) * 12, sample.width, sample.height)
+            near = near[(near[:, 2:] - near[:, :2] > 4).all(axis=1)]
+            self.corpus.proposal_store.write(name, near.astype(np.float32))
+        self.checkpoint = folder / "checkpoint"
+
+    def train(self, log=lambda text: None, key="key", **changes):
+        fresh = Backbone.create("small", "random", "cpu", "float32")
+        settings = EndToEnd(**QUICK | changes)
+        return end_to_end.train(self.corpus, fresh, self.features, settings, self.checkpoint, key, 3, log)
+
+
+class FixedWindows:
+    def settings(self) -> dict:
+        return {}
+
+
+@pytest.fixture
+def place(tmp_path, shapes_root) -> Workplace:
+    return Workplace(shapes_root, tmp_path)
+
+
+def test_a_picture_comes_with_windows_that_fit_it(place):
+    for i in range(6):
+        rng = np.random.default_rng(i)
+        picture = end_to_end.read_picture(place.corpus, i, EndToEnd(**QUICK), place.backbone, 400, rng)
+        assert min(picture.pixels.shape[2:]) == 96 and len(picture.windows) == len(picture.labels) <= 16
+        front = picture.labels < len(place.corpus.dataset.classes)
+        assert front.sum() == len(picture.targets) and front[: len(picture.targets)].all()
+        # What the windows should become are objects, of the picture or of its mirror image.
+        sample, found = place.corpus.dataset[i], geometry.decode(picture.windows[front], picture.targets)
+        mirrored = geometry.mirror(sample.boxes, sample.width)
+        distance = [
+            np.abs(found[:, None] - objects[None]).max(axis=2).min(axis=1) for objects in (sample.boxes, mirrored)
+        ]
+        assert min(d.max() for d in distance) < 1e-2
+
+
+def test_pixels_are_mirrored_with_their_windows(place):
+    settings = EndToEnd(**QUICK)
+    image = read_image(place.corpus.dataset[0].path)
+    plain = place.backbone.pixels(image, 96 / min(image.shape[:2]))
+    seen = set()
+    for seed in range(8):
+        picture = end_to_end.read_picture(place.corpus, 0, settings, place.backbone, 400, np.random.default_rng(seed))
+        same = torch.allclose(picture.pixels, plain, atol=1e-5)
+        turned = torch.allclose(picture.pixels, plain.flip(3), atol=0.1)
+        assert same or turned
+        seen.add(same)
+    assert seen == {True, False}
+    whole = EndToEnd(**QUICK | {"flip": False})
+    picture = end_to_end.read_picture(place.corpus, 0, whole, place.backbone, 400, np.random.default_rng(0))
+    assert torch.equal(picture.pixels, plain)
+
+
+def test_the_losses_fall_and_the_frozen_layers_stay(place, monkeypatch):
+    monkeypatch.setattr(end_to_end, "_REPORT", 10)
+    lines = []
+    network, loss = place.train(lines.append, epochs=20.0, learning_rate=3e-3)
+    records = [json.loads(line) for line in lines]
+    assert loss < 0.7 * records[0]["class_loss"]
+    assert records[-1]["box_loss"] < records[0]["box_loss"]
+    before = place.backbone.trunk.state_dict()
+    changed = {name for name, value in network.trunk.state_dict().items() if not torch.equal(value, before[name])}
+    layers = sorted({int(name.split(".")[1]) for name in changed})
+    assert layers == [3, 4, 6, 7, 9, 10, 12, 13]  # conv and batch norm above stride 4; its statistics stay
+    assert not any("running" in name for name in changed)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_weights(place, monkeypatch):
+    monkeypatch.setattr(end_to_end, "_SAVE", 3)
+    monkeypatch.setattr(end_to_end, "_REPORT", 4)
+    whole, loss = place.train(dropout=0.5)
+    place.checkpoint.unlink()
+
+    def interrupt(text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        place.train(interrupt, dropout=0.5)
+    assert place.checkpoint.exists()
+    resumed, again = place.train(dropout=0.5)
+    assert again == loss
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+def test_the_checkpoint_of_other_settings_is_not_gone_on_from(place, monkeypatch):
+    monkeypatch.setattr(end_to_end, "_SAVE", 3)
+    _, loss = place.train(key="one")
+    stored = place.checkpoint.read_bytes()
+    _, again = place.train(key="other")
+    assert again == loss and place.checkpoint.read_bytes() != stored
+
+
+def test_pictures_without_objects(place):
+    nothing = Corpus(
+        type(place.corpus.dataset)(place.corpus.dataset.classes, tuple(
+            type(s)(s.id, s.path, s.width, s.height, s.boxes[:0], s.labels[:0], s.difficult[:0])
+            for s in place.corpus.dataset
+        )),
+        place.corpus.names, place.corpus.proposal_store, place.corpus.map_store, (96,), 400,
+    )  # fmt: skip
+    place.corpus = nothing
+    with pytest.raises(SppdetError, match="no object in the training pictures"):
+        place.train()
+
+
+def test_a_runaway_learning_rate_is_told(place):
+    with pytest.raises(SppdetError, match=r"loss is not finite; lower end_to_end\.learning_rate"):
+        place.train(optimizer="sgd", learning_rate=1e20, epochs=4.0)
