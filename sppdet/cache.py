@@ -19,6 +19,7 @@ from pathlib import Path
 
 import blosc2
 import numpy as np
+import torch
 
 from sppdet.errors import SppdetError
 from sppdet.files import atomic_write, fingerprint, read_json, write_json
@@ -77,16 +78,19 @@ class Store:
 
 def compress_map(conv_map: np.ndarray) -> bytes:
     """A ``(H, W, C)`` map as a Blosc2 frame of float16 ``(C, H, W)``: zeros of one channel lie side by side."""
-    half = np.clip(conv_map, -_FLOAT16_MAX, _FLOAT16_MAX).astype(np.float16)
-    channels_first = np.ascontiguousarray(half.transpose(2, 0, 1))
-    cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 3, "nthreads": 1}
-    return blosc2.asarray(channels_first, cparams=cparams).to_cframe()
+    # Through torch: numpy converts half precision a number at a time, 40 times slower.
+    half = torch.from_numpy(conv_map).clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half()
+    # No shuffling of bytes: runs of zeros compress better, and faster, as they are.
+    cparams = {"codec": blosc2.Codec.ZSTD, "clevel": 1, "nthreads": 1, "filters": [blosc2.Filter.NOFILTER]}
+    return blosc2.asarray(half.permute(2, 0, 1).contiguous().numpy(), cparams=cparams).to_cframe()
 
 
 def decompress_map(frame: bytes) -> np.ndarray:
     """The inverse of :func:`compress_map`: float16 ``(H, W, C)``, contiguous."""
-    array = blosc2.ndarray_from_cframe(frame)
-    return np.ascontiguousarray(array[:].transpose(1, 2, 0))
+    channels_first = blosc2.ndarray_from_cframe(frame)[:]
+    channels, height, width = channels_first.shape
+    cells = torch.from_numpy(channels_first).view(channels, height * width).t()
+    return cells.contiguous().view(height, width, channels).numpy()
 
 
 _READERS: dict[str, Callable[[Path], np.ndarray]] = {

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone
@@ -70,7 +71,8 @@ class Corpus:
 
     def maps(self, i: int) -> list[np.ndarray]:
         """The conv maps of picture ``i``, one a scale: float32 ``(H, W, C)``."""
-        return [self.map_store.read(map_name(scale, self.names[i])).astype(np.float32) for scale in self.scales]
+        halves = (self.map_store.read(map_name(scale, self.names[i])) for scale in self.scales)
+        return [torch.from_numpy(half).float().numpy() for half in halves]
 
     def objects(self, i: int, label: int) -> np.ndarray:
         """``(M, 4)`` ground truth of one class in picture ``i``, difficult ones included, as in the originals."""

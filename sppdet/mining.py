@@ -1,5 +1,9 @@
 """Hard-negative mining: the SVMs of all classes from one stream of pictures, in bounded memory.
 
+What is kept of a window is where it lies, 24 bytes; its vector, 50 kB, is pooled again from the stored maps for
+every fit, for as many classes at a time as ``_MEMORY`` holds. So memory does not grow with the pictures, and the
+cost is a reading of the maps, which is small beside the fit.
+
 Positives are the ground truth of a class; negatives are proposals that overlap none of it by ``negative_overlap``.
 Each class starts from random negatives. Then pictures are read in a fixed order; a negative that scores above
 ``hard_margin`` is hard and kept; after growing shares of the pictures (1/16, 1/8, 1/4, 1/2, all) every class is
@@ -12,6 +16,7 @@ trained later, alone, is the same SVM.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,18 +46,20 @@ def feature_scale(corpus: Corpus, features: PyramidFeatures, norm: float, seed: 
 
 
 _GROWTH = 2048  # rows by which the cache grows
+_MEMORY = 2 << 30  # bytes of float16 vectors held at a time; one class's are held together whatever they take
 
 
 class SampleCache:
-    """Rows that one or more classes train on, and each class's state for each of its rows.
+    """Windows that one or more classes train on, and each class's state for each of them.
 
-    A row is the vector of one window. ``held[r, k]`` says that class k uses row r; the first rows are the positives
-    and stay. A row takes 2 D bytes; as many are kept as the classes hold, and room that became free is used again.
+    A row is one window; ``places[r]`` is int32 ``picture, scale, x1, y1, x2, y2``: index into the corpus, index of
+    the map, half-open cells on it. ``held[r, k]`` says that class k uses row r; the first rows are the positives
+    and stay. Room that became free is used again.
     """
 
     def __init__(self, positives: np.ndarray, positive_classes: np.ndarray, classes: int):
         count = self.positives = len(positives)
-        self.rows = positives.copy()
+        self.places = positives.astype(np.int32)
         self.held = np.zeros((count, classes), bool)
         self.held[np.arange(count), positive_classes] = True
         self.alpha = np.zeros((count, classes))
@@ -64,18 +71,17 @@ class SampleCache:
         self._free: list[int] = []
 
     def _grow(self) -> None:
-        count = len(self.rows)
-        # In place: these are gigabytes, and the system moves the pages without copying them.
-        self.rows.resize((count + _GROWTH, self.rows.shape[1]), refcheck=False)
-        for name in ("held", "alpha", "score", "_used", "_rank"):
+        count = len(self.places)
+        for name in ("places", "held", "alpha", "score", "_used", "_rank"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros((_GROWTH, *old.shape[1:]), old.dtype)]))
         self._keys += [None] * _GROWTH
         self._free += range(count + _GROWTH - 1, count - 1, -1)
 
-    def add(self, picture: int, windows: np.ndarray, vectors: np.ndarray, wanted: np.ndarray, score: np.ndarray):
-        """Negatives of one picture: window ids ``(r,)``, float16 ``(r, D)``, ``(r, K)`` bool and margins."""
-        for window, vector, classes, margins in zip(windows.tolist(), vectors, wanted, score):
+    def add(self, windows: np.ndarray, places: np.ndarray, wanted: np.ndarray, score: np.ndarray):
+        """Negatives: numbers ``(r,)`` within their pictures, ``(r, 6)`` places, ``(r, K)`` bool and margins."""
+        for window, place, classes, margins in zip(windows.tolist(), places, wanted, score):
+            picture = int(place[0])
             key = (picture, window)
             if key not in self._slots:
                 if not self._free:
@@ -83,7 +89,7 @@ class SampleCache:
                 slot = self._free.pop()
                 self._slots[key], self._keys[slot], self._used[slot] = slot, key, True
                 self._rank[slot] = (picture << 32) + window
-                self.rows[slot] = vector
+                self.places[slot] = place
             slot = self._slots[key]
             new = classes & ~self.held[slot]
             self.held[slot] |= new
@@ -160,29 +166,28 @@ class Miner:
         """Positives of every class, and random negatives drawn alike for all of them."""
         s, k = self.settings, len(self.labels)
         results = run(self._positives, order.tolist(), self.workers, "positives", threads=True)
-        vectors, owners = zip(*results)
-        cache = SampleCache(np.concatenate(vectors), np.concatenate(owners), k)
+        places, owners = zip(*results)
+        cache = SampleCache(np.concatenate(places), np.concatenate(owners), k)
         share = -(-s.random_negatives // len(order))
         chosen = order[: -(-s.random_negatives // share)] if share else order[:0]
 
         def draw(i: int):
-            windows, boxes, maps = self._windows(i)
+            windows, boxes, _ = self._windows(i)
             rows = np.random.default_rng([self.seed, i]).permutation(len(windows.cells))[:share]
             rows = rows[np.argsort(rows)]
-            legal = self._legal(i, boxes, windows)[rows]
-            return i, rows, self.features.vectors(maps, windows, rows, np.float16), legal
+            return rows, _places(i, windows, rows), self._legal(i, boxes, windows)[rows]
 
-        for i, rows, vectors, legal in run(draw, chosen.tolist(), self.workers, "random negatives", threads=True):
-            cache.add(i, rows, vectors, legal, np.zeros(legal.shape, np.float32))
+        for rows, places, legal in run(draw, chosen.tolist(), self.workers, "random negatives", threads=True):
+            cache.add(rows, places, legal, np.zeros(legal.shape, np.float32))
         return cache
 
     def _positives(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         objects = [self.corpus.objects(i, label) for label in self.labels]
         owners = np.repeat(np.arange(len(objects)), [len(boxes) for boxes in objects])
         if not len(owners):
-            return np.zeros((0, self.features.dimension), np.float16), owners
-        boxes, maps = np.concatenate(objects), self.corpus.maps(i)
-        return self.features.of_boxes(maps, boxes, self.corpus.size(i), np.float16), owners
+            return np.zeros((0, 6), np.int32), owners
+        windows = self.features.windows(np.concatenate(objects), self.corpus.size(i), self.corpus.maps(i))
+        return _places(i, windows, windows.group), owners
 
     def _windows(self, i: int) -> tuple[Windows, np.ndarray, list[np.ndarray]]:
         boxes, maps = self.corpus.proposals(i), self.corpus.maps(i)
@@ -201,13 +206,10 @@ class Miner:
             wanted = self._legal(i, boxes, windows) & (score > self.settings.hard_margin)
             self._thin(windows, boxes, score, wanted)
             rows = np.flatnonzero(wanted.any(axis=1))
-            vectors = self.features.vectors(maps, windows, rows, np.float16)
-            return i, rows, vectors, wanted[rows], score[rows]
+            return rows, _places(i, windows, rows), wanted[rows], score[rows]
 
-        for i, rows, vectors, wanted, score in run(
-            hard, pictures, self.workers, f"mining {len(pictures)} pictures", threads=True
-        ):
-            self.cache.add(i, rows, vectors, wanted, score)
+        for found in run(hard, pictures, self.workers, f"mining {len(pictures)} pictures", threads=True):
+            self.cache.add(*found)
             for k in range(len(self.labels)):
                 self.cache.trim(k, self.settings.max_negatives)
             self.cache.collect()
@@ -225,25 +227,10 @@ class Miner:
                 wanted[rows[kept[: self.settings.hard_per_picture].numpy()], k] = True
 
     def _fit(self) -> LinearSVMs:
-        solve = svm.fit if self.settings.solver == "dual" else svm.fit_liblinear
-
-        def fit_class(k: int) -> svm.Fit:
-            index, labels = self.cache.problem(k)
-            if not (labels > 0).any():
-                return svm.never(self.features.dimension)
-            start = {"alpha": self.cache.alpha[index, k]} if self.settings.solver == "dual" else {}
-            fitted = solve(self.cache.rows, index, labels, self.problem, **start)
-            if fitted.alpha is not None:
-                self.cache.alpha[index, k] = fitted.alpha
-            self.cache.score[index, k] = svm.margins(self.cache.rows, index, fitted)
-            self.cache.evict(k, self.settings.evict_margin)
-            return fitted
-
-        fits = list(run(fit_class, range(len(self.labels)), self.workers, "fitting SVMs", threads=True))
+        fits = [fitted for classes in self._parts() for fitted in self._fit_classes(classes)]
         self.cache.collect()
         negatives = self.cache.held[self.cache.positives :].sum(axis=0)
-        gigabytes = self.cache.rows.nbytes / 2**30
-        self.log(f"  {len(self.cache)} negatives, {negatives.min()}..{negatives.max()} a class, {gigabytes:.1f} GB")
+        self.log(f"  {len(self.cache)} negatives, {negatives.min()}..{negatives.max()} a class")
         slow = [k for k, fitted in enumerate(fits) if not fitted.converged]
         if slow:
             self.log(f"  the SVM of {len(slow)} classes stopped at the iteration limit; a smaller svm.C helps")
@@ -251,6 +238,64 @@ class Miner:
             np.stack([fitted.weight for fitted in fits]),
             np.array([fitted.intercept for fitted in fits], np.float32),
         )
+
+    def _parts(self) -> Iterator[list[int]]:
+        """The classes in order, as many at a time as share rows whose vectors fit into ``_MEMORY``."""
+        limit = _MEMORY // (2 * self.features.dimension)
+        part, rows = [], np.zeros(len(self.cache.places), bool)
+        for k in range(len(self.labels)):
+            own = self.cache.held[:, k]
+            if part and np.count_nonzero(rows | own) > limit:
+                yield part
+                part, rows = [], np.zeros_like(rows)
+            part, rows = [*part, k], rows | own
+        yield part
+
+    def _fit_classes(self, classes: list[int]) -> list[svm.Fit]:
+        """Fit some classes, and let their easy negatives leave."""
+        cache = self.cache
+        solve = svm.fit if self.settings.solver == "dual" else svm.fit_liblinear
+        rows = np.flatnonzero(cache.held[:, classes].any(axis=1))
+        vectors = self._vectors(rows)
+        position = np.zeros(len(cache.places), np.int64)
+        position[rows] = np.arange(len(rows))
+
+        def fit_class(k: int) -> svm.Fit:
+            index, labels = cache.problem(k)
+            if not (labels > 0).any():
+                return svm.never(self.features.dimension)
+            start = {"alpha": cache.alpha[index, k]} if self.settings.solver == "dual" else {}
+            fitted = solve(vectors, position[index], labels, self.problem, **start)
+            if fitted.alpha is not None:
+                cache.alpha[index, k] = fitted.alpha
+            cache.score[index, k] = svm.margins(vectors, position[index], fitted)
+            cache.evict(k, self.settings.evict_margin)
+            return fitted
+
+        return list(run(fit_class, classes, self.workers, "fitting SVMs", threads=True))
+
+    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+        """``(len(rows), D)`` float16: the cache's ``rows`` pooled again, each picture's together."""
+        places = self.cache.places[rows]
+        found = np.empty((len(rows), self.features.dimension), np.float16)
+        order = np.argsort(places[:, 0], kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(places[order, 0])) + 1) if len(rows) else []
+
+        def fill(own: np.ndarray) -> None:
+            every = np.arange(len(own))
+            windows = Windows(places[own, 1], places[own, 2:], every)
+            maps = self.corpus.maps(int(places[own[0], 0]))
+            found[own] = self.features.vectors(maps, windows, every, np.float16)
+
+        for _ in run(fill, parts, self.workers, "vectors", threads=True):
+            pass
+        return found
+
+
+def _places(picture: int, windows: Windows, rows: np.ndarray) -> np.ndarray:
+    """``(len(rows), 6)``: see :class:`SampleCache`."""
+    place = np.column_stack([windows.scales[rows], windows.cells[rows]])
+    return np.insert(place, 0, picture, axis=1)
 
 
 def _rounds(order: np.ndarray, rounds: int) -> list[np.ndarray]:

@@ -5,26 +5,29 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sppdet import mining
 from sppdet.config import Svm
 from sppdet.mining import Miner, SampleCache, feature_scale
+from sppdet.pooling import pyramid_pool
 
 SETTINGS = {"C": 0.1, "random_negatives": 30, "max_negatives": 40, "hard_per_picture": 6}
 
 
 def sample_cache() -> SampleCache:
-    """Two classes with one positive each, of two features."""
-    return SampleCache(np.array([[1, 0], [0, 1]], np.float16), np.array([0, 1]), 2)
+    """Two classes with one positive each."""
+    return SampleCache(np.zeros((2, 6)), np.array([0, 1]), 2)
 
 
 def add(cache: SampleCache, picture: int, windows: list[int], wanted, score) -> None:
-    vectors = np.array([[picture, window] for window in windows], np.float16).reshape(-1, 2)
+    places = np.array([[picture, 0, window, 0, 9, 9] for window in windows])
     wanted = np.array(wanted, bool).reshape(-1, 2)
-    cache.add(picture, np.array(windows, int), vectors, wanted, np.array(score, np.float32).reshape(-1, 2))
+    cache.add(np.array(windows, int), places, wanted, np.array(score, np.float32).reshape(-1, 2))
 
 
-def negatives(cache: SampleCache, k: int) -> list[list[float]]:
+def negatives(cache: SampleCache, k: int) -> list[list[int]]:
+    """Picture and number of class k's."""
     index, labels = cache.problem(k)
-    return sorted(cache.rows[index[labels < 0]].tolist())
+    return cache.places[index[labels < 0]][:, [0, 2]].tolist()
 
 
 def test_positives_belong_to_their_class():
@@ -118,8 +121,7 @@ def test_memory_is_bounded_and_no_row_comes_twice(random_corpus, tiny_features):
     assert max(sizes[1:]) <= 3 * (10 * 5 // 4)
     for k in range(3):
         index, _ = made.cache.problem(k)
-        vectors = made.cache.rows[index]
-        assert len(index) == len(set(index.tolist())) and np.isfinite(vectors).all()
+        assert len(index) == len(set(index.tolist()))
         assert (index >= made.cache.positives).sum() <= 12
 
 
@@ -162,7 +164,7 @@ def test_windows_near_an_object_are_no_negatives(planted, tiny_features):
     made = miner(planted, tiny_features(4), [0], random_negatives=1000, hard_margin=-1e9, evict_margin=-1e9)
     made.train()
     index, labels = made.cache.problem(0)
-    brightest = made.cache.rows[index[labels < 0]].reshape(-1, 5, 4)[:, -1]
+    brightest = made._vectors(index[labels < 0]).reshape(-1, 5, 4)[:, -1]
     assert not ((brightest[:, 0] > 0.5) & (brightest[:, 1] < 0.5)).any()  # all that bright but the planted thing
     assert ((brightest[:, 0] > 0.5) & (brightest[:, 1] > 0.5)).sum() == 1
 
@@ -214,3 +216,28 @@ def test_pictures_without_objects_or_windows_take_part(random_corpus, make_corpu
     )
     svms = miner(corpus, tiny_features(8), [0], solver=solver).train()
     assert np.isfinite(svms.weight).all() and np.abs(svms.weight).max() > 0
+
+
+def test_vectors_are_pooled_again_as_they_were(random_corpus, tiny_features):
+    corpus, features = random_corpus(pictures=6), tiny_features(8)
+    made = miner(corpus, features, [0, 1])
+    made.train()
+    index, _ = made.cache.problem(1)
+    for row, vector in zip(made.cache.places[index], made._vectors(index)):
+        expected = pyramid_pool(corpus.maps(row[0])[row[1]], row[None, 2:], features.levels)
+        np.testing.assert_array_equal(vector, expected.ravel().astype(np.float16))
+    assert made._vectors(index[:0]).shape == (0, features.dimension)
+
+
+def test_fitting_a_few_classes_at_a_time_changes_nothing(random_corpus, tiny_features, monkeypatch):
+    corpus, features = random_corpus(pictures=20), tiny_features(8)
+    expected, sizes = miner(corpus, features, [0, 1, 2]).train(), []
+    vectors = Miner._vectors
+    monkeypatch.setattr(Miner, "_vectors", lambda self, rows: sizes.append(len(rows)) or vectors(self, rows))
+    for memory, parts in ((1, 3), (1 << 30, 1)):
+        monkeypatch.setattr(mining, "_MEMORY", memory)
+        sizes.clear()
+        found = miner(corpus, features, [0, 1, 2]).train()
+        assert len(sizes) == 6 * parts  # six fits
+        np.testing.assert_array_equal(found.weight, expected.weight)
+        np.testing.assert_array_equal(found.bias, expected.bias)

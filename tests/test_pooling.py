@@ -16,7 +16,7 @@ from sppdet.pooling import (
     unique_windows,
 )
 
-LEVELS = [(6, 3, 2, 1), (4, 3, 2, 1), (4, 2, 1), (1,), (5, 2), (1, 2, 3, 6), (2, 4), (12, 6, 4, 3)]
+LEVELS = [(6, 3, 2, 1), (4, 3, 2, 1), (4, 2, 1), (1,), (5, 2), (1, 2, 3, 6), (2, 4), (12, 6, 4, 3), (5, 3, 2)]
 
 
 def test_bins():
@@ -41,15 +41,26 @@ def test_a_window_smaller_than_the_level_repeats_cells():
     assert pyramid_pool(conv_map, np.array([[0, 0, 2, 1]], np.int32), (3,)).ravel().tolist() == [3, 8, 8] * 3
 
 
-@pytest.mark.parametrize("levels", LEVELS, ids=str)
-def test_windows_are_pooled_exactly_as_by_torch(levels):
-    rng = np.random.default_rng(0)
-    height, width = 23, 31
-    conv_map = rng.normal(size=(height, width, 5)).astype(np.float32)  # negative too: no maximum may start at 0
-    x1, y1 = rng.integers(0, width, 80), rng.integers(0, height, 80)
+def random_cells(rng: np.random.Generator, height: int, width: int, count: int) -> np.ndarray:
+    """Windows of every size, from one cell to the whole map."""
+    x1, y1 = rng.integers(0, width, count), rng.integers(0, height, count)
     x2, y2 = x1 + 1 + rng.integers(0, width - x1), y1 + 1 + rng.integers(0, height - y1)
-    odd = [[0, 0, width, height], [0, 0, 1, 1], [30, 22, 31, 23], [4, 5, 6, 7], [0, 3, width, 4], [7, 0, 8, height]]
-    cells = np.concatenate([np.stack([x1, y1, x2, y2], axis=1), odd]).astype(np.int32)
+    whole = [
+        [0, 0, width, height],
+        [0, 0, 1, 1],
+        [width - 1, height - 1, width, height],
+        [0, height - 1, width, height],
+    ]
+    return np.concatenate([np.stack([x1, y1, x2, y2], axis=1), whole]).astype(np.int32)
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+@pytest.mark.parametrize("size", [(23, 31), (3, 2), (1, 1)])
+@pytest.mark.parametrize("channels", [5, 64, 131])  # fewer than a block of channels, one, and two with a rest
+def test_windows_are_pooled_exactly_as_by_torch(levels, size, channels):
+    rng = np.random.default_rng(0)
+    conv_map = rng.normal(size=(*size, channels)).astype(np.float32)  # negative too: no maximum may start at 0
+    cells = random_cells(rng, *size, 40)
     expected = pyramid_pool_torch(torch.from_numpy(conv_map).permute(2, 0, 1), cells, levels)
     np.testing.assert_array_equal(pyramid_pool(conv_map, cells, levels), expected.numpy())
 
@@ -71,6 +82,41 @@ def test_gradients_through_the_pyramid_are_those_of_finite_differences(pool):
     conv_map = torch.from_numpy(rng.permutation(2 * 6 * 7).reshape(2, 6, 7) / 10.0).requires_grad_()
     cells = np.array([[0, 0, 7, 6], [1, 2, 4, 6], [3, 3, 4, 4]])
     assert torch.autograd.gradcheck(lambda x: pool(x, cells, (6, 3, 2, 1)), conv_map, eps=1e-4)
+
+
+def test_threads_change_nothing():
+    rng = np.random.default_rng(0)
+    conv_map, cells = rng.normal(size=(30, 40, 70)).astype(np.float32), random_cells(rng, 30, 40, 1000)
+    alone = pyramid_pool(conv_map, cells, (6, 3, 2, 1))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        np.testing.assert_array_equal(pyramid_pool(conv_map, cells, (6, 3, 2, 1)), alone)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_maps_of_other_layout_and_cells_of_other_type():
+    rng = np.random.default_rng(0)
+    conv_map, cells = rng.normal(size=(8, 9, 66)).astype(np.float32), random_cells(rng, 8, 9, 20)
+    channels_first = np.ascontiguousarray(conv_map.transpose(2, 0, 1)).transpose(1, 2, 0)
+    found = pyramid_pool(channels_first, cells.astype(np.int64), (4, 2))
+    np.testing.assert_array_equal(found, pyramid_pool(conv_map, cells, (4, 2)))
+
+
+@pytest.mark.parametrize(
+    "cells", [[0, 0, 5, 4], [0, 0, 4, 5], [-1, 0, 2, 2], [0, -1, 2, 2], [2, 0, 2, 1], [0, 3, 1, 2]]
+)
+def test_cells_outside_the_map(cells):
+    with pytest.raises(ValueError, match="at least one cell of the 4 x 4 map"):
+        pyramid_pool(np.zeros((4, 4, 3), np.float32), np.array([cells]), (2, 1))
+
+
+@pytest.mark.parametrize("shape, kind", [((2, 5, 3), np.float32), ((1, 5, 3), np.float64), ((1, 3, 5), np.float32)])
+def test_an_array_that_does_not_fit(shape, kind):
+    out = np.zeros(shape, kind).transpose(0, 2, 1) if shape == (1, 3, 5) else np.zeros(shape, kind)
+    with pytest.raises(ValueError, match=r"contiguous float32 array of shape \(1, 5, 3\)"):
+        pyramid_pool(np.zeros((4, 4, 3), np.float32), np.array([[0, 0, 1, 1]]), (2, 1), out=out)
 
 
 def test_a_given_array_is_written_to():
