@@ -139,6 +139,7 @@ _CHOICES = {
     "finetune.optimizer": ("adamw", "sgd"),
     "backbone.precision": ("auto", "float32", "bfloat16"),
     "proposals.mode": ("fast", "quality"),
+    "proposals.engine": ("opencv", "native"),
 }
 
 
