@@ -162,6 +162,7 @@ _CHOICES = {
     "end_to_end.optimizer": ("adamw", "sgd"),
     "backbone.precision": ("auto", "float32", "bfloat16"),
     "proposals.mode": ("fast", "quality"),
+    "proposals.engine": ("opencv", "native"),
 }
 
 

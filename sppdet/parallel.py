@@ -16,6 +16,11 @@ def worker_count(workers: int) -> int:
     return workers if workers > 0 else joblib.cpu_count()
 
 
+def thread_count() -> int:
+    """How many threads the work at hand may use: every core, or one in a worker of :func:`run`."""
+    return torch.get_num_threads()
+
+
 def run(function: Callable, items: Sequence, workers: int, description: str, threads: bool = False) -> Iterator:
     """Yield ``function(item)`` for every item, in order, computed by ``workers`` processes or threads.
 

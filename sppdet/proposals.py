@@ -1,4 +1,4 @@
-"""Object proposals: OpenCV's selective search (Uijlings et al. 2013), made deterministic, and recall."""
+"""Object proposals by selective search (Uijlings et al. 2013), OpenCV's made deterministic or our own, and recall."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sppdet.errors import SppdetError
 
 @dataclass(frozen=True)
 class SelectiveSearch:
-    """Selective search as OpenCV implements it, with its two presets' parameters in the open.
+    """Selective search as OpenCV implements it, or our own engine for the same, with OpenCV's two presets.
 
     ``fast`` groups HSV and Lab segmentations at k = base_k, base_k + inc_k, base_k + 2 inc_k by two similarity
     mixes; ``quality`` takes five colour spaces and four mixes. OpenCV's own default (k from 150 by 150) gives about
@@ -25,7 +25,8 @@ class SelectiveSearch:
         max_side: the picture is shrunk so that its longer side has at most this many pixels; 0 leaves it alone.
         min_size: windows with a side below this many pixels of the original picture are dropped (the original
             program's 20).
-        max_windows: keep at most this many; 0 keeps all.
+        max_windows: keep at most this many, of ``native`` the best by its ranks; 0 keeps all.
+        engine: ``opencv``, or ``native`` (:mod:`sppdet.selective_search`), a small part of OpenCV's time.
     """
 
     mode: str = "fast"
@@ -35,9 +36,14 @@ class SelectiveSearch:
     max_side: int = 500
     min_size: float = 20.0
     max_windows: int = 0
+    engine: str = "opencv"
 
     def settings(self) -> dict:
         """What the windows depend on, for the store's key."""
+        if self.engine == "native":
+            from sppdet.selective_search import VERSION
+
+            return {"version": VERSION, **asdict(self)}
         import cv2
 
         return {"engine": "opencv", "opencv": cv2.__version__, "order": 1, **asdict(self)}
@@ -45,21 +51,22 @@ class SelectiveSearch:
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """Windows of an RGB ``(H, W, 3)`` uint8 picture: float32 ``(N, 4)``, N may be 0.
 
-        OpenCV orders windows by C's ``rand()``, so the order depends on what the process did before. The set does
-        not: it is sorted, freed of duplicates and shuffled by a fixed seed, which makes a cut to ``max_windows``
-        an unbiased and repeatable sample.
+        ``native`` gives the best windows first. OpenCV orders windows by C's ``rand()``, so the order depends on what
+        the process did before. The set does not: it is sorted, freed of duplicates and shuffled by a fixed seed,
+        which makes a cut to ``max_windows`` an unbiased and repeatable sample.
         """
         height, width = image.shape[:2]
         working = shrink(image, self.max_side)
-        rectangles = _search(working, self.mode, self.base_k, self.inc_k, self.sigma)
-        found = geometry.from_xywh(rectangles)
+        search = _native if self.engine == "native" else _opencv
+        found = search(working, self.mode, self.base_k, self.inc_k, self.sigma)
         factor = np.array([width / working.shape[1], height / working.shape[0]] * 2)
-        found = np.rint(found * factor).astype(np.float32)
-        found = np.unique(geometry.clip(found, width, height), axis=0)
+        found = geometry.clip(np.rint(found * factor).astype(np.float32), width, height)
         side = found[:, 2:] - found[:, :2]
         found = found[(side >= max(self.min_size, 1)).all(axis=1)]
-        order = np.random.default_rng(0).permutation(len(found))
-        return found[order][: self.max_windows or None]
+        if self.engine == "opencv":
+            found = np.unique(found, axis=0)
+            found = found[np.random.default_rng(0).permutation(len(found))]
+        return found[: self.max_windows or None]
 
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
@@ -73,8 +80,16 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def _search(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float) -> np.ndarray:
-    """OpenCV's rectangles, ``(N, 4)`` of x, y, width, height; none where OpenCV cannot segment the picture."""
+def _native(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float) -> np.ndarray:
+    """Our own engine's windows, ``(N, 4)`` of x1, y1, x2, y2, best first."""
+    from sppdet.parallel import thread_count  # torch: not to be waited for by those who only read a config
+    from sppdet.selective_search import RECIPES, selective_search
+
+    return selective_search(image, RECIPES[mode], base_k, inc_k, sigma, thread_count())
+
+
+def _opencv(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float) -> np.ndarray:
+    """OpenCV's windows, ``(N, 4)`` of x1, y1, x2, y2; none where OpenCV cannot segment the picture."""
     import cv2
 
     if min(image.shape[:2]) < 4:  # too thin for its gradients and histograms
@@ -91,7 +106,7 @@ def _search(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float)
     switch = search.switchToSelectiveSearchFast if mode == "fast" else search.switchToSelectiveSearchQuality
     switch(base_k, inc_k, sigma)
     try:
-        return np.asarray(search.process(), dtype=np.float64).reshape(-1, 4)
+        return geometry.from_xywh(np.asarray(search.process(), dtype=np.float64).reshape(-1, 4))
     except cv2.error:
         return np.zeros((0, 4))
 

@@ -1,4 +1,4 @@
-"""Selective search: the same windows every time, none that cannot be used, and recall arithmetic."""
+"""Selective search by either engine: the same windows every time, none that cannot be used, and recall arithmetic."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import cv2
 import numpy as np
 import pytest
 
+from sppdet import selective_search
+from sppdet.data.shapes import make_shapes
+from sppdet.data.voc import read_voc
+from sppdet.images import read_image
+from sppdet.parallel import run
 from sppdet.proposals import SelectiveSearch, best_overlaps, recall_table, shrink
 
 
@@ -21,9 +26,14 @@ def picture() -> np.ndarray:
     return image
 
 
+@pytest.fixture(scope="module", params=["opencv", "native"])
+def engine(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def windows(picture) -> np.ndarray:
-    return SelectiveSearch()(picture)
+def windows(picture, engine) -> np.ndarray:
+    return SelectiveSearch(engine=engine)(picture)
 
 
 def test_windows_are_unique_float32_edges_inside_the_picture(windows):
@@ -38,51 +48,108 @@ def test_the_figures_are_found(windows):
     assert (best_overlaps(windows, figures) > 0.8).all()
 
 
-def test_windows_do_not_depend_on_what_ran_before(picture, windows):
-    search = SelectiveSearch()
+def test_windows_do_not_depend_on_what_ran_before(picture, windows, engine):
+    search = SelectiveSearch(engine=engine)
     search(picture[::-1])  # advances C's rand(), by which OpenCV orders its windows
     np.testing.assert_array_equal(search(picture), windows)
     np.testing.assert_array_equal(search(picture.copy()), windows)
 
 
-def test_a_cut_is_the_start_of_the_whole(picture, windows):
-    np.testing.assert_array_equal(SelectiveSearch(max_windows=4)(picture), windows[:4])
+def test_a_cut_is_the_start_of_the_whole(picture, windows, engine):
+    np.testing.assert_array_equal(SelectiveSearch(max_windows=4, engine=engine)(picture), windows[:4])
 
 
-def test_smallest_side(picture, windows):
+def test_smallest_side(picture, windows, engine):
     side = (windows[:, 2:] - windows[:, :2]).min(axis=1)
-    larger = SelectiveSearch(min_size=30)(picture)
+    larger = SelectiveSearch(min_size=30, engine=engine)(picture)
     assert set(map(tuple, larger)) == set(map(tuple, windows[side >= 30]))
 
 
-def test_a_shrunk_search_gives_windows_of_the_whole_picture(picture):
+def test_a_shrunk_search_gives_windows_of_the_whole_picture(picture, engine):
     doubled = cv2.resize(picture, None, fx=2, fy=2, interpolation=cv2.INTER_NEAREST)
-    found = SelectiveSearch(max_side=120)(doubled)
+    found = SelectiveSearch(max_side=120, engine=engine)(doubled)
     assert found[:, 2].max() == 240 and found[:, 3].max() == 180
     figure = np.array([[30, 40, 100, 120]], np.float32)
     assert best_overlaps(found, figure)[0] > 0.8
 
 
 @pytest.mark.parametrize(
-    "shape", [(1, 1), (3, 200), (200, 3), (4, 4), (5, 300), (300, 5), (20, 20), (25, 200)], ids=str
+    "shape", [(1, 1), (2, 3), (3, 200), (200, 3), (4, 4), (5, 300), (300, 5), (20, 20), (25, 200)], ids=str
 )
-@pytest.mark.parametrize("content", ["black", "noise"])
-def test_odd_pictures_do_not_crash(shape, content):
+@pytest.mark.parametrize("content", ["black", "grey", "noise"])
+def test_odd_pictures_do_not_crash(shape, content, engine):
     image = np.zeros((*shape, 3), np.uint8)
-    if content == "noise":
-        image = np.random.default_rng(0).integers(0, 256, image.shape, np.uint8)
-    found = SelectiveSearch()(image)
+    if content != "black":
+        image += np.random.default_rng(0).integers(0, 256, (*shape, 3 if content == "noise" else 1), np.uint8)
+    found = SelectiveSearch(engine=engine)(image)
     assert found.dtype == np.float32 and found.shape[1:] == (4,)
     assert (found[:, 2:] - found[:, :2] >= 20).all()
     assert (found <= [shape[1], shape[0]] * 2).all()
 
 
+def test_long_and_large_pictures_are_searched_natively():
+    long = np.random.default_rng(0).integers(0, 256, (25, 6000, 3), np.uint8)
+    for max_side in (0, 500):
+        found = SelectiveSearch(engine="native", max_side=max_side)(long)
+        assert found.shape[1] == 4 and (found[:, 2:] <= [6000, 25]).all()
+    large = cv2.resize(long, (3000, 2000))
+    found = SelectiveSearch(engine="native", max_side=200)(large)
+    assert len(found) > 5 and found[:, 2].max() == 3000 and found[:, 3].max() == 2000
+
+
+def test_threads_do_not_show_in_the_windows(picture):
+    recipe = selective_search.RECIPES["quality"]
+    one, three = (selective_search.selective_search(picture, recipe, 50, 50, 0.8, threads) for threads in (1, 3))
+    np.testing.assert_array_equal(one, three)
+    assert len(np.unique(one, axis=0)) == len(one)
+    search = SelectiveSearch(engine="native")
+    for found in run(search, [picture] * 3, 2, "search", threads=True):
+        np.testing.assert_array_equal(found, search(picture))
+
+
+def test_native_windows_are_as_many_and_as_good_as_opencvs(tmp_path):
+    dataset = read_voc(make_shapes(tmp_path, train=1, test=8), "test")
+    tables = []
+    for engine in ("opencv", "native"):
+        found = [SelectiveSearch(engine=engine, max_side=240)(read_image(sample.path)) for sample in dataset]
+        overlaps = np.concatenate([best_overlaps(boxes, sample.boxes) for boxes, sample in zip(found, dataset)])
+        tables.append(recall_table(overlaps, np.mean(list(map(len, found)))))
+    opencv, native = tables
+    assert abs(native["windows"] / opencv["windows"] - 1) < 0.1
+    assert native["recall@0.5"] >= opencv["recall@0.5"] and native["recall@0.7"] >= opencv["recall@0.7"]
+    assert native["average_best_overlap"] >= opencv["average_best_overlap"] - 0.01
+
+
+def test_compiling_is_announced_once(picture, capsys, monkeypatch):
+    SelectiveSearch(engine="native")(picture)
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(selective_search, "_compiled", lambda: False)
+    SelectiveSearch(engine="native")(picture)
+    assert "compiled" in capsys.readouterr().err
+
+
 def test_settings_name_everything_that_windows_depend_on():
-    base = SelectiveSearch()
     changes = {"mode": "quality", "base_k": 100, "inc_k": 100, "sigma": 0.5, "max_side": 0, "min_size": 5}
     changes["max_windows"] = 9
-    assert all(replace(base, **{key: value}).settings() != base.settings() for key, value in changes.items())
-    assert base.settings()["opencv"] == cv2.__version__
+    for engine in ("opencv", "native"):
+        base = SelectiveSearch(engine=engine)
+        assert all(replace(base, **{key: value}).settings() != base.settings() for key, value in changes.items())
+    assert SelectiveSearch(engine="native").settings()["version"] == selective_search.VERSION
+
+
+def test_settings_of_opencvs_windows_are_those_of_the_stores_that_exist():
+    assert SelectiveSearch().settings() == {
+        "engine": "opencv",
+        "opencv": cv2.__version__,
+        "order": 1,
+        "mode": "fast",
+        "base_k": 50,
+        "inc_k": 50,
+        "sigma": 0.8,
+        "max_side": 500,
+        "min_size": 20.0,
+        "max_windows": 0,
+    }
 
 
 def test_shrink_keeps_the_aspect_and_never_enlarges():

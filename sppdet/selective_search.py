@@ -1,0 +1,123 @@
+"""Selective search (Uijlings et al., IJCV 2013) of our own: what OpenCV's does, each thing computed once.
+
+A picture is segmented in several colour spaces with several k (:mod:`sppdet.segmentation`), and each segmentation is
+grouped by several mixes of similarities (:mod:`sppdet.grouping`). All regions' boxes, each once, are the windows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from sppdet import grouping
+from sppdet.grouping import Regions, group
+from sppdet.segmentation import segment
+
+VERSION = 1  # of the windows: to be raised with every change that alters them
+_MIN_SIZE = 100  # pixels of a segment: OpenCV's
+
+# Weights of colour, texture, size and fill.
+ALL = (0.25, 0.25, 0.25, 0.25)
+NO_COLOUR = (0.0, 1 / 3, 1 / 3, 1 / 3)
+SIZE = (0.0, 0.0, 1.0, 0.0)
+FILL = (0.0, 0.0, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What is combined with what.
+
+    Attributes:
+        colours: names of colour spaces: hsv, lab, grey, hue, rgi.
+        segmentations: how many k.
+        mixes: the similarities' weights of each grouping.
+    """
+
+    colours: tuple[str, ...]
+    segmentations: int
+    mixes: tuple[tuple[float, float, float, float], ...]
+
+
+# OpenCV's switchToSelectiveSearchFast and switchToSelectiveSearchQuality.
+RECIPES = {
+    "fast": Recipe(("hsv", "lab"), 3, (ALL, NO_COLOUR)),
+    "quality": Recipe(("hsv", "lab", "grey", "hue", "rgi"), 5, (ALL, NO_COLOUR, FILL, SIZE)),
+}
+
+
+def selective_search(
+    image: np.ndarray, recipe: Recipe, base_k: float, inc_k: float, sigma: float, threads: int = 1
+) -> np.ndarray:
+    """Windows of an RGB uint8 picture ``(H, W, 3)``, best first: int32 ``(N, 4)`` x1, y1, x2, y2, half-open.
+
+    Neither they nor their order depend on ``threads``.
+    """
+    if not _compiled():
+        print("selective search is compiled: once, half a minute", file=sys.stderr, flush=True)
+    ks = [base_k + i * inc_k for i in range(recipe.segmentations)]
+    with _mapper(threads) as mapped:
+        described = mapped(partial(_describe, image, ks=ks, sigma=sigma), recipe.colours)
+        segmentations = list(itertools.chain.from_iterable(described))
+        groupings = list(mapped(lambda work: group(*work), itertools.product(segmentations, recipe.mixes)))
+    return _ranked(groupings, *image.shape[:2])
+
+
+def _compiled() -> bool:
+    """Whether the last function needed is in memory, or in Numba's cache on disk."""
+    function, source = grouping._group, Path(grouping.__file__)
+    python = "py{}{}".format(*sys.version_info)
+    indices = Path(function.stats.cache_path).glob(f"{source.stem}.{function.__name__}-*.{python}*.nbi")
+    return bool(function.signatures) or any(i.stat().st_mtime >= source.stat().st_mtime for i in indices)
+
+
+@contextmanager
+def _mapper(threads: int) -> Iterator[Callable]:
+    if threads < 2:
+        yield map
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool.map
+
+
+def _describe(image: np.ndarray, colour: str, ks: list[float], sigma: float) -> list[Regions]:
+    """The regions of each segmentation in one colour space."""
+    converted = in_colour(image, colour)
+    pieces, labels = segment(converted, ks, sigma, _MIN_SIZE)
+    regions = Regions.of(converted, pieces, labels.shape[1])
+    return [regions.merged(row) for row in labels]
+
+
+def in_colour(image: np.ndarray, colour: str) -> np.ndarray:
+    """An RGB picture in a colour space, as 8-bit OpenCV has them: uint8 ``(H, W, C)``."""
+    import cv2
+
+    if colour in ("hsv", "lab"):
+        return cv2.cvtColor(image, {"hsv": cv2.COLOR_RGB2HSV, "lab": cv2.COLOR_RGB2LAB}[colour])
+    if colour == "hue":
+        return np.ascontiguousarray(cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[:, :, :1])
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]
+    return grey if colour == "grey" else np.concatenate([image[:, :, :2], grey], axis=2)
+
+
+def _ranked(groupings: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """Each window once, by its rank in the grouping that ranks it best.
+
+    A rank is the place from the end of the grouping times a random number, as in the paper (section 4.3): the whole
+    picture is always found and small segments are many, so neither end alone would make a good start.
+    """
+    boxes = np.concatenate(groupings)
+    places = np.concatenate([np.arange(len(found), 0, -1) for found in groupings])
+    ranks = places * np.random.default_rng(0).random(len(places))
+    order = np.argsort(ranks, kind="stable")
+    x1, y1, x2, y2 = boxes[order].T.astype(np.int64)
+    keys = ((x1 * (height + 1) + y1) * (width + 1) + x2) * (height + 1) + y2
+    _, first = np.unique(keys, return_index=True)
+    return boxes[order][np.sort(first)]

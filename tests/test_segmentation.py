@@ -1,0 +1,121 @@
+"""Segmentation: equal to a plain form of the algorithm on small pictures, close to OpenCV's on larger ones."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from sppdet.segmentation import segment, smooth, sorted_edges
+
+
+def plain_segmentation(smoothed: np.ndarray, k: float, min_size: int) -> np.ndarray:
+    """Felzenszwalb and Huttenlocher, section 4.1, then small segments; every pixel knows its segment's members."""
+    height, width, _ = smoothed.shape
+    edges = []
+    for y in range(height):
+        for x in range(width):
+            for down, right in ((0, 1), (1, 0)):
+                if y + down < height and x + right < width:
+                    square = np.float32(0)
+                    for difference in smoothed[y + down, x + right] - smoothed[y, x]:
+                        square += difference * difference
+                    edges.append((cut(np.sqrt(square)), (y, x), (y + down, x + right)))
+    edges.sort(key=lambda edge: edge[0])
+    segment_of = {(y, x): {(y, x)} for y in range(height) for x in range(width)}
+    heaviest = {id(members): np.float32(0) for members in segment_of.values()}
+
+    def join(a, b, weight):
+        small, large = sorted((a, b), key=len)
+        large |= small
+        segment_of.update(dict.fromkeys(small, large))
+        heaviest[id(large)] = weight
+
+    for weight, p, q in edges:
+        a, b = segment_of[p], segment_of[q]
+        limits = [heaviest[id(members)] + np.float32(k) / np.float32(len(members)) for members in (a, b)]
+        if a is not b and weight <= min(limits):
+            join(a, b, weight)
+    for weight, p, q in edges:
+        a, b = segment_of[p], segment_of[q]
+        if a is not b and min(len(a), len(b)) < min_size:
+            join(a, b, weight)
+    numbers: dict[int, int] = {}
+    flat = [numbers.setdefault(id(segment_of[y, x]), len(numbers)) for y in range(height) for x in range(width)]
+    return np.array(flat).reshape(height, width)
+
+
+def cut(weight: np.float32) -> np.float32:
+    """Twelve bits of mantissa; below 2^-7 nothing."""
+    mantissa, exponent = np.frexp(weight)
+    return np.float32(0 if weight < 2**-7 else np.ldexp(np.floor(mantissa * 2**13) / 2**13, exponent))
+
+
+def picture(height: int, width: int, seed: int, blur: float = 2.0, channels: int = 3) -> np.ndarray:
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, channels), np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), blur).reshape(height, width, channels)
+    image[height // 4 : height // 2, width // 3 :] //= 2
+    return image
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        picture(24, 31, 0),
+        picture(31, 17, 1, blur=0.6),
+        picture(20, 20, 2, blur=5) // 8 * 8,  # many equal weights
+        picture(25, 25, 3, channels=1),
+        np.zeros((9, 11, 3), np.uint8),
+        picture(1, 40, 4),
+        picture(40, 1, 5),
+        picture(2, 2, 6),
+        picture(1, 1, 7),
+    ],
+    ids=lambda image: "x".join(map(str, image.shape)),
+)
+@pytest.mark.parametrize("ks", [(20, 50, 300), (80,)], ids=str)
+def test_segments_are_those_of_the_plain_form(image, ks):
+    pieces, labels = segment(image, ks, 0.8, 12)
+    assert labels.shape == (len(ks), pieces.max() + 1)
+    assert len(np.unique(labels, axis=1).T) == labels.shape[1]  # no piece more than the segments need
+    for k, row in zip(ks, labels):
+        np.testing.assert_array_equal(row[pieces], plain_segmentation(smooth(image, 0.8), k, 12))
+
+
+def test_weights_come_in_order_with_their_edges():
+    image = smooth(picture(13, 19, 0), 0.8)
+    edges, weights = sorted_edges(image)
+    assert len(edges) == len(set(edges.tolist())) == 13 * 18 + 12 * 19
+    assert (np.diff(weights) >= 0).all() and (np.diff(edges)[np.diff(weights) == 0] > 0).all()
+    y, x = np.divmod(edges // 2, 19)
+    down = edges % 2
+    distance = np.linalg.norm(image[y + down, x + 1 - down] - image[y, x], axis=1)
+    np.testing.assert_allclose(weights, distance, rtol=2**-11, atol=2**-7)
+
+
+@pytest.mark.parametrize("sigma", [0.8, 2.0, 0.0])
+def test_smoothing_is_opencvs(sigma):
+    image = picture(40, 50, 0, blur=0.5)
+    expected = cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigma) if sigma else image
+    np.testing.assert_allclose(smooth(image, sigma), expected, atol=0.01)
+
+
+def test_segments_are_close_to_opencvs():
+    for seed in range(3):
+        image = cv2.cvtColor(picture(150, 200, seed, blur=3), cv2.COLOR_RGB2LAB)
+        ks = (50, 100, 150)
+        pieces, labels = segment(image, ks, 0.8, 100)
+        for k, row in zip(ks, labels):
+            theirs = cv2.ximgproc.segmentation.createGraphSegmentation(0.8, k, 100).processImage(image)
+            ours = row[pieces]
+            assert abs(ours.max() - theirs.max()) <= 0.03 * theirs.max() + 1
+            assert overlap(ours, theirs) > 0.9
+
+
+def overlap(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Each of our segments' IoU with the nearest of theirs, mean over pixels."""
+    joint = np.zeros((ours.max() + 1, theirs.max() + 1))
+    np.add.at(joint, (ours, theirs), 1)
+    sizes = joint.sum(axis=1)
+    union = sizes[:, None] + joint.sum(axis=0) - joint
+    return float((joint / union).max(axis=1) @ sizes / sizes.sum())
