@@ -47,6 +47,7 @@ _EPILOG = """\
 Scores are SVM margins, not probabilities: 0 is the decision boundary, and they are not bounded.
 Boxes are x1 y1 x2 y2, pixel edges counted from 0, of the picture as displayed (EXIF orientation applied):
 the top left pixel is 0 0 1 1, and a width is x2 - x1.
+Where nothing reaches the threshold the nearest that did not is named ("nearest" in JSON).
 
 --json prints one document, best detections first; a picture that could not be done has "error" instead:
   {"model": "runs/demo", "classes": ["cat", "dog"], "threshold": -0.5,
@@ -112,9 +113,10 @@ def detect(options: argparse.Namespace) -> int:
     from sppdet.detector import load  # after all that can go wrong without it
 
     detector = load(model, options.device)
-    # The detector's own floor must neither hide what is asked for nor let pass what would be thrown away.
-    detector.detection = replace(detector.detection, min_margin=options.threshold)
-    one = partial(_detect_one, detector, options.max_detections)
+    # The detector's own floor must not hide what is asked for.
+    floor = min(detector.detection.min_margin, options.threshold)
+    detector.detection = replace(detector.detection, min_margin=floor)
+    one = partial(_detect_one, detector, options.threshold, options.max_detections)
     entries = []
     for entry, target in zip(_in_order(one, list(zip(pictures, targets))), targets):
         if "error" in entry:
@@ -223,14 +225,18 @@ def _in_order(one: Callable, items: list) -> Iterator[dict]:
     return run(one, items, 0, "detecting", threads=True)
 
 
-def _detect_one(detector: Detector, limit: int | None, item: tuple[str, Path | None]) -> dict:
-    """What --json tells of one picture, which is drawn to ``item``'s path if it has one."""
+def _detect_one(detector: Detector, threshold: float, limit: int | None, item: tuple[str, Path | None]) -> dict:
+    """What --json tells of one picture, which is drawn to ``item``'s path if it has one.
+
+    Where nothing reaches the threshold, ``nearest`` is the best detection that did not.
+    """
     from sppdet.images import read_image
 
     picture, target = item
     try:
         image = read_image(picture)
-        found = detector.predict(image)
+        every = detector.predict(image)
+        found = every.above(threshold)
         found = replace(found, boxes=found.boxes[:limit], labels=found.labels[:limit], scores=found.scores[:limit])
         if target is not None:
             _write(target, image, found)
@@ -238,7 +244,8 @@ def _detect_one(detector: Detector, limit: int | None, item: tuple[str, Path | N
         text = str(error)
         return {"path": picture, "error": text if text.startswith(picture) else f"{picture}: {text}"}
     height, width = image.shape[:2]
-    return {"path": picture, "width": width, "height": height, "detections": found.to_list()}
+    entry = {"path": picture, "width": width, "height": height, "detections": found.to_list()}
+    return entry if len(found) or not len(every) else entry | {"nearest": every.to_list()[0]}
 
 
 def _write(target: Path, image: np.ndarray, found: Detections) -> None:
@@ -257,6 +264,8 @@ def _report(entry: dict, target: Path | None) -> str:
     """The lines for one picture: where it was written, and below each detection."""
     found = entry["detections"]
     what = f"{len(found)} found" if found else "nothing above the threshold"
+    if "nearest" in entry:
+        what += " (nearest: {label} {score:.2f}; --threshold lowers it)".format(**entry["nearest"])
     lines = [f"{entry['path']}: {what}" + (f" -> {target}" if target else "")]
     for one in found:
         corners = " ".join(f"{edge:.0f}" for edge in one["box"])

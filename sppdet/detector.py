@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torchvision.ops import batched_nms, nms
+from torchvision.ops import nms
 
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone, build_trunk
@@ -65,40 +65,53 @@ class Detector:
     ) -> tuple[Detections, Detections]:
         """Detections before and after box regression; twice the same if there is none.
 
-        As in the originals, regression moves the boxes that survived the first suppression, leaves their scores,
-        and is followed by a second suppression.
+        With ``detection.vote`` 0, as in the originals: regression moves the boxes that survived the suppression,
+        leaves their scores, and is followed by a second suppression. Else all candidates are moved before they are
+        suppressed, as in Fast R-CNN, and the survivors are voted on (:func:`vote`).
         """
         if not len(proposals):
-            nothing = self._sorted(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+            nothing = self._detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
             return nothing, nothing
         windows = self.features.windows(proposals, size, maps)
-        scores = self.features.linear(maps, windows, self.svms.weight, self.svms.bias)[windows.group]
-        kept, labels = self._suppress(proposals, scores)
-        boxes, scores = proposals[kept], scores[kept, labels]
-        plain = self._sorted(boxes, labels, scores)
+        every = self.features.linear(maps, windows, self.svms.weight, self.svms.bias)[windows.group]
+        rows, labels = self._candidates(every)
+        boxes, scores = proposals[rows], every[rows, labels]
+        kept = self._suppress(boxes, scores, labels)
+        plain = self._detections(boxes[kept], scores[kept], labels[kept])
         if self.regressors is None or not len(kept):
             return plain, plain
-        deltas = self._deltas(maps, windows, kept, labels)
-        boxes = geometry.clip(geometry.decode(boxes, deltas), *size)
-        again = batched_nms(*map(torch.from_numpy, (boxes, scores, labels)), self.detection.nms).numpy()
-        return plain, self._sorted(boxes[again], labels[again], scores[again])
+        overlap = self.detection.vote
+        moving = np.arange(len(rows)) if overlap else kept
+        scores, labels = scores[moving], labels[moving]
+        deltas = self._deltas(maps, windows, rows[moving], labels)
+        moved = geometry.clip(geometry.decode(boxes[moving], deltas), *size)
+        kept = self._suppress(moved, scores, labels)
+        survivors = vote(moved, scores, labels, kept, overlap) if overlap else moved[kept]
+        return plain, self._detections(survivors, scores[kept], labels[kept])
 
-    def _sorted(self, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray) -> Detections:
+    def _detections(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Detections:
+        """Best first."""
         order = np.argsort(-scores, kind="stable")
         return Detections(boxes[order], labels[order], scores[order], self.classes)
 
-    def _suppress(self, boxes: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Windows and labels that survive, of ``(N, 4)`` boxes with ``(N, K)`` scores."""
-        kept, labels = [], []
+    def _candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Windows ``(n,)`` and labels ``(n,)`` that are looked at, of ``(N, K)`` scores: each class's best ones."""
+        rows, labels = [], []
         for k in range(scores.shape[1]):
-            rows = np.flatnonzero(scores[:, k] > self.detection.min_margin)
-            best = np.argsort(-scores[rows, k], kind="stable")
-            rows = rows[best[: self.detection.max_candidates]]
-            survivors = nms(torch.from_numpy(boxes[rows]), torch.from_numpy(scores[rows, k]), self.detection.nms)
-            rows = rows[survivors[: self.detection.max_per_class].numpy()]
-            kept.append(rows)
-            labels.append(np.full(len(rows), k, np.int64))
-        return np.concatenate(kept), np.concatenate(labels)
+            above = np.flatnonzero(scores[:, k] > self.detection.min_margin)
+            best = above[np.argsort(-scores[above, k], kind="stable")[: self.detection.max_candidates]]
+            rows.append(best)
+            labels.append(np.full(len(best), k, np.int64))
+        return np.concatenate(rows), np.concatenate(labels)
+
+    def _suppress(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """The survivors of every class's own suppression: rows of ``(n, 4)`` boxes."""
+        kept = []
+        for k in np.unique(labels):
+            rows = np.flatnonzero(labels == k)
+            survivors = nms(torch.from_numpy(boxes[rows]), torch.from_numpy(scores[rows]), self.detection.nms)
+            kept.append(rows[survivors[: self.detection.max_per_class].numpy()])
+        return np.concatenate([np.zeros(0, np.int64), *kept])
 
     def _deltas(self, maps: Sequence[np.ndarray], windows: Windows, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """``(n, 4)`` shifts of the windows ``kept``, each by the regressor of its label."""
@@ -132,6 +145,27 @@ class Detector:
         tensors = {key: torch.as_tensor(value).cpu().contiguous() for key, value in tensors.items()}
         atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path))
         write_json(folder / "model.json", description)
+
+
+def vote(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, survivors: np.ndarray, overlap: float
+) -> np.ndarray:
+    """Box voting (Gidaris and Komodakis, arXiv 1505.01749, section 5): float32 ``(S, 4)``, a box for each survivor.
+
+    A survivor becomes the mean of the boxes of its label that overlap it by ``overlap`` or more, itself among them.
+    Scores are margins, so a weight is ``exp(3 * score)``: positive, and the same whatever the lowest margin is.
+
+    Args:
+        boxes, scores, labels: ``(n, 4)``, ``(n,)`` and ``(n,)`` of all candidates.
+        survivors: ``(S,)`` rows of them.
+    """
+    voted = np.empty((len(survivors), 4), np.float32)
+    for k in np.unique(labels[survivors]):
+        own, rows = np.flatnonzero(labels[survivors] == k), np.flatnonzero(labels == k)
+        near = geometry.iou(boxes[survivors[own]], boxes[rows]) >= overlap
+        weight = near * np.exp(3 * scores[rows].astype(np.float64))
+        voted[own] = weight @ boxes[rows] / weight.sum(axis=1, keepdims=True)
+    return voted
 
 
 def load(folder: str | Path, device: str = "auto") -> Detector:

@@ -96,10 +96,14 @@ def test_report_of_a_picture(place, capsys, detector):
     assert len(lines) == 2
 
 
-def test_nothing_above_the_threshold(place, capsys):
+def test_where_nothing_is_above_the_threshold_the_nearest_is_named(place, capsys, detector):
     save(place / "a.png")
     assert main(["a.png", "--threshold", "1e6", "--no-pictures"]) == 0
-    assert capsys.readouterr().out == "a.png: nothing above the threshold\n"
+    best = detector.predict("a.png").to_list()[0]
+    nearest = f"(nearest: {best['label']} {best['score']:.2f}; --threshold lowers it)"
+    assert capsys.readouterr().out == f"a.png: nothing above the threshold {nearest}\n"
+    (entry,) = document(capsys, "a.png", "--threshold", "1e6")["images"]
+    assert entry["detections"] == [] and entry["nearest"] == best
     assert not (place / "detections").exists()
 
 

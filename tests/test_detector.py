@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from sppdet import boxes as geometry
 from sppdet import detector as module
 from sppdet.backbone import Backbone
 from sppdet.bbox_regression import BoxRegressors
@@ -104,6 +105,38 @@ def test_boxes_that_regression_moves_together_are_suppressed(by_hand, conv_map):
     plain, moved = detector.detect_both([conv_map], WINDOWS, (64, 64))
     assert plain.boxes.tolist() == [A, B, C]
     np.testing.assert_allclose(moved.boxes, [[0, 8, 24, 16], C], atol=1e-4)
+
+
+def test_boxes_around_a_survivor_vote(by_hand, conv_map):
+    # Nothing is moved; A scores 2 and B 1.5, they overlap by a third: B goes, and its vote counts exp(-1.5) of A's.
+    regressors = BoxRegressors(np.zeros((2, 4, 2), np.float32), np.zeros((2, 4), np.float32))
+
+    def boxes(overlap):
+        detection = Detection(nms=0.3, min_margin=-0.5, vote=overlap)
+        plain, found = replace(by_hand, regressors=regressors, detection=detection).detect_both(
+            [conv_map], WINDOWS, (64, 64)
+        )
+        assert plain.boxes.tolist() == [A, C] and found.scores.tolist() == [2, 1] and found.labels.tolist() == [0, 1]
+        return found.boxes
+
+    share = np.exp(-1.5) / (1 + np.exp(-1.5))
+    np.testing.assert_allclose(boxes(0.33), [[8 + 4 * share, 8, 16 + 4 * share, 16], C], atol=1e-4)
+    assert boxes(0.34).tolist() == [A, C]
+
+
+def test_votes_are_the_plain_sums():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 30, (60, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(10, 40, (60, 2))], axis=1).astype(np.float32)
+    scores, labels = rng.normal(size=60).astype(np.float32), rng.integers(0, 3, 60)
+    survivors = np.array([40, 3, 17, 5])
+    for survivor, voted in zip(survivors, module.vote(boxes, scores, labels, survivors, 0.4)):
+        total, weights = np.zeros(4), 0.0
+        for box, score, label in zip(boxes, scores, labels):
+            if label == labels[survivor] and geometry.iou(box[None], boxes[survivor][None])[0, 0] >= 0.4:
+                total += np.exp(3 * score) * box
+                weights += np.exp(3 * score)
+        np.testing.assert_allclose(voted, total / weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize("regression", [False, True])
