@@ -26,10 +26,14 @@ _MEMORY = 2 << 30  # bytes of float16 rows gathered at a time
 
 @dataclass(frozen=True, eq=False)
 class BoxRegressors:
-    """``deltas[n, k] = weight[k] @ vector[n] + bias[k]``: ``(K, 4, D)`` and ``(K, 4)`` float32."""
+    """``deltas[n, k] = weight[k] @ vector[n] + bias[k]``: ``(K, 4, D)`` and ``(K, 4)`` float32.
+
+    ``of_head``: the vectors are what the classifier sees, not the pooled ones.
+    """
 
     weight: np.ndarray
     bias: np.ndarray
+    of_head: bool = False
 
 
 def train(

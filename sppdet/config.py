@@ -116,6 +116,7 @@ class Svm:
 @dataclass
 class BoxRegression:
     enabled: bool = True
+    kind: str = "ridge"  # ridge: per-class regression of the pooled vector; joint: the layer of end-to-end training
     min_overlap: float = 0.6
     ridge: float = 3000.0
     max_windows: int = 4000  # a class; a random sample beyond that
@@ -145,7 +146,8 @@ class Config:
     pretrain: Pretrain = field(default_factory=Pretrain)
     regions: Regions = field(default_factory=Regions)
     pooling: Pooling = field(default_factory=Pooling)
-    features: str = "pool5"  # what the SVMs see: pool5, fc6 or fc7
+    features: str = "pool5"  # what the classifier sees: pool5, fc6 or fc7
+    classifier: str = "svm"  # svm, or the softmax of end-to-end training
     finetune: Finetune = field(default_factory=Finetune)
     end_to_end: EndToEnd = field(default_factory=EndToEnd)
     svm: Svm = field(default_factory=Svm)
@@ -158,6 +160,8 @@ class Config:
 
 _CHOICES = {
     "features": ("pool5", "fc6", "fc7"),
+    "classifier": ("svm", "softmax"),
+    "bbox.kind": ("ridge", "joint"),
     "svm.solver": ("dual", "liblinear"),
     "finetune.optimizer": ("adamw", "sgd"),
     "end_to_end.optimizer": ("adamw", "sgd"),

@@ -15,6 +15,7 @@ from torchvision.ops import nms
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone, build_trunk
 from sppdet.bbox_regression import BoxRegressors
+from sppdet.classifiers import LinearSVMs, Softmax
 from sppdet.config import Detection
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
@@ -22,29 +23,28 @@ from sppdet.features import PyramidFeatures, Windows
 from sppdet.files import atomic_write, read_json, write_json
 from sppdet.head import Head
 from sppdet.images import to_rgb
-from sppdet.mining import LinearSVMs
 from sppdet.proposals import SelectiveSearch
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass
 class Detector:
-    """SPP-net with its SVMs.
+    """A trained detector.
 
     Attributes:
         classes: K names.
         backbone, features, search: how a picture becomes window vectors.
-        svms, regressors: what they are multiplied with; ``regressors`` may be None.
+        classifier, regressors: what they are multiplied with; ``regressors`` may be None.
         detection: thresholds.
-        head: the fc layers whose output the SVMs see, None for ``pool5``.
+        head: the fc layers whose output the classifier sees, None for ``pool5``.
     """
 
     classes: tuple[str, ...]
     backbone: Backbone
     features: PyramidFeatures
     search: SelectiveSearch
-    svms: LinearSVMs
+    classifier: LinearSVMs | Softmax
     regressors: BoxRegressors | None
     detection: Detection
     head: Head | None = None
@@ -73,7 +73,8 @@ class Detector:
             nothing = self._detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
             return nothing, nothing
         windows = self.features.windows(proposals, size, maps)
-        every = self.features.linear(maps, windows, self.svms.weight, self.svms.bias)[windows.group]
+        products = self.features.linear(maps, windows, self.classifier.weight, self.classifier.bias)
+        every = self.classifier.margins(products)[windows.group]
         rows, labels = self._candidates(every)
         boxes, scores = proposals[rows], every[rows, labels]
         kept = self._suppress(boxes, scores, labels)
@@ -118,8 +119,9 @@ class Detector:
         rows, inverse = np.unique(windows.group[kept], return_inverse=True)
         present, column = np.unique(labels, return_inverse=True)
         weight = self.regressors.weight[present].reshape(4 * len(present), -1)
-        pooled = self.features.pooled.vectors(maps, windows, rows)
-        every = torch.mm(torch.from_numpy(pooled), torch.from_numpy(weight).T).numpy()
+        seen = self.features if self.regressors.of_head else self.features.pooled
+        vectors = seen.vectors(maps, windows, rows)
+        every = torch.mm(torch.from_numpy(vectors), torch.from_numpy(weight).T).numpy()
         every = every.reshape(len(rows), len(present), 4) + self.regressors.bias[present]
         return every[inverse, column]
 
@@ -129,17 +131,19 @@ class Detector:
         description = {
             "format": _FORMAT,
             "classes": list(self.classes),
+            "classifier": "softmax" if isinstance(self.classifier, Softmax) else "svm",
             "backbone": {"name": self.backbone.name, "precision": self.backbone.precision},
             "features": {
                 key: getattr(self.features, key) for key in ("scales", "max_side", "target", "shrink", "levels")
             },
             "proposals": asdict(self.search),
             "head": self.head.description() if self.head else None,
+            "bbox_of_head": self.regressors.of_head if self.regressors else None,
             "detection": asdict(self.detection),
         }
         tensors = {f"trunk.{key}": value for key, value in self.backbone.trunk.state_dict().items()}
         tensors |= {f"head.{key}": value for key, value in self.head.state_dict().items()} if self.head else {}
-        tensors |= {"svm.weight": self.svms.weight, "svm.bias": self.svms.bias}
+        tensors |= {"classifier.weight": self.classifier.weight, "classifier.bias": self.classifier.bias}
         if self.regressors is not None:
             tensors |= {"bbox.weight": self.regressors.weight, "bbox.bias": self.regressors.bias}
         tensors = {key: torch.as_tensor(value).cpu().contiguous() for key, value in tensors.items()}
@@ -199,15 +203,15 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
         head = Head(features.pooled_dimension, **description["head"])
         head.load_state_dict(part("head."))
         features = replace(features, head=head.vectors, head_dimension=head.dimension)
-    arrays = {key: value.numpy() for key, value in tensors.items() if key.startswith(("svm.", "bbox."))}
-    regressors = BoxRegressors(arrays["bbox.weight"], arrays["bbox.bias"]) if "bbox.weight" in arrays else None
+    layer, moves = ({key: value.numpy() for key, value in part(name).items()} for name in ("classifier.", "bbox."))
+    kind = {"svm": LinearSVMs, "softmax": Softmax}[description["classifier"]]
     return Detector(
         classes=tuple(description["classes"]),
         backbone=backbone,
         features=features,
         search=SelectiveSearch(**description["proposals"]),
-        svms=LinearSVMs(arrays["svm.weight"], arrays["svm.bias"]),
-        regressors=regressors,
+        classifier=kind(**layer),
+        regressors=BoxRegressors(**moves, of_head=description["bbox_of_head"]) if moves else None,
         detection=Detection(**description["detection"]),
         head=head,
     )

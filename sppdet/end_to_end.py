@@ -4,8 +4,8 @@ SPP-net trained its fc layers only, because a window's receptive field is most o
 from many of them. Fast R-CNN draws many windows from few pictures, so one pass through the trunk serves them all,
 and gradients go through the pooling. With one level this is Fast R-CNN, with several SPP-net trained end to end.
 
-The classifier and the boxes learned here serve the training; SVMs and box regression are fitted afterwards to what
-the trunk and the fc layers have become.
+The softmax and the boxes learned here can be the detector's own (``classifier: softmax``, ``bbox.kind: joint``), or
+SVMs and ridge regression are fitted afterwards to what the trunk and the fc layers have become.
 
 Names: B pictures a step, n windows of them, K classes, D features of the pooled vector.
 """
@@ -68,6 +68,14 @@ class Network(nn.Module):
         """Pooled vectors ``(n, D)`` -> logits ``(n, K + 1)`` and shifts ``(n, K, 4)``."""
         hidden = self.head(pooled)
         return self.classify(hidden).float(), self.move(hidden).float().unflatten(1, (-1, 4))
+
+    @torch.no_grad()
+    def unwhiten(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
+        """Let ``move`` give shifts themselves, where it learned ``(shift - mean) / deviation``; both are ``(4,)``."""
+        classes = self.move.out_features // 4
+        mean, deviation = (value.to(self.move.weight).repeat(classes) for value in (mean, deviation))
+        self.move.weight.mul_(deviation[:, None])
+        self.move.bias.mul_(deviation).add_(mean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,6 +143,7 @@ def train(
                 log(json.dumps({"step": len(losses), "class_loss": recent[0], "box_loss": recent[1]}))
             if len(losses) % _SAVE == 0 and len(losses) < steps:
                 _save_checkpoint(checkpoint, key, network, optimizer, losses)
+    network.unwhiten(torch.from_numpy(mean), torch.from_numpy(deviation))
     tail = losses[-max(1, steps // 10) :]
     return network.eval(), float(np.mean([one[0] for one in tail]))
 

@@ -17,13 +17,13 @@ trained later, alone, is the same SVM.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torchvision.ops import nms
 
 from sppdet import svm
+from sppdet.classifiers import LinearSVMs
 from sppdet.config import Svm
 from sppdet.corpus import Corpus
 from sppdet.features import PyramidFeatures, Windows
@@ -128,14 +128,6 @@ class SampleCache:
 
     def __len__(self) -> int:
         return len(self._slots)
-
-
-@dataclass(frozen=True, eq=False)
-class LinearSVMs:
-    """``margins = vectors @ weight.T + bias`` for K classes: ``(K, D)`` and ``(K,)`` float32."""
-
-    weight: np.ndarray
-    bias: np.ndarray
 
 
 class Miner:

@@ -30,6 +30,7 @@ from safetensors.torch import load_file, save_file
 from sppdet import bbox_regression, end_to_end, finetune
 from sppdet.backbone import Backbone, build_trunk, weights_digest
 from sppdet.bbox_regression import BoxRegressors
+from sppdet.classifiers import LinearSVMs, Softmax
 from sppdet.classify import pretrain
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
@@ -41,13 +42,14 @@ from sppdet.files import atomic_write, file_digest, fingerprint, read_json, writ
 from sppdet.head import Head
 from sppdet.measure import evaluate_run, read_costs, summary
 from sppdet.meter import Meter
-from sppdet.mining import LinearSVMs, Miner, feature_scale
+from sppdet.mining import Miner, feature_scale
 
 
 class Pipeline:
     """One run: a configuration, its data, and the folder of its results."""
 
     def __init__(self, config: Config, log: Callable[[str], None] = print):
+        _check(config)
         self.config, self.log = config, log
         self.folder = Path(config.run.dir)
         self.train = load_split(config, config.data.train_split, limit=config.data.limit_train)
@@ -228,7 +230,9 @@ class Pipeline:
         _finish(self._head_path, key, tensors, head=head.description())
         return {"computed": True, "loss": round(loss, 4)}
 
-    def _svm(self, again: bool) -> dict:
+    def _svm(self, again: bool) -> dict | None:
+        if self.config.classifier == "softmax":
+            return None
         missing = self._unfinished("svm", again)
         if missing:
             scale = self.scale if self.head is None else self._scale(self.features)
@@ -241,7 +245,7 @@ class Pipeline:
         return {"computed": bool(missing), "classes": len(missing)}
 
     def _bbox(self, again: bool) -> dict | None:
-        if not self.config.bbox.enabled:
+        if not self.config.bbox.enabled or self.config.bbox.kind == "joint":
             return None
         missing = self._unfinished("bbox", again)
         if missing:
@@ -271,17 +275,34 @@ class Pipeline:
 
     def detector(self) -> Detector:
         """The detector that the finished stages make."""
-        weight, bias = self._finished_classes("svm")
         return Detector(
             classes=self.train.classes,
             backbone=self.backbone,
             features=self.features,
             search=self.config.proposals,
-            svms=LinearSVMs(weight, bias[:, 0]),
-            regressors=BoxRegressors(*self._finished_classes("bbox")) if self.config.bbox.enabled else None,
+            classifier=self._classifier(),
+            regressors=self._regressors(),
             detection=self.config.detection,
             head=self.head,
         )
+
+    def _classifier(self) -> LinearSVMs | Softmax:
+        if self.config.classifier == "softmax":
+            return Softmax(**self._learned("classify."))
+        weight, bias = self._finished_classes("svm")
+        return LinearSVMs(weight, bias[:, 0])
+
+    def _regressors(self) -> BoxRegressors | None:
+        if not self.config.bbox.enabled:
+            return None
+        if self.config.bbox.kind == "ridge":
+            return BoxRegressors(*self._finished_classes("bbox"))
+        layer, classes = self._learned("move."), len(self.labels)
+        return BoxRegressors(layer["weight"].reshape(classes, 4, -1), layer["bias"].reshape(classes, 4), of_head=True)
+
+    def _learned(self, prefix: str) -> dict[str, np.ndarray]:
+        """A layer of the end-to-end training."""
+        return {name: value.numpy() for name, value in _part(self._end_to_end_path, prefix).items()}
 
     # What results depend on
 
@@ -314,6 +335,13 @@ class Pipeline:
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
+
+
+def _check(config: Config) -> None:
+    """Refuse choices that do not go together."""
+    for key, value in (("classifier", config.classifier), ("bbox.kind", config.bbox.kind)):
+        if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features == "fc7"):
+            raise SppdetError(f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it")
 
 
 def versions() -> dict[str, str]:

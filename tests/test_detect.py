@@ -13,11 +13,11 @@ from PIL import ExifTags, Image
 
 from sppdet.backbone import Backbone
 from sppdet.bbox_regression import BoxRegressors
+from sppdet.classifiers import LinearSVMs
 from sppdet.config import Detection
 from sppdet.detect import find_pictures, main, newest_run, output_paths
 from sppdet.detector import Detector, load
 from sppdet.features import PyramidFeatures
-from sppdet.mining import LinearSVMs
 from sppdet.proposals import SelectiveSearch
 
 CLASSES = ("cat", "dog", "ünïcode 🐶")
@@ -45,7 +45,7 @@ def detector():
         backbone=backbone,
         features=features,
         search=search,
-        svms=LinearSVMs(weight * scale[:, None], best - raw.max(axis=0) * scale),
+        classifier=LinearSVMs(weight * scale[:, None], best - raw.max(axis=0) * scale),
         regressors=BoxRegressors(move, np.zeros((3, 4), np.float32)),
         detection=Detection(),
     )

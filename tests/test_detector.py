@@ -13,12 +13,12 @@ from sppdet import boxes as geometry
 from sppdet import detector as module
 from sppdet.backbone import Backbone
 from sppdet.bbox_regression import BoxRegressors
+from sppdet.classifiers import LinearSVMs
 from sppdet.config import Detection
 from sppdet.detector import Detector
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
 from sppdet.head import Head
-from sppdet.mining import LinearSVMs
 from sppdet.proposals import SelectiveSearch
 
 # Four windows of a 64 x 64 picture, 4 pixels a cell.
@@ -42,7 +42,7 @@ def by_hand(tiny_features) -> Detector:
         backbone=None,  # the maps are given
         features=tiny_features(2, (1,)),
         search=SelectiveSearch(),
-        svms=LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, -1], np.float32)),
+        classifier=LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, -1], np.float32)),
         regressors=None,
         detection=Detection(nms=0.3, min_margin=-0.5),
     )

@@ -308,6 +308,21 @@ def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place)
     assert sppdet.load(place.run, device="cpu").features.dimension == 16
     assert "finetune" not in json.loads((place.run / "stages.json").read_text())
 
+    # The layers learned with it can take the place of SVMs and ridge regression: Fast R-CNN.
+    assert place.train(*options, "features=fc7", "classifier=softmax", "bbox.kind=joint") == 0
+    assert trained.stat().st_mtime_ns == written
+    detector = sppdet.load(place.run, device="cpu")
+    assert np.array_equal(detector.classifier.weight, learned["classify.weight"].numpy())
+    assert np.array_equal(detector.regressors.weight.reshape(-1, 16), learned["move.weight"].numpy())
+    assert detector.regressors.of_head
+
+
+@pytest.mark.parametrize("option", ["classifier=softmax", "bbox.kind=joint"])
+def test_layers_that_were_not_learned_are_refused(place, capsys, option):
+    assert place.train(option) == 2
+    (line,) = error_lines(capsys)
+    assert "is a layer on fc7; set end_to_end.enabled=true and features=fc7" in line
+
 
 def test_without_box_regression(place):
     assert place.train("bbox.enabled=false") == 0

@@ -1,0 +1,44 @@
+"""The last layer: what turns a window's vector into a margin for each class.
+
+Names: n windows, K classes, D features. A margin is a real number, larger is surer, and 0 is where a class becomes
+the better guess; it is no probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True, eq=False)
+class LinearSVMs:
+    """``margins = vectors @ weight.T + bias`` for K classes: ``(K, D)`` and ``(K,)`` float32."""
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def margins(self, products: np.ndarray) -> np.ndarray:
+        """``(n, K)`` margins of ``vectors @ weight.T + bias``."""
+        return products
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """Fast R-CNN's classifier: K classes and, last, the background: ``(K + 1, D)`` and ``(K + 1,)`` float32.
+
+    Its margin is the log odds of a class, ``log(p / (1 - p))``: it orders windows as the probability p does, and 0
+    is where a class is as likely as not.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def margins(self, products: np.ndarray) -> np.ndarray:
+        """``(n, K)`` log odds of the logits ``(n, K + 1)``."""
+        logits = products.astype(np.float64)
+        highest = logits.max(axis=1, keepdims=True)
+        exponents = np.exp(logits - highest)
+        # The sum without the class itself, and not 1 - p, which is 0 for a window that is all but certain.
+        others = np.maximum(exponents.sum(axis=1, keepdims=True) - exponents, np.finfo(np.float32).tiny)
+        return (logits - highest - np.log(others))[:, :-1].astype(np.float32)
