@@ -211,15 +211,18 @@ def _common(edges, weights, height, width, least, most):
         if a == b:
             continue
         weight = weights[i]
-        # Of what has stopped the limit is below the heaviest edge, so that nothing joins it.
-        if weight <= _limit(a, sizes, heaviest, least) and weight <= _limit(b, sizes, heaviest, least):
+        stopped_a, stopped_b = sizes[a] < 0, sizes[b] < 0
+        if not (stopped_a or stopped_b) and weight <= min(
+            _limit(a, sizes, heaviest, least), _limit(b, sizes, heaviest, least)
+        ):
             heaviest[_join(parents, sizes, a, b)] = weight
             continue
         left[waiting] = i
         waiting += 1
-        if (sizes[a] < 0 or weight <= _limit(a, sizes, heaviest, most)) and (
-            sizes[b] < 0 or weight <= _limit(b, sizes, heaviest, most)
-        ):
+        # What has stopped may have grown by now, for some k.
+        may_a = stopped_a or weight <= _limit(a, sizes, heaviest, most)
+        may_b = stopped_b or weight <= _limit(b, sizes, heaviest, most)
+        if may_a and may_b:
             sizes[a], sizes[b] = -abs(sizes[a]), -abs(sizes[b])
     pieces, count = _number(parents)
     roots = np.empty(count, np.int32)
@@ -252,7 +255,7 @@ def _lightest(edges, left, pieces, count, width):
         pixel = edges[i] >> 1
         a, b = pieces[pixel], pieces[pixel + (width if edges[i] & 1 else 1)]
         key = np.int64(min(a, b)) * count + max(a, b)
-        slot = (key * 0x9E3779B97F4A7C15 >> 32) & (slots - 1)
+        slot = (key * 0x9E3779B1 >> 20) & (slots - 1)
         while table[slot] >= 0 and table[slot] != key:
             slot = (slot + 1) & (slots - 1)
         if table[slot] < 0:
