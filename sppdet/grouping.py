@@ -6,7 +6,8 @@ histograms), size (small regions first) and fill (regions that fit into each oth
 
 Names: R regions, P pairs of neighbours, C channels, B = 105 C bins. Histograms hold pixels, bin by bin: for each
 channel 25 bins of its value, then for each channel the 20 bins (10 below 0, 10 above) of each of its four
-derivatives: along x, y and the two diagonals.
+derivatives: along x, y and the two diagonals. OpenCV takes the diagonal ones in a picture turned by 45 degrees, and
+stretches each derivative to its range in the picture; here they are sums of the first two, and the range is fixed.
 
 All sums are of whole numbers: the order of adding, and so the machine, does not matter.
 """
@@ -47,11 +48,8 @@ class Regions:
         import cv2
 
         planes = [np.ascontiguousarray(plane) for plane in np.moveaxis(image, 2, 0)]
-        slopes = []
-        for plane in planes:
-            x, y = (cv2.Scharr(plane, cv2.CV_16S, *axis) for axis in ((1, 0), (0, 1)))
-            slopes += [x, y, x + y, x - y]
-        histograms = _histograms(np.stack(planes), np.stack(slopes), *_scales(slopes), labels, count)
+        slopes = [[cv2.Scharr(plane, cv2.CV_16S, *axis) for axis in ((1, 0), (0, 1))] for plane in planes]
+        histograms = _histograms(np.stack(planes), np.array(slopes), labels, count)
         sizes, boxes, keys = _measure(labels, count)
         return cls(sizes, boxes, histograms, _pairs(keys, count))
 
@@ -72,48 +70,47 @@ def group(regions: Regions, weights: tuple[float, float, float, float]) -> np.nd
     return _group(regions.sizes, regions.boxes, regions.histograms, regions.pairs, colours, np.array(weights))
 
 
-def _scales(slopes: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every derivative its lowest value, and the bins a unit below and above 0.
-
-    OpenCV stretches the positive and the negative part of a derivative over 0..254 each, and cuts them into tenths
-    of 256.
-    """
-    lowest = np.array([min(slope.min(), 0) for slope in slopes], np.float32)
-    highest = np.array([max(slope.max(), 0) for slope in slopes], np.float32)
-    tenths = np.float32(254 * 10 / 256)
-    return lowest, tenths / np.maximum(-lowest, 1), tenths / np.maximum(highest, 1)
+@njit(nogil=True, cache=True)
+def _histograms(planes, slopes, labels, count):
+    """From planes uint8 ``(C, H, W)`` and their derivatives along x and y, int16 ``(C, 2, H, W)``."""
+    channels, height, width = planes.shape
+    texture = channels * _COLOURS
+    bins = texture + channels * _DIRECTIONS * _SLOPES
+    histograms = np.zeros((count, bins), np.int32)
+    codes = np.empty((channels * (1 + _DIRECTIONS), width), np.uint16)  # the bins in which a row's pixels count
+    for y in range(height):
+        row = 0
+        for c in range(channels):
+            along, down = slopes[c, 0, y], slopes[c, 1, y]
+            start = texture + c * _DIRECTIONS * _SLOPES
+            for x in range(width):
+                codes[row, x] = c * _COLOURS + (planes[c, y, x] * np.int32(_COLOURS) >> 8)
+            for x in range(width):
+                codes[row + 1, x] = start + _slope_bin(np.int32(along[x]))
+                codes[row + 2, x] = start + _SLOPES + _slope_bin(np.int32(down[x]))
+            for x in range(width):  # 181 / 256 is the root of 1/2
+                codes[row + 3, x] = start + 2 * _SLOPES + _slope_bin((np.int32(along[x]) + down[x]) * 181 >> 8)
+                codes[row + 4, x] = start + 3 * _SLOPES + _slope_bin((np.int32(along[x]) - down[x]) * 181 >> 8)
+            row += 1 + _DIRECTIONS
+        for x in range(width):
+            histogram = histograms[labels[y, x]]
+            for i in range(len(codes)):
+                histogram[codes[i, x]] += 1
+    # Both halves count all pixels: one that rises counts as 0 among the falling ones, and the other way round.
+    half = _SLOPES // 2
+    for r in range(count):
+        for start in range(texture, bins, _SLOPES):
+            falling = histograms[r, start : start + half].sum()
+            rising = histograms[r, start + half : start + _SLOPES].sum()
+            histograms[r, start + half - 1] += rising
+            histograms[r, start + half] += falling
+    return histograms
 
 
 @njit(nogil=True, cache=True)
-def _histograms(planes, slopes, lowest, below, above, labels, count):
-    channels, height, width = planes.shape
-    derivatives = len(slopes)
-    bins = channels * _COLOURS + derivatives * _SLOPES
-    histograms = np.zeros((count, bins), np.int32)
-    codes = np.empty((channels + derivatives, width), np.uint16)
-    for y in range(height):
-        for c in range(channels):
-            for x in range(width):
-                codes[c, x] = c * _COLOURS + ((np.int32(planes[c, y, x]) * _COLOURS) >> 8)
-        for d in range(derivatives):
-            start = channels * _COLOURS + d * _SLOPES
-            for x in range(width):
-                value = np.float32(slopes[d, y, x])
-                low = np.int32((value - lowest[d]) * below[d])
-                high = np.int32(value * above[d]) + np.int32(_SLOPES // 2)
-                codes[channels + d, x] = start + (high if value > 0 else low)
-        for x in range(width):
-            row = histograms[labels[y, x]]
-            for i in range(channels + derivatives):
-                row[codes[i, x]] += 1
-    # A pixel counts in both halves: as nothing in the one that it is not in. (lowest half's last, upper half's first)
-    half = _SLOPES // 2
-    for r in range(count):
-        for start in range(channels * _COLOURS, bins, _SLOPES):
-            rising = histograms[r, start + half : start + _SLOPES].sum()
-            histograms[r, start + half] += histograms[r, start : start + half].sum()
-            histograms[r, start + half - 1] += rising
-    return histograms
+def _slope_bin(slope):
+    """Of -2048 to 2047, Scharr's answer to 64 grey levels a pixel; what is steeper counts in the outermost bins."""
+    return np.int32((min(max(slope, -2048), 2047) + 2048) * _SLOPES >> 12)
 
 
 @njit(nogil=True, cache=True)
@@ -125,6 +122,7 @@ def _measure(labels, count):
     boxes[:, :2] = max(height, width)
     boxes[:, 2:] = 0
     keys = np.empty(3 * height * width, np.int64)
+    last = np.full(3, -1, np.int64)  # along a border a pair comes many times in a row
     found = 0
     for y in range(height):
         for x in range(width):
@@ -135,11 +133,12 @@ def _measure(labels, count):
             box[1] = min(box[1], y)
             box[2] = max(box[2], x + 1)
             box[3] = max(box[3], y + 1)
-            for dy, dx in ((0, 1), (1, 0), (1, 1)):
+            for i, (dy, dx) in enumerate(((0, 1), (1, 0), (1, 1))):
                 if y >= dy and x >= dx:
                     b = labels[y - dy, x - dx]
-                    if a != b:
-                        keys[found] = np.int64(min(a, b)) * count + max(a, b)
+                    key = np.int64(min(a, b)) * count + max(a, b)
+                    if a != b and key != last[i]:
+                        keys[found] = last[i] = key
                         found += 1
     return sizes, boxes, keys[:found]
 
@@ -195,9 +194,9 @@ def _normalise(shares, histogram, size):
 
 
 @njit(nogil=True, cache=True)
-def _intersection(a, b, start, end):
+def _intersection(a, b):
     total = np.int32(0)
-    for i in range(start, end):
+    for i in range(len(a)):  # from 0: an index that might be negative would cost the vector instructions
         total = np.int32(total + np.int32(min(a[i], b[i])))
     return total
 
@@ -207,8 +206,8 @@ def _similarity(a, b, sizes, boxes, shares, colours, weights, pixels):
     """Of regions ``a`` and ``b``, from 0 to 1, in steps of 2^-30."""
     bins = shares.shape[1]
     # Shares add up to _FULL a channel, and to _FULL for each half of each derivative.
-    colour = _intersection(shares[a], shares[b], 0, colours) / (_FULL * (colours / _COLOURS))
-    texture = _intersection(shares[a], shares[b], colours, bins) / (_FULL * ((bins - colours) / (_SLOPES / 2)))
+    colour = _intersection(shares[a, :colours], shares[b, :colours]) / (_FULL * (colours / _COLOURS))
+    texture = _intersection(shares[a, colours:], shares[b, colours:]) / (_FULL * ((bins - colours) / (_SLOPES / 2)))
     width = max(boxes[a, 2], boxes[b, 2]) - min(boxes[a, 0], boxes[b, 0])
     height = max(boxes[a, 3], boxes[b, 3]) - min(boxes[a, 1], boxes[b, 1])
     both = np.int64(sizes[a]) + sizes[b]

@@ -55,14 +55,10 @@ class SelectiveSearch:
         the process did before. The set does not: it is sorted, freed of duplicates and shuffled by a fixed seed,
         which makes a cut to ``max_windows`` an unbiased and repeatable sample.
         """
-        height, width = image.shape[:2]
         working = shrink(image, self.max_side)
         search = _native if self.engine == "native" else _opencv
         found = search(working, self.mode, self.base_k, self.inc_k, self.sigma)
-        factor = np.array([width / working.shape[1], height / working.shape[0]] * 2)
-        found = geometry.clip(np.rint(found * factor).astype(np.float32), width, height)
-        side = found[:, 2:] - found[:, :2]
-        found = found[(side >= max(self.min_size, 1)).all(axis=1)]
+        found = enlarge(found, working.shape, image.shape, self.min_size)
         if self.engine == "opencv":
             found = np.unique(found, axis=0)
             found = found[np.random.default_rng(0).permutation(len(found))]
@@ -78,6 +74,18 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
         return image
     height, width = (max(1, round(side * max_side / longer)) for side in image.shape[:2])
     return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def enlarge(windows: np.ndarray, working: tuple[int, ...], whole: tuple[int, ...], min_size: float) -> np.ndarray:
+    """Windows ``(N, 4)`` of a shrunk picture in pixels of the whole one, float32; smaller ones are dropped.
+
+    ``working`` and ``whole`` are the pictures' shapes, height first; ``min_size`` is of the whole one.
+    """
+    (h, w), (height, width) = working[:2], whole[:2]
+    factor = np.array([width / w, height / h] * 2)
+    found = geometry.clip(np.rint(windows * factor).astype(np.float32), width, height)
+    side = found[:, 2:] - found[:, :2]
+    return found[(side >= max(min_size, 1)).all(axis=1)]
 
 
 def _native(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float) -> np.ndarray:

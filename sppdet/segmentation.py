@@ -25,7 +25,6 @@ from numba import njit
 # distance of any two 8-bit colours of four channels, that is 16 bits: one counting sort brings them in order.
 _CUT = 11
 _LEAST = int(np.float32(2**-7).view(np.int32)) >> _CUT
-_STOPPED = np.float32(-1)
 
 
 def segment(image: np.ndarray, ks: Sequence[float], sigma: float, min_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -54,29 +53,39 @@ def smooth(image: np.ndarray, sigma: float) -> np.ndarray:
 
 def sorted_edges(smoothed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers (int32) and weights (float32, in grey levels) of the edges of ``(H, W, C)``, lightest first."""
-    height, width = smoothed.shape[:2]
-    keys = (_distances(smoothed).view(np.int32) >> _CUT) - _LEAST
-    edges, keys = _sort(np.maximum(keys, 0).reshape(-1).astype(np.uint16), height, width)
-    weights = ((keys.astype(np.int32) + _LEAST) << _CUT).view(np.float32)
-    weights[keys == 0] = 0
-    return edges, weights
+    edges, weights = _sort(_distances(smoothed).view(np.int32))
+    return edges, weights.view(np.float32)
 
 
 @njit(nogil=True, cache=True)
 def _convolve(padded, kernel, height, length, step):
     """Along rows of ``length`` values, of which neighbours are ``step`` apart, then along columns."""
-    taps = len(kernel)
-    rows = np.zeros((height + taps - 1, length), np.float32)
-    for y in range(height + taps - 1):
-        for t in range(taps):
-            for x in range(length):
-                rows[y, x] += kernel[t] * np.float32(padded[y, x + t * step])
-    out = np.zeros((height, length), np.float32)
+    radius = len(kernel) // 2
+    rows = np.empty((height + 2 * radius, length), np.float32)
+    line = np.empty(padded.shape[1], np.float32)
+    for y in range(len(rows)):
+        line[:] = padded[y]
+        _weigh(rows[y], line[radius * step :], kernel[radius])
+        for t in range(radius):
+            _weigh_two(rows[y], line[t * step :], line[(2 * radius - t) * step :], kernel[t])
+    out = np.empty((height, length), np.float32)
     for y in range(height):
-        for t in range(taps):
-            for x in range(length):
-                out[y, x] += kernel[t] * rows[y + t, x]
+        _weigh(out[y], rows[y + radius], kernel[radius])
+        for t in range(radius):
+            _weigh_two(out[y], rows[y + t], rows[y + 2 * radius - t], kernel[t])
     return out
+
+
+@njit(nogil=True, cache=True)
+def _weigh(out, values, weight):
+    for x in range(len(out)):
+        out[x] = weight * values[x]
+
+
+@njit(nogil=True, cache=True)
+def _weigh_two(out, before, after, weight):
+    for x in range(len(out)):
+        out[x] += weight * (before[x] + after[x])
 
 
 @njit(nogil=True, cache=True)
@@ -99,28 +108,39 @@ def _distances(smoothed):
 
 
 @njit(nogil=True, cache=True)
-def _exists(edge, height, width):
-    pixel = edge >> 1
-    return pixel < (height - 1) * width if edge & 1 else (pixel + 1) % width != 0
+def _sort(distances):
+    """A stable counting sort of the edges that exist, by the bits of their distances ``(H, W, 2)``.
+
+    Returns their numbers and the bits of their weights.
+    """
+    height, width = distances.shape[:2]
+    starts = np.zeros(2**16 + 1, np.int64)
+    for y in range(height):
+        for x in range(width):
+            if x + 1 < width:
+                starts[_rank(distances[y, x, 0]) + 1] += 1
+            if y + 1 < height:
+                starts[_rank(distances[y, x, 1]) + 1] += 1
+    for rank in range(2**16):
+        starts[rank + 1] += starts[rank]
+    edges = np.empty(starts[-1], np.int32)
+    weights = np.zeros(starts[-1], np.int32)
+    for y in range(height):
+        for x in range(width):
+            for down in range(2):
+                if y + 1 < height if down else x + 1 < width:
+                    rank = _rank(distances[y, x, down])
+                    place = starts[rank]
+                    starts[rank] += 1
+                    edges[place] = 2 * (y * width + x) + down
+                    if rank > 0:
+                        weights[place] = (rank + _LEAST) << _CUT
+    return edges, weights
 
 
 @njit(nogil=True, cache=True)
-def _sort(keys, height, width):
-    """A stable counting sort of the edges that exist: their numbers and keys."""
-    starts = np.zeros(2**16 + 1, np.int64)
-    for edge in range(len(keys)):
-        if _exists(edge, height, width):
-            starts[keys[edge] + 1] += 1
-    starts = np.cumsum(starts)
-    edges = np.empty(starts[-1], np.int32)
-    ordered = np.empty(starts[-1], np.uint16)
-    for edge in range(len(keys)):
-        if _exists(edge, height, width):
-            place = starts[keys[edge]]
-            starts[keys[edge]] += 1
-            edges[place] = edge
-            ordered[place] = keys[edge]
-    return edges, ordered
+def _rank(bits):
+    return max((bits >> _CUT) - _LEAST, 0)
 
 
 @njit(nogil=True, cache=True)
@@ -177,11 +197,11 @@ def _common(edges, weights, height, width, least, most):
     Returns the piece of each pixel; of each piece its size and heaviest edge; the pieces that each edge left joins
     ``(edges, 2)``, and its weight. An edge that every k refuses is left too: small segments may need it.
     """
-    pixels = height * width
-    parents = np.arange(pixels).astype(np.int32)
-    sizes = np.ones(pixels, np.int32)
-    heaviest = np.zeros(pixels, np.float32)
-    limits = np.full(pixels, least, np.float32)  # heaviest + least / size, of a root that has not stopped
+    parents = np.arange(height * width).astype(np.int32)
+    # Of a root, side by side for the cache: size, below 0 once it has stopped, and the bits of its heaviest edge.
+    state = np.zeros((height * width, 2), np.int32)
+    state[:, 0] = 1
+    sizes, heaviest = state[:, 0], state.view(np.float32)[:, 1]
     left = np.empty(len(edges), np.int32)
     waiting = 0
     for i in range(len(edges)):
@@ -191,30 +211,59 @@ def _common(edges, weights, height, width, least, most):
         if a == b:
             continue
         weight = weights[i]
-        if weight <= limits[a] and weight <= limits[b]:
-            a = _join(parents, sizes, a, b)
-            heaviest[a] = weight
-            limits[a] = weight + least / np.float32(sizes[a])
+        stopped_a, stopped_b = sizes[a] < 0, sizes[b] < 0
+        if not (stopped_a or stopped_b) and weight <= min(
+            _limit(a, sizes, heaviest, least), _limit(b, sizes, heaviest, least)
+        ):
+            heaviest[_join(parents, sizes, a, b)] = weight
             continue
         left[waiting] = i
         waiting += 1
-        if _may_join(a, weight, limits, heaviest, sizes, most) and _may_join(b, weight, limits, heaviest, sizes, most):
-            limits[a] = limits[b] = _STOPPED
-    of_pixel, count = _number(parents)
+        # What has stopped may have grown by now, for some k.
+        may_a = stopped_a or weight <= _limit(a, sizes, heaviest, most)
+        may_b = stopped_b or weight <= _limit(b, sizes, heaviest, most)
+        if may_a and may_b:
+            sizes[a], sizes[b] = -abs(sizes[a]), -abs(sizes[b])
+    pieces, count = _number(parents)
     roots = np.empty(count, np.int32)
-    for pixel in range(pixels):
-        roots[of_pixel[pixel]] = parents[pixel]
-    ends = np.empty((waiting, 2), np.int32)
-    for j in range(waiting):
-        edge = edges[left[j]]
-        ends[j, 0] = of_pixel[edge >> 1]
-        ends[j, 1] = of_pixel[(edge >> 1) + (width if edge & 1 else 1)]
-    return of_pixel, sizes[roots], heaviest[roots], ends, weights[left[:waiting]]
+    for pixel in range(len(pieces)):
+        roots[pieces[pixel]] = parents[pixel]
+    ends, kept = _lightest(edges, left[:waiting], pieces, count, width)
+    return pieces, np.abs(sizes[roots]), heaviest[roots], ends, weights[kept]
 
 
 @njit(nogil=True, cache=True)
-def _may_join(a, weight, limits, heaviest, sizes, most):
-    return limits[a] == _STOPPED or weight <= heaviest[a] + most / np.float32(sizes[a])
+def _limit(a, sizes, heaviest, k):
+    """The heaviest edge that may join segment ``a`` to another."""
+    return heaviest[a] + k / np.float32(sizes[a])
+
+
+@njit(nogil=True, cache=True)
+def _lightest(edges, left, pieces, count, width):
+    """Of the edges ``left`` between two pieces the first: if it does not join them, no other will.
+
+    Returns the pieces, and which edges these are.
+    """
+    slots = 1
+    while slots < 2 * len(left):
+        slots *= 2
+    table = np.full(slots, -1, np.int64)  # of a hash with open addressing
+    ends = np.empty((len(left), 2), np.int32)
+    kept = np.empty(len(left), np.int32)
+    found = 0
+    for i in left:
+        pixel = edges[i] >> 1
+        a, b = pieces[pixel], pieces[pixel + (width if edges[i] & 1 else 1)]
+        key = np.int64(min(a, b)) * count + max(a, b)
+        slot = (key * 0x9E3779B1 >> 20) & (slots - 1)
+        while table[slot] >= 0 and table[slot] != key:
+            slot = (slot + 1) & (slots - 1)
+        if table[slot] < 0:
+            table[slot] = key
+            ends[found, 0], ends[found, 1] = a, b
+            kept[found] = i
+            found += 1
+    return ends[:found], kept[:found]
 
 
 @njit(nogil=True, cache=True)

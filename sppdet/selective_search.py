@@ -108,16 +108,41 @@ def in_colour(image: np.ndarray, colour: str) -> np.ndarray:
 
 
 def _ranked(groupings: list[np.ndarray], height: int, width: int) -> np.ndarray:
-    """Each window once, by its rank in the grouping that ranks it best.
+    """Each window once, best first.
 
-    A rank is the place from the end of the grouping times a random number, as in the paper (section 4.3): the whole
-    picture is always found and small segments are many, so neither end alone would make a good start.
+    A grouping says -log(place / regions) for each of its windows, where the place is counted from its end: the last
+    regions to be joined are the largest and fewest. A window's score is the sum over the groupings that found it. In
+    order of score, the place of a window is then multiplied by the square of its number among the windows like it, so
+    that a short list is not filled with copies of one region.
     """
     boxes = np.concatenate(groupings)
-    places = np.concatenate([np.arange(len(found), 0, -1) for found in groupings])
-    ranks = places * np.random.default_rng(0).random(len(places))
-    order = np.argsort(ranks, kind="stable")
-    x1, y1, x2, y2 = boxes[order].T.astype(np.int64)
+    # In whole steps: no machine's logarithm shows in its last bit, and sums are exact.
+    scores = np.concatenate(
+        [np.rint(-1024 * np.log(np.arange(len(found), 0, -1) / (len(found) + 1))) for found in groupings]
+    )
+    x1, y1, x2, y2 = boxes.T.astype(np.int64)
     keys = ((x1 * (height + 1) + y1) * (width + 1) + x2) * (height + 1) + y2
-    _, first = np.unique(keys, return_index=True)
-    return boxes[order][np.sort(first)]
+    _, first, window = np.unique(keys, return_index=True, return_inverse=True)
+    boxes, scores = boxes[first], np.bincount(window, scores)
+    order = np.argsort(-scores, kind="stable")
+    boxes = boxes[order]
+    places = np.arange(1, len(boxes) + 1) * _number_within(_cells(boxes)) ** 2
+    return boxes[np.argsort(places, kind="stable")]
+
+
+def _cells(boxes: np.ndarray) -> np.ndarray:
+    """A whole number for each box, the same for boxes that are alike: sides within 1.3, middles within a third."""
+    bounds = np.unique(np.rint(1.3 ** np.arange(50)).astype(np.int64))
+    bins = np.searchsorted(bounds, boxes[:, 2:] - boxes[:, :2], side="right") - 1
+    middles = (boxes[:, :2] + boxes[:, 2:]) // (2 * np.maximum(bounds[bins] // 3, 1))
+    (w, h), (x, y) = bins.T, middles.T
+    return ((w * len(bounds) + h) * (x.max() + 1) + x) * (y.max() + 1) + y
+
+
+def _number_within(groups: np.ndarray) -> np.ndarray:
+    """1 for the first item of each group, 2 for the second, ..."""
+    order = np.argsort(groups, kind="stable")
+    starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[0]] - 1))
+    numbers = np.empty(len(groups), np.int64)
+    numbers[order] = np.arange(1, len(groups) + 1) - np.repeat(starts, np.diff(starts, append=len(groups)))
+    return numbers

@@ -34,11 +34,11 @@ def plain_histogram(image: np.ndarray, mask: np.ndarray) -> list[int]:
     for c in range(image.shape[2]):
         plane = np.ascontiguousarray(image[..., c])
         x, y = (cv2.Scharr(plane, cv2.CV_16S, *axis).astype(int) for axis in ((1, 0), (0, 1)))
-        for slope in (x, y, x + y, x - y):
-            low, high = np.minimum(slope, 0), np.maximum(slope, 0)
-            for part, start, span in ((low, low.min(), -low.min()), (high, 0, high.max())):
-                tenths = (part[mask] - start) * (254 / 256 * 10) / max(span, 1)
-                histogram += [int((tenths.astype(int) == i).sum()) for i in range(10)]
+        for slope in (x, y, (x + y) * 181 // 256, (x - y) * 181 // 256):
+            falls = np.clip(slope, -2048, -1) + 2048
+            rises = np.clip(slope, 0, 2047)
+            falls[slope >= 0] = 2047
+            histogram += [int((part[mask] * 10 // 2048 == i).sum()) for part in (falls, rises) for i in range(10)]
     return histogram
 
 

@@ -1,0 +1,155 @@
+"""What proposals cost and find: ``python scripts/study_proposals.py VOC --split train --pictures 150``.
+
+Prints the tables of ``docs/proposals.md`` and draws ``docs/proposals.png``. Seconds are processor time of one thread,
+without reading the pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from sppdet import cli
+from sppdet.data import Sample
+from sppdet.data.voc import read_voc
+from sppdet.files import atomic_write
+from sppdet.images import read_image
+from sppdet.proposals import SelectiveSearch, best_overlaps, enlarge, recall_table, shrink
+from sppdet.selective_search import ALL, NO_COLOUR, RECIPES, Recipe, selective_search
+
+WIDTHS = (200, 300, 400, 500)
+COUNTS = (100, 200, 500, 1000, 1500, 2000)
+BOTH = (ALL, NO_COLOUR)
+STUDIED = {
+    "lab, 1 k, 1 mix": Recipe(("lab",), 1, (ALL,)),
+    "lab, 3 k, 2 mixes": Recipe(("lab",), 3, BOTH),
+    "hsv+lab, 1 k, 2 mixes": Recipe(("hsv", "lab"), 1, BOTH),
+    "hsv+lab, 2 k, 2 mixes": Recipe(("hsv", "lab"), 2, BOTH),
+    "hsv+lab, 3 k, 1 mix": Recipe(("hsv", "lab"), 3, (ALL,)),
+    "hsv+lab, 3 k, 2 mixes (fast)": RECIPES["fast"],
+    "hsv+lab, 5 k, 2 mixes": Recipe(("hsv", "lab"), 5, BOTH),
+    "hsv+lab+rgi, 3 k, 2 mixes": Recipe(("hsv", "lab", "rgi"), 3, BOTH),
+    "5 colours, 5 k, 4 mixes (quality)": RECIPES["quality"],
+}
+MEASURES = {"recall@0.5": "recall@0.5", "recall@0.7": "recall@0.7", "ABO": "average_best_overlap"}
+
+
+def study(options: argparse.Namespace) -> int:
+    samples = list(read_voc(options.root, options.split))
+    samples = samples[:: max(1, len(samples) // options.pictures)][: options.pictures]
+    images = [read_image(sample.path) for sample in samples]
+    print(f"{len(samples)} pictures of `{options.split}`\n")
+    rows = {}
+    for name, recipe in STUDIED.items():
+        for width in WIDTHS:
+            rows[name, width], _ = measure(partial(native, recipe=recipe, max_side=width), samples, images)
+    print_table(["recipe", "longer side"], rows)
+
+    found, by_count = {}, {}
+    fast = partial(native, recipe=RECIPES["fast"], max_side=500)
+    for engine, search in (("opencv", SelectiveSearch()), ("native", fast)):
+        by_count[engine, "all"], found[engine] = measure(search, samples, images)
+    for count in COUNTS:
+        for engine, windows in found.items():
+            by_count[engine, count] = recall(samples, [one[:count] for one in windows])
+    print_table(["engine", "windows asked for"], by_count)
+    atomic_write(Path(options.plot), lambda temporary: plot(rows, by_count).save(temporary))
+    return 0
+
+
+def native(image: np.ndarray, recipe: Recipe, max_side: int) -> np.ndarray:
+    working = shrink(image, max_side)
+    defaults = SelectiveSearch()
+    found = selective_search(working, recipe, defaults.base_k, defaults.inc_k, defaults.sigma)
+    return enlarge(found, working.shape, image.shape, defaults.min_size)
+
+
+def measure(search: Callable, samples: Sequence[Sample], images: list[np.ndarray]) -> tuple[dict, list[np.ndarray]]:
+    """The recall table of a search with its seconds a picture, and its windows. The first picture is done twice."""
+    search(images[0])
+    start = time.process_time()
+    found = [search(image) for image in images]
+    seconds = (time.process_time() - start) / len(images)
+    return recall(samples, found) | {"seconds": seconds}, found
+
+
+def recall(samples: Sequence[Sample], found: list[np.ndarray]) -> dict[str, float]:
+    overlaps = [best_overlaps(windows, sample.boxes[~sample.difficult]) for sample, windows in zip(samples, found)]
+    return recall_table(np.concatenate(overlaps), float(np.mean([len(windows) for windows in found])))
+
+
+def print_table(names: list[str], rows: dict[tuple, dict[str, float]]) -> None:
+    print("| " + " | ".join([*names, "windows", "seconds", *MEASURES]) + " |")
+    print("|---" * (len(names) + 2 + len(MEASURES)) + "|")
+    for key, row in rows.items():
+        seconds = f"{row['seconds']:.3f}" if "seconds" in row else ""
+        cells = [*map(str, key), f"{row['windows']:.0f}", seconds, *(f"{row[name]:.3f}" for name in MEASURES.values())]
+        print("| " + " | ".join(cells) + " |")
+    print()
+
+
+def plot(rows: dict, by_count: dict):
+    """A Pillow picture: average best overlap against seconds, and recall@0.7 against windows."""
+    from PIL import Image, ImageDraw
+
+    drawn = Image.new("RGB", (1200, 520), "white")
+    draw = ImageDraw.Draw(drawn)
+    lines = {
+        name: [(rows[name, width]["seconds"] * 1000, rows[name, width]["average_best_overlap"]) for width in WIDTHS]
+        for name in STUDIED
+        if name != "5 colours, 5 k, 4 mixes (quality)"  # ten times as long as the rest
+    }
+    panel(draw, (70, 30, 560, 440), lines, "ms a picture; longer side 200, 300, 400, 500", "average best overlap")
+    lines = {}
+    for engine in ("opencv", "native"):
+        for name in ("recall@0.5", "recall@0.7"):
+            lines[f"{engine} {name}"] = [(count, by_count[engine, count][name]) for count in COUNTS]
+    panel(draw, (680, 30, 1170, 440), lines, "windows a picture", "recall")
+    return drawn
+
+
+def panel(draw, box: tuple[int, int, int, int], lines: dict[str, list], across: str, up: str) -> None:
+    """Lines of ``(x, y)`` points in ``box`` (left, top, right, bottom), with axes and a legend."""
+    left, top, right, bottom = box
+    points = np.array([point for line in lines.values() for point in line])
+    least, most = points.min(axis=0) * (0, 1), points.max(axis=0)
+    span = (most - least) * 1.05
+    colours = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
+
+    def place(point) -> tuple[float, float]:
+        x, y = (np.asarray(point) - least) / span
+        return left + x * (right - left), bottom - y * (bottom - top)
+
+    draw.rectangle(box, outline="black")
+    for i in range(6):
+        value = least + span * i / 5
+        x, y = place(value)
+        draw.text((x, bottom + 5), f"{value[0]:.0f}", "black", anchor="ma")
+        draw.text((left - 5, y), f"{value[1]:.2f}", "black", anchor="rm")
+    draw.text(((left + right) / 2, bottom + 25), across, "black", anchor="ma")
+    draw.text((left, top - 5), up, "black", anchor="lb")
+    for i, (name, line) in enumerate(lines.items()):
+        placed = [place(point) for point in line]
+        draw.line(placed, colours[i % len(colours)], 2)
+        for x, y in placed:
+            draw.ellipse((x - 3, y - 3, x + 3, y + 3), colours[i % len(colours)])
+        draw.text((right - 230, bottom - 15 * (len(lines) - i) - 5), name, colours[i % len(colours)])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(prog="study_proposals.py", description=__doc__.splitlines()[0])
+    made.add_argument("root", help="a VOC folder")
+    made.add_argument("--split", default="train")
+    made.add_argument("--pictures", type=int, default=150, help="evenly spread over the split; default: %(default)s")
+    made.add_argument("--plot", default="docs/proposals.png", metavar="FILE")
+    return cli.run(study, made.parse_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
