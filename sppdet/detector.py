@@ -67,7 +67,7 @@ class Detector:
 
         With ``detection.vote`` 0, as in the originals: regression moves the boxes that survived the suppression,
         leaves their scores, and is followed by a second suppression. Else all candidates are moved before they are
-        suppressed, as in Fast R-CNN, and the survivors are voted on (:func:`vote`).
+        suppressed, as in Fast R-CNN, and the survivors are voted on (:func:`vote`), moved or not.
         """
         if not len(proposals):
             nothing = self._detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
@@ -78,17 +78,19 @@ class Detector:
         rows, labels = self._candidates(every)
         boxes, scores = proposals[rows], every[rows, labels]
         kept = self._suppress(boxes, scores, labels)
-        plain = self._detections(boxes[kept], scores[kept], labels[kept])
+        plain = self._survivors(boxes, scores, labels, kept)
         if self.regressors is None or not len(kept):
             return plain, plain
-        overlap = self.detection.vote
-        moving = np.arange(len(rows)) if overlap else kept
+        moving = np.arange(len(rows)) if self.detection.vote else kept
         scores, labels = scores[moving], labels[moving]
         deltas = self._deltas(maps, windows, rows[moving], labels)
         moved = geometry.clip(geometry.decode(boxes[moving], deltas), *size)
-        kept = self._suppress(moved, scores, labels)
-        survivors = vote(moved, scores, labels, kept, overlap) if overlap else moved[kept]
-        return plain, self._detections(survivors, scores[kept], labels[kept])
+        return plain, self._survivors(moved, scores, labels, self._suppress(moved, scores, labels))
+
+    def _survivors(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> Detections:
+        overlap = self.detection.vote
+        survivors = vote(boxes, scores, labels, kept, overlap) if overlap else boxes[kept]
+        return self._detections(survivors, scores[kept], labels[kept])
 
     def _detections(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Detections:
         """Best first."""

@@ -35,7 +35,7 @@ def feature_scale(corpus: Corpus, features: PyramidFeatures, norm: float, seed: 
     pictures = np.random.default_rng(seed).permutation(len(corpus))[:200]
 
     def norms(i: int) -> np.ndarray:
-        boxes = corpus.proposals(i)[:200]  # their stored order is a shuffle
+        boxes = np.random.default_rng([seed, i]).permutation(corpus.proposals(i))[:200]
         if not len(boxes):
             return np.zeros(0)
         return np.linalg.norm(features.of_boxes(corpus.maps(i), boxes, corpus.size(i)), axis=1)

@@ -112,12 +112,13 @@ def test_boxes_around_a_survivor_vote(by_hand, conv_map):
     regressors = BoxRegressors(np.zeros((2, 4, 2), np.float32), np.zeros((2, 4), np.float32))
 
     def boxes(overlap):
-        detection = Detection(nms=0.3, min_margin=-0.5, vote=overlap)
-        plain, found = replace(by_hand, regressors=regressors, detection=detection).detect_both(
-            [conv_map], WINDOWS, (64, 64)
-        )
-        assert plain.boxes.tolist() == [A, C] and found.scores.tolist() == [2, 1] and found.labels.tolist() == [0, 1]
-        return found.boxes
+        detector = replace(by_hand, detection=Detection(nms=0.3, min_margin=-0.5, vote=overlap))
+        alone = detector.detect([conv_map], WINDOWS, (64, 64))
+        plain, moved = replace(detector, regressors=regressors).detect_both([conv_map], WINDOWS, (64, 64))
+        for found in (alone, plain, moved):
+            assert found.boxes.tolist() == alone.boxes.tolist()
+            assert found.scores.tolist() == [2, 1] and found.labels.tolist() == [0, 1]
+        return alone.boxes
 
     share = np.exp(-1.5) / (1 + np.exp(-1.5))
     np.testing.assert_allclose(boxes(0.33), [[8 + 4 * share, 8, 16 + 4 * share, 16], C], atol=1e-4)
