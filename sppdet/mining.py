@@ -17,7 +17,6 @@ trained later, alone, is the same SVM.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,6 +26,7 @@ from sppdet import svm
 from sppdet.config import Svm
 from sppdet.corpus import Corpus
 from sppdet.features import PyramidFeatures, Windows
+from sppdet.linear import LinearSVMs
 from sppdet.parallel import run
 
 
@@ -128,14 +128,6 @@ class SampleCache:
 
     def __len__(self) -> int:
         return len(self._slots)
-
-
-@dataclass(frozen=True, eq=False)
-class LinearSVMs:
-    """``margins = vectors @ weight.T + bias`` for K classes: ``(K, D)`` and ``(K,)`` float32."""
-
-    weight: np.ndarray
-    bias: np.ndarray
 
 
 class Miner:

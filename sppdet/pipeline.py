@@ -27,7 +27,6 @@ from safetensors.numpy import load_file, save_file
 
 from sppdet import bbox_regression, finetune
 from sppdet.backbone import Backbone, weights_digest
-from sppdet.bbox_regression import BoxRegressors
 from sppdet.classify import pretrain
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
@@ -37,9 +36,10 @@ from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
 from sppdet.files import atomic_write, file_digest, fingerprint, read_json, write_json
 from sppdet.head import Head
+from sppdet.linear import BoxRegressors, LinearSVMs
 from sppdet.measure import evaluate_run, read_costs, summary
 from sppdet.meter import Meter
-from sppdet.mining import LinearSVMs, Miner, feature_scale
+from sppdet.mining import Miner, feature_scale
 
 
 class Pipeline:
@@ -122,7 +122,9 @@ class Pipeline:
     def head(self) -> Head | None:
         if self.config.features == "pool5":
             return None
-        return finetune.load_head(self._head_path, self.pooled_features.pooled_dimension)
+        head = finetune.load_head(self._head_path, self.pooled_features.pooled_dimension)
+        head.half = self.backbone.precision == "bfloat16"
+        return head
 
     @cached_property
     def features(self) -> PyramidFeatures:
