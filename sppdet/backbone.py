@@ -11,7 +11,6 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torchvision
@@ -246,6 +245,8 @@ class Backbone:
 
     def pixels(self, image: np.ndarray, factor: float) -> torch.Tensor:
         """What the trunk sees of an RGB uint8 picture enlarged by ``factor``: float32 ``(1, 3, H, W)``."""
+        import cv2
+
         height, width = image.shape[:2]
         size = scaled_size(width, height, factor)
         # Bilinear without antialiasing enlarges as the originals do; shrinking by area spares large photographs

@@ -13,27 +13,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.linear_model import Ridge
 
 from sppdet import boxes as geometry
 from sppdet.config import BoxRegression
 from sppdet.corpus import Corpus
 from sppdet.features import PyramidFeatures
+from sppdet.linear import BoxRegressors
 from sppdet.parallel import run
 
 _MEMORY = 2 << 30  # bytes of float16 rows gathered at a time
-
-
-@dataclass(frozen=True, eq=False)
-class BoxRegressors:
-    """``deltas[n, k] = weight[k] @ vector[n] + bias[k]``: ``(K, 4, D)`` and ``(K, 4)`` float32.
-
-    ``of_head``: the vectors are what the classifier sees, not the pooled ones.
-    """
-
-    weight: np.ndarray
-    bias: np.ndarray
-    of_head: bool = False
 
 
 def train(
@@ -59,6 +47,8 @@ def train(
 
 def fit_class(rows: np.ndarray, targets: np.ndarray, ridge: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """``(4, D)`` weights and ``(4,)`` bias from vectors ``(n, D)`` and targets ``(n, 4)``."""
+    from sklearn.linear_model import Ridge  # takes as long to load as torch
+
     mean = targets.mean(axis=0)
     whiten, unwhiten = _whitening(targets - mean)
     design = np.empty((len(rows), rows.shape[1] + 1), np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -14,8 +15,6 @@ from torchvision.ops import nms
 
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone, build_trunk
-from sppdet.bbox_regression import BoxRegressors
-from sppdet.classifiers import LinearSVMs, Softmax
 from sppdet.config import Detection
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
@@ -23,6 +22,7 @@ from sppdet.features import PyramidFeatures, Windows
 from sppdet.files import atomic_write, read_json, write_json
 from sppdet.head import Head
 from sppdet.images import to_rgb
+from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.proposals import SelectiveSearch
 
 _FORMAT = 2
@@ -53,8 +53,21 @@ class Detector:
         """Find objects in a picture: a path, a Pillow image, or an RGB uint8 array ``(H, W, 3)``."""
         image = to_rgb(image)
         size = (image.shape[1], image.shape[0])
-        maps = [self.backbone(image, factor) for factor in self.features.factors(*size)]
-        return self.detect(maps, self.search(image), size)
+        threads = torch.get_num_threads()
+        if threads == 1:  # one of many workers: other pictures take the other cores
+            return self.detect(self._maps(image), self.search(image), size)
+        with ThreadPoolExecutor(1) as helper:
+            proposals = helper.submit(self.search, image)
+            # The threads of a layer wait for each other: one that shared its core with the search would hold up all.
+            torch.set_num_threads(threads - 1)
+            try:
+                maps = self._maps(image)
+            finally:
+                torch.set_num_threads(threads)
+            return self.detect(maps, proposals.result(), size)
+
+    def _maps(self, image: np.ndarray) -> list[np.ndarray]:
+        return [self.backbone(image, factor) for factor in self.features.factors(image.shape[1], image.shape[0])]
 
     def detect(self, maps: Sequence[np.ndarray], proposals: np.ndarray, size: tuple[int, int]) -> Detections:
         """Detections among proposals ``(N, 4)`` of a picture of ``(width, height)``, from its conv maps."""
@@ -204,6 +217,7 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
     if description["head"]:
         head = Head(features.pooled_dimension, **description["head"])
         head.load_state_dict(part("head."))
+        head.eval().half = backbone.precision == "bfloat16"
         features = replace(features, head=head.vectors, head_dimension=head.dimension)
     layer, moves = ({key: value.numpy() for key, value in part(name).items()} for name in ("classifier.", "bbox."))
     kind = {"svm": LinearSVMs, "softmax": Softmax}[description["classifier"]]

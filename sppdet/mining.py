@@ -23,10 +23,10 @@ import torch
 from torchvision.ops import nms
 
 from sppdet import svm
-from sppdet.classifiers import LinearSVMs
 from sppdet.config import Svm
 from sppdet.corpus import Corpus
 from sppdet.features import PyramidFeatures, Windows
+from sppdet.linear import LinearSVMs
 from sppdet.parallel import run
 
 

@@ -29,8 +29,6 @@ from safetensors.torch import load_file, save_file
 
 from sppdet import bbox_regression, end_to_end, finetune
 from sppdet.backbone import Backbone, build_trunk, weights_digest
-from sppdet.bbox_regression import BoxRegressors
-from sppdet.classifiers import LinearSVMs, Softmax
 from sppdet.classify import pretrain
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
@@ -40,6 +38,7 @@ from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
 from sppdet.files import atomic_write, file_digest, fingerprint, read_json, write_json
 from sppdet.head import Head
+from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.measure import evaluate_run, read_costs, summary
 from sppdet.meter import Meter
 from sppdet.mining import Miner, feature_scale
@@ -143,7 +142,8 @@ class Pipeline:
         description = read_json(path.with_suffix(".json"))["head"] | {"layer": self.config.features}
         head = Head(self.pooled_features.pooled_dimension, **description)
         head.load_state_dict(_part(path, "head."))
-        return head.eval()
+        head.eval().half = self.backbone.precision == "bfloat16"
+        return head
 
     @cached_property
     def features(self) -> PyramidFeatures:

@@ -18,10 +18,6 @@ from threading import Thread
 
 import numpy as np
 import torch
-from llvmlite import ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
 from torch import nn
 from torch.nn import functional
 from torchvision.ops import roi_pool
@@ -52,6 +48,8 @@ def pyramid_pool(
         out: float32 ``(N, M, C)``, contiguous, the array to write to; a reused one spares the page faults that cost
             more than the pooling itself.
     """
+    from sppdet.pooling_kernel import pool_windows  # Numba takes long to load
+
     height, width, channels = conv_map.shape
     shape = (len(cells), bins(levels), channels)
     pooled = np.empty(shape, np.float32) if out is None else out
@@ -66,7 +64,7 @@ def pyramid_pool(
 
     def work(start: int) -> None:
         part = slice(start, start + _PART)
-        _pool_windows(flat, width, channels, cells[part], *plan, pooled[part].reshape(-1))
+        pool_windows(flat, width, channels, cells[part], *plan, pooled[part].reshape(-1))
 
     _share(work, range(0, len(cells), _PART))
     return pooled
@@ -102,107 +100,6 @@ def _plan(levels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray, 
     starts = np.cumsum([0] + [n * n for n in levels[:-1]])
     order = np.argsort([-n for n in levels], kind="stable")
     return np.asarray(levels, np.int64), np.array(parents), starts, order
-
-
-def _max_of(lanes: int):
-    """A compiled function that takes the maximum of a rectangle of vectors, ``lanes`` channels at a time.
-
-    ``lanes`` floats stay in vector registers over all the rectangle, which Numba cannot be talked into: its loops
-    write each intermediate maximum to memory and read it again. LLVM splits them into what the processor has.
-    """
-    vector = ir.VectorType(ir.FloatType(), lanes)
-
-    @intrinsic
-    def max_of(typing_context, source, first, rows, row_step, columns, column_step, out, to):
-        def codegen(context, builder, signature, arguments):
-            source, first, rows, row_step, columns, column_step, out, to = arguments
-            read, write = (
-                context.make_array(kind)(context, builder, value).data
-                for kind, value in ((signature.args[0], source), (signature.args[6], out))
-            )
-
-            def place(base, offset):
-                return builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
-
-            highest = cgutils.alloca_once(builder, vector)
-            builder.store(builder.load(place(read, first), align=4), highest)
-            with cgutils.for_range(builder, rows) as row:
-                line = builder.add(first, builder.mul(row.index, row_step))
-                with cgutils.for_range(builder, columns) as column:
-                    cell = builder.add(line, builder.mul(column.index, column_step))
-                    value, old = builder.load(place(read, cell), align=4), builder.load(highest)
-                    # This form, not llvm.maxnum, is one instruction on x86.
-                    builder.store(builder.select(builder.fcmp_ordered(">", value, old), value, old), highest)
-            builder.store(builder.load(highest), place(write, to), align=4)
-            return context.get_dummy_value()
-
-        n = types.intp
-        return types.void(source, n, n, n, n, n, out, n), codegen
-
-    return max_of
-
-
-_LANES = 64  # four registers of AVX-512, eight of AVX2
-_max_of_lanes, _max_of_one = _max_of(_LANES), _max_of(1)
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _max_into(source, first, rows, row_step, columns, column_step, out, to, channels):
-    """``out[to:to + channels]`` = the maximum of the vectors at ``first + row * row_step + column * column_step``."""
-    whole = channels // _LANES * _LANES
-    for c in range(0, whole, _LANES):
-        _max_of_lanes(source, first + c, rows, row_step, columns, column_step, out, to + c)
-    for c in range(whole, channels):
-        _max_of_one(source, first + c, rows, row_step, columns, column_step, out, to + c)
-
-
-@njit(nogil=True, cache=True, inline="always")
-def _max_of_columns(source, first, rows, row_step, columns, column_step, out, to, channels):
-    # Most bins have few cells: with their number known the loops unroll, and there is no branch to be mispredicted.
-    if columns == 1:
-        _max_into(source, first, rows, row_step, 1, column_step, out, to, channels)
-    elif columns == 2:
-        _max_into(source, first, rows, row_step, 2, column_step, out, to, channels)
-    elif columns == 3:
-        _max_into(source, first, rows, row_step, 3, column_step, out, to, channels)
-    else:
-        _max_into(source, first, rows, row_step, columns, column_step, out, to, channels)
-
-
-@njit(nogil=True, cache=True)
-def _max_of_cells(source, first, rows, row_step, columns, column_step, out, to, channels):
-    if rows == 1:
-        _max_of_columns(source, first, 1, row_step, columns, column_step, out, to, channels)
-    elif rows == 2:
-        _max_of_columns(source, first, 2, row_step, columns, column_step, out, to, channels)
-    elif rows == 3:
-        _max_of_columns(source, first, 3, row_step, columns, column_step, out, to, channels)
-    else:
-        _max_of_columns(source, first, rows, row_step, columns, column_step, out, to, channels)
-
-
-@njit(nogil=True, cache=True)
-def _pool_windows(conv_map, map_width, channels, cells, levels, parents, starts, order, pooled):
-    """``conv_map`` and ``pooled`` are flat; positions in them are counted in floats."""
-    bins = starts[-1] + levels[-1] ** 2
-    for w in range(cells.shape[0]):
-        x, y = cells[w, 0], cells[w, 1]
-        width, height = cells[w, 2] - x, cells[w, 3] - y
-        for level in order:
-            n = levels[level]
-            for i in range(n):
-                for j in range(n):
-                    to = (w * bins + starts[level] + i * n + j) * channels
-                    if parents[level] < 0:
-                        top, bottom = y + i * height // n, y - (-(i + 1) * height // n)
-                        left, right = x + j * width // n, x - (-(j + 1) * width // n)
-                        first, line = (top * map_width + left) * channels, map_width * channels
-                        _max_of_cells(conv_map, first, bottom - top, line, right - left, channels, pooled, to, channels)
-                    else:
-                        finer = levels[parents[level]]
-                        k = finer // n
-                        first = (w * bins + starts[parents[level]] + i * k * finer + j * k) * channels
-                        _max_of_cells(pooled, first, k, finer * channels, k, channels, pooled, to, channels)
 
 
 def pyramid_pool_torch(conv_map: torch.Tensor, cells: np.ndarray, levels: Sequence[int]) -> torch.Tensor:

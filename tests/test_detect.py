@@ -12,12 +12,11 @@ import pytest
 from PIL import ExifTags, Image
 
 from sppdet.backbone import Backbone
-from sppdet.bbox_regression import BoxRegressors
-from sppdet.classifiers import LinearSVMs
 from sppdet.config import Detection
 from sppdet.detect import find_pictures, main, newest_run, output_paths
 from sppdet.detector import Detector, load
 from sppdet.features import PyramidFeatures
+from sppdet.linear import BoxRegressors, LinearSVMs
 from sppdet.proposals import SelectiveSearch
 
 CLASSES = ("cat", "dog", "ünïcode 🐶")

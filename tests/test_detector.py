@@ -12,13 +12,12 @@ import torch
 from sppdet import boxes as geometry
 from sppdet import detector as module
 from sppdet.backbone import Backbone
-from sppdet.bbox_regression import BoxRegressors
-from sppdet.classifiers import LinearSVMs
 from sppdet.config import Detection
 from sppdet.detector import Detector
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
 from sppdet.head import Head
+from sppdet.linear import BoxRegressors, LinearSVMs
 from sppdet.proposals import SelectiveSearch
 
 # Four windows of a 64 x 64 picture, 4 pixels a cell.
@@ -54,6 +53,24 @@ def test_detections_by_hand(by_hand, conv_map):
     assert found.boxes.tolist() == [A, C]
     assert found.labels.tolist() == [0, 1] and found.scores.tolist() == [2, 1]
     assert found.classes == ("red", "blue")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_predict_searches_beside_the_network(by_hand, conv_map, threads):
+    seen = []
+
+    def network(image: np.ndarray, factor: float) -> np.ndarray:
+        seen.append(torch.get_num_threads())
+        return conv_map
+
+    model, before = replace(by_hand, backbone=network, search=lambda image: WINDOWS), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        found = model.predict(np.zeros((64, 64, 3), np.uint8))
+        assert found.boxes.tolist() == [A, C]
+        assert seen == [max(1, threads - 1)] and torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_thresholds(by_hand, conv_map):

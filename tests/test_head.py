@@ -36,6 +36,21 @@ def test_vectors_have_no_dropout_even_while_training(layer):
     assert head.dimension == 40
 
 
+@pytest.mark.parametrize("layer", ["fc6", "fc7"])
+def test_half_precision_is_near_and_follows_the_weights(layer):
+    torch.manual_seed(0)
+    head, pooled = Head(300, 40, layer, scale=0.3).eval(), np.random.default_rng(0).random((5, 300)).astype(np.float32)
+    expected = head.vectors(pooled)
+    head.half = True
+    found = head.vectors(pooled)
+    assert found.dtype == np.float32 and not np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, atol=0.02 * expected.max())
+    head.train()
+    torch.nn.init.zeros_(head.fc6.weight)
+    torch.nn.init.zeros_(head.fc7.weight)
+    assert not head.eval().vectors(pooled).any()
+
+
 def test_forward_is_fc7_with_dropout_in_training_only():
     torch.manual_seed(0)
     head = Head(10, 200, "fc6", scale=2.0)

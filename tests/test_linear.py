@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sppdet.classifiers import LinearSVMs, Softmax
+from sppdet.linear import LinearSVMs, Softmax
 
 
 def test_an_svms_margins_are_its_products():

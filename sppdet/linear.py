@@ -1,4 +1,4 @@
-"""The last layer: what turns a window's vector into a margin for each class.
+"""The last layers as arrays, apart from the training and the libraries that it loads: margins and box shifts.
 
 Names: n windows, K classes, D features. A margin is a real number, larger is surer, and 0 is where a class becomes
 the better guess; it is no probability.
@@ -42,3 +42,15 @@ class Softmax:
         # The sum without the class itself, and not 1 - p, which is 0 for a window that is all but certain.
         others = np.maximum(exponents.sum(axis=1, keepdims=True) - exponents, np.finfo(np.float32).tiny)
         return (logits - highest - np.log(others))[:, :-1].astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class BoxRegressors:
+    """``deltas[n, k] = weight[k] @ vector[n] + bias[k]``: ``(K, 4, D)`` and ``(K, 4)`` float32.
+
+    ``of_head``: the vectors are what the classifier sees, not the pooled ones.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    of_head: bool = False

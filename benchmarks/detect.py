@@ -1,0 +1,90 @@
+"""Detection in one picture and in many: what follows the proposals, latency, pictures a second, memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, random_svms, sample, size_of
+from sppdet.config import Detection
+from sppdet.detector import Detector
+from sppdet.head import Head
+from sppdet.images import read_image
+from sppdet.linear import BoxRegressors
+from sppdet.meter import Meter
+from sppdet.parallel import run as run_all
+from sppdet.proposals import SelectiveSearch
+
+CLASSES = 20
+FAST = SelectiveSearch(base_k=50, inc_k=50)
+MANY = (16, 48)
+
+
+def run(bench: Bench) -> list[Row]:
+    torch.set_num_threads(bench.cores)
+    made, image, boxes = bench.picture
+    plain = detector(made, made.pooled_features)
+    torch.manual_seed(0)
+    head = Head(made.pooled_features.pooled_dimension, 4096, "fc7").eval()
+    head.half = made.backbone.precision == "bfloat16"
+    rich = detector(made, replace(made.pooled_features, head=head.vectors, head_dimension=head.dimension))
+    size = size_of(image)
+
+    def rest(model: Detector) -> None:
+        model.detect(maps_of(made, model.features, image), boxes, size)
+
+    times = best(
+        3, proposals=lambda: FAST(image), backbone=lambda: maps_of(made, plain.features, image),
+        pool5=lambda: rest(plain), fc7=lambda: rest(rich), predict=lambda: plain.predict(image),
+    )  # fmt: skip
+    limits = bench.limits()
+    rate = limits.bfloat16 if made.backbone.precision == "bfloat16" else limits.float32
+    windows = plain.features.windows(boxes, size, maps_of(made, plain.features, image))
+    work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
+    rows = [
+        Row("proposals, OpenCV fast 50, 50", times["proposals"], "s"),
+        Row("conv map, one scale", times["backbone"], "s"),
+        at_most("all but the proposals, SVMs on pool5", times["pool5"] / times["proposals"], 1 / 8, "of their time"),
+        at_most(
+            "all but the proposals, SVMs on fc7 of 4096", times["fc7"] / times["proposals"], 1 / 2, "of their time",
+            f"{times['fc7'] / (work / rate):.1f} x fc6 and fc7 at the matrix rate, {work / 1e9:.0f} Gop",
+        ),
+        Row("latency of one picture, proposals and all", times["predict"], "s"),
+    ]  # fmt: skip
+    return rows + many(bench, plain)
+
+
+def detector(made, features) -> Detector:
+    """One with random SVMs and box regressors."""
+    vectors = sample(made.corpus, features)
+    shape = (CLASSES, 4, features.pooled_dimension)
+    regressors = BoxRegressors(np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32))
+    return Detector(
+        tuple(map(str, range(CLASSES))), made.backbone, features, FAST,
+        random_svms(features, CLASSES, vectors), regressors, Detection(),
+    )  # fmt: skip
+
+
+def many(bench: Bench, model: Detector) -> list[Row]:
+    """Pictures a second on one core and on all, and the memory of few and of three times as many."""
+    paths = [sample.path for sample in bench.pipeline(MANY[1]).train]
+
+    def all_of(count: int, workers: int) -> Meter:
+        with Meter() as meter:
+            # As sppdet.detect does.
+            for _ in run_all(
+                lambda path: len(model.predict(read_image(path))), paths[:count], workers, "detecting", True
+            ):
+                pass
+        return meter
+
+    one, few, more = all_of(8, 1), all_of(MANY[0], 0), all_of(MANY[1], 0)
+    rate, single = MANY[1] / more.seconds, 8 / one.seconds
+    return [
+        Row("many pictures, one core", single, "pictures/s"),
+        Row(f"many pictures, {bench.cores} cores", rate, "pictures/s"),
+        at_least("all cores against one", rate / single, 0.9 * bench.cores),
+        at_most(f"peak memory, {MANY[1]} pictures against {MANY[0]}", more.peak_memory_mb / few.peak_memory_mb, 1.1),
+    ]

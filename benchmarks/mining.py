@@ -1,0 +1,122 @@
+"""A pass of hard-negative mining for 20 classes against reading, pooling and one GEMM alone; the memory of mining."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benchmarks.common import Bench, Row, at_most, best, milliseconds
+from sppdet.corpus import map_name
+from sppdet.linear import LinearSVMs
+from sppdet.meter import Meter
+from sppdet.mining import Miner
+from sppdet.parallel import run as run_all
+from sppdet.pipeline import Pipeline
+from sppdet.pooling import pyramid_pool
+
+PICTURES = 40
+MANY = (500, 2500)  # for the memory
+
+
+def run(bench: Bench) -> list[Row]:
+    ready = prepare(bench.filled(PICTURES, "svm.random_negatives=600"))
+    miner, features, corpus = ready.miner, ready.miner.features, ready.miner.corpus
+    everything = list(range(len(corpus)))
+    windows = [features.windows(corpus.proposals(i), corpus.size(i), corpus.maps(i)) for i in everything]
+
+    def least(i: int) -> None:
+        features.linear(corpus.maps(i), windows[i], ready.svms.weight, ready.svms.bias)
+
+    def floor() -> None:
+        for _ in run_all(least, everything, 0, "floor", threads=True):
+            pass
+
+    times = best(5, mine=lambda: miner._mine(everything, ready.svms), floor=floor)
+    rows = [
+        milliseconds(
+            "a pass, a picture", times["mine"] / PICTURES, times["floor"] / PICTURES, "reading, pooling and one GEMM"
+        ),
+        at_most("a pass against reading, pooling and one GEMM", times["mine"] / times["floor"], 1.5),
+        *stages(bench, ready, windows, everything[:8]),
+    ]
+    return rows + memory(bench)
+
+
+@dataclass(frozen=True, eq=False)
+class Ready:
+    """A miner with its first negatives, and the SVMs fitted to them."""
+
+    miner: Miner
+    svms: LinearSVMs
+
+
+def prepare(made: Pipeline) -> Ready:
+    """As :meth:`Miner.train` starts."""
+    miner = Miner(made.corpus, made.features, made.labels, made.config.svm, made.scale, log=lambda text: None)
+    miner.cache = miner._start(np.random.default_rng(3).permutation(len(made.corpus)))
+    return Ready(miner, miner._fit())
+
+
+def stages(bench: Bench, ready: Ready, windows: list, pictures: list[int]) -> list[Row]:
+    """What the floor is made of, on one core."""
+    corpus, features = ready.miner.corpus, ready.miner.features
+    maps = [corpus.maps(i) for i in pictures]
+    out = np.zeros((max(len(windows[i].cells) for i in pictures), features.dimension // features.channels,
+                    features.channels), np.float32)  # fmt: skip
+    torch.set_num_threads(1)
+    weight = torch.from_numpy(np.ascontiguousarray(np.resize(ready.svms.weight, (32, features.dimension))))
+
+    def pool() -> None:
+        for i, (conv_map,) in zip(pictures, maps):
+            cells = windows[i].cells
+            pyramid_pool(conv_map, cells, features.levels, out=out[: len(cells)])
+
+    def multiply() -> None:
+        for i in pictures:
+            torch.from_numpy(out[: len(windows[i].cells)]).flatten(1) @ weight.T
+
+    times = best(5, read=lambda: [corpus.maps(i) for i in pictures], pool=pool, multiply=multiply)
+    limits, count = bench.limits(1), sum(len(windows[i].cells) for i in pictures)
+    return [
+        milliseconds("of it, on one core: reading a picture's map", times["read"] / len(pictures)),
+        milliseconds(
+            "of it, on one core: pooling", times["pool"] / len(pictures),
+            4 * count * features.dimension / limits.write / len(pictures), "writing the vectors",
+        ),
+        milliseconds(
+            "of it, on one core: the GEMM, 32 columns", times["multiply"] / len(pictures),
+            2 * 32 * count * features.dimension / limits.float32 / len(pictures), "the float32 matrix rate",
+        ),
+    ]  # fmt: skip
+
+
+def memory(bench: Bench) -> list[Row]:
+    """Of the whole of mining, fits included, on a few pictures and on five times as many."""
+    sizes = MANY if bench.cache else (PICTURES // 5, PICTURES)
+    rows = []
+    for pictures in sizes:
+        # A process of its own, of a fresh interpreter: what an earlier one left would count.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            seconds, peak = pool.apply(peak_memory, (bench, pictures))
+        rows.append(Row(f"{pictures} pictures: peak memory ({seconds:.0f} s with all fits)", peak, "MB"))
+    few, many = (row.value for row in rows)
+    if not bench.cache:
+        return [*rows, Row("peak memory, many against few; --cache has more pictures", many / few, "x")]
+    return [*rows, at_most(f"peak memory, {sizes[1]} pictures against {sizes[0]}", many / few, 1.1)]
+
+
+def peak_memory(bench: Bench, pictures: int) -> tuple[float, float]:
+    made = bench.pipeline(pictures, cache=bench.cache)
+    corpus = made.corpus
+    names = [map_name(scale, name) for scale in corpus.scales for name in corpus.names]
+    missing = len(corpus.proposal_store.missing(corpus.names)) + len(corpus.map_store.missing(names))
+    if missing:
+        raise SystemExit(f"{bench.cache}: {missing} entries of the first {pictures} pictures are missing")
+    start = time.perf_counter()
+    with Meter() as meter:
+        Miner(corpus, made.features, made.labels, made.config.svm, made.scale, log=lambda text: None).train()
+    return time.perf_counter() - start, meter.peak_memory_mb

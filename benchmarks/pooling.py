@@ -1,0 +1,62 @@
+"""Pooling 2000 windows of one picture's map against torch, torchvision and the writing of the output alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torchvision.ops import roi_pool
+
+from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, milliseconds, size_of
+from sppdet.pooling import pyramid_pool, pyramid_pool_torch
+
+LEVELS = (6, 3, 2, 1)
+
+
+def run(bench: Bench) -> list[Row]:
+    torch.set_num_threads(bench.cores)
+    made, image, boxes = bench.picture
+    features = made.pooled_features
+    conv_map = maps_of(made, features, image)[0]
+    windows = features.windows(boxes, size_of(image), [conv_map])
+    cells = windows.cells[windows.group]
+    rows = []
+    for channels in (256, 512):
+        rows += compare(np.ascontiguousarray(conv_map[:, :, :channels]), cells)
+    return rows
+
+
+def compare(conv_map: np.ndarray, cells: np.ndarray) -> list[Row]:
+    """All rows of one map ``(H, W, C)``."""
+    channels_first = torch.from_numpy(conv_map).permute(2, 0, 1).contiguous()
+    rois = torch.from_numpy(np.column_stack([np.zeros(len(cells)), cells - [0, 0, 1, 1]]).astype(np.float32))
+    out = pyramid_pool(conv_map, cells, LEVELS)
+    assert np.array_equal(out, pyramid_pool_torch(channels_first, cells, LEVELS).numpy())
+
+    def loop() -> None:
+        for x1, y1, x2, y2 in cells.tolist():
+            for n in LEVELS:
+                functional.adaptive_max_pool2d(channels_first[:, y1:y2, x1:x2], n)
+
+    def roi_pools() -> None:
+        for n in LEVELS:
+            roi_pool(channels_first[None], rois, (n, n))
+
+    def pool() -> None:
+        pyramid_pool(conv_map, cells, LEVELS, out=out)
+
+    slow = best(2, loop=loop, roi=roi_pools)
+    threads = torch.get_num_threads()
+    fast = best(40, pool=pool, write=lambda: torch.from_numpy(out).fill_(0))
+    torch.set_num_threads(1)
+    one = best(15, pool=pool)["pool"]
+    torch.set_num_threads(threads)
+    height, width, channels = conv_map.shape
+    name = f"{channels} x {height} x {width}"
+    return [
+        milliseconds(f"{name}: pooling", fast["pool"], fast["write"], f"writing the output, {out.nbytes / 1e6:.0f} MB"),
+        milliseconds(f"{name}: pooling on one core", one),
+        at_least(f"{name}: against a loop of adaptive_max_pool2d", slow["loop"] / fast["pool"], 60),
+        at_least(f"{name}: against roi_pool once a level", slow["roi"] / fast["pool"], 35),
+        at_most(f"{name}: against writing the output", fast["pool"] / fast["write"], 2),
+    ]
