@@ -33,7 +33,7 @@ STUDIED = {
     "hsv+lab, 2 k, 2 mixes": Recipe(("hsv", "lab"), 2, BOTH),
     "hsv+lab, 3 k, 1 mix": Recipe(("hsv", "lab"), 3, (ALL,)),
     "hsv+lab, 3 k, 2 mixes (fast)": RECIPES["fast"],
-    "hsv+lab, 5 k, 2 mixes": Recipe(("hsv", "lab"), 5, BOTH),
+    "hsv+lab, 5 k, 2 mixes": RECIPES["balanced"],
     "hsv+lab+rgi, 3 k, 2 mixes": Recipe(("hsv", "lab", "rgi"), 3, BOTH),
     "5 colours, 5 k, 4 mixes (quality)": RECIPES["quality"],
 }

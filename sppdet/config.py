@@ -138,7 +138,7 @@ _CHOICES = {
     "svm.solver": ("dual", "liblinear"),
     "finetune.optimizer": ("adamw", "sgd"),
     "backbone.precision": ("auto", "float32", "bfloat16"),
-    "proposals.mode": ("fast", "quality"),
+    "proposals.mode": ("fast", "quality", "balanced"),
     "proposals.engine": ("opencv", "native"),
 }
 
