@@ -47,9 +47,13 @@ def study(options: argparse.Namespace) -> int:
     print(f"{len(samples)} pictures of `{options.split}`\n")
     rows = {}
     for name, recipe in STUDIED.items():
+        if options.recipes and name not in options.recipes:
+            continue
         for width in WIDTHS:
             rows[name, width], _ = measure(partial(native, recipe=recipe, max_side=width), samples, images)
     print_table(["recipe", "longer side"], rows)
+    if options.recipes:
+        return 0
 
     found, by_count = {}, {}
     fast = partial(native, recipe=RECIPES["fast"], max_side=500)
@@ -148,6 +152,9 @@ def main(arguments: list[str] | None = None) -> int:
     made.add_argument("root", help="a VOC folder")
     made.add_argument("--split", default="train")
     made.add_argument("--pictures", type=int, default=150, help="evenly spread over the split; default: %(default)s")
+    made.add_argument(
+        "--recipes", nargs="+", choices=STUDIED, metavar="NAME", help="only these, no comparison of engines and no plot"
+    )
     made.add_argument("--plot", default="docs/proposals.png", metavar="FILE")
     return cli.run(study, made.parse_args(arguments))
 

@@ -47,7 +47,7 @@ class Recipe:
 
 
 # `fast` and `quality` are OpenCV's switchToSelectiveSearchFast and switchToSelectiveSearchQuality. `balanced` is `fast`
-# with two more k, which cost little here: at a longer side of 300 it finds more in less time (docs/proposals.md).
+# with two more k, which cost little time here (docs/proposals.md).
 RECIPES = {
     "fast": Recipe(("hsv", "lab"), 3, (ALL, NO_COLOUR)),
     "balanced": Recipe(("hsv", "lab"), 5, (ALL, NO_COLOUR)),
