@@ -166,7 +166,7 @@ _CHOICES = {
     "finetune.optimizer": ("adamw", "sgd"),
     "end_to_end.optimizer": ("adamw", "sgd"),
     "backbone.precision": ("auto", "float32", "bfloat16"),
-    "proposals.mode": ("fast", "quality"),
+    "proposals.mode": ("fast", "quality", "balanced"),
     "proposals.engine": ("opencv", "native"),
 }
 

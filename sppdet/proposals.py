@@ -19,7 +19,7 @@ class SelectiveSearch:
     1.1k windows on a VOC picture; 50, 50 gives the 2k of the papers, whose MATLAB program used k = 50, 100.
 
     Attributes:
-        mode: ``fast`` or ``quality``.
+        mode: ``fast``, ``quality``, or ``balanced`` (``native`` only): ``fast`` with five k.
         base_k, inc_k: the graph segmentation's k, lowest and step.
         sigma: its smoothing, in pixels of the working picture.
         max_side: the picture is shrunk so that its longer side has at most this many pixels; 0 leaves it alone.
@@ -37,6 +37,10 @@ class SelectiveSearch:
     min_size: float = 20.0
     max_windows: int = 0
     engine: str = "opencv"
+
+    def __post_init__(self):
+        if self.engine == "opencv" and self.mode == "balanced":
+            raise SppdetError("proposals.mode=balanced is not OpenCV's; give proposals.engine=native with it")
 
     def settings(self) -> dict:
         """What the windows depend on, for the store's key."""

@@ -11,6 +11,7 @@ import pytest
 from sppdet import selective_search
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc
+from sppdet.errors import SppdetError
 from sppdet.images import read_image
 from sppdet.parallel import run
 from sppdet.proposals import SelectiveSearch, best_overlaps, recall_table, shrink
@@ -118,6 +119,13 @@ def test_native_windows_are_as_many_and_as_good_as_opencvs(tmp_path):
     assert abs(native["windows"] / opencv["windows"] - 1) < 0.1
     assert native["recall@0.5"] >= opencv["recall@0.5"] and native["recall@0.7"] >= opencv["recall@0.7"]
     assert native["average_best_overlap"] >= opencv["average_best_overlap"] - 0.01
+
+
+def test_the_balanced_mode_is_native_only(picture):
+    fast, balanced = (SelectiveSearch(mode=mode, engine="native")(picture) for mode in ("fast", "balanced"))
+    assert set(map(tuple, fast)) < set(map(tuple, balanced))
+    with pytest.raises(SppdetError, match="engine=native"):
+        SelectiveSearch(mode="balanced")
 
 
 def test_compiling_is_announced_once(picture, capsys, monkeypatch):

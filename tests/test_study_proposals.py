@@ -24,4 +24,4 @@ def test_the_study_prints_two_tables_and_draws_them(tmp_path, capsys, monkeypatc
     assert lines[0] == "2 pictures of `train`"
     assert sum(line.startswith("| fast |") for line in lines) == 2
     assert sum(line.startswith(("| opencv |", "| native |")) for line in lines) == 6
-    assert Image.open(tmp_path / "plot.png").size == (1200, 520)
+    assert Image.open(tmp_path / "plot.png").size == (1700, 500)
