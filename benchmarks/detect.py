@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import tempfile
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -53,7 +57,7 @@ def run(bench: Bench) -> list[Row]:
         ),
         Row("latency of one picture, proposals and all", times["predict"], "s"),
     ]  # fmt: skip
-    return rows + many(bench, plain)
+    return rows + many(bench, plain) + starting(plain)
 
 
 def detector(made, features) -> Detector:
@@ -87,4 +91,24 @@ def many(bench: Bench, model: Detector) -> list[Row]:
         Row(f"many pictures, {bench.cores} cores", rate, "pictures/s"),
         at_least("all cores against one", rate / single, 0.9 * bench.cores),
         at_most(f"peak memory, {MANY[1]} pictures against {MANY[0]}", more.peak_memory_mb / few.peak_memory_mb, 1.1),
+    ]
+
+
+def starting(model: Detector) -> list[Row]:
+    """How long a fresh process takes to print its help and to load a model, against importing torch alone."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(folder)
+        commands = {
+            "torch": ["-c", "import torch"],
+            "libraries": ["-c", "import torch, torchvision"],
+            "help": ["-m", "sppdet.detect", "--help"],
+            "load": ["-c", f"import sppdet; sppdet.load({folder!r}, 'cpu')"],
+        }
+        start = partial(subprocess.run, check=True, stdout=subprocess.DEVNULL)
+        times = best(3, **{name: partial(start, [sys.executable, *rest]) for name, rest in commands.items()})
+    return [
+        Row("importing torch", times["torch"], "s"),
+        Row("importing torch and torchvision", times["libraries"], "s"),
+        at_most("sppdet.detect --help against importing torch", times["help"] / times["torch"], 1),
+        at_most("loading a model against importing torch", times["load"] / times["torch"], 1),
     ]

@@ -199,8 +199,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    native = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return "bfloat16" if native() else "float32"
+    native = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("amx_tile", "avx512_bf16"))
+    return "bfloat16" if any(supported() for supported in native) else "float32"
 
 
 @dataclass
