@@ -91,6 +91,8 @@ class Corpus:
         pictures = {name: sample.path for name, sample in zip(self.names, self.dataset)}
         if again:
             self.proposal_store.remove(list(pictures))
+        if self.proposal_store.missing(list(pictures)):
+            search.warm_up()
         return fill(self.proposal_store, pictures, search, workers, "proposals")
 
     def fill_maps(self, backbone: Backbone, workers: int, again: bool = False) -> int:

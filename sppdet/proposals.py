@@ -68,6 +68,11 @@ class SelectiveSearch:
             found = found[np.random.default_rng(0).permutation(len(found))]
         return found[: self.max_windows or None]
 
+    def warm_up(self) -> None:
+        """Compile what is compiled once: called before workers start, which would each do it at the same time."""
+        if self.engine == "native":
+            self(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     """The picture with its longer side at most ``max_side`` pixels, aspect kept; never enlarged."""
