@@ -106,13 +106,17 @@ class Bench:
         work: folder of this program's own cache.
         cache: a filled cache of the same settings, never written to; for what needs thousands of pictures.
         model: the folder of a trained run, or None.
+        pictures: how many test pictures proposals are compared on.
     """
 
-    def __init__(self, voc_root: str, weights: str, work: str, cache: str | None = None, model: str | None = None):
+    def __init__(
+        self, voc_root: str, weights: str, work: str, cache: str | None = None, model: str | None = None,
+        pictures: int = 64,
+    ):  # fmt: skip
         self.real = Path(voc_root).is_dir()
         self.voc_root = voc_root if self.real else "shapes"
         self.weights = weights if Path(weights).is_file() else "random"
-        self.work, self.cache, self.model = work, cache, model
+        self.work, self.cache, self.model, self.pictures = work, cache, model, pictures
 
     def data(self) -> str:
         pictures = "VOC2007 pictures" if self.real else "drawn `shapes` pictures (no VOC folder was given)"
@@ -162,6 +166,7 @@ class Bench:
         run = self.filled(8)
         i = max(range(len(run.corpus)), key=lambda i: len(run.corpus.proposals(i)))
         boxes = run.corpus.proposals(i)
+        boxes = np.random.default_rng(0).permutation(boxes)  # they come best first, the largest ones
         boxes = np.resize(boxes, (WINDOWS, 4)) if len(boxes) < WINDOWS else boxes[:WINDOWS]
         return run, read_image(run.train[i].path), boxes
 
@@ -193,4 +198,5 @@ def table(rows: list[Row]) -> str:
 
 def sample(corpus: Corpus, features: PyramidFeatures, i: int = 0) -> np.ndarray:
     """``(200, D)`` vectors of some windows of picture ``i``."""
-    return features.of_boxes(corpus.maps(i), corpus.proposals(i)[:200], corpus.size(i))
+    boxes = np.random.default_rng(0).permutation(corpus.proposals(i))[:200]
+    return features.of_boxes(corpus.maps(i), boxes, corpus.size(i))

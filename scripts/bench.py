@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--voc-root", default="data/VOCdevkit", help="default: %(default)s; `shapes` where it is absent")
     made.add_argument("--weights", default="", help="SqueezeNet 1.0's ImageNet weights; default: random ones")
     made.add_argument("--work", default="cache/bench", help="folder of the benchmarks' own cache; default: %(default)s")
+    made.add_argument("--pictures", type=int, default=64, help="test pictures for proposals; default: %(default)s")
     made.add_argument("--cache", help="a filled cache of VOC at 688, not written to: for the memory of mining")
     made.add_argument("--model", help="a trained run: for the mAP of stored maps")
     made.add_argument("--write", help="with `all`: the Markdown file to write")
@@ -36,7 +37,7 @@ def one(options: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT))
     from benchmarks.common import Bench, table
 
-    bench = Bench(options.voc_root, options.weights, options.work, options.cache, options.model)
+    bench = Bench(options.voc_root, options.weights, options.work, options.cache, options.model, options.pictures)
     rows = importlib.import_module(f"benchmarks.{options.name}").run(bench)
     print(table(rows))
     rows = [asdict(row) | {"value": float(f"{row.value:.4g}")} for row in rows]
@@ -74,7 +75,8 @@ turns. "Above its floor" is how many times the time of the least work takes that
 
 def command(options: argparse.Namespace) -> str:
     """How to repeat it, without the folders of this machine."""
-    flags = [f"--{name} {name.upper()}" for name in ("cache", "model") if getattr(options, name)]
+    flags = [f"--pictures {options.pictures}"]
+    flags += [f"--{name} {name.upper()}" for name in ("cache", "model") if getattr(options, name)]
     return " ".join(["python scripts/bench.py all --voc-root VOCDEVKIT --weights FILE", *flags])
 
 
