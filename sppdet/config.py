@@ -209,7 +209,9 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
             place[last] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
-    return _build(Config, values, prefix="", source="")
+    changed = _build(Config, values, prefix="", source="")
+    _check_together(changed)
+    return changed
 
 
 def to_dict(config) -> dict:
@@ -277,6 +279,13 @@ def _check(key: str, value, source: str):
     if key in ("data.limit_train", "data.limit_test") and value is not None and value < 1:
         raise SppdetError(f"{source}{key}: expected a positive number or null, found {value!r}")
     return value
+
+
+def _check_together(config: Config) -> None:
+    """Refuse choices that do not go together."""
+    for key, value in (("classifier", config.classifier), ("bbox.kind", config.bbox.kind)):
+        if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features == "fc7"):
+            raise SppdetError(f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it")
 
 
 def _hint(key: str) -> str:

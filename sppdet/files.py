@@ -19,7 +19,10 @@ def atomic_write(path: str | os.PathLike, write: Callable[[Path], object]) -> No
     # The suffix stays last: numpy and Pillow read the format from it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # what the user's umask says: safetensors keeps its files to their owner
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -48,7 +48,6 @@ class Pipeline:
     """One run: a configuration, its data, and the folder of its results."""
 
     def __init__(self, config: Config, log: Callable[[str], None] = print):
-        _check(config)
         self.config, self.log = config, log
         self.folder = Path(config.run.dir)
         self.train = load_split(config, config.data.train_split, limit=config.data.limit_train)
@@ -335,13 +334,6 @@ class Pipeline:
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
-
-
-def _check(config: Config) -> None:
-    """Refuse choices that do not go together."""
-    for key, value in (("classifier", config.classifier), ("bbox.kind", config.bbox.kind)):
-        if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features == "fc7"):
-            raise SppdetError(f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it")
 
 
 def versions() -> dict[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from sppdet.errors import SppdetError
@@ -69,3 +71,16 @@ def test_file_digest_follows_the_content(tmp_path):
     assert file_digest(a) != file_digest(b)
     with pytest.raises(SppdetError, match="gone: cannot be read"):
         file_digest(tmp_path / "gone")
+
+
+def test_files_have_the_permissions_of_the_users_umask(tmp_path):
+    def private(path):
+        path.write_text("x")
+        path.chmod(0o600)
+
+    before = os.umask(0o022)
+    try:
+        atomic_write(tmp_path / "a", private)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
