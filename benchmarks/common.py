@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 
@@ -67,6 +69,19 @@ def best(repeats: int = 15, **functions: Callable[[], object]) -> dict[str, floa
     return {name: min(found) for name, found in times.items()}
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Torch, what follows its setting, and OpenCV, held to ``count`` threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    cv2.setNumThreads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        cv2.setNumThreads(-1)
+
+
 @dataclass(frozen=True)
 class Limits:
     """What the machine can do: bytes written and copied (read and written) a second, operations a second."""
@@ -77,16 +92,14 @@ class Limits:
     bfloat16: float
 
     @classmethod
-    def measure(cls, threads: int) -> Limits:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
+    def measure(cls, cores: int) -> Limits:
         a, b = torch.zeros(1 << 26), torch.zeros(1 << 26)  # 256 MB each: past every cache
         m, n = torch.randn(2048, 2048), torch.randn(2048, 2048)
         m16, n16 = m.bfloat16(), n.bfloat16()
-        found = best(
-            5, write=lambda: a.fill_(1), copy=lambda: b.copy_(a), float32=lambda: m @ n, bfloat16=lambda: m16 @ n16
-        )
-        torch.set_num_threads(before)
+        with threads(cores):
+            found = best(
+                5, write=lambda: a.fill_(1), copy=lambda: b.copy_(a), float32=lambda: m @ n, bfloat16=lambda: m16 @ n16
+            )
         size, work = a.numel() * 4, 2 * 2048**3
         return cls(size / found["write"], 2 * size / found["copy"], work / found["float32"], work / found["bfloat16"])
 
@@ -131,9 +144,9 @@ class Bench:
     def precision(self) -> str:
         return self.pipeline(1).backbone.precision
 
-    def limits(self, threads: int | None = None) -> Limits:
+    def limits(self, cores: int | None = None) -> Limits:
         """Of all cores, or of some."""
-        return Limits.measure(threads or self.cores)
+        return Limits.measure(cores or self.cores)
 
     def pipeline(self, pictures: int, *overrides: str, cache: str | None = None) -> Pipeline:
         """A run on the first ``pictures`` training pictures."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -32,8 +31,8 @@ def run(bench: Bench) -> list[Row]:
     plain = detector(made, made.pooled_features)
     torch.manual_seed(0)
     head = Head(made.pooled_features.pooled_dimension, 4096, "fc7").eval()
-    head.half = made.backbone.precision == "bfloat16"
-    rich = detector(made, replace(made.pooled_features, head=head.vectors, head_dimension=head.dimension))
+    head.half = made.backbone.half
+    rich = detector(made, made.pooled_features.under(head))
     size = size_of(image)
 
     def rest(model: Detector) -> None:
@@ -44,7 +43,7 @@ def run(bench: Bench) -> list[Row]:
         pool5=lambda: rest(plain), fc7=lambda: rest(rich), predict=lambda: plain.predict(image),
     )  # fmt: skip
     limits = bench.limits()
-    rate = limits.bfloat16 if made.backbone.precision == "bfloat16" else limits.float32
+    rate = limits.bfloat16 if made.backbone.half else limits.float32
     windows = plain.features.windows(boxes, size, maps_of(made, plain.features, image))
     work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
     rows = [

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional
 from torchvision.ops import roi_pool
 
-from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, milliseconds, size_of
+from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, milliseconds, size_of, threads
 from sppdet.pooling import pyramid_pool, pyramid_pool_torch
 
 LEVELS = (6, 3, 2, 1)
@@ -46,11 +46,9 @@ def compare(conv_map: np.ndarray, cells: np.ndarray) -> list[Row]:
         pyramid_pool(conv_map, cells, LEVELS, out=out)
 
     slow = best(2, loop=loop, roi=roi_pools)
-    threads = torch.get_num_threads()
     fast = best(40, pool=pool, write=lambda: torch.from_numpy(out).fill_(0))
-    torch.set_num_threads(1)
-    one = best(15, pool=pool)["pool"]
-    torch.set_num_threads(threads)
+    with threads(1):
+        one = best(15, pool=pool)["pool"]
     height, width, channels = conv_map.shape
     name = f"{channels} x {height} x {width}"
     return [

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 
-import cv2
 import numpy as np
-import torch
 from tqdm import tqdm
 
-from benchmarks.common import Bench, Row, at_least, at_most
+from benchmarks.common import Bench, Row, at_least, at_most, threads
 from sppdet.images import read_image
 from sppdet.parallel import run as run_all
-from sppdet.proposals import SelectiveSearch, best_overlaps, recall_table
+from sppdet.proposals import SelectiveSearch, recall
 
 OPENCV, NATIVE = SelectiveSearch(), SelectiveSearch(engine="native")
 DEFAULT = SelectiveSearch(base_k=150, inc_k=150)  # OpenCV's own fast mode
@@ -30,9 +27,9 @@ def run(bench: Bench) -> list[Row]:
         few_seconds, few = in_turns({"default": DEFAULT, "native": NATIVE}, images[:FEW])
     with threads(bench.cores):
         latency, _ = in_turns({"opencv": OPENCV, "native": NATIVE}, images[:FEW])
-    recall = {name: table_of(boxes, samples) for name, boxes in found.items()}
+    tables = {name: table_of(boxes, samples) for name, boxes in found.items()}
     few_recall = {name: table_of(boxes, samples[:FEW])["recall@0.5"] for name, boxes in few.items()}
-    count = {name: row["windows"] for name, row in recall.items()}
+    count = {name: row["windows"] for name, row in tables.items()}
     rows = [
         Row(f"OpenCV fast(50, 50), one core, {len(images)} test pictures", seconds["opencv"], "s a picture"),
         Row("native, the same mode", seconds["native"], "s a picture"),
@@ -45,8 +42,8 @@ def run(bench: Bench) -> list[Row]:
     ]
     for name in ("recall@0.5", "recall@0.7", "average_best_overlap"):
         rows += [
-            Row(f"{name}, OpenCV", recall["opencv"][name], ""),
-            at_least(f"{name}, native less OpenCV's", recall["native"][name] - recall["opencv"][name], -0.003, ""),
+            Row(f"{name}, OpenCV", tables["opencv"][name], ""),
+            at_least(f"{name}, native less OpenCV's", tables["native"][name] - tables["opencv"][name], -0.003, ""),
         ]
     return [
         *rows,
@@ -72,8 +69,7 @@ def in_turns(
 
 
 def table_of(found: list[np.ndarray], samples: Sequence) -> dict[str, float]:
-    overlaps = [best_overlaps(boxes, sample.boxes[~sample.difficult]) for boxes, sample in zip(found, samples)]
-    return recall_table(np.concatenate(overlaps), np.mean([len(boxes) for boxes in found]))
+    return recall(found, (sample.boxes[~sample.difficult] for sample in samples))
 
 
 def throughput(bench: Bench, images: Sequence[np.ndarray]) -> list[Row]:
@@ -90,16 +86,3 @@ def throughput(bench: Bench, images: Sequence[np.ndarray]) -> list[Row]:
         Row(f"native, {bench.cores} cores", rate[bench.cores], "pictures/s"),
         at_least("all cores against one", rate[bench.cores] / rate[1], 0.9 * bench.cores),
     ]
-
-
-@contextmanager
-def threads(count: int):
-    """Both engines, held to ``count`` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    cv2.setNumThreads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-        cv2.setNumThreads(-1)

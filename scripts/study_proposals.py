@@ -20,7 +20,7 @@ from sppdet.data import Sample
 from sppdet.data.voc import read_voc
 from sppdet.files import atomic_write
 from sppdet.images import read_image
-from sppdet.proposals import SelectiveSearch, best_overlaps, enlarge, recall_table, shrink
+from sppdet.proposals import SelectiveSearch, enlarge, recall, shrink
 from sppdet.selective_search import ALL, NO_COLOUR, RECIPES, Recipe, selective_search
 
 WIDTHS = (200, 300, 400, 500)
@@ -61,7 +61,7 @@ def study(options: argparse.Namespace) -> int:
         by_count[engine, "all"], found[engine] = measure(search, samples, images)
     for count in COUNTS:
         for engine, windows in found.items():
-            by_count[engine, count] = recall(samples, [one[:count] for one in windows])
+            by_count[engine, count] = recall_of(samples, [one[:count] for one in windows])
     print_table(["engine", "best"], by_count)
     atomic_write(Path(options.plot), lambda temporary: plot(rows, by_count).save(temporary))
     return 0
@@ -80,12 +80,11 @@ def measure(search: Callable, samples: Sequence[Sample], images: list[np.ndarray
     start = time.process_time()
     found = [search(image) for image in images]
     seconds = (time.process_time() - start) / len(images)
-    return recall(samples, found) | {"seconds": seconds}, found
+    return recall_of(samples, found) | {"seconds": seconds}, found
 
 
-def recall(samples: Sequence[Sample], found: list[np.ndarray]) -> dict[str, float]:
-    overlaps = [best_overlaps(windows, sample.boxes[~sample.difficult]) for sample, windows in zip(samples, found)]
-    return recall_table(np.concatenate(overlaps), float(np.mean([len(windows) for windows in found])))
+def recall_of(samples: Sequence[Sample], found: list[np.ndarray]) -> dict[str, float]:
+    return recall(found, (sample.boxes[~sample.difficult] for sample in samples))
 
 
 def print_table(names: list[str], rows: dict[tuple, dict[str, float]]) -> None:

@@ -229,6 +229,11 @@ class Backbone:
             channels = trunk(torch.zeros(1, 3, _MIN_INPUT, _MIN_INPUT, device=place)).shape[1]
         return cls(name, trunk, grid, channels, place, resolve_precision(precision, place))
 
+    @property
+    def half(self) -> bool:
+        """Whether products are of bfloat16."""
+        return self.precision == "bfloat16"
+
     def settings(self) -> dict:
         """What a map depends on, apart from the picture and the scale."""
         return {
@@ -258,9 +263,8 @@ class Backbone:
         return nn.functional.pad(x, (0, max(0, _MIN_INPUT - size[0]), 0, max(0, _MIN_INPUT - size[1])))
 
     def _run(self, x: torch.Tensor) -> torch.Tensor:
-        half = self.precision == "bfloat16"
         try:
-            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 return self.trunk(x)
         except torch.cuda.OutOfMemoryError:
             raise SppdetError(

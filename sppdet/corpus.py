@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from sppdet.data import Dataset
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc
 from sppdet.files import file_digest
-from sppdet.proposals import SelectiveSearch, best_overlaps, recall_table
+from sppdet.proposals import SelectiveSearch, recall
 from sppdet.regions import scale_factor
 
 
@@ -29,6 +29,10 @@ def load_split(config: Config, split: str, classes=None, limit: int | None = Non
 
 def map_name(scale: int, name: str) -> str:
     return f"{scale}/{name}"
+
+
+def _map_store(cache: str, backbone: Backbone, max_side: int) -> Store:
+    return Store(cache, "maps", backbone.settings() | {"max_side": max_side}, ".b2nd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +58,11 @@ class Corpus:
     ) -> Corpus:
         names = [f"{sample.id}-{file_digest(sample.path)}" for sample in dataset]
         proposals = Store(cache, "proposals", search.settings(), ".npy")
-        maps = Store(cache, "maps", backbone.settings() | {"max_side": max_side}, ".b2nd")
-        return cls(dataset, names, proposals, maps, tuple(scales), max_side)
+        return cls(dataset, names, proposals, _map_store(cache, backbone, max_side), tuple(scales), max_side)
+
+    def with_maps_of(self, backbone: Backbone, cache: str) -> Corpus:
+        """The same pictures and proposals with another backbone's maps."""
+        return replace(self, map_store=_map_store(cache, backbone, self.max_side))
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -116,10 +123,6 @@ class Corpus:
 
     def recall(self) -> dict[str, float]:
         """Of the proposals, against the objects that count in the evaluation: the difficult ones left out."""
-        overlaps, windows = [], 0
-        for i, sample in enumerate(self.dataset):
-            proposals = self.proposals(i)
-            windows += len(proposals)
-            overlaps.append(best_overlaps(proposals, sample.boxes[~sample.difficult]))
-        table = recall_table(np.concatenate(overlaps), windows / len(self))
+        targets = (sample.boxes[~sample.difficult] for sample in self.dataset)
+        table = recall((self.proposals(i) for i in range(len(self))), targets)
         return {key: round(value, 4) for key, value in table.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from sppdet.config import Detection
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures, Windows
-from sppdet.files import atomic_write, read_json, write_json
+from sppdet.files import atomic_write, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.images import to_rgb
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
@@ -200,13 +200,10 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
     except (OSError, SafetensorError) as error:
         raise SppdetError(f"{folder}/model.safetensors: cannot be read ({error}); train again") from None
 
-    def part(prefix: str) -> dict[str, torch.Tensor]:
-        return {key[len(prefix) :]: value for key, value in tensors.items() if key.startswith(prefix)}
-
     name, precision = description["backbone"]["name"], description["backbone"]["precision"]
     trunk = build_trunk(name)
     try:
-        trunk.load_state_dict(part("trunk."))
+        trunk.load_state_dict(part(tensors, "trunk."))
     except RuntimeError:
         raise SppdetError(f"{folder}: its weights do not fit this version's {name}; train again") from None
     # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.
@@ -215,18 +212,18 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
     features = PyramidFeatures(grid=backbone.grid, channels=backbone.channels, **values)
     head = None
     if description["head"]:
-        head = Head(features.pooled_dimension, **description["head"])
-        head.load_state_dict(part("head."))
-        head.eval().half = backbone.precision == "bfloat16"
-        features = replace(features, head=head.vectors, head_dimension=head.dimension)
-    layer, moves = ({key: value.numpy() for key, value in part(name).items()} for name in ("classifier.", "bbox."))
+        learned = part(tensors, "head.")
+        head = Head.restore(features.pooled_dimension, description["head"], learned, backbone.half)
+        features = features.under(head)
+    arrays = {key: value.numpy() for key, value in tensors.items() if key.startswith(("classifier.", "bbox."))}
+    moves = part(arrays, "bbox.")
     kind = {"svm": LinearSVMs, "softmax": Softmax}[description["classifier"]]
     return Detector(
         classes=tuple(description["classes"]),
         backbone=backbone,
         features=features,
         search=SelectiveSearch(**description["proposals"]),
-        classifier=kind(**layer),
+        classifier=kind(**part(arrays, "classifier.")),
         regressors=BoxRegressors(**moves, of_head=description["bbox_of_head"]) if moves else None,
         detection=Detection(**description["detection"]),
         head=head,

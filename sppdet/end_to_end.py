@@ -12,6 +12,7 @@ Names: B pictures a step, n windows of them, K classes, D features of the pooled
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator
@@ -33,8 +34,8 @@ from sppdet.config import EndToEnd
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
-from sppdet.files import atomic_write
-from sppdet.finetune import sample_windows, warm_cosine
+from sppdet.files import atomic_write, part
+from sppdet.finetune import make_optimizer, sample_windows, warm_cosine
 from sppdet.head import Head
 from sppdet.images import read_image
 from sppdet.parallel import in_threads
@@ -117,10 +118,10 @@ def train(
         raise SppdetError("end_to_end: there is no object in the training pictures; check data.root and data.classes")
     steps = math.ceil(settings.epochs * useful / settings.pictures_per_step)
     mean, deviation, unit = _statistics(corpus, backbone, features, settings, seed)
-    network = Network(backbone.trunk, Head(features.pooled_dimension, settings.units, "fc7", unit, settings.dropout),
-                      len(corpus.dataset.classes)).to(backbone.device)  # fmt: skip
+    head = Head(features.pooled_dimension, settings.units, "fc7", unit, settings.dropout)
+    network = Network(copy.deepcopy(backbone.trunk), head, len(corpus.dataset.classes)).to(backbone.device)
     freeze(network.trunk, settings.frozen_stride)
-    optimizer = _optimizer(network, settings)
+    optimizer = make_optimizer(_groups(network, settings), settings)
     losses = _resume(checkpoint, key, network, optimizer)
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = tqdm(total=steps, initial=len(losses), desc="end to end", mininterval=1, unit="")
@@ -156,8 +157,7 @@ def loss_of(
 
     As there, both are divided by the number of all windows; targets are whitened by ``mean`` and ``deviation``.
     """
-    half = backbone.precision == "bfloat16"
-    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=half):
+    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
         pooled = torch.cat([_pool(network.trunk, backbone, features, picture) for picture in pictures])
         logits, shifts = network(pooled)
     labels = torch.from_numpy(np.concatenate([picture.labels for picture in pictures])).to(logits.device)
@@ -177,16 +177,11 @@ def _pool(trunk: nn.Module, backbone: Backbone, features: PyramidFeatures, pictu
     return pyramid_pool_batch(conv_map, cells, features.levels).flatten(1)
 
 
-def _optimizer(network: Network, settings: EndToEnd) -> torch.optim.Optimizer:
+def _groups(network: Network, settings: EndToEnd) -> list[dict]:
+    """The parameters that learn, the trunk's at a rate of their own."""
     trunk = [parameter for parameter in network.trunk.parameters() if parameter.requires_grad]
     fresh = [parameter for name, parameter in network.named_parameters() if not name.startswith("trunk.")]
-    groups = [
-        {"params": trunk, "lr": settings.learning_rate * settings.trunk_rate},
-        {"params": fresh, "lr": settings.learning_rate},
-    ]
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(groups, momentum=0.9, weight_decay=settings.weight_decay)
-    return torch.optim.AdamW(groups, weight_decay=settings.weight_decay)
+    return [{"params": trunk, "lr": settings.learning_rate * settings.trunk_rate}, {"params": fresh}]
 
 
 def _steps(
@@ -248,14 +243,10 @@ def _resume(path: Path, key: str, network: Network, optimizer: torch.optim.Optim
         if stored.metadata().get("key") != key:
             return []
         tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    network.load_state_dict(_part(tensors, "network."))
+    network.load_state_dict(part(tensors, "network."))
     state: dict[int, dict] = {}
-    for name, value in _part(tensors, "optimizer.").items():
+    for name, value in part(tensors, "optimizer.").items():
         number, entry = name.split(".", 1)
         state.setdefault(int(number), {})[entry] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return tensors["losses"].tolist()
-
-
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

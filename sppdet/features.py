@@ -59,6 +59,10 @@ class PyramidFeatures:
         """The same without the head."""
         return replace(self, head=None)
 
+    def under(self, head) -> PyramidFeatures:
+        """The same below a :class:`sppdet.head.Head`."""
+        return replace(self, head=head.vectors, head_dimension=head.dimension)
+
     def factors(self, width: int, height: int) -> np.ndarray:
         """``(S,)`` enlargement of a picture at each scale."""
         return np.array([scale_factor(width, height, scale, self.max_side) for scale in self.scales])

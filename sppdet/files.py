@@ -40,6 +40,11 @@ def read_json(path: str | os.PathLike):
         raise SppdetError(f"{path}: not readable as JSON ({error}); remove it and run the command again") from None
 
 
+def part(values: dict, prefix: str) -> dict:
+    """The entries whose names start with ``prefix``, by the rest of their names: a module's of a file of several."""
+    return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
 def fingerprint(value) -> str:
     """16 hexadecimal digits that change whenever the JSON form of ``value`` does."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sppdet import boxes as geometry
-from sppdet.config import Finetune
+from sppdet.config import EndToEnd, Finetune
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
@@ -48,7 +48,7 @@ def train(
     nn.init.normal_(fc8.weight, std=0.01)
     nn.init.zeros_(fc8.bias)
     network = nn.Sequential(head, fc8).train()
-    optimizer = _optimizer(network, settings)
+    optimizer = make_optimizer(network.parameters(), settings)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, settings.steps))
     losses = []
     rng = np.random.default_rng(seed)
@@ -79,12 +79,11 @@ def warm_cosine(step: int, steps: int) -> float:
     return min(20 * (step + 1) / steps, (1 + math.cos(math.pi * step / steps)) / 2)
 
 
-def _optimizer(network: nn.Module, settings: Finetune) -> torch.optim.Optimizer:
+def make_optimizer(parameters, settings: Finetune | EndToEnd) -> torch.optim.Optimizer:
+    """What ``settings`` name, for parameters or for groups of them; a group's own rate goes before the settings'."""
     if settings.optimizer == "sgd":
-        return torch.optim.SGD(
-            network.parameters(), settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
-        )
-    return torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
+        return torch.optim.SGD(parameters, settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay)
+    return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
 
 
 def _draw(

@@ -33,6 +33,14 @@ class Head(nn.Module):
             nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
             nn.init.zeros_(linear.bias)
 
+    @classmethod
+    def restore(cls, inputs: int, description: dict, tensors: dict[str, torch.Tensor], half: bool) -> Head:
+        """The trained head that :meth:`description` and its state_dict describe, ready for :meth:`vectors`."""
+        head = cls(inputs, **description)
+        head.load_state_dict(tensors)
+        head.half = half
+        return head.eval()
+
     @property
     def dimension(self) -> int:
         return self.units

@@ -14,6 +14,7 @@ from sppdet.errors import SppdetError
 from sppdet.files import file_digest, fingerprint, read_json, write_json
 from sppdet.meter import Meter
 from sppdet.parallel import run
+from sppdet.proposals import recall_line
 
 
 def read_costs(folder: Path) -> dict[str, dict]:
@@ -78,8 +79,7 @@ def summary(metrics: dict) -> str:
         [
             evaluation.table(metrics),
             f"{metrics['pictures']} pictures; proposals: {proposals['windows']:.0f} a picture, "
-            f"recall@0.5 {proposals['recall@0.5']:.3f}, @0.7 {proposals['recall@0.7']:.3f}, "
-            f"average best overlap {proposals['average_best_overlap']:.3f}",
+            f"{recall_line(proposals)}",
             f"mAP {number['mAP']} (11-point; {'-' if without is None else f'{without:.1f}'} without box regression), "
             f"COCO AP {number['AP']}, AP50 {number['AP50']}, AP75 {number['AP75']}",
         ]

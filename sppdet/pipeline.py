@@ -18,7 +18,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -36,12 +36,13 @@ from sppdet.corpus import Corpus, load_split
 from sppdet.detector import Detector
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
-from sppdet.files import atomic_write, file_digest, fingerprint, read_json, write_json
+from sppdet.files import atomic_write, file_digest, fingerprint, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.measure import evaluate_run, read_costs, summary
 from sppdet.meter import Meter
 from sppdet.mining import Miner, feature_scale
+from sppdet.proposals import recall_line
 
 
 class Pipeline:
@@ -90,21 +91,23 @@ class Pipeline:
         if not self.config.end_to_end.enabled:
             return self.initial
         trunk = build_trunk(self.initial.name)
-        trunk.load_state_dict(_part(self._end_to_end_path, "trunk."))
+        trunk.load_state_dict(part(load_file(self._end_to_end_path), "trunk."))
         return Backbone.wrap(self.initial.name, trunk, self.config.device, self.config.backbone.precision)
 
     @cached_property
-    def corpora(self) -> tuple[Corpus, Corpus]:
-        """Training and test pictures with their cache."""
-        return self._corpora(self.backbone)
-
-    def _corpora(self, backbone: Backbone) -> tuple[Corpus, Corpus]:
+    def initial_corpora(self) -> tuple[Corpus, Corpus]:
+        """Training and test pictures with their cache, for what comes before the maps."""
         c = self.config
         made = (
-            Corpus.create(part, c.run.cache, c.proposals, backbone, c.regions.scales, c.regions.max_side)
-            for part in (self.train, self.test)
+            Corpus.create(split, c.run.cache, c.proposals, self.initial, c.regions.scales, c.regions.max_side)
+            for split in (self.train, self.test)
         )
         return tuple(made)
+
+    @cached_property
+    def corpora(self) -> tuple[Corpus, Corpus]:
+        """The same with the maps of the final backbone."""
+        return tuple(corpus.with_maps_of(self.backbone, self.config.run.cache) for corpus in self.initial_corpora)
 
     @property
     def corpus(self) -> Corpus:
@@ -139,17 +142,13 @@ class Pipeline:
             return None
         path = self._end_to_end_path if self.config.end_to_end.enabled else self._head_path
         description = read_json(path.with_suffix(".json"))["head"] | {"layer": self.config.features}
-        head = Head(self.pooled_features.pooled_dimension, **description)
-        head.load_state_dict(_part(path, "head."))
-        head.eval().half = self.backbone.precision == "bfloat16"
-        return head
+        inputs, tensors = self.pooled_features.pooled_dimension, part(load_file(path), "head.")
+        return Head.restore(inputs, description, tensors, self.backbone.half)
 
     @cached_property
     def features(self) -> PyramidFeatures:
         """What the SVMs see."""
-        if self.head is None:
-            return self.pooled_features
-        return replace(self.pooled_features, head=self.head.vectors, head_dimension=self.head.dimension)
+        return self.pooled_features if self.head is None else self.pooled_features.under(self.head)
 
     @property
     def _pretrained(self) -> Path:
@@ -180,8 +179,8 @@ class Pipeline:
         return {"computed": True, "training_accuracy": round(accuracy, 3)}
 
     def _proposals(self, again: bool) -> dict:
-        train, test = corpora = self._corpora(self.initial)
-        computed = _fill(corpora, lambda c: c.fill_proposals(self.config.proposals, self.config.workers, again))
+        train, test = self.initial_corpora
+        computed = _fill((train, test), lambda c: c.fill_proposals(self.config.proposals, self.config.workers, again))
         if not computed:
             return {"computed": False}
         disk = train.disk()[0] + test.disk()[0]
@@ -191,7 +190,7 @@ class Pipeline:
     def _end_to_end(self, again: bool) -> dict | None:
         if not self.config.end_to_end.enabled:
             return None
-        path, corpus = self._end_to_end_path, self._corpora(self.initial)[0]
+        path, corpus = self._end_to_end_path, self.initial_corpora[0]
         settings = {"end_to_end": asdict(self.config.end_to_end)}
         key = self._key(settings, [self._features_key(self.initial), corpus.names, self._objects])
         if not again and _is_done(path, key):
@@ -301,7 +300,7 @@ class Pipeline:
 
     def _learned(self, prefix: str) -> dict[str, np.ndarray]:
         """A layer of the end-to-end training."""
-        return {name: value.numpy() for name, value in _part(self._end_to_end_path, prefix).items()}
+        return {name: value.numpy() for name, value in part(load_file(self._end_to_end_path), prefix).items()}
 
     # What results depend on
 
@@ -373,20 +372,11 @@ def _finish(path: Path, key: str, tensors: dict, **description) -> None:
     write_json(path.with_suffix(".json"), {"key": key, **description})
 
 
-def _part(path: Path, prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors in a file whose names start with ``prefix``, by the rest of their names."""
-    return {name.removeprefix(prefix): value for name, value in load_file(path).items() if name.startswith(prefix)}
-
-
 def _stage_line(stage: str, cost: dict) -> str:
     parts = [f"{stage:<10} {cost.get('seconds', 0):7.1f} s {cost.get('peak_memory_mb', 0):6.0f} MB memory"]
     if "disk_mb" in cost:
         parts.append(f"{cost['disk_mb']:.0f} MB disk")
     for split in ("train", "test"):
         if split in cost:
-            table = cost[split]
-            parts.append(
-                f"{split}: {table['windows']:.0f} windows, recall@0.5 {table['recall@0.5']:.3f}, "
-                f"@0.7 {table['recall@0.7']:.3f}, average best overlap {table['average_best_overlap']:.3f}"
-            )
+            parts.append(f"{split}: {cost[split]['windows']:.0f} windows, {recall_line(cost[split])}")
     return "  ".join(parts)

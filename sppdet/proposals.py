@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -133,6 +134,20 @@ def best_overlaps(proposals: np.ndarray, targets: np.ndarray) -> np.ndarray:
     if not len(proposals) or not len(targets):
         return np.zeros(len(targets), np.float32)
     return geometry.iou(targets, proposals).max(axis=1)
+
+
+def recall(found: Iterable[np.ndarray], targets: Iterable[np.ndarray]) -> dict[str, float]:
+    """:func:`recall_table` of many pictures: of each its proposals ``(N, 4)`` and its target boxes ``(M, 4)``."""
+    overlaps, counts = zip(*((best_overlaps(windows, boxes), len(windows)) for windows, boxes in zip(found, targets)))
+    return recall_table(np.concatenate(overlaps), float(np.mean(counts)))
+
+
+def recall_line(table: dict[str, float]) -> str:
+    """The recall and overlap of a :func:`recall_table`, for a terminal."""
+    return (
+        f"recall@0.5 {table['recall@0.5']:.3f}, @0.7 {table['recall@0.7']:.3f}, "
+        f"average best overlap {table['average_best_overlap']:.3f}"
+    )
 
 
 def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float]:
