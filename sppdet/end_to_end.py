@@ -249,4 +249,9 @@ def _resume(path: Path, key: str, network: Network, optimizer: torch.optim.Optim
         number, entry = name.split(".", 1)
         state.setdefault(int(number), {})[entry] = value
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    for parameter, entries in optimizer.state.items():
+        for entry, value in entries.items():
+            if value.shape == parameter.shape:
+                # In the parameter's own order of memory, which the fused kernel takes for granted.
+                entries[entry] = torch.empty_like(parameter, requires_grad=False).copy_(value)
     return tensors["losses"].tolist()

@@ -115,11 +115,14 @@ def pyramid_pool_torch(conv_map: torch.Tensor, cells: np.ndarray, levels: Sequen
 
 
 def pyramid_pool_batch(conv_map: torch.Tensor, cells: np.ndarray, levels: Sequence[int]) -> torch.Tensor:
-    """The same, differentiable and quick, for training: levels that divide no finer one by `roi_pool`, the rest nested.
+    """The same, differentiable and quick, for training: ``(C, H, W)`` on any device -> ``(N, M, C)``.
 
-    ``conv_map`` is float32 ``(C, H, W)`` on any device; the result ``(N, M, C)``. On whole cells, torchvision's bins
-    are ours up to its rounding: where a quotient of floats falls a hair above a whole number a bin reads a row more.
+    In float32 on the CPU by the compiled loops, equal to the plain form in values and in gradients. Elsewhere by
+    `roi_pool`, and coarser levels from finer ones: on whole cells torchvision's bins are ours up to its rounding;
+    where a quotient of floats falls a hair above a whole number a bin reads a row more.
     """
+    if conv_map.device.type == "cpu" and conv_map.dtype == torch.float32:
+        return _CompiledPyramid.apply(conv_map, cells, levels)
     rois = torch.from_numpy(np.asarray(cells) - [0, 0, 1, 1]).to(conv_map)  # the last cell belongs to a RoI
     _, parents, _, order = _plan(tuple(levels))
     pooled: dict[int, torch.Tensor] = {}
@@ -130,6 +133,35 @@ def pyramid_pool_batch(conv_map: torch.Tensor, cells: np.ndarray, levels: Sequen
         else:
             pooled[level] = functional.max_pool2d(pooled[parents[level]], levels[parents[level]] // n)
     return torch.cat([pooled[level].flatten(2) for level in range(len(levels))], dim=2).transpose(1, 2)
+
+
+class _CompiledPyramid(torch.autograd.Function):
+    @staticmethod
+    def forward(context, conv_map: torch.Tensor, cells: np.ndarray, levels: Sequence[int]) -> torch.Tensor:
+        channels_last = conv_map.permute(1, 2, 0).contiguous()
+        pooled = torch.from_numpy(pyramid_pool(channels_last.detach().numpy(), cells, levels))
+        context.save_for_backward(channels_last, pooled)
+        context.cells, context.levels = cells, levels
+        return pooled
+
+    @staticmethod
+    def backward(context, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        from sppdet.pooling_kernel import spread_gradient  # Numba takes long to load
+
+        channels_last, pooled = (tensor.numpy() for tensor in context.saved_tensors)
+        found, channels = np.zeros_like(channels_last), channels_last.shape[2]
+        cells, gradient = np.ascontiguousarray(context.cells, np.int32), gradient.contiguous().numpy()
+        levels, _, starts, _ = _plan(tuple(context.levels))
+
+        def work(first: int) -> None:
+            last = min(first + _CHANNELS, channels)
+            spread_gradient(channels_last, cells, levels, starts, pooled, gradient, first, last, found)
+
+        _share(work, range(0, channels, _CHANNELS))
+        return torch.from_numpy(found).permute(2, 0, 1), None, None
+
+
+_CHANNELS = 256  # of a map that a thread takes at a time, for gradients
 
 
 def to_reference_order(vectors: np.ndarray, levels: Sequence[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The compiled loops of :func:`sppdet.pooling.pyramid_pool`."""
+"""The compiled loops of :func:`sppdet.pooling.pyramid_pool`, and of its gradient."""
 
 from __future__ import annotations
 
@@ -116,3 +116,32 @@ def pool_windows(conv_map, map_width, channels, cells, levels, parents, starts, 
                         first = (w * bins + starts[parents[level]] + i * k * finer + j * k) * channels
                         _max_of_cells(pooled, first, k, finer * channels, k, channels, pooled, to, channels)
                         to += channels
+
+
+@njit(nogil=True, cache=True)
+def spread_gradient(conv_map, cells, levels, starts, pooled, gradient, first, last, out):
+    """Add each bin's gradient to the first of its cells, row by row, that holds the bin's maximum.
+
+    ``conv_map`` and ``out`` are ``(H, W, C)``, ``pooled`` and ``gradient`` ``(N, M, C)``; only the channels from
+    ``first`` to ``last`` are looked at, so that threads with channels of their own write to cells of their own.
+    """
+    rest = np.empty(last - first, np.float32)  # what no cell has been given yet
+    for w in range(cells.shape[0]):
+        x, y = cells[w, 0], cells[w, 1]
+        width, height = cells[w, 2] - x, cells[w, 3] - y
+        for level in range(len(levels)):
+            n = levels[level]
+            for i in range(n):
+                top, bottom = y + i * height // n, y - (-(i + 1) * height // n)
+                for j in range(n):
+                    left, right = x + j * width // n, x - (-(j + 1) * width // n)
+                    place = starts[level] + i * n + j
+                    rest[:] = gradient[w, place, first:last]
+                    highest = pooled[w, place, first:last]
+                    for row in range(top, bottom):
+                        for column in range(left, right):
+                            values, to = conv_map[row, column, first:last], out[row, column, first:last]
+                            for c in range(len(rest)):
+                                given = rest[c] if values[c] == highest[c] else np.float32(0)
+                                to[c] += given
+                                rest[c] -= given

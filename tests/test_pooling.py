@@ -75,6 +75,23 @@ def test_windows_are_pooled_for_training_as_by_the_plain_form(levels):
         assert torch.equal(pyramid_pool_batch(conv_map, some, levels), pyramid_pool_torch(conv_map, some, levels))
 
 
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+@pytest.mark.parametrize("channels", [3, 257])  # less than a thread takes at a time, and more
+def test_gradients_for_training_are_those_of_the_plain_form(levels, channels):
+    rng = np.random.default_rng(0)
+    # Whole numbers, so that sums are exact in any order; few of them, so that bins hold their maximum several times.
+    conv_map = torch.from_numpy(rng.integers(0, 4, (channels, 9, 11)).astype(np.float32))
+    cells = random_cells(rng, 9, 11, 30)
+    found = []
+    for pool in (pyramid_pool_batch, pyramid_pool_torch):
+        leaf = conv_map.clone().requires_grad_()
+        pooled = pool(leaf, cells, levels)
+        weights = torch.arange(pooled.numel(), dtype=torch.float32).reshape(pooled.shape) % 7
+        (pooled * weights).sum().backward()
+        found.append(leaf.grad)
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("pool", [pyramid_pool_batch, pyramid_pool_torch])
 def test_gradients_through_the_pyramid_are_those_of_finite_differences(pool):
     rng = np.random.default_rng(0)
