@@ -81,6 +81,10 @@ class EndToEnd:
     pictures_per_step: int = 2
     windows_per_picture: int = 64
     foreground: float = 0.25  # share of windows with IoU >= 0.5; the rest lies in [0.1, 0.5)
+    hard_of: int = (
+        0  # 0: all windows drawn learn; n: of n windows drawn a picture, the windows_per_picture hardest ones
+    )
+    focal: float = 0.0  # exponent of the focal loss; 0: cross entropy
     scales: list[int] = field(default_factory=lambda: [480, 576, 688])  # shorter sides; each picture draws one
     flip: bool = True
     frozen_stride: int = 4  # layers whose cells are at most this many pixels apart stay as they are; 0 trains all
@@ -147,6 +151,7 @@ class Config:
     regions: Regions = field(default_factory=Regions)
     pooling: Pooling = field(default_factory=Pooling)
     features: str = "pool5"  # what the classifier sees: pool5, fc6 or fc7
+    svd_ranks: list[int] = field(default_factory=list)  # of fc6 and fc7 in the detector, truncated; []: whole layers
     classifier: str = "svm"  # svm, or the softmax of end-to-end training
     finetune: Finetune = field(default_factory=Finetune)
     end_to_end: EndToEnd = field(default_factory=EndToEnd)
@@ -286,6 +291,23 @@ def _check_together(config: Config) -> None:
     for key, value in (("classifier", config.classifier), ("bbox.kind", config.bbox.kind)):
         if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features == "fc7"):
             raise SppdetError(f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it")
+    learned = config.end_to_end
+    if 0 < learned.hard_of < learned.windows_per_picture:
+        raise SppdetError(
+            f"end_to_end.hard_of: {learned.windows_per_picture} windows of {learned.hard_of} cannot be chosen; "
+            "give more than end_to_end.windows_per_picture, or 0"
+        )
+    if config.svd_ranks:
+        _check_ranks(config)
+
+
+def _check_ranks(config: Config) -> None:
+    layers = {"pool5": 0, "fc6": 1, "fc7": 2}[config.features]
+    units = config.end_to_end.units if config.end_to_end.enabled else config.finetune.units
+    if len(config.svd_ranks) != layers:
+        raise SppdetError(f"svd_ranks: features={config.features} has {layers} fc layers; give as many ranks, or []")
+    if not all(0 <= rank <= units for rank in config.svd_ranks):
+        raise SppdetError(f"svd_ranks: {config.svd_ranks}: a layer of {units} units has no rank above {units}")
 
 
 def _hint(key: str) -> str:

@@ -16,7 +16,7 @@ import copy
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
+from torchvision.ops import nms
 from tqdm import tqdm
 
 from sppdet import boxes as geometry
@@ -96,6 +97,11 @@ class Picture:
     labels: np.ndarray
     targets: np.ndarray
 
+    def only(self, rows: np.ndarray) -> Picture:
+        """The same with the windows at ``rows``, which are in order."""
+        front = rows[: np.searchsorted(rows, len(self.targets))]
+        return replace(self, windows=self.windows[rows], labels=self.labels[rows], targets=self.targets[front])
+
 
 def train(
     corpus: Corpus,
@@ -130,7 +136,7 @@ def train(
             torch.manual_seed(seed + len(losses))  # dropout
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * warm_cosine(len(losses), steps)
-            parts = loss_of(network.train(), backbone, features, pictures, mean, deviation)
+            parts = loss_of(network.train(), backbone, features, pictures, mean, deviation, settings)
             loss = parts["class"] + settings.box_weight * parts["box"]
             if not torch.isfinite(loss):
                 raise SppdetError("end_to_end: the loss is not finite; lower end_to_end.learning_rate")
@@ -151,27 +157,60 @@ def train(
 
 def loss_of(
     network: Network, backbone: Backbone, features: PyramidFeatures, pictures: list[Picture],
-    mean: np.ndarray, deviation: np.ndarray,
+    mean: np.ndarray, deviation: np.ndarray, settings: EndToEnd,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """The two parts of the multi-task loss: softmax's ``class``, and the foreground's smooth-L1 ``box`` (section 2.3).
 
     As there, both are divided by the number of all windows; targets are whitened by ``mean`` and ``deviation``.
     """
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
-        pooled = torch.cat([_pool(network.trunk, backbone, features, picture) for picture in pictures])
-        logits, shifts = network(pooled)
+        maps = [_map(network.trunk, backbone, picture) for picture in pictures]
+
+        def losses(pictures: list[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
+            pooled = [_pool(conv_map, backbone, features, picture) for conv_map, picture in zip(maps, pictures)]
+            return _window_losses(*network(torch.cat(pooled)), pictures, mean, deviation, settings.focal)
+
+        if settings.hard_of:
+            with torch.no_grad():
+                hardness = sum(losses(pictures)).split([len(picture.labels) for picture in pictures])
+            chosen = [_hardest(p, loss, settings.windows_per_picture) for p, loss in zip(pictures, hardness)]
+            pictures = [picture.only(rows) for picture, rows in zip(pictures, chosen)]
+        classification, moved = losses(pictures)
+    count = max(1, len(classification))
+    return {"class": classification.sum() / count, "box": moved.sum() / count}
+
+
+def _window_losses(
+    logits: torch.Tensor, shifts: torch.Tensor, pictures: list[Picture],
+    mean: np.ndarray, deviation: np.ndarray, focal: float,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Both losses of every window: ``(n,)`` each, the second 0 for background."""
     labels = torch.from_numpy(np.concatenate([picture.labels for picture in pictures])).to(logits.device)
-    classification = functional.cross_entropy(logits, labels)
+    classification = functional.cross_entropy(logits, labels, reduction="none")
+    if focal:  # arXiv 1708.02002, equation 4, of the softmax's probability
+        classification = (1 - torch.exp(-classification)) ** focal * classification
     front = torch.nonzero(labels < shifts.shape[1])[:, 0]
     targets = np.concatenate([picture.targets for picture in pictures])
     wanted = torch.from_numpy((targets - mean) / deviation).to(shifts)
-    moved = functional.smooth_l1_loss(shifts[front, labels[front]], wanted, reduction="sum") / max(1, len(labels))
-    return {"class": classification, "box": moved}
+    moved = functional.smooth_l1_loss(shifts[front, labels[front]], wanted, reduction="none").sum(dim=1)
+    return classification, torch.zeros_like(classification).index_put((front,), moved)
 
 
-def _pool(trunk: nn.Module, backbone: Backbone, features: PyramidFeatures, picture: Picture) -> torch.Tensor:
+def _hardest(picture: Picture, losses: torch.Tensor, count: int) -> np.ndarray:
+    """Rows of the windows of highest loss, in order; of those that overlap by more than 0.7 only the highest.
+
+    Online hard example mining (arXiv 1604.03540), section 4.2.
+    """
+    survivors = nms(torch.from_numpy(picture.windows), losses.cpu(), 0.7)
+    return np.sort(survivors[:count].numpy())
+
+
+def _map(trunk: nn.Module, backbone: Backbone, picture: Picture) -> torch.Tensor:
     pixels = picture.pixels.to(backbone.device, memory_format=torch.channels_last)
-    conv_map = trunk(pixels)[0].float()
+    return trunk(pixels)[0].float()
+
+
+def _pool(conv_map: torch.Tensor, backbone: Backbone, features: PyramidFeatures, picture: Picture) -> torch.Tensor:
     map_size = (conv_map.shape[2], conv_map.shape[1])
     cells = project(picture.windows, picture.size, picture.factor, backbone.grid, map_size, features.shrink)
     return pyramid_pool_batch(conv_map, cells, features.levels).flatten(1)
@@ -207,12 +246,21 @@ def read_picture(
 ) -> Picture:
     """Picture ``i`` at a random one of the scales, mirrored every other time, and a draw of its windows."""
     image, (width, height) = read_image(corpus.dataset[i].path), corpus.size(i)
-    windows, labels, objects = sample_windows(corpus, i, settings.windows_per_picture, settings.foreground, rng)
+    windows, labels, objects = _draw(corpus, i, settings, rng)
     factor = scale_factor(width, height, int(rng.choice(settings.scales)), max_side)
     if settings.flip and rng.random() < 0.5:
         image, windows, objects = image[:, ::-1], geometry.mirror(windows, width), geometry.mirror(objects, width)
     targets = geometry.encode(windows[: len(objects)], objects)
     return Picture(backbone.pixels(image, factor), factor, (width, height), windows, labels, targets)
+
+
+def _draw(
+    corpus: Corpus, i: int, settings: EndToEnd, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Windows, labels and objects; where hard ones are chosen among them, more, of any overlap and share."""
+    if settings.hard_of:
+        return sample_windows(corpus, i, settings.hard_of, 0.5, rng, lowest=0.0)
+    return sample_windows(corpus, i, settings.windows_per_picture, settings.foreground, rng)
 
 
 def _statistics(
@@ -222,7 +270,8 @@ def _statistics(
     pictures = [p for step in _steps(corpus, settings, backbone, features.max_side, 0, _SAMPLE, seed) for p in step]
     targets = np.concatenate([picture.targets for picture in pictures])
     with torch.inference_mode():
-        squares = [_pool(backbone.trunk, backbone, features, picture).square().mean() for picture in pictures]
+        pooled = (_pool(_map(backbone.trunk, backbone, picture), backbone, features, picture) for picture in pictures)
+        squares = [vectors.square().mean() for vectors in pooled]
     return targets.mean(axis=0), targets.std(axis=0) + 1e-6, float(torch.stack(squares).mean().rsqrt())
 
 

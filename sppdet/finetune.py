@@ -29,7 +29,6 @@ def train(
     corpus: Corpus,
     features: PyramidFeatures,
     settings: Finetune,
-    layer: str,
     scale: float,
     seed: int,
     workers: int,
@@ -43,7 +42,7 @@ def train(
     classes = len(corpus.dataset.classes)
     # Norm 20 over D features makes inputs far smaller than the unit variance that initialisations expect.
     unit = scale * math.sqrt(features.pooled_dimension) / 20
-    head = Head(features.pooled_dimension, settings.units, layer, unit, settings.dropout)
+    head = Head(features.pooled_dimension, settings.units, "fc7", unit, settings.dropout)
     fc8 = nn.Linear(settings.units, classes + 1)
     nn.init.normal_(fc8.weight, std=0.01)
     nn.init.zeros_(fc8.bias)
@@ -115,12 +114,12 @@ def _draw(
 
 
 def sample_windows(
-    corpus: Corpus, i: int, count: int, foreground_share: float, rng: np.random.Generator
+    corpus: Corpus, i: int, count: int, foreground_share: float, rng: np.random.Generator, lowest: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Windows ``(n, 4)`` of picture ``i``, their labels ``(n,)``, background = K, and the objects they are nearest.
 
     At most ``count``, at most the foreground share of them with IoU >= 0.5 (objects included), the rest from
-    [0.1, 0.5). Fewer where a picture has fewer, as in Fast R-CNN's minibatch.py: no resampling. Foreground comes
+    [lowest, 0.5). Fewer where a picture has fewer, as in Fast R-CNN's minibatch.py: no resampling. Foreground comes
     first, and only for it are there nearest objects, ``(f, 4)``.
     """
     sample = corpus.dataset[i]
@@ -128,7 +127,7 @@ def sample_windows(
     overlap = geometry.iou(boxes, sample.boxes)
     best = overlap.max(axis=1, initial=0)
     foreground = rng.permutation(np.flatnonzero(best >= 0.5))[: round(count * foreground_share)]
-    rest = np.flatnonzero((best >= 0.1) & (best < 0.5))
+    rest = np.flatnonzero((best >= lowest) & (best < 0.5))
     background = rng.permutation(rest)[: count - len(foreground)]
     nearest = overlap[foreground].argmax(axis=1) if len(foreground) else np.zeros(0, np.int64)
     labels = np.concatenate([sample.labels[nearest], np.full(len(background), len(corpus.dataset.classes))])

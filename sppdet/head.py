@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import nn
@@ -16,22 +19,28 @@ class Head(nn.Module):
         layer: ``fc6`` or ``fc7``.
         scale: the pooled vector is multiplied by this first, so that its size does not depend on the backbone.
         dropout: after each layer while training; none otherwise, and no rescaling then (inverted dropout).
+        ranks: of fc6 and fc7 as products of two thin matrices, see :meth:`truncated`; 0 is a whole layer.
 
     With ``half`` set, :meth:`vectors` multiplies in bfloat16, as the backbone does where the processor can.
     """
 
     half = False
 
-    def __init__(self, inputs: int, units: int, layer: str, scale: float = 1.0, dropout: float = 0.5):
+    def __init__(
+        self,
+        inputs: int,
+        units: int,
+        layer: str,
+        scale: float = 1.0,
+        dropout: float = 0.5,
+        ranks: Sequence[int] = (0, 0),
+    ):
         super().__init__()
-        self.units, self.layer, self.scale, self.dropout = units, layer, scale, dropout
-        self.fc6 = nn.Linear(inputs, units)
-        self.fc7 = nn.Linear(units, units)
+        self.units, self.layer, self.scale, self.dropout, self.ranks = units, layer, scale, dropout, tuple(ranks)
+        self.fc6 = _fully_connected(inputs, units, ranks[0])
+        self.fc7 = _fully_connected(units, units, ranks[1])
         self.drop = nn.Dropout(dropout)
         self._converted = None
-        for linear in (self.fc6, self.fc7):
-            nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
-            nn.init.zeros_(linear.bias)
 
     @classmethod
     def restore(cls, inputs: int, description: dict, tensors: dict[str, torch.Tensor], half: bool) -> Head:
@@ -47,7 +56,28 @@ class Head(nn.Module):
 
     def description(self) -> dict:
         """The arguments that rebuild it, apart from ``inputs``."""
-        return {"units": self.units, "layer": self.layer, "scale": self.scale, "dropout": self.dropout}
+        return {name: getattr(self, name) for name in ("units", "layer", "scale", "dropout", "ranks")}
+
+    def truncated(self, ranks: Sequence[int]) -> Head:
+        """The same layers as products of two thin matrices by truncated SVD, for quick detection.
+
+        Fast R-CNN (arXiv 1504.08083), section 3.1: ``W = U S V^T`` becomes a layer ``S V^T`` of ``rank`` outputs
+        without biases and a layer ``U`` with those of W. A rank of 0 leaves its layer whole; this head must be.
+        """
+        made = Head(self.fc6.in_features, **self.description() | {"ranks": tuple(ranks)})
+        made.half = self.half
+        with torch.no_grad():
+            for old, new, rank in ((self.fc6, made.fc6, ranks[0]), (self.fc7, made.fc7, ranks[1])):
+                if not rank:
+                    new.load_state_dict(old.state_dict())
+                    continue
+                weight = old.weight.double()
+                # Left singular vectors from the small product W W^T; S V^T of the largest is then U^T W.
+                u = torch.linalg.eigh(weight @ weight.T).eigenvectors[:, -rank:]
+                new[0].weight.copy_(u.T @ weight)
+                new[1].weight.copy_(u)
+                new[1].bias.copy_(old.bias)
+        return made.eval()
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """``(n, inputs) -> (n, units)``, the output of fc7."""
@@ -59,16 +89,28 @@ class Head(nn.Module):
         """``(n, inputs) -> (n, units)`` float32: the output of ``layer``, after its ReLU, as the SVMs see it."""
         kind = torch.bfloat16 if self.half else torch.float32
         hidden = (torch.from_numpy(pooled) * self.scale).to(kind)
-        for weight, bias in self._weights(kind)[: 1 if self.layer == "fc6" else 2]:
-            hidden = torch.relu(nn.functional.linear(hidden, weight, bias))
+        for layer in self._layers(kind)[: 1 if self.layer == "fc6" else 2]:
+            hidden = torch.relu(layer(hidden))
         return hidden.float().numpy()
 
-    def _weights(self, kind: torch.dtype) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Weight and bias of both layers, converted once."""
-        if self.training or self._converted is None or self._converted[0][0].dtype != kind:
-            self._converted = [(layer.weight.to(kind), layer.bias.to(kind)) for layer in (self.fc6, self.fc7)]
+    def _layers(self, kind: torch.dtype) -> list[nn.Module]:
+        """fc6 and fc7; converted once, if they are of another kind."""
+        if kind == torch.float32:
+            return [self.fc6, self.fc7]
+        if self.training or self._converted is None:
+            self._converted = [copy.deepcopy(layer).to(kind) for layer in (self.fc6, self.fc7)]
         return self._converted
 
     def train(self, mode: bool = True) -> Head:
         self._converted = None  # the weights may change now
         return super().train(mode)
+
+
+def _fully_connected(inputs: int, outputs: int, rank: int) -> nn.Module:
+    """A layer of He's initialisation, or two without a ReLU between them."""
+    if rank:
+        return nn.Sequential(nn.Linear(inputs, rank, bias=False), nn.Linear(rank, outputs))
+    layer = nn.Linear(inputs, outputs)
+    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sppdet import evaluation
@@ -30,7 +31,7 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
     Nothing is computed if metrics.json is there for the same model and pictures.
     """
     folder = Path(config.run.dir)
-    detector = load(folder, config.device)
+    detector = replace(load(folder, config.device), detection=config.detection)
     dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
     if dataset.classes != detector.classes:
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
@@ -38,7 +39,7 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
     corpus = Corpus.create(
         dataset, config.run.cache, detector.search, detector.backbone, features.scales, features.max_side
     )
-    key = _key(folder, corpus)
+    key = _key(folder, corpus, asdict(config.detection))
     path = folder / "metrics.json"
     if not force and path.exists() and read_json(path).get("key") == key:
         return read_json(path)
@@ -86,7 +87,7 @@ def summary(metrics: dict) -> str:
     )
 
 
-def _key(folder: Path, corpus: Corpus) -> str:
+def _key(folder: Path, corpus: Corpus, detection: dict) -> str:
     model = [file_digest(folder / name) for name in ("model.json", "model.safetensors")]
     objects = [[s.boxes.tolist(), s.labels.tolist(), s.difficult.tolist()] for s in corpus.dataset]
-    return fingerprint([model, corpus.names, objects])
+    return fingerprint([model, corpus.names, objects, detection])

@@ -216,12 +216,12 @@ class Pipeline:
     def _finetune(self, again: bool) -> dict | None:
         if self.config.features == "pool5" or self.config.end_to_end.enabled:
             return None
-        settings = {"finetune": asdict(self.config.finetune), "layer": self.config.features}
+        settings = {"finetune": asdict(self.config.finetune)}
         key = self._key(settings, [self._shared_key, self._objects])
         if not again and _is_done(self._head_path, key):
             return {"computed": False}
         head, loss = finetune.train(
-            self.corpus, self.pooled_features, self.config.finetune, self.config.features, self.scale,
+            self.corpus, self.pooled_features, self.config.finetune, self.scale,
             self.config.run.seed, self.config.workers, self.log,
         )  # fmt: skip
         tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
@@ -273,15 +273,18 @@ class Pipeline:
 
     def detector(self) -> Detector:
         """The detector that the finished stages make."""
+        head, ranks = self.head, self.config.svd_ranks
+        if head and ranks:
+            head = head.truncated([*ranks, 0][:2])
         return Detector(
             classes=self.train.classes,
             backbone=self.backbone,
-            features=self.features,
+            features=self.pooled_features.under(head) if head else self.pooled_features,
             search=self.config.proposals,
             classifier=self._classifier(),
             regressors=self._regressors(),
             detection=self.config.detection,
-            head=self.head,
+            head=head,
         )
 
     def _classifier(self) -> LinearSVMs | Softmax:
@@ -321,7 +324,8 @@ class Pipeline:
 
     def _class_key(self, stage: str, k: int) -> str:
         settings = asdict(getattr(self.config, stage)) | {"stage": stage, "norm": self.config.svm.norm}
-        head = weights_digest(self.head) if stage == "svm" and self.head is not None else None
+        of_head = stage == "svm" and self.head is not None
+        head = [weights_digest(self.head), self.head.layer] if of_head else None
         name = self.train.classes[k]
         return self._key(
             settings, [self._shared_key, head, name, [s.boxes[s.labels == k].tolist() for s in self.train]]

@@ -145,3 +145,45 @@ def test_pictures_without_objects(place):
 def test_a_runaway_learning_rate_is_told(place):
     with pytest.raises(SppdetError, match=r"loss is not finite; lower end_to_end\.learning_rate"):
         place.train(optimizer="sgd", learning_rate=1e20, epochs=4.0)
+
+
+def picture_of(windows: list, labels: list[int], foreground: int) -> end_to_end.Picture:
+    windows = np.array(windows, np.float32)
+    targets = np.zeros((foreground, 4), np.float32)
+    return end_to_end.Picture(torch.zeros(1, 3, 64, 64), 1.0, (64, 64), windows, np.array(labels), targets)
+
+
+def test_losses_of_single_windows_by_hand():
+    # Two classes and background; probabilities 1/2, 1/4, 1/4.
+    logits = torch.log(torch.tensor([[2.0, 1.0, 1.0], [1.0, 1.0, 2.0]]))
+    shifts = torch.zeros(2, 2, 4)
+    shifts[0, 0] = torch.tensor([0.5, 2.0, 0.0, 0.0])  # smooth L1: 0.5^2 / 2 and 2 - 1/2
+    picture = picture_of([[0, 0, 9, 9], [20, 20, 30, 30]], [0, 2], 1)
+    unmoved, whole = np.zeros(4), np.ones(4)
+    losses = end_to_end._window_losses(logits, shifts, [picture], unmoved, whole, 0.0)
+    assert losses[0].tolist() == pytest.approx([np.log(2), np.log(2)])
+    assert losses[1].tolist() == pytest.approx([0.125 + 1.5, 0])
+    focal, _ = end_to_end._window_losses(logits, shifts, [picture], unmoved, whole, 2.0)
+    assert focal.tolist() == pytest.approx([np.log(2) / 4, np.log(2) / 4])
+
+
+def test_the_hardest_windows_are_chosen_and_near_ones_once():
+    windows = [[0, 0, 10, 10], [0, 0, 10, 9], [30, 30, 40, 40], [50, 50, 60, 60]]
+    picture = picture_of(windows, [0, 0, 2, 2], 2)
+    losses = torch.tensor([0.5, 0.9, 0.1, 0.3])  # the first is left out beside the second
+    assert end_to_end._hardest(picture, losses, 2).tolist() == [1, 3]
+    assert end_to_end._hardest(picture, losses, 9).tolist() == [1, 2, 3]
+    chosen = picture.only(np.array([1, 3]))
+    assert chosen.windows.tolist() == [windows[1], windows[3]] and chosen.labels.tolist() == [0, 2]
+    assert len(chosen.targets) == 1
+
+
+def test_hard_windows_come_from_all_of_the_picture(place):
+    settings = EndToEnd(**QUICK | {"hard_of": 40})
+    drawn = [
+        end_to_end.read_picture(place.corpus, i, settings, place.backbone, 400, np.random.default_rng(i))
+        for i in range(4)
+    ]
+    assert max(len(picture.windows) for picture in drawn) > 16
+    _, loss = place.train(hard_of=40, focal=1.0, epochs=2.0)
+    assert np.isfinite(loss)

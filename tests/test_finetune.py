@@ -17,7 +17,7 @@ QUICK = {"units": 32, "steps": 12, "batch_size": 32, "windows_per_image": 16, "l
 
 def train(corpus, features, log=lambda text: None, **changes):
     settings = Finetune(**QUICK | changes)
-    return finetune.train(corpus, features, settings, "fc7", 1.0, seed=3, workers=1, log=log)
+    return finetune.train(corpus, features, settings, 1.0, seed=3, workers=1, log=log)
 
 
 def test_sampled_windows_have_the_overlaps_their_labels_say(random_corpus):

@@ -70,3 +70,24 @@ def test_it_is_rebuilt_from_its_description():
     pooled = np.ones((2, 10), np.float32)
     np.testing.assert_array_equal(head.vectors(pooled), again.vectors(pooled))
     assert again.description() == head.description()
+
+
+def test_truncated_layers_are_those_of_the_singular_value_decomposition():
+    torch.manual_seed(0)
+    head, pooled = Head(30, 8, "fc7", scale=0.5).eval(), np.random.default_rng(0).random((5, 30)).astype(np.float32)
+    torch.nn.init.normal_(head.fc6.bias)
+    thin = head.truncated((3, 0))
+    u, s, vt = np.linalg.svd(head.fc6.weight.detach().numpy())
+    expected = Head(30, 8, "fc7", scale=0.5)
+    expected.load_state_dict(head.state_dict())
+    with torch.no_grad():
+        expected.fc6.weight.copy_(torch.from_numpy(u[:, :3] * s[:3] @ vt[:3]))
+    np.testing.assert_allclose(thin.vectors(pooled), expected.vectors(pooled), rtol=1e-4, atol=1e-5)
+    assert sum(value.numel() for value in thin.fc6.parameters()) == 3 * 30 + 8 * 3 + 8
+    np.testing.assert_allclose(head.truncated((8, 8)).vectors(pooled), head.vectors(pooled), rtol=1e-4, atol=1e-5)
+
+
+def test_truncated_layers_are_restored():
+    head, pooled = Head(30, 8, "fc6").eval().truncated((3, 2)), np.ones((1, 30), np.float32)
+    again = Head.restore(30, head.description(), head.state_dict(), half=False)
+    np.testing.assert_array_equal(again.vectors(pooled), head.vectors(pooled))

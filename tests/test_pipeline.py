@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 import sppdet
 from sppdet import bbox_regression, config
 from sppdet.backbone import build_trunk
+from sppdet.evaluate import main as evaluate
 from sppdet.mining import Miner
 from sppdet.proposals import SelectiveSearch
 from sppdet.train import main
@@ -292,6 +293,11 @@ def test_every_stage_on_the_way_to_fc_features(place):
     assert place.times() == before and place.model() == model
     assert sppdet.load(place.run, device="cpu").features.dimension == 16
 
+    # fc6 and fc7 are trained together, so fc7 is there already; its SVMs are not.
+    assert place.train(*options, "features=fc7") == 0
+    changed = {Path(path).parent.name for path, time in place.times().items() if before.get(path, time) != time}
+    assert changed == {"svm"}
+
 
 def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place):
     options = ["end_to_end.enabled=true", "end_to_end.epochs=0.5", "end_to_end.scales=[96]", "end_to_end.units=16"]
@@ -316,12 +322,45 @@ def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place)
     assert np.array_equal(detector.regressors.weight.reshape(-1, 16), learned["move.weight"].numpy())
     assert detector.regressors.of_head
 
+    # And the detector's fc layers can be thinner than those that were trained.
+    assert place.train(*options, "features=fc7", "classifier=softmax", "bbox.kind=joint", "svd_ranks=[4,8]") == 0
+    assert trained.stat().st_mtime_ns == written
+    head = sppdet.load(place.run, device="cpu").head
+    assert head.ranks == (4, 8) and head.fc6[0].out_features == 4
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("features=fc7 finetune.units=16 svd_ranks=[17,4]", "a layer of 16 units has no rank above 16"),
+        ("svd_ranks=[4]", "features=pool5 has 0 fc layers; give as many ranks"),
+        ("end_to_end.hard_of=10", "end_to_end.hard_of: 64 windows of 10 cannot be chosen"),
+    ],
+)
+def test_choices_that_cannot_work_are_refused(place, capsys, options, message):
+    assert place.train(*options.split()) == 2
+    (line,) = error_lines(capsys)
+    assert message in line
+
 
 @pytest.mark.parametrize("option", ["classifier=softmax", "bbox.kind=joint"])
 def test_layers_that_were_not_learned_are_refused(place, capsys, option):
     assert place.train(option) == 2
     (line,) = error_lines(capsys)
     assert "is a layer on fc7; set end_to_end.enabled=true and features=fc7" in line
+
+
+def test_a_model_can_be_measured_with_other_thresholds(place):
+    assert place.train() == 0
+    model = place.model()
+    before = json.loads((place.run / "metrics.json").read_text())
+    assert evaluate([str(place.run), "detection.max_per_class=1"]) == 0
+    after = json.loads((place.run / "metrics.json").read_text())
+    assert after["key"] != before["key"] and after["config"]["detection"]["max_per_class"] == 1
+    found = json.loads((place.run / "detections" / "coco_results.json").read_text())
+    pairs = [(one["image_id"], one["category_id"]) for one in found]
+    assert len(pairs) == len(set(pairs))
+    assert place.model() == model
 
 
 def test_without_box_regression(place):
