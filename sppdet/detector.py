@@ -55,18 +55,19 @@ class Detector:
         size = (image.shape[1], image.shape[0])
         threads = torch.get_num_threads()
         if threads == 1:  # one of many workers: other pictures take the other cores
-            return self.detect(self._maps(image), self.search(image), size)
+            return self.detect(self.maps(image), self.search(image), size)
         with ThreadPoolExecutor(1) as helper:
             proposals = helper.submit(self.search, image)
             # The threads of a layer wait for each other: one that shared its core with the search would hold up all.
             torch.set_num_threads(threads - 1)
             try:
-                maps = self._maps(image)
+                maps = self.maps(image)
             finally:
                 torch.set_num_threads(threads)
             return self.detect(maps, proposals.result(), size)
 
-    def _maps(self, image: np.ndarray) -> list[np.ndarray]:
+    def maps(self, image: np.ndarray) -> list[np.ndarray]:
+        """The conv maps of an RGB uint8 picture, one a scale: float32 ``(H, W, C)``."""
         return [self.backbone(image, factor) for factor in self.features.factors(image.shape[1], image.shape[0])]
 
     def detect(self, maps: Sequence[np.ndarray], proposals: np.ndarray, size: tuple[int, int]) -> Detections:
