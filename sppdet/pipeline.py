@@ -190,7 +190,9 @@ class Pipeline:
             return None
         path, corpus = self._end_to_end_path, self.initial_corpora[0]
         settings = {"end_to_end": asdict(self.config.end_to_end)}
-        key = self._key(settings, [self._features_key(self.initial), corpus.names, self._objects])
+        features = self._features_key(self.initial)
+        del features["regions"]["scales"], features["regions"]["target"]  # those of the maps; training has its own
+        key = self._key(settings, [features, corpus.names, self._objects])
         if not again and _is_done(path, key):
             return {"computed": False}
         checkpoint = path.with_suffix(".checkpoint")
