@@ -22,7 +22,7 @@ _BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so a picture's 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows of one picture on its conv maps; those that cover the same cells at one scale are one.
+    """The windows of one picture on its conv maps; those that cover the same whole cells at one scale are one.
 
     Attributes:
         scales, cells: ``(U,)`` index of the map, and ``(U, 4)`` where on it, as of :meth:`PyramidFeatures.place`.

@@ -84,9 +84,9 @@ def locate(
 ) -> np.ndarray:
     """Windows on a map, not rounded to its cells: float32 ``(N, 4)`` edges in cells; cell i reaches from i to i + 1.
 
-    Edges move with the picture, by what each of its sides is enlarged after rounding. A pixel p of the scaled
-    picture is centred on p + 1/2, so that ``edge = (x - 1/2 - centre) / stride + 1/2``: a window of which a cell is
-    the middle in pixels has the middle of that cell. RoIAlign's ``aligned`` takes these edges as they are.
+    Edges move with the picture, each side by what it is enlarged after rounding. The middle of pixel p of the scaled
+    picture is at p + 1/2, the middle of cell i at i + 1/2, and the cell is centred on pixel ``centre + stride * i``;
+    so ``edge = (x - 1/2 - centre) / stride + 1/2``. RoIAlign's ``aligned`` takes such edges as they are.
 
     Edges further out than half a cell from the map, where RoIAlign would read zeros, are moved there, and a window
     keeps at least a pixel a side. Arguments are those of :func:`project`.
