@@ -12,7 +12,7 @@ ARGS ?=
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train-voc data-voc test lint bench clean-cache clean
+.PHONY: help setup demo train-voc data-voc table-voc compare test lint bench clean-cache clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1 - /p' $(firstword $(MAKEFILE_LIST)) | awk -F ' - ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -65,6 +65,12 @@ test: setup  ## run the tests
 lint: setup  ## check style and formatting
 	$(python) -m ruff check
 	$(python) -m ruff format --check
+
+table-voc: setup  ## train and measure the rows of the paper's table, and write docs/accuracy.md; hours
+	$(python) scripts/compare.py ablation --voc-root $(VOC_ROOT) --write docs/accuracy.md $(ARGS)
+
+compare: setup  ## train and measure every system on the same pictures, and write docs/systems.md; hours
+	$(python) scripts/compare.py systems --voc-root $(VOC_ROOT) --write docs/systems.md $(ARGS)
 
 bench: setup  ## measure every stage beside what it replaces, and write docs/performance.md; half an hour
 	$(python) scripts/bench.py all --voc-root $(VOC_ROOT) --write docs/performance.md $(ARGS)

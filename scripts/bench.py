@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
-import platform
 import subprocess
 import sys
 from dataclasses import asdict
@@ -47,6 +46,8 @@ def one(options: argparse.Namespace) -> None:
 
 def every(options: argparse.Namespace) -> str:
     """Run all, each in a process of its own; the Markdown of what they found."""
+    from sppdet.meter import machine
+
     given = sys.argv[2:]
     parts = [HEAD.format(command=command(options), machine=machine())]
     for name in NAMES:
@@ -78,20 +79,6 @@ def command(options: argparse.Namespace) -> str:
     flags = [f"--pictures {options.pictures}"]
     flags += [f"--{name} {name.upper()}" for name in ("cache", "model") if getattr(options, name)]
     return " ".join(["python scripts/bench.py all --voc-root VOCDEVKIT --weights FILE", *flags])
-
-
-def machine() -> str:
-    import psutil
-
-    from sppdet.pipeline import versions
-
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    memory = psutil.virtual_memory().total / 2**30
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{model}, {len(psutil.Process().cpu_affinity())} cores, {memory:.0f} GB of memory. {found}."
 
 
 def main() -> int:

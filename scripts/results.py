@@ -7,16 +7,16 @@ import json
 import sys
 from pathlib import Path
 
-STAGES = ("pretrain", "proposals", "maps", "finetune", "svm", "bbox", "evaluate")
+from sppdet.cli import STAGES
+from sppdet.proposals import recall_line
 
 
 def tables(metrics: dict) -> str:
     """Markdown of what :func:`sppdet.measure.evaluate_run` wrote."""
     without, proposals = metrics["without_bbox"], metrics["proposals"]
     lines = [
-        f"{metrics['pictures']} test pictures; proposals: {proposals['windows']:.0f} a picture, recall@0.5 "
-        f"{proposals['recall@0.5']:.3f}, recall@0.7 {proposals['recall@0.7']:.3f}, average best overlap "
-        f"{proposals['average_best_overlap']:.3f}",
+        f"{metrics['pictures']} test pictures; proposals: {proposals['windows']:.0f} a picture, "
+        f"{recall_line(proposals)}",
         "",
         "| | 11-point mAP | area mAP |",
         "|---|---|---|",

@@ -134,6 +134,7 @@ class BoxRegression:
 class Detection:
     nms: float = 0.3
     vote: float = 0.0  # 0: regression of the survivors, as in the originals; else the IoU from which boxes vote
+    flip: bool = False  # the mirrored picture is looked at too, for another run of the backbone
     min_margin: float = -1.5
     max_candidates: int = 500  # a class and picture, the best ones, before NMS
     max_per_class: int = 100  # a class and picture, after NMS

@@ -56,26 +56,44 @@ class Detector:
         size = (image.shape[1], image.shape[0])
         threads = torch.get_num_threads()
         if threads == 1:  # one of many workers: other pictures take the other cores
-            return self.detect(self._maps(image), self.search(image), size)
+            return self.detect(self.maps(image), self.search(image), size, self.mirrored_maps(image))
         with ThreadPoolExecutor(1) as helper:
             proposals = helper.submit(self.search, image)
             # The threads of a layer wait for each other: one that shared its core with the search would hold up all.
             torch.set_num_threads(threads - 1)
             try:
-                maps = self._maps(image)
+                maps, mirrored = self.maps(image), self.mirrored_maps(image)
             finally:
                 torch.set_num_threads(threads)
-            return self.detect(maps, proposals.result(), size)
+            return self.detect(maps, proposals.result(), size, mirrored)
 
-    def _maps(self, image: np.ndarray) -> list[np.ndarray]:
+    def maps(self, image: np.ndarray) -> list[np.ndarray]:
+        """The conv maps of an RGB uint8 picture, one a scale: float32 ``(H, W, C)``."""
         return [self.backbone(image, factor) for factor in self.features.factors(image.shape[1], image.shape[0])]
 
-    def detect(self, maps: Sequence[np.ndarray], proposals: np.ndarray, size: tuple[int, int]) -> Detections:
-        """Detections among proposals ``(N, 4)`` of a picture of ``(width, height)``, from its conv maps."""
-        return self.detect_both(maps, proposals, size)[1]
+    def mirrored_maps(self, image: np.ndarray) -> list[np.ndarray] | None:
+        """The maps of the picture's mirror image, where ``detection.flip`` asks for them."""
+        return self.maps(np.ascontiguousarray(image[:, ::-1])) if self.detection.flip else None
+
+    def detect(
+        self,
+        maps: Sequence[np.ndarray],
+        proposals: np.ndarray,
+        size: tuple[int, int],
+        mirrored: Sequence[np.ndarray] | None = None,
+    ) -> Detections:
+        """Detections among proposals ``(N, 4)`` of a picture of ``(width, height)``, from its conv maps.
+
+        ``mirrored`` are the maps of its mirror image: margins and shifts are then the means of both views'.
+        """
+        return self.detect_both(maps, proposals, size, mirrored)[1]
 
     def detect_both(
-        self, maps: Sequence[np.ndarray], proposals: np.ndarray, size: tuple[int, int]
+        self,
+        maps: Sequence[np.ndarray],
+        proposals: np.ndarray,
+        size: tuple[int, int],
+        mirrored: Sequence[np.ndarray] | None = None,
     ) -> tuple[Detections, Detections]:
         """Detections before and after box regression; twice the same if there is none.
 
@@ -86,9 +104,11 @@ class Detector:
         if not len(proposals):
             nothing = self._detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
             return nothing, nothing
-        windows = self.features.windows(proposals, size, maps)
-        products = self.features.linear(maps, windows, self.classifier.weight, self.classifier.bias)
-        every = self.classifier.margins(products)[windows.group]
+        views = [(maps, self.features.windows(proposals, size, maps))]
+        if mirrored is not None:
+            there = geometry.mirror(proposals, size[0])
+            views.append((mirrored, self.features.windows(there, size, mirrored)))
+        every = sum(self._margins(*view) for view in views) / len(views)
         rows, labels = self._candidates(every)
         boxes, scores = proposals[rows], every[rows, labels]
         kept = self._suppress(boxes, scores, labels)
@@ -97,9 +117,17 @@ class Detector:
             return plain, plain
         moving = np.arange(len(rows)) if self.detection.vote else kept
         scores, labels = scores[moving], labels[moving]
-        deltas = self._deltas(maps, windows, rows[moving], labels)
+        deltas = [self._deltas(*view, rows[moving], labels) for view in views]
+        for of_mirrored in deltas[1:]:
+            of_mirrored[:, 0] *= -1
+        deltas = sum(deltas) / len(deltas)
         moved = geometry.clip(geometry.decode(boxes[moving], deltas), *size)
         return plain, self._survivors(moved, scores, labels, self._suppress(moved, scores, labels))
+
+    def _margins(self, maps: Sequence[np.ndarray], windows: Windows) -> np.ndarray:
+        """``(N, K)`` of all windows of a view."""
+        products = self.features.linear(maps, windows, self.classifier.weight, self.classifier.bias)
+        return self.classifier.margins(products)[windows.group]
 
     def _survivors(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> Detections:
         overlap = self.detection.vote

@@ -13,6 +13,7 @@ from sppdet.detections import Detections
 from sppdet.detector import Detector, load
 from sppdet.errors import SppdetError
 from sppdet.files import file_digest, fingerprint, read_json, write_json
+from sppdet.images import read_image
 from sppdet.meter import Meter
 from sppdet.parallel import run
 from sppdet.proposals import recall_line
@@ -65,7 +66,9 @@ def detect_all(detector: Detector, corpus: Corpus, workers: int) -> tuple[list[D
     """Detections of every picture without and with box regression, from the stored proposals and maps."""
 
     def detect(i: int) -> tuple[Detections, Detections]:
-        return detector.detect_both(corpus.maps(i), corpus.proposals(i), corpus.size(i))
+        # Maps of mirror images are not stored: nothing but this asks for them.
+        mirrored = detector.mirrored_maps(read_image(corpus.dataset[i].path)) if detector.detection.flip else None
+        return detector.detect_both(corpus.maps(i), corpus.proposals(i), corpus.size(i), mirrored)
 
     plain, found = zip(*run(detect, range(len(corpus)), workers, "detecting", threads=True))
     return list(plain), list(found)

@@ -15,8 +15,6 @@ annotations is trained alone. RUN/stages.json records what each stage cost.
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -40,7 +38,7 @@ from sppdet.files import atomic_write, file_digest, fingerprint, part, read_json
 from sppdet.head import Head
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.measure import evaluate_run, read_costs, summary
-from sppdet.meter import Meter
+from sppdet.meter import Meter, versions
 from sppdet.mining import Miner, feature_scale
 from sppdet.proposals import recall_line
 
@@ -183,7 +181,9 @@ class Pipeline:
             return None
         path, corpus = self._end_to_end_path, self.initial_corpora[0]
         settings = {"end_to_end": asdict(self.config.end_to_end)}
-        key = self._key(settings, [self._features_key(self.initial), corpus.names, self._objects])
+        features = self._features_key(self.initial)
+        del features["regions"]["scales"], features["regions"]["target"]  # those of the maps; training has its own
+        key = self._key(settings, [features, corpus.names, self._objects])
         if not again and _is_done(path, key):
             return {"computed": False}
         checkpoint = path.with_suffix(".checkpoint")
@@ -328,17 +328,6 @@ class Pipeline:
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
-
-
-def versions() -> dict[str, str]:
-    """What a result was made with."""
-    found = {"python": platform.python_version()}
-    for name in ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-learn", "numpy", "numba"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed, another OpenCV wheel
-            found[name] = "not installed by pip"
-    return found
 
 
 def _fill(corpora: tuple[Corpus, ...], fill: Callable[[Corpus], int]) -> int:

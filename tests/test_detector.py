@@ -55,6 +55,29 @@ def test_detections_by_hand(by_hand, conv_map):
     assert found.classes == ("red", "blue")
 
 
+def test_the_mirror_image_has_half_the_say(by_hand, conv_map):
+    mirrored = np.ascontiguousarray(conv_map[:, ::-1])
+    by_itself = by_hand.detect([conv_map], WINDOWS, (64, 64))
+    same = by_hand.detect([conv_map], WINDOWS, (64, 64), [mirrored])
+    assert same.boxes.tolist() == by_itself.boxes.tolist() and same.scores.tolist() == by_itself.scores.tolist()
+    # Window A, x from 8 to 16 of 64, lies from 48 to 56 in the mirror image: cell 13 in place of 2.
+    assert mirrored[2, 13, 0] == 3
+    mirrored[2, 13, 0] = 2.8
+    found = by_hand.detect([conv_map], WINDOWS, (64, 64), [mirrored])
+    assert found.boxes.tolist() == [A, C] and found.scores.tolist() == pytest.approx([(2 + 1.8) / 2, 1])
+
+
+def test_a_picture_and_its_mirror_image_are_found_alike_by_a_detector_that_looks_at_both(by_hand):
+    rng = np.random.default_rng(0)
+    maps, mirrored = (rng.random((16, 16, 2), np.float32) for _ in range(2))
+    weight = rng.normal(size=(2, 4, 2)).astype(np.float32) / 10
+    model = replace(by_hand, regressors=BoxRegressors(weight, np.zeros((2, 4), np.float32)))
+    found = model.detect([maps], WINDOWS, (64, 64), [mirrored])
+    there = model.detect([mirrored], geometry.mirror(WINDOWS, 64), (64, 64), [maps])
+    assert len(found) and found.scores.tolist() == there.scores.tolist()
+    np.testing.assert_allclose(geometry.mirror(there.boxes, 64), found.boxes, atol=1e-4)
+
+
 @pytest.mark.parametrize("threads", [1, 3])
 def test_predict_searches_beside_the_network(by_hand, conv_map, threads):
     seen = []

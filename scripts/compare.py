@@ -1,0 +1,197 @@
+"""Train and measure several configurations on the same pictures, and write what came out beside the papers' figures.
+
+``python scripts/compare.py ablation --write docs/accuracy.md`` gives the rows of the SPP-net paper's table of
+detection (He et al. 2014, section 4): pooled conv features and fc layers, with and without box regression.
+``python scripts/compare.py systems --write docs/systems.md`` gives SPP-net and its family: accuracy, seconds of
+training and of detection, memory. What is finished is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sppdet import config
+from sppdet.cli import STAGES, run
+from sppdet.files import read_json
+from sppdet.meter import machine
+from sppdet.proposals import recall_line
+
+ROOT = Path(__file__).resolve().parents[1]
+SPP, END, FAST = (f"configs/voc07_{name}_squeezenet.yaml" for name in ("sppnet", "sppnet_end_to_end", "fast_rcnn"))
+FIVE = "regions.scales=[480,576,688,864,1200]"
+TIMED = 8  # pictures on which detection is timed
+
+
+@dataclass(frozen=True)
+class Row:
+    """A configuration: its file and what is changed in it; ``paper`` is a mAP without and with box regression."""
+
+    name: str
+    config: str
+    changes: tuple[str, ...] = ()
+    paper: tuple[str, str] = ("", "")
+
+    @property
+    def folder(self) -> str:
+        return "_".join("".join(c if c.isalnum() else " " for c in self.name.lower()).split())
+
+
+# Beside them He et al. 2014, tables 9 and 10: ZF-5 trained on all of trainval, tested on all of test.
+ABLATION = (
+    Row("pool5, 1 scale", SPP, (), ("43.0", "")),
+    Row("fine-tuned fc6, 1 scale", SPP, ("features=fc6",), ("52.3", "")),
+    Row("fine-tuned fc7, 1 scale", SPP, ("features=fc7",), ("54.5", "58.0")),
+    Row("pool5, 5 scales", SPP, (FIVE,), ("44.9", "")),
+    Row("fine-tuned fc6, 5 scales", SPP, (FIVE, "features=fc6"), ("53.7", "")),
+    Row("fine-tuned fc7, 5 scales", SPP, (FIVE, "features=fc7"), ("55.2", "59.2")),
+    Row("end to end, pool5", END, ("features=pool5", "classifier=svm", "bbox.kind=ridge")),
+    Row("end to end, fc7, SVMs", END, ("features=fc7", "classifier=svm", "bbox.kind=ridge")),
+    Row("end to end, fc7, softmax", END),
+)
+SYSTEMS = (
+    Row("SPP-net", SPP, (), ("43.0", "")),
+    Row("SPP-net end to end", END),
+    Row("Fast R-CNN", FAST),
+)
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("table", choices=("ablation", "systems"))
+    made.add_argument("--voc-root", default="data/VOCdevkit", help="default: %(default)s")
+    made.add_argument("--weights", default="imagenet", help="SqueezeNet 1.0's; default: torchvision's download")
+    made.add_argument("--cache", default="cache", help="of proposals and conv maps; default: %(default)s")
+    made.add_argument("--runs", type=Path, default=Path("runs/compare"), help="a folder a row; default: %(default)s")
+    made.add_argument("--rows", default="", help="only those whose name holds this text")
+    made.add_argument("--write", type=Path, help="the Markdown file to write")
+    made.add_argument("overrides", nargs="*", metavar="key=value", help="for every row, e.g. data.limit_train=500")
+    return made
+
+
+def measure(row: Row, options: argparse.Namespace) -> dict:
+    """Every stage of one row; what its metrics.json holds, and seconds a picture of its detector."""
+    from sppdet.pipeline import Pipeline
+
+    folder = options.runs / row.folder
+    places = {"data.root": options.voc_root, "backbone.weights": options.weights, "run.cache": options.cache}
+    changes = [f"{key}={value}" for key, value in places.items()] + [f"run.dir={folder}", *row.changes]
+    settings = config.load(ROOT / row.config, [*changes, *options.overrides])
+    borrow(folder, options.runs)
+    print(f"\n{row.name}: {row.config} {' '.join(row.changes)}", flush=True)
+    pipeline = Pipeline(settings)
+    pipeline.run()
+    paths = [sample.path for sample in pipeline.test][:TIMED]
+    found = {"training_pictures": len(pipeline.train), "detection": seconds(folder, paths)}
+    return read_json(folder / "metrics.json") | found
+
+
+def borrow(folder: Path, runs: Path) -> None:
+    """Begin a run with the stages of the newest other one: each is checked for what it depends on before it is used."""
+    others = [path for path in runs.glob("*/stages") if path.parent != folder]
+    if others and not (folder / "stages").exists():
+        shutil.copytree(max(others, key=lambda path: path.stat().st_mtime), folder / "stages")
+
+
+def seconds(folder: Path, paths: list[Path]) -> tuple[float, float]:
+    """Median seconds a picture of the proposals, and of all else; the first picture is looked at once before."""
+    import sppdet
+    from sppdet.images import read_image
+
+    detector = sppdet.load(folder)
+    times = []
+    for path in paths[:1] + paths:
+        image = read_image(path)
+        start = time.perf_counter()
+        proposals = detector.search(image)
+        middle = time.perf_counter()
+        detector.detect(detector.maps(image), proposals, (image.shape[1], image.shape[0]))
+        times.append((middle - start, time.perf_counter() - middle))
+    return tuple(np.median(times[1:], axis=0).round(3).tolist())
+
+
+def accuracy(rows: list[Row], found: list[dict]) -> str:
+    """11-point mAP without and with box regression, and the paper's."""
+    lines = ["| | mAP | + box regression | paper | paper, + box regression |", "|---|---|---|---|---|"]
+    for row, metrics in zip(rows, found):
+        without = metrics["without_bbox"]["mAP"]
+        lines.append(f"| {row.name} | {without:.1f} | {metrics['mAP']:.1f} | {row.paper[0]} | {row.paper[1]} |")
+    return "\n".join(lines)
+
+
+def per_class(rows: list[Row], found: list[dict]) -> str:
+    """With box regression, as all tables from here on."""
+    lines = ["| | " + " | ".join(row.name for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
+    for name in found[0]["AP"]:
+        values = [metrics["AP"][name] for metrics in found]
+        lines.append(f"| {name} | " + " | ".join("-" if v is None else f"{v:.1f}" for v in values) + " |")
+    return "\n".join(lines)
+
+
+def costs(rows: list[Row], found: list[dict]) -> str:
+    """Seconds of training by stage, empty where a row took over an earlier one's result; then seconds a picture of
+    detection. `rest` is all that follows the proposals."""
+    stages = [stage for stage in STAGES if any(stage in metrics["stages"] for metrics in found)]
+    heads = [*stages, "peak memory, MB", "a picture: proposals", "a picture: rest"]
+    lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
+    for row, metrics in zip(rows, found):
+        taken = metrics["stages"]
+        cells = [f"{taken[stage]['seconds']:.0f}" if stage in taken else "" for stage in stages]
+        cells.append(f"{max(cost['peak_memory_mb'] for cost in taken.values()):.0f}")
+        cells += [f"{value:.3f}" for value in metrics["detection"]]
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+HEAD = """\
+# {title}
+
+Written by `{command}`; every figure is from its run. PASCAL VOC2007, trained on {train} pictures and tested on {test}:
+not the papers' 5011 and 4952. One run a row.
+
+{machine}
+
+Proposals: {recall}."""
+
+
+def document(options: argparse.Namespace, rows: list[Row], found: list[dict]) -> str:
+    titles = {"ablation": "Accuracy: the paper's table", "systems": "The family compared"}
+    head = HEAD.format(
+        title=titles[options.table], command=command(options), machine=machine(),
+        train=found[0]["training_pictures"], test=found[0]["pictures"], recall=recall_line(found[0]["proposals"]),
+    )  # fmt: skip
+    parts = [head]
+    for title, table in (("Mean average precision", accuracy), ("By class", per_class), ("Costs", costs)):
+        text = " ".join(table.__doc__.split())
+        parts += [f"## {title}", text, table(rows, found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def command(options: argparse.Namespace) -> str:
+    """How to repeat it, without the folders of this machine."""
+    rows = [f"--rows '{options.rows}'"] if options.rows else []
+    given = ["--voc-root VOCDEVKIT", "--weights FILE", *rows, *options.overrides]
+    return " ".join(["python scripts/compare.py", options.table, *given])
+
+
+def compare(options: argparse.Namespace) -> None:
+    table = {"ablation": ABLATION, "systems": SYSTEMS}[options.table]
+    rows = [row for row in table if options.rows in row.name]
+    text = document(options, rows, [measure(row, options) for row in rows])
+    if options.write:
+        options.write.write_text(text)
+    print(text)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    return run(compare, parser().parse_intermixed_args(arguments), "interrupted; the same command goes on from here")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

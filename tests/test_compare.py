@@ -1,0 +1,64 @@
+"""scripts/compare.py: what a document says comes from the runs, and runs share what they have in common."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from sppdet import config
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location("compare", ROOT / "scripts" / "compare.py")
+compare = importlib.util.module_from_spec(spec)
+sys.modules["compare"] = compare  # dataclasses look their module up
+spec.loader.exec_module(compare)
+
+
+def metrics(value: float, **stages: float) -> dict:
+    return {
+        "mAP": value + 2, "without_bbox": {"mAP": value}, "AP": {"cat": value, "dog": None}, "pictures": 7,
+        "proposals": {"windows": 400.0, "recall@0.5": 0.9, "recall@0.7": 0.8, "average_best_overlap": 0.75},
+        "stages": {name: {"seconds": cost, "peak_memory_mb": 100 * cost} for name, cost in stages.items()},
+        "training_pictures": 20, "detection": (0.05, 0.1234),
+    }  # fmt: skip
+
+
+def test_a_document_holds_what_the_runs_found(monkeypatch, tmp_path, capsys):
+    found = {"SPP-net": metrics(40.04, proposals=10, svm=20), "Fast R-CNN": metrics(50.0, end_to_end=30)}
+    monkeypatch.setattr(compare, "measure", lambda row, options: found[row.name])
+    monkeypatch.setattr(compare, "SYSTEMS", [row for row in compare.SYSTEMS if row.name in found])
+    written = tmp_path / "systems.md"
+    assert compare.main(["systems", "--voc-root", "/some/where", "data.limit_test=7", "--write", str(written)]) == 0
+    text = written.read_text()
+    assert text in capsys.readouterr().out and "/some/where" not in text
+    assert "compare.py systems --voc-root VOCDEVKIT --weights FILE data.limit_test=7" in text
+    assert "trained on 20 pictures and tested on 7" in text
+    assert "| SPP-net | 40.0 | 42.0 | 43.0 |  |" in text
+    assert "| cat | 40.0 | 50.0 |" in text and "| dog | - | - |" in text
+    assert "| | proposals | end_to_end | svm | peak memory, MB | a picture: proposals | a picture: rest |" in text
+    assert "| SPP-net | 10 |  | 20 | 2000 | 0.050 | 0.123 |" in text
+    assert "| Fast R-CNN |  | 30 |  | 3000 | 0.050 | 0.123 |" in text
+
+
+@pytest.mark.parametrize("row", (*compare.ABLATION, *compare.SYSTEMS), ids=lambda row: row.name)
+def test_every_row_is_a_configuration(row):
+    config.load(ROOT / row.config, row.changes)
+
+
+def test_rows_have_folders_of_their_own():
+    for table in (compare.ABLATION, compare.SYSTEMS):
+        assert len({row.folder for row in table}) == len(table)
+
+
+def test_a_run_begins_with_the_stages_of_the_one_before(tmp_path):
+    old = tmp_path / "old" / "stages"
+    old.mkdir(parents=True)
+    (old / "a").write_text("1")
+    compare.borrow(tmp_path / "new", tmp_path)
+    assert (tmp_path / "new" / "stages" / "a").read_text() == "1"
+    (old / "a").write_text("2")
+    compare.borrow(tmp_path / "new", tmp_path)  # it has its own now
+    assert (tmp_path / "new" / "stages" / "a").read_text() == "1"
