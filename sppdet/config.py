@@ -54,7 +54,11 @@ class Regions:
 
 @dataclass
 class Pooling:
+    """A window's vector: SPP-net's is `max` at 6, 3, 2, 1; Fast R-CNN's `max` at 7; Mask R-CNN's `align` at 7."""
+
+    kind: str = "max"  # max or average of a bin's whole cells; align: the mean of points of the unrounded window
     levels: list[int] = field(default_factory=lambda: [6, 3, 2, 1])
+    samples: int = 0  # align: points a side of each bin; 0: as many as it is cells long, rounded up
 
 
 @dataclass
@@ -167,6 +171,7 @@ class Config:
 _CHOICES = {
     "features": ("pool5", "fc6", "fc7"),
     "classifier": ("svm", "softmax"),
+    "pooling.kind": ("max", "average", "align"),
     "bbox.kind": ("ridge", "joint"),
     "svm.solver": ("dual", "liblinear"),
     "finetune.optimizer": ("adamw", "sgd"),
@@ -284,6 +289,8 @@ def _check(key: str, value, source: str):
         raise SppdetError(f"{source}{key}: expected one or more positive whole numbers, found {value!r}")
     if key in ("data.limit_train", "data.limit_test") and value is not None and value < 1:
         raise SppdetError(f"{source}{key}: expected a positive number or null, found {value!r}")
+    if key == "pooling.samples" and value < 0:
+        raise SppdetError(f"{source}{key}: expected a number of points, or 0, found {value!r}")
     return value
 
 
@@ -292,6 +299,10 @@ def _check_together(config: Config) -> None:
     for key, value in (("classifier", config.classifier), ("bbox.kind", config.bbox.kind)):
         if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features == "fc7"):
             raise SppdetError(f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it")
+    if config.pooling.samples and config.pooling.kind != "align":
+        raise SppdetError(
+            f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"
+        )
     learned = config.end_to_end
     if 0 < learned.hard_of < learned.windows_per_picture:
         raise SppdetError(

@@ -26,6 +26,7 @@ from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.proposals import SelectiveSearch
 
 _FORMAT = 2
+_FEATURES = ("scales", "max_side", "target", "shrink", "levels", "kind", "samples")  # older models lack the last two
 
 
 @dataclass
@@ -176,9 +177,7 @@ class Detector:
             "classes": list(self.classes),
             "classifier": "softmax" if isinstance(self.classifier, Softmax) else "svm",
             "backbone": {"name": self.backbone.name, "precision": self.backbone.precision},
-            "features": {
-                key: getattr(self.features, key) for key in ("scales", "max_side", "target", "shrink", "levels")
-            },
+            "features": {key: getattr(self.features, key) for key in _FEATURES},
             "proposals": asdict(self.search),
             "head": self.head.description() if self.head else None,
             "bbox_of_head": self.regressors.of_head if self.regressors else None,

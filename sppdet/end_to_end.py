@@ -40,8 +40,7 @@ from sppdet.finetune import make_optimizer, sample_windows, warm_cosine
 from sppdet.head import Head
 from sppdet.images import read_image
 from sppdet.parallel import in_threads
-from sppdet.pooling import pyramid_pool_batch
-from sppdet.regions import project, scale_factor
+from sppdet.regions import scale_factor
 
 _REPORT = 50  # steps between two lines of the log
 _SAVE = 500  # and between two checkpoints
@@ -167,7 +166,7 @@ def loss_of(
         maps = [_map(network.trunk, backbone, picture) for picture in pictures]
 
         def losses(pictures: list[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
-            pooled = [_pool(conv_map, backbone, features, picture) for conv_map, picture in zip(maps, pictures)]
+            pooled = [_pool(conv_map, features, picture) for conv_map, picture in zip(maps, pictures)]
             return _window_losses(*network(torch.cat(pooled)), pictures, mean, deviation, settings.focal)
 
         if settings.hard_of:
@@ -210,10 +209,10 @@ def _map(trunk: nn.Module, backbone: Backbone, picture: Picture) -> torch.Tensor
     return trunk(pixels)[0].float()
 
 
-def _pool(conv_map: torch.Tensor, backbone: Backbone, features: PyramidFeatures, picture: Picture) -> torch.Tensor:
+def _pool(conv_map: torch.Tensor, features: PyramidFeatures, picture: Picture) -> torch.Tensor:
     map_size = (conv_map.shape[2], conv_map.shape[1])
-    cells = project(picture.windows, picture.size, picture.factor, backbone.grid, map_size, features.shrink)
-    return pyramid_pool_batch(conv_map, cells, features.levels).flatten(1)
+    cells = features.place(picture.windows, picture.size, picture.factor, map_size)
+    return features.pool_batch(conv_map, cells).flatten(1)
 
 
 def _groups(network: Network, settings: EndToEnd) -> list[dict]:
@@ -270,7 +269,7 @@ def _statistics(
     pictures = [p for step in _steps(corpus, settings, backbone, features.max_side, 0, _SAMPLE, seed) for p in step]
     targets = np.concatenate([picture.targets for picture in pictures])
     with torch.inference_mode():
-        pooled = (_pool(_map(backbone.trunk, backbone, picture), backbone, features, picture) for picture in pictures)
+        pooled = (_pool(_map(backbone.trunk, backbone, picture), features, picture) for picture in pictures)
         squares = [vectors.square().mean() for vectors in pooled]
     return targets.mean(axis=0), targets.std(axis=0) + 1e-6, float(torch.stack(squares).mean().rsqrt())
 

@@ -11,18 +11,21 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from sppdet.pooling import bins, pyramid_pool, unique_windows
-from sppdet.regions import CellGrid, choose_scales, project, scale_factor
+from sppdet.averaging import average_pool, average_pool_batch
+from sppdet.backbone import Backbone
+from sppdet.config import Pooling, Regions
+from sppdet.pooling import bins, pyramid_pool, pyramid_pool_batch, unique_windows
+from sppdet.regions import CellGrid, choose_scales, locate, project, scale_factor
 
 _BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so a picture's vectors never exist all at once
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows of one picture on its conv maps; those that cover the same cells at one scale are one.
+    """The windows of one picture on its conv maps; those that cover the same whole cells at one scale are one.
 
     Attributes:
-        scales, cells: ``(U,)`` index of the map, and ``(U, 4)`` half-open cells on it.
+        scales, cells: ``(U,)`` index of the map, and ``(U, 4)`` where on it, as of :meth:`PyramidFeatures.place`.
         group: ``(N,)`` which of the U each window is.
     """
 
@@ -33,7 +36,11 @@ class Windows:
 
 @dataclass(frozen=True)
 class PyramidFeatures:
-    """How windows become pooled vectors; see :mod:`sppdet.regions` and :mod:`sppdet.pooling`."""
+    """How windows become pooled vectors; see :mod:`sppdet.regions`, :mod:`sppdet.pooling`, :mod:`sppdet.averaging`.
+
+    ``kind`` is what a bin takes: ``max`` or ``average`` of its whole cells, or ``align``, RoIAlign's average of points
+    of the window as it is. ``shrink`` is of whole cells only, ``samples`` of ``align``.
+    """
 
     grid: CellGrid
     channels: int
@@ -42,8 +49,25 @@ class PyramidFeatures:
     target: int
     shrink: float
     levels: tuple[int, ...]
+    kind: str = "max"
+    samples: int = 0
     head: Callable[[np.ndarray], np.ndarray] | None = None
     head_dimension: int = 0
+
+    @classmethod
+    def create(cls, backbone: Backbone, regions: Regions, pooling: Pooling) -> PyramidFeatures:
+        """What a configuration says, on a backbone's maps."""
+        return cls(
+            grid=backbone.grid,
+            channels=backbone.channels,
+            scales=tuple(regions.scales),
+            max_side=regions.max_side,
+            target=regions.target,
+            shrink=regions.shrink,
+            levels=tuple(pooling.levels),
+            kind=pooling.kind,
+            samples=pooling.samples,
+        )
 
     @property
     def pooled_dimension(self) -> int:
@@ -71,13 +95,36 @@ class PyramidFeatures:
         """Boxes ``(N, 4)`` of a picture of ``(width, height)`` on its S conv maps."""
         factors = self.factors(*size)
         scales = choose_scales(boxes, factors, self.target)
-        cells = np.zeros((len(boxes), 4), np.int32)
+        cells = np.zeros((len(boxes), 4), np.float32 if self.kind == "align" else np.int32)
         for s, (factor, conv_map) in enumerate(zip(factors, maps)):
             chosen = scales == s
-            map_size = (conv_map.shape[1], conv_map.shape[0])
-            cells[chosen] = project(boxes[chosen], size, factor, self.grid, map_size, self.shrink)
+            cells[chosen] = self.place(boxes[chosen], size, factor, (conv_map.shape[1], conv_map.shape[0]))
+        if self.kind == "align":
+            return Windows(scales, cells, np.arange(len(boxes)))
         first, group = unique_windows(cells, scales)
         return Windows(scales[first], cells[first], group)
+
+    def place(self, boxes: np.ndarray, size: tuple[int, int], factor: float, map_size: tuple[int, int]) -> np.ndarray:
+        """Boxes ``(N, 4)`` on a map of ``(width, height)`` cells: int32 half-open cells, or float32 edges in cells."""
+        if self.kind == "align":
+            return locate(boxes, size, factor, self.grid, map_size)
+        return project(boxes, size, factor, self.grid, map_size, self.shrink)
+
+    def pool(self, conv_map: np.ndarray, cells: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Map ``(H, W, C)`` and placed windows -> float32 ``(N, M, C)``, in ``out`` if it is given."""
+        if self.kind == "max":
+            return pyramid_pool(conv_map, cells, self.levels, out)
+        return average_pool(conv_map, cells, self.levels, self._samples, out)
+
+    def pool_batch(self, conv_map: torch.Tensor, cells: np.ndarray) -> torch.Tensor:
+        """The same from ``(C, H, W)``, differentiable."""
+        if self.kind == "max":
+            return pyramid_pool_batch(conv_map, cells, self.levels)
+        return average_pool_batch(conv_map, cells, self.levels, self._samples)
+
+    @property
+    def _samples(self) -> int | None:
+        return self.samples if self.kind == "align" else None
 
     def blocks(
         self, maps: Sequence[np.ndarray], windows: Windows, rows: np.ndarray | None = None
@@ -92,7 +139,7 @@ class PyramidFeatures:
             here = rows[windows.scales[rows] == s]
             for start in range(0, len(here), _BLOCK):
                 block = here[start : start + _BLOCK]
-                pooled = pyramid_pool(conv_map, windows.cells[block], self.levels, out=buffer[: len(block)])
+                pooled = self.pool(conv_map, windows.cells[block], buffer[: len(block)])
                 pooled = pooled.reshape(len(block), -1)
                 yield block, self.head(pooled) if self.head else pooled
 

@@ -45,6 +45,9 @@ def feature_scale(corpus: Corpus, features: PyramidFeatures, norm: float, seed: 
     return norm / mean if mean > 0 else 1.0
 
 
+# Where a window lies: index into the corpus, index of the map, and x1, y1, x2, y2 on it. Whole cells are whole numbers,
+# which float32 holds exactly; with pooling.kind=align they are edges anywhere.
+PLACE = np.dtype([("picture", np.int32), ("scale", np.int32), ("window", np.float32, 4)])
 _GROWTH = 2048  # rows by which the cache grows
 _MEMORY = 2 << 30  # bytes of float16 vectors held at a time; one class's are held together whatever they take
 
@@ -52,14 +55,13 @@ _MEMORY = 2 << 30  # bytes of float16 vectors held at a time; one class's are he
 class SampleCache:
     """Windows that one or more classes train on, and each class's state for each of them.
 
-    A row is one window; ``places[r]`` is int32 ``picture, scale, x1, y1, x2, y2``: index into the corpus, index of
-    the map, half-open cells on it. ``held[r, k]`` says that class k uses row r; the first rows are the positives
-    and stay. Room that became free is used again.
+    A row is one window, which lies at ``places[r]`` (:data:`PLACE`). ``held[r, k]`` says that class k uses row r; the
+    first rows are the positives and stay. Room that became free is used again.
     """
 
     def __init__(self, positives: np.ndarray, positive_classes: np.ndarray, classes: int):
         count = self.positives = len(positives)
-        self.places = positives.astype(np.int32)
+        self.places = positives
         self.held = np.zeros((count, classes), bool)
         self.held[np.arange(count), positive_classes] = True
         self.alpha = np.zeros((count, classes))
@@ -79,9 +81,9 @@ class SampleCache:
         self._free += range(count + _GROWTH - 1, count - 1, -1)
 
     def add(self, windows: np.ndarray, places: np.ndarray, wanted: np.ndarray, score: np.ndarray):
-        """Negatives: numbers ``(r,)`` within their pictures, ``(r, 6)`` places, ``(r, K)`` bool and margins."""
+        """Negatives: numbers ``(r,)`` within their pictures, their places, ``(r, K)`` bool and margins."""
         for window, place, classes, margins in zip(windows.tolist(), places, wanted, score):
-            picture = int(place[0])
+            picture = int(place["picture"])
             key = (picture, window)
             if key not in self._slots:
                 if not self._free:
@@ -177,7 +179,7 @@ class Miner:
         objects = [self.corpus.objects(i, label) for label in self.labels]
         owners = np.repeat(np.arange(len(objects)), [len(boxes) for boxes in objects])
         if not len(owners):
-            return np.zeros((0, 6), np.int32), owners
+            return np.zeros(0, PLACE), owners
         windows = self.features.windows(np.concatenate(objects), self.corpus.size(i), self.corpus.maps(i))
         return _places(i, windows, windows.group), owners
 
@@ -270,13 +272,13 @@ class Miner:
         """``(len(rows), D)`` float16: the cache's ``rows`` pooled again, each picture's together."""
         places = self.cache.places[rows]
         found = np.empty((len(rows), self.features.dimension), np.float16)
-        order = np.argsort(places[:, 0], kind="stable")
-        parts = np.split(order, np.flatnonzero(np.diff(places[order, 0])) + 1) if len(rows) else []
+        order = np.argsort(places["picture"], kind="stable")
+        parts = np.split(order, np.flatnonzero(np.diff(places["picture"][order])) + 1) if len(rows) else []
 
         def fill(own: np.ndarray) -> None:
-            every = np.arange(len(own))
-            windows = Windows(places[own, 1], places[own, 2:], every)
-            maps = self.corpus.maps(int(places[own[0], 0]))
+            every, mine = np.arange(len(own)), places[own]
+            windows = Windows(mine["scale"], mine["window"], every)
+            maps = self.corpus.maps(int(mine["picture"][0]))
             found[own] = self.features.vectors(maps, windows, every, np.float16)
 
         for _ in run(fill, parts, self.workers, "vectors", threads=True):
@@ -285,9 +287,10 @@ class Miner:
 
 
 def _places(picture: int, windows: Windows, rows: np.ndarray) -> np.ndarray:
-    """``(len(rows), 6)``: see :class:`SampleCache`."""
-    place = np.column_stack([windows.scales[rows], windows.cells[rows]])
-    return np.insert(place, 0, picture, axis=1)
+    """``(len(rows),)`` of :data:`PLACE`."""
+    found = np.empty(len(rows), PLACE)
+    found["picture"], found["scale"], found["window"] = picture, windows.scales[rows], windows.cells[rows]
+    return found
 
 
 def _rounds(order: np.ndarray, rounds: int) -> list[np.ndarray]:

@@ -114,16 +114,7 @@ class Pipeline:
 
     @cached_property
     def pooled_features(self) -> PyramidFeatures:
-        regions = self.config.regions
-        return PyramidFeatures(
-            grid=self.initial.grid,
-            channels=self.initial.channels,
-            scales=tuple(regions.scales),
-            max_side=regions.max_side,
-            target=regions.target,
-            shrink=regions.shrink,
-            levels=tuple(self.config.pooling.levels),
-        )
+        return PyramidFeatures.create(self.initial, self.config.regions, self.config.pooling)
 
     @cached_property
     def scale(self) -> float:

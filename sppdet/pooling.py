@@ -50,30 +50,40 @@ def pyramid_pool(
     """
     from sppdet.pooling_kernel import pool_windows  # Numba takes long to load
 
-    height, width, channels = conv_map.shape
-    shape = (len(cells), bins(levels), channels)
-    pooled = np.empty(shape, np.float32) if out is None else out
-    if pooled.shape != shape or pooled.dtype != np.float32 or not pooled.flags.c_contiguous:
-        raise ValueError(f"out must be a contiguous float32 array of shape {shape}")
+    _, width, channels = conv_map.shape
+    pooled = output_array(out, (len(cells), bins(levels), channels))
     cells = np.ascontiguousarray(cells, np.int32)
-    # The kernel reads memory unchecked.
-    if len(cells) and (cells.min() < 0 or (cells[:, :2] >= cells[:, 2:]).any() or (cells > [width, height] * 2).any()):
-        raise ValueError(f"cells must hold at least one cell of the {width} x {height} map each")
+    check_cells(cells, conv_map)
     flat = np.ascontiguousarray(conv_map, np.float32).reshape(-1)
     plan = _plan(tuple(levels))
 
     def work(start: int) -> None:
-        part = slice(start, start + _PART)
+        part = slice(start, start + PART)
         pool_windows(flat, width, channels, cells[part], *plan, pooled[part].reshape(-1))
 
-    _share(work, range(0, len(cells), _PART))
+    share(work, range(0, len(cells), PART))
     return pooled
 
 
-_PART = 64  # windows that a thread takes at a time: small enough to share windows of any size evenly
+PART = 64  # windows that a thread takes at a time: small enough to share windows of any size evenly
 
 
-def _share(work: Callable[[int], None], items: Sequence[int]) -> None:
+def output_array(out: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray:
+    """``out``, or a new array where it is None."""
+    pooled = np.empty(shape, np.float32) if out is None else out
+    if pooled.shape != shape or pooled.dtype != np.float32 or not pooled.flags.c_contiguous:
+        raise ValueError(f"out must be a contiguous float32 array of shape {shape}")
+    return pooled
+
+
+def check_cells(cells: np.ndarray, conv_map: np.ndarray) -> None:
+    """Refuse windows ``(N, 4)`` that are not inside the map ``(H, W, C)``: compiled loops read memory unchecked."""
+    height, width = conv_map.shape[:2]
+    if len(cells) and (cells.min() < 0 or (cells[:, :2] >= cells[:, 2:]).any() or (cells > [width, height] * 2).any()):
+        raise ValueError(f"cells must hold at least one cell of the {width} x {height} map each")
+
+
+def share(work: Callable[[int], None], items: Sequence[int]) -> None:
     """Call ``work`` on every item in this thread and, where torch would use more than one, in others beside it."""
     left = iter(items)  # its next() holds the interpreter's lock: no item is taken twice
 
@@ -154,14 +164,14 @@ class _CompiledPyramid(torch.autograd.Function):
         levels, _, starts, _ = _plan(tuple(context.levels))
 
         def work(first: int) -> None:
-            last = min(first + _CHANNELS, channels)
+            last = min(first + CHANNELS, channels)
             spread_gradient(channels_last, cells, levels, starts, pooled, gradient, first, last, found)
 
-        _share(work, range(0, channels, _CHANNELS))
+        share(work, range(0, channels, CHANNELS))
         return torch.from_numpy(found).permute(2, 0, 1), None, None
 
 
-_CHANNELS = 256  # of a map that a thread takes at a time, for gradients
+CHANNELS = 256  # of a map that a thread takes at a time, for gradients
 
 
 def to_reference_order(vectors: np.ndarray, levels: Sequence[int]) -> np.ndarray:

@@ -77,3 +77,23 @@ def project(
     highest = np.array(map_size) - 1
     first, last = np.clip(first, 0, highest), np.clip(last, 0, highest)
     return np.concatenate([first, last + 1], axis=1).astype(np.int32)
+
+
+def locate(
+    boxes: np.ndarray, picture_size: tuple[int, int], factor: float, grid: CellGrid, map_size: tuple[int, int]
+) -> np.ndarray:
+    """Windows on a map, not rounded to its cells: float32 ``(N, 4)`` edges in cells; cell i reaches from i to i + 1.
+
+    Edges move with the picture, each side by what it is enlarged after rounding. The middle of pixel p of the scaled
+    picture is at p + 1/2, the middle of cell i at i + 1/2, and the cell is centred on pixel ``centre + stride * i``;
+    so ``edge = (x - 1/2 - centre) / stride + 1/2``. RoIAlign's ``aligned`` takes such edges as they are.
+
+    Edges further out than half a cell from the map, where RoIAlign would read zeros, are moved there, and a window
+    keeps at least a pixel a side. Arguments are those of :func:`project`.
+    """
+    ratio = np.array(scaled_size(*picture_size, factor)) / picture_size
+    edges = (boxes.astype(np.float64) * np.tile(ratio, 2) - 0.5 - grid.centre) / grid.stride + 0.5
+    pixel, furthest = 1 / grid.stride, np.array(map_size) + 0.5
+    first = np.clip(edges[:, :2], -0.5, furthest - pixel)
+    last = np.clip(edges[:, 2:], first + pixel, furthest)
+    return np.concatenate([first, last], axis=1).astype(np.float32)

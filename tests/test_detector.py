@@ -196,10 +196,10 @@ def picture() -> np.ndarray:
     return image
 
 
-def random_detector(with_head: bool = False, with_regressors: bool = True) -> Detector:
+def random_detector(with_head: bool = False, with_regressors: bool = True, **pooling) -> Detector:
     rng = np.random.default_rng(0)
     backbone = Backbone.create("small", "random", "cpu", "float32", seed=3)
-    features = PyramidFeatures(backbone.grid, backbone.channels, (120, 160), 1000, 64, 6.5, (2, 1))
+    features = PyramidFeatures(backbone.grid, backbone.channels, (120, 160), 1000, 64, 6.5, (2, 1), **pooling)
     pooled, head = features.dimension, None
     if with_head:
         torch.manual_seed(0)
@@ -229,6 +229,27 @@ def test_a_saved_detector_finds_exactly_the_same(tmp_path, picture, head, regres
     assert found.classes == expected.classes == ("a", "b c", "ü")
     assert loaded.detection == detector.detection and loaded.search == detector.search
     assert (loaded.regressors is None) != regressors and (loaded.head is None) != head
+
+
+@pytest.mark.parametrize("pooling", [{"kind": "average"}, {"kind": "align", "samples": 3}])
+def test_the_kind_of_pooling_is_saved(tmp_path, picture, pooling):
+    detector = random_detector(**pooling)
+    detector.save(tmp_path)
+    loaded = module.load(tmp_path, device="cpu")
+    assert loaded.features == detector.features
+    expected, found = detector.predict(picture), loaded.predict(picture)
+    assert len(found) > 3
+    np.testing.assert_array_equal(found.scores, expected.scores)
+    np.testing.assert_array_equal(found.boxes, expected.boxes)
+
+
+def test_models_from_before_there_were_kinds_take_the_maximum(tmp_path):
+    random_detector().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    for key in ("kind", "samples"):
+        del description["features"][key]
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    assert module.load(tmp_path, device="cpu").features.kind == "max"
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path):

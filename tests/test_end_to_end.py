@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -101,6 +102,16 @@ def test_the_losses_fall_and_the_frozen_layers_stay(place, monkeypatch):
     layers = sorted({int(name.split(".")[1]) for name in changed})
     assert layers == [3, 4, 6, 7, 9, 10, 12, 13]  # conv and batch norm above stride 4; its statistics stay
     assert not any("running" in name for name in changed)
+
+
+@pytest.mark.parametrize("kind", ["average", "align"])
+def test_other_kinds_of_pooling_learn(place, monkeypatch, kind):
+    monkeypatch.setattr(end_to_end, "_REPORT", 10)
+    place.features, lines = replace(place.features, kind=kind), []
+    network, loss = place.train(lines.append, epochs=20.0, learning_rate=3e-3)
+    assert loss < 0.7 * json.loads(lines[0])["class_loss"]
+    before = place.backbone.trunk.state_dict()
+    assert not torch.equal(network.trunk.state_dict()["features.12.weight"], before["features.12.weight"])
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(place, monkeypatch):

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torchvision.ops import roi_align, roi_pool
 
 from sppdet import features as module
+from sppdet.averaging import average_pool
+from sppdet.backbone import build_trunk, cell_grid
+from sppdet.features import PyramidFeatures
 from sppdet.pooling import pyramid_pool
+from sppdet.regions import CellGrid
 
 WHOLE = (64, 64)
 
@@ -63,6 +69,74 @@ def many(tiny_features, monkeypatch):
     assert set(windows.scales.tolist()) == {0, 1}
     expected = np.stack([pyramid_pool(maps[s], c[None], (2, 1)).ravel() for s, c in zip(windows.scales, windows.cells)])
     return features, maps, windows, expected
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "vgg16", "resnet18", "alexnet", "small"])
+@pytest.mark.parametrize("factor", [1.0, 688 / 333])
+def test_a_map_of_positions_tells_where_the_bins_are(name, factor):
+    # Every cell holds the place of its centre in the picture: align must give the centre of every bin, in its pixels.
+    grid, size = cell_grid(build_trunk(name)), (333, 500)
+    columns, rows = (round(side * factor) // grid.stride - 3 for side in size)
+    x, y = (
+        (grid.centre + grid.stride * np.arange(count) + 0.5) * side / round(side * factor)
+        for count, side in zip((columns, rows), size)
+    )
+    conv_map = np.stack(np.meshgrid(x, y), axis=2).astype(np.float32)
+    features = PyramidFeatures(grid, 2, (round(333 * factor),), 5000, 224, 6.5, (2, 1), kind="align")
+    box = np.array([[70.25, 90.5, 190.75, 210.125]], np.float32)
+    found = features.of_boxes([conv_map], box, size).reshape(5, 2)
+    left, top, right, bottom = box[0]
+    across, down = ((low + (high - low) * np.array([0.25, 0.75])) for low, high in ((left, right), (top, bottom)))
+    expected = [[u, v] for v in down for u in across] + [[(left + right) / 2, (top + bottom) / 2]]
+    np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
+def test_one_level_without_shrinking_is_fast_rcnns_roi_pooling():
+    # Its cells lie at multiples of 16 pixels, whatever the network. Windows end on the map, on which ours are cut.
+    rng = np.random.default_rng(0)
+    conv_map, size = rng.random((20, 30, 4)).astype(np.float32), (480, 320)
+    corner = rng.integers(0, [400, 240], (80, 2))
+    first, last = corner, np.minimum(corner + rng.integers(8, 240, (80, 2)), np.array(size) - 10)
+    first, last = (edge + (edge % 16 == 8) for edge in (first, last))  # its round() takes halves away from 0, ours not
+    features = PyramidFeatures(CellGrid(16, 0.0), 4, (320,), 1000, 224, 0.0, (7,))
+    found = features.of_boxes([conv_map], np.concatenate([first, last + 1], axis=1).astype(np.float32), size)
+    rois = torch.from_numpy(np.concatenate([first, last], axis=1).astype(np.float32))
+    expected = roi_pool(torch.from_numpy(conv_map).permute(2, 0, 1)[None], [rois], 7, spatial_scale=1 / 16)
+    np.testing.assert_array_equal(found.reshape(80, 49, 4), expected.flatten(2).transpose(1, 2))
+
+
+def test_one_level_of_align_is_roi_align():
+    # torchvision's cells lie half a stride from the picture's edge: their centre is pixel 7.5.
+    rng = np.random.default_rng(0)
+    conv_map, size = rng.random((20, 30, 4)).astype(np.float32), (480, 320)
+    boxes = rng.uniform([0, 0, 0.5, 0.5], [0.5, 0.5, 1, 1], (80, 4)) * np.tile(size, 2)
+    features = PyramidFeatures(CellGrid(16, 7.5), 4, (320,), 1000, 224, 6.5, (7,), kind="align", samples=2)
+    found = features.of_boxes([conv_map], boxes.astype(np.float32), size)
+    rois = [torch.from_numpy(boxes.astype(np.float32))]
+    expected = roi_align(torch.from_numpy(conv_map).permute(2, 0, 1)[None], rois, 7, 1 / 16, 2, aligned=True)
+    np.testing.assert_allclose(found.reshape(80, 49, 4), expected.flatten(2).transpose(1, 2), atol=1e-5)
+
+
+def test_kinds_differ_in_what_bins_take(tiny_features):
+    maps, boxes = maps_of(np.random.default_rng(0), (16, 16)), np.array([[8, 16, 24, 40], [9, 16, 24, 40]], np.float32)
+    cells = np.array([[2, 4, 6, 10]], np.int32)
+
+    def vectors(kind: str) -> np.ndarray:
+        return tiny_features(3, kind=kind).of_boxes(maps, boxes, WHOLE)
+
+    for kind, pool in (("max", pyramid_pool), ("average", average_pool)):
+        np.testing.assert_array_equal(vectors(kind), np.repeat(pool(maps[0], cells, (2, 1)).reshape(1, -1), 2, axis=0))
+    edges = np.array([[2, 4, 6, 10], [2.25, 4, 6, 10]], np.float32)  # a pixel is a quarter of a cell
+    np.testing.assert_array_equal(vectors("align"), average_pool(maps[0], edges, (2, 1), 0).reshape(2, -1))
+
+
+@pytest.mark.parametrize("kind", ["max", "average", "align"])
+def test_training_pools_as_the_stored_maps_are_pooled(tiny_features, kind):
+    features, maps = tiny_features(3, kind=kind), maps_of(np.random.default_rng(0), (16, 16))
+    boxes = np.random.default_rng(1).uniform(0, 30, (20, 4)).astype(np.float32) + np.float32([0, 0, 32, 32])
+    placed = features.place(boxes, WHOLE, 1.0, (16, 16))
+    found = features.pool_batch(torch.from_numpy(maps[0]).permute(2, 0, 1), placed)
+    np.testing.assert_array_equal(found.flatten(1), features.of_boxes(maps, boxes, WHOLE))
 
 
 def test_vectors_come_in_the_order_asked_for(many):

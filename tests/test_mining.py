@@ -7,19 +7,18 @@ import pytest
 
 from sppdet import mining
 from sppdet.config import Svm
-from sppdet.mining import Miner, SampleCache, feature_scale
-from sppdet.pooling import pyramid_pool
+from sppdet.mining import PLACE, Miner, SampleCache, feature_scale
 
 SETTINGS = {"C": 0.1, "random_negatives": 30, "max_negatives": 40, "hard_per_picture": 6}
 
 
 def sample_cache() -> SampleCache:
     """Two classes with one positive each."""
-    return SampleCache(np.zeros((2, 6)), np.array([0, 1]), 2)
+    return SampleCache(np.zeros(2, PLACE), np.array([0, 1]), 2)
 
 
 def add(cache: SampleCache, picture: int, windows: list[int], wanted, score) -> None:
-    places = np.array([[picture, 0, window, 0, 9, 9] for window in windows])
+    places = np.array([(picture, 0, (window, 0, 9, 9)) for window in windows], PLACE)
     wanted = np.array(wanted, bool).reshape(-1, 2)
     cache.add(np.array(windows, int), places, wanted, np.array(score, np.float32).reshape(-1, 2))
 
@@ -27,7 +26,7 @@ def add(cache: SampleCache, picture: int, windows: list[int], wanted, score) -> 
 def negatives(cache: SampleCache, k: int) -> list[list[int]]:
     """Picture and number of class k's."""
     index, labels = cache.problem(k)
-    return cache.places[index[labels < 0]][:, [0, 2]].tolist()
+    return [[int(place["picture"]), int(place["window"][0])] for place in cache.places[index[labels < 0]]]
 
 
 def test_positives_belong_to_their_class():
@@ -98,9 +97,9 @@ def miner(corpus, features, labels, workers=1, **changes) -> Miner:
     return Miner(corpus, features, labels, Svm(**SETTINGS | changes), scale=1.0, workers=workers)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_class_trained_alone_is_the_same_svm(random_corpus, tiny_features, workers):
-    corpus, features = random_corpus(pictures=20), tiny_features(8)
+@pytest.mark.parametrize(("workers", "kind"), [(1, "max"), (2, "max"), (2, "align")])
+def test_a_class_trained_alone_is_the_same_svm(random_corpus, tiny_features, workers, kind):
+    corpus, features = random_corpus(pictures=20), tiny_features(8, kind=kind)
     together = miner(corpus, features, [0, 1, 2]).train()
     for k in range(3):
         alone = miner(corpus, features, [k], workers).train()
@@ -218,15 +217,25 @@ def test_pictures_without_objects_or_windows_take_part(random_corpus, make_corpu
     assert np.isfinite(svms.weight).all() and np.abs(svms.weight).max() > 0
 
 
-def test_vectors_are_pooled_again_as_they_were(random_corpus, tiny_features):
-    corpus, features = random_corpus(pictures=6), tiny_features(8)
+@pytest.mark.parametrize("kind", ["max", "align"])
+def test_vectors_are_pooled_again_as_they_were(random_corpus, tiny_features, kind):
+    corpus, features = random_corpus(pictures=6), tiny_features(8, kind=kind)
+    for i, name in enumerate(corpus.names):  # edges between cells
+        shift = np.random.default_rng(i).uniform(-1, 1, (len(corpus.proposals(i)), 4)).astype(np.float32)
+        corpus.proposal_store.write(name, np.clip(corpus.proposals(i) + shift, 0, 64))
     made = miner(corpus, features, [0, 1])
     made.train()
-    index, _ = made.cache.problem(1)
-    for row, vector in zip(made.cache.places[index], made._vectors(index)):
-        expected = pyramid_pool(corpus.maps(row[0])[row[1]], row[None, 2:], features.levels)
+    index, labels = made.cache.problem(1)
+    for place, vector in zip(made.cache.places[index], made._vectors(index)):
+        expected = features.pool(corpus.maps(place["picture"])[place["scale"]], place["window"][None])
         np.testing.assert_array_equal(vector, expected.ravel().astype(np.float16))
     assert made._vectors(index[:0]).shape == (0, features.dimension)
+    whole = made.cache.places[index[labels < 0]]["window"] % 1 == 0
+    assert whole.all() if kind == "max" else not whole.all(axis=1).any()
+
+
+def test_a_window_takes_24_bytes():
+    assert PLACE.itemsize == 24
 
 
 def test_fitting_a_few_classes_at_a_time_changes_nothing(random_corpus, tiny_features, monkeypatch):

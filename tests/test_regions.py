@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sppdet.regions import CellGrid, choose_scales, project, scale_factor, scaled_size
+from sppdet.regions import CellGrid, choose_scales, locate, project, scale_factor, scaled_size
 
 SCALES = (480, 576, 688, 864, 1200)
 
@@ -50,6 +50,7 @@ def test_no_windows():
     none = np.zeros((0, 4), np.float32)
     assert choose_scales(none, np.ones(2), 224).shape == (0,)
     assert project(none, (10, 10), 1.0, CellGrid(16, 0), (3, 3), 6.5).shape == (0, 4)
+    assert locate(none, (10, 10), 1.0, CellGrid(16, 0), (3, 3)).shape == (0, 4)
 
 
 def reference_cells(box, picture_size, factor, stride, centre, map_size, offset):
@@ -116,3 +117,43 @@ def test_projection_by_hand():
 def test_a_picture_of_one_pixel():
     cells = project(np.array([[0, 0, 1, 1]], np.float32), (1, 1), 64.0, CellGrid(16, 0.0), (4, 4), 6.5)
     assert cells.shape == (1, 4) and (cells[:, :2] < cells[:, 2:]).all()
+
+
+def test_location_by_hand():
+    # Stride 16, first cell on pixel 7.5: it reaches from edge 0 to 16, and a window of whole cells has whole edges.
+    grid = CellGrid(16, 7.5)
+    window = np.array([[16, 32, 48, 40]], np.float32)
+    assert locate(window, (100, 100), 1.0, grid, (7, 7)).tolist() == [[1, 2, 3, 2.5]]
+    # First cell on pixel 15.5, so that it reaches from edge 8 to 24: the same window lies half a cell earlier.
+    assert locate(window, (100, 100), 1.0, CellGrid(16, 15.5), (7, 7)).tolist() == [[0.5, 1.5, 2.5, 2]]
+    # Twice the size: edges 32, 64, 96, 80.
+    assert locate(window, (100, 100), 2.0, grid, (13, 13)).tolist() == [[2, 4, 6, 5]]
+
+
+def test_a_side_is_enlarged_by_what_it_becomes():
+    # 333 x 500 at 1.5 is 499.5 x 750 pixels, rounded to 500: the right edge, 333, comes to 500 and not to 499.5.
+    window = np.array([[0, 0, 333, 500]], np.float32)
+    assert scaled_size(333, 500, 1.5) == (500, 750)
+    assert locate(window, (333, 500), 1.5, CellGrid(1, 0.0), (500, 750)).tolist() == [[0, 0, 500, 750]]
+
+
+@pytest.mark.parametrize(("stride", "centre"), [(16, 20.0), (16, 15.0), (16, 7.5), (16, 0.0), (4, 1.5), (32, 0.0)])
+def test_locations_keep_the_middle_and_stay_near_the_map(stride, centre):
+    size, factor, grid = (500, 375), 688 / 375, CellGrid(stride, centre)
+    scaled = scaled_size(*size, factor)
+    map_size = tuple(max(1, side // stride - 1) for side in scaled)
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 0.98, (400, 2)) * size
+    windows = np.concatenate([corner, corner + rng.uniform(0.001, 1, (400, 2)) * (size - corner)], axis=1)
+    windows = np.concatenate([windows, [[0, 0, 0.01, 375], [499.99, 374.9, 500, 375]]]).astype(np.float32)
+    edges = locate(windows, size, factor, grid, map_size)
+    assert edges.dtype == np.float32
+    assert (edges[:, 2:] - edges[:, :2] >= 0.99 / stride).all()  # a pixel
+    assert (edges >= -0.5).all() and (edges[:, 2:] <= np.array(map_size) + 0.5).all()
+    # Cell i is centred on pixel centre + stride i, whose own middle is half a pixel further.
+    inside = ((edges > -0.5) & (edges < np.tile(map_size, 2) + 0.5)).all(axis=1)
+    inside &= (windows[:, 2:] - windows[:, :2] > 1).all(axis=1)
+    assert inside.sum() > 100
+    middle = (edges[inside, :2] + edges[inside, 2:]) / 2 - 0.5
+    wanted = (windows[inside, :2] + windows[inside, 2:]) / 2 * np.array(scaled) / size
+    np.testing.assert_allclose(centre + stride * middle + 0.5, wanted, atol=0.01)

@@ -1,0 +1,185 @@
+"""What windows' bins take: ``python scripts/study_pooling.py CONFIG [key=value ...] --train 400 --validate 200``.
+
+Kinds of pooling on the same cached maps, with the same proposals, SVMs, box regression and seed. Pictures are of the
+config's training split only: its first ones to train on, the next ones to compare on; test pictures are left alone.
+Prints the table of ``docs/pooling.md`` and draws ``docs/pooling.png``. What is finished is kept in
+RUN.DIR/study_pooling.json, and an interrupted study goes on after it. Seconds are processor time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from sppdet import bbox_regression, cli, config
+from sppdet.backbone import Backbone
+from sppdet.config import Config
+from sppdet.corpus import Corpus, load_split
+from sppdet.data import Dataset
+from sppdet.detector import Detector
+from sppdet.errors import SppdetError
+from sppdet.evaluation import evaluate_voc
+from sppdet.features import PyramidFeatures
+from sppdet.files import atomic_write, fingerprint, read_json, write_json
+from sppdet.measure import detect_all
+from sppdet.mining import Miner, feature_scale
+
+KINDS = {  # name -> what differs from the config
+    "spp": ["pooling.kind=max", "pooling.levels=[6,3,2,1]"],
+    "spp, shrink 0": ["pooling.kind=max", "pooling.levels=[6,3,2,1]", "regions.shrink=0"],
+    "average": ["pooling.kind=average", "pooling.levels=[6,3,2,1]"],
+    "spp_align": ["pooling.kind=align", "pooling.levels=[6,3,2,1]"],
+    "roi_pool": ["pooling.kind=max", "pooling.levels=[7]", "regions.shrink=0"],
+    "roi_align": ["pooling.kind=align", "pooling.levels=[7]"],
+}
+OVERLAPS = (0.5, 0.75)
+_PICTURES_POOLED = 5  # to time the pooling alone
+
+
+def study(options: argparse.Namespace) -> int:
+    settings = config.load(options.config, options.overrides)
+    backbone = Backbone.create(
+        settings.backbone.name, settings.backbone.weights, settings.device, settings.backbone.precision
+    )
+    train, validate = make_corpora(settings, backbone, options.train, options.validate)
+    print(
+        f"{len(train)} pictures of `{settings.data.train_split}` to train on, the next {len(validate)} to compare on\n"
+    )
+    path = Path(settings.run.dir) / "study_pooling.json"
+    done = read_json(path) if path.exists() else {}
+    rows = {}
+    for name in options.kinds or KINDS:
+        changed = config.override(settings, KINDS[name])
+        key = fingerprint([config.to_dict(changed), backbone.settings(), train.names, validate.names])
+        if key not in done:
+            write_json(path, done := done | {key: measure(changed, backbone, train, validate)})
+        rows[name] = done[key]
+    print_table(rows)
+    atomic_write(Path(options.plot), lambda temporary: plot(rows).save(temporary))
+    return 0
+
+
+def make_corpora(settings: Config, backbone: Backbone, train: int, validate: int) -> list[Corpus]:
+    """The first ``train`` pictures of the training split and the next ``validate``, with proposals and maps."""
+    pictures = load_split(settings, settings.data.train_split)
+    if len(pictures) < train + validate:
+        raise SppdetError(f"{settings.data.train_split} has {len(pictures)} pictures: lower --train or --validate")
+    corpora = []
+    for samples in (pictures.samples[:train], pictures.samples[train : train + validate]):
+        corpus = Corpus.create(
+            Dataset(pictures.classes, samples), settings.run.cache, settings.proposals, backbone,
+            settings.regions.scales, settings.regions.max_side,
+        )  # fmt: skip
+        corpus.fill_proposals(settings.proposals, settings.workers)
+        corpus.fill_maps(backbone, settings.workers)
+        corpora.append(corpus)
+    return corpora
+
+
+def measure(settings: Config, backbone: Backbone, train: Corpus, validate: Corpus) -> dict:
+    """Train one kind, detect, and tell what it cost: ``AP`` is class -> percent by overlap, without and with boxes."""
+    features = PyramidFeatures.create(backbone, settings.regions, settings.pooling)
+    windows, pooling = time_pooling(features, validate)
+    seed, workers, labels = settings.run.seed, settings.workers, range(len(train.dataset.classes))
+    start = time.process_time()
+    scale = feature_scale(train, features, settings.svm.norm, seed, workers)
+    svms = Miner(train, features, labels, settings.svm, scale, seed, workers).train()
+    boxes = bbox_regression.train(train, features, list(labels), settings.bbox, scale, seed, workers)
+    trained = time.process_time()
+    detector = Detector(train.dataset.classes, backbone, features, settings.proposals, svms, boxes, settings.detection)
+    both = detect_all(detector, validate, workers)
+    detected = time.process_time()
+    return {
+        "dimension": features.dimension,
+        "windows": windows,
+        "pooling": pooling,
+        "training": trained - start,
+        "detection": (detected - trained) / len(validate),
+        "AP": {
+            str(overlap): [evaluate_voc(validate.dataset, found, overlap)["AP"] for found in both]
+            for overlap in OVERLAPS
+        },
+    }
+
+
+def time_pooling(features: PyramidFeatures, corpus: Corpus) -> tuple[float, float]:
+    """Different windows a picture, and seconds of pooling them."""
+
+    def pool(i: int) -> tuple[int, float]:
+        maps = corpus.maps(i)
+        windows = features.windows(corpus.proposals(i), corpus.size(i), maps)
+        start = time.process_time()
+        for _ in features.blocks(maps, windows):
+            pass
+        return len(windows.cells), time.process_time() - start
+
+    pool(0)  # compiles
+    counts, seconds = zip(*(pool(i) for i in range(min(_PICTURES_POOLED, len(corpus)))))
+    return float(np.mean(counts)), float(np.mean(seconds))
+
+
+def mean(ap: dict[str, float | None]) -> float:
+    """mAP."""
+    return float(np.mean([value for value in ap.values() if value is not None]))
+
+
+def difference(ap: dict[str, float | None], other: dict[str, float | None]) -> str:
+    """By how much the mAP is above the other's, and the standard error of that, classes taken as a sample."""
+    gains = [ap[name] - other[name] for name in ap if ap[name] is not None]
+    return f"{np.mean(gains):+.1f} ± {np.std(gains, ddof=1) / np.sqrt(len(gains)):.1f}"
+
+
+def print_table(rows: dict[str, dict]) -> None:
+    """mAP in percent; a difference is to the first kind, with box regression."""
+    names = ["kind", "features", "bytes", "windows", "pooling, ms", "training, s", "detection, ms"]
+    for overlap in OVERLAPS:
+        names += [f"mAP@{overlap}, SVMs", "+ boxes", "difference"]
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    first = next(iter(rows.values()))
+    for name, row in rows.items():
+        cells = [name, f"{row['dimension']}", f"{2 * row['dimension']}", f"{row['windows']:.0f}"]
+        cells += [f"{1000 * row['pooling']:.0f}", f"{row['training']:.0f}", f"{1000 * row['detection']:.0f}"]
+        for overlap, (svms, boxes) in row["AP"].items():
+            against = "" if row is first else difference(boxes, first["AP"][overlap][1])
+            cells += [f"{mean(svms):.1f}", f"{mean(boxes):.1f}", against]
+        print("| " + " | ".join(cells) + " |")
+
+
+def plot(rows: dict[str, dict]):
+    """A Pillow picture: a bar a kind, at each overlap, with box regression in front of the SVMs alone."""
+    from PIL import Image, ImageDraw
+
+    step, width = 26, 380
+    drawn = Image.new("RGB", (2 * (width + 140), step * len(rows) + 60), "white")
+    draw = ImageDraw.Draw(drawn)
+    for panel, overlap in enumerate(map(str, OVERLAPS)):
+        left = 110 + panel * (width + 140)
+        scale = width / max(mean(ap) for row in rows.values() for ap in row["AP"][overlap])
+        draw.text((left, 10), f"mAP at IoU {overlap}: SVMs (light), + box regression (dark)", "black")
+        for i, (name, row) in enumerate(rows.items()):
+            top = 35 + i * step
+            draw.text((left - 8, top + step / 2 - 3), name, "black", anchor="rm")
+            for ap, colour, y in zip(row["AP"][overlap], ("#9ecae1", "#3182bd"), (top, top + 10)):
+                end = left + scale * mean(ap)
+                draw.rectangle((left, y, end, y + 9), colour)
+                draw.text((end + 3, y + 5), f"{mean(ap):.1f}", "black", anchor="lm", font_size=9)
+    return drawn
+
+
+def main(arguments: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(prog="study_pooling.py", description=__doc__.splitlines()[0])
+    made.add_argument("config", help="a YAML file, such as configs/voc07_sppnet_squeezenet.yaml")
+    cli.add_overrides(made)
+    made.add_argument("--train", type=int, default=400, help="pictures to train on; default: %(default)s")
+    made.add_argument("--validate", type=int, default=200, help="pictures to compare on; default: %(default)s")
+    made.add_argument("--kinds", nargs="+", choices=KINDS, metavar="NAME", help="only these")
+    made.add_argument("--plot", default="docs/pooling.png", metavar="FILE")
+    return cli.run(study, made.parse_intermixed_args(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

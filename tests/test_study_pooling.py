@@ -1,0 +1,57 @@
+"""scripts/study_pooling.py: its table, its plot, and going on where it stopped."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+spec = importlib.util.spec_from_file_location(
+    "study_pooling", Path(__file__).parents[1] / "scripts" / "study_pooling.py"
+)
+study = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(study)
+
+
+def test_the_study_compares_kinds_on_training_pictures(tmp_path, shapes_root, capsys, monkeypatch):
+    settings = tmp_path / "tiny.yaml"
+    settings.write_text(
+        f"""
+        data: {{root: {shapes_root}}}
+        backbone: {{name: small, weights: random, precision: float32}}
+        regions: {{scales: [160], target: 64}}
+        svm: {{random_negatives: 60, max_negatives: 60, C: 0.01}}
+        bbox: {{max_windows: 100}}
+        run: {{dir: {tmp_path / "run"}, cache: {tmp_path / "cache"}}}
+        device: cpu
+        workers: 1
+        """
+    )
+    arguments = [str(settings), "--train", "8", "--validate", "4", "--plot", str(tmp_path / "plot.png"), "--kinds"]
+    assert study.main([*arguments, "spp", "roi_align"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "8 pictures of `trainval` to train on, the next 4 to compare on"
+    rows = {line.split(" | ")[0]: line.split(" | ") for line in lines[4:]}
+    assert set(rows) == {"| spp", "| roi_align"}
+    assert rows["| spp"][1:3] == [f"{128 * 50}", f"{2 * 128 * 50}"]
+    assert rows["| roi_align"][1] == f"{128 * 49}" and "±" in rows["| roi_align"][9]
+    assert Image.open(tmp_path / "plot.png").size[1] == 2 * 26 + 60
+
+    # What is done is not done again, and the test pictures were never looked at.
+    monkeypatch.setattr(study, "measure", lambda *arguments: pytest.fail("measured again"))
+    assert study.main([*arguments, "roi_align"]) == 0
+    assert not list((tmp_path / "cache").rglob("*test_*"))
+    assert len(list((tmp_path / "cache" / "proposals").rglob("*.npy"))) == 12
+
+
+def test_more_pictures_than_there_are(tmp_path, shapes_root, capsys):
+    settings = tmp_path / "tiny.yaml"
+    settings.write_text(f"data: {{root: {shapes_root}}}\nbackbone: {{name: small, weights: random}}\ndevice: cpu\n")
+    assert study.main([str(settings), "--train", "12", "--validate", "1"]) == 2
+    assert "trainval has 12 pictures: lower --train or --validate" in capsys.readouterr().err
+
+
+def test_the_difference_is_that_of_the_classes():
+    assert study.mean({"a": 10.0, "b": 20.0, "c": None}) == 15
+    # Gains of 1 and 3: 2 in the mean, their deviation sqrt(2), of two classes: 1.
+    assert study.difference({"a": 11.0, "b": 23.0, "c": None}, {"a": 10.0, "b": 20.0, "c": None}) == "+2.0 ± 1.0"
