@@ -91,15 +91,16 @@ class ClassErrors:
     confused: np.ndarray
     state: np.ndarray
 
-    @property
-    def surest(self) -> slice:
-        """The detections that a perfect detector would find all objects with."""
-        return slice(0, len(self.state))
-
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:
-        """How many of the surest detections and of the objects are what."""
-        kinds = np.bincount(self.outcome[self.surest], minlength=len(OUTCOMES)).tolist()
-        return dict(zip(OUTCOMES, kinds)), dict(zip(STATES, np.bincount(self.state, minlength=len(STATES)).tolist()))
+        """How many of the G surest detections and of the G objects are what."""
+        outcomes = np.bincount(self.outcome[: len(self.state)], minlength=len(OUTCOMES))
+        states = np.bincount(self.state, minlength=len(STATES))
+        return dict(zip(OUTCOMES, outcomes.tolist())), dict(zip(STATES, states.tolist()))
+
+    def confusions(self, classes: Sequence[str]) -> dict[str, int]:
+        """The classes that the G surest detections take for this one, most frequent first."""
+        confused = self.confused[: len(self.state)]
+        return {classes[k]: count for k, count in Counter(confused[confused >= 0].tolist()).most_common()}
 
     def mended(self, error: str | None = None) -> tuple[np.ndarray, int]:
         """Whether each detection is right once one kind of error is gone, surest first, and the number of objects.
@@ -119,8 +120,7 @@ class ClassErrors:
                 correct[rows[first]] = True
             correct = correct[correct | ~wrong]
         elif error == "outranked":
-            cut = correct[:objects], correct[objects:]
-            correct = np.concatenate([cut[0], np.sort(cut[1])[::-1]])
+            correct = np.concatenate([correct[:objects], np.sort(correct[objects:])[::-1]])
         elif error in MISSED:
             objects -= int((self.state == STATES.index(error)).sum())
         return correct, objects
@@ -181,12 +181,12 @@ def diagnose(dataset: Dataset, detections: Sequence[Detections], proposals: Iter
         detections, proposals: an entry for each sample of ``dataset``; proposals are ``(N, 4)`` boxes.
 
     Returns:
-        ``mAP``, ``mAP_area`` (11-point and area rule, percent); ``errors``: for each of ``KINDS`` and ``MISSED`` its
-        ``count``, its ``share`` of the surest detections or of the objects, and ``mAP`` and ``mAP_area`` without it;
-        ``classes``: for each its number of ``objects``, ``AP`` and ``AP_area``, how many of its surest ``detections``
-        and how many of its objects (``found``) are what, ``AP_without`` each error, and ``confused_with``, the
-        classes of the objects that its confusions are on. As in :func:`sppdet.evaluation.evaluate_voc`, a class
-        without objects that count has AP ``None`` and is in no mean.
+        ``pictures``; ``mAP`` and ``mAP_area`` (11-point and area rule, percent); ``errors``: for each of ``KINDS`` and
+        ``MISSED`` its ``count``, its ``share`` of the surest detections or of the objects, and ``mAP`` and
+        ``mAP_area`` without it; ``classes``: for each ``AP`` and ``AP_area``, how many of its surest ``detections``
+        and of its ``objects`` are what, ``AP_without`` each error, and ``confused_with``, the classes of the objects
+        that its confusions are on, most frequent first. As in :func:`sppdet.evaluation.evaluate_voc`, a class without
+        objects that count has AP ``None`` and is in no mean.
 
     Raises:
         SppdetError: where detections do not fit the dataset.
@@ -196,36 +196,25 @@ def diagnose(dataset: Dataset, detections: Sequence[Detections], proposals: Iter
     overlaps = [best_overlaps(windows, sample.boxes) for windows, sample in zip(proposals, dataset, strict=True)]
     covered = np.concatenate([np.zeros(0), *overlaps]) >= FOUND_IOU
     similar = similar_classes(dataset.classes)
-    by_class = {
-        name: class_errors(k, found, truth, covered, similar[k]) for k, name in enumerate(dataset.classes)
-    }  # fmt: skip
-    named = [kind for kind in KINDS if kind != "similar" or similar.any()]
-    errors = {error: _without(by_class, error) for error in (*named, *MISSED)}
+    by_class = {name: class_errors(k, found, truth, covered, similar[k]) for k, name in enumerate(dataset.classes)}
+    kinds = [kind for kind in KINDS if kind != "similar" or similar.any()]
     now = _without(by_class, None)
+    without = {error: _without(by_class, error) for error in (*kinds, *MISSED)}
+
     classes = {}
     for name, own in by_class.items():
         detected, objects = own.counts()
-        confused = own.confused[own.surest]
-        labels = Counter(confused[confused >= 0].tolist())
         classes[name] = {
-            "objects": len(own.state),
             "AP": now["AP"][name],
             "AP_area": now["AP_area"][name],
-            "detections": {key: value for key, value in detected.items() if key in ("correct", *named)},
-            "found": objects,
-            "AP_without": {error: without["AP"][name] for error, without in errors.items()},
-            "confused_with": {dataset.classes[label]: count for label, count in labels.most_common()},
+            "detections": {outcome: detected[outcome] for outcome in ("correct", *kinds)},
+            "objects": objects,
+            "AP_without": {error: mended["AP"][name] for error, mended in without.items()},
+            "confused_with": own.confusions(dataset.classes),
         }
-    for error, without in errors.items():
-        of = "detections" if error in KINDS else "found"
-        count = sum(own[of][error] for own in classes.values())
-        total = sum(sum(own[of].values()) for own in classes.values())
-        errors[error] = {
-            "count": count,
-            "share": round(count / total, 4) if total else 0.0,
-            "mAP": without["mAP"],
-            "mAP_area": without["mAP_area"],
-        }
+    errors = {
+        error: _share(classes, error) | {key: without[error][key] for key in ("mAP", "mAP_area")} for error in without
+    }
     return {
         "pictures": len(dataset),
         "mAP": now["mAP"],
@@ -233,6 +222,13 @@ def diagnose(dataset: Dataset, detections: Sequence[Detections], proposals: Iter
         "errors": errors,
         "classes": classes,
     }
+
+
+def _share(classes: dict[str, dict], error: str) -> dict:
+    """How many of all classes' surest detections, or of their objects, an error is, and what share of them."""
+    counts = [own["detections" if error in KINDS else "objects"] for own in classes.values()]
+    count, total = sum(own[error] for own in counts), sum(sum(own.values()) for own in counts)
+    return {"count": count, "share": round(count / total, 4) if total else 0.0}
 
 
 def _without(by_class: dict[str, ClassErrors], error: str | None) -> dict:
@@ -333,7 +329,7 @@ def report(result: dict) -> str:
         [name, _number(own["AP"]), *own["detections"].values(), _listed(own["confused_with"])]
         for name, own in classes.items()
     ]
-    objects = [[name, own["objects"], *own["found"].values()] for name, own in classes.items()]
+    objects = [[name, sum(own["objects"].values()), *own["objects"].values()] for name, own in classes.items()]
     gains = [
         [name, *(_number(_gain(own["AP"], value), "+") for value in own["AP_without"].values())]
         for name, own in classes.items()

@@ -27,7 +27,7 @@ _TOP = 100
 
 def draw(result: dict) -> Image.Image:
     """A Pillow picture of what :func:`sppdet.diagnosis.diagnose` returns: three panels, a row each class."""
-    classes = {name: own for name, own in result["classes"].items() if own["objects"]}
+    classes = {name: own for name, own in result["classes"].items() if sum(own["objects"].values())}
     height = _TOP + _ROW * max(len(classes), len(result["errors"])) + 25
     picture = Image.new("RGB", (_GAP + 3 * (_NAMES + _WIDTH + _GAP), height), "white")
     pen = ImageDraw.Draw(picture)
@@ -35,7 +35,7 @@ def draw(result: dict) -> Image.Image:
     panels = (_GAP + i * (_NAMES + _WIDTH + _GAP) for i in range(3))
     _gains(pen, next(panels), result)
     _shares(pen, next(panels), "The surest detections, as many as objects", classes, "detections")
-    _shares(pen, next(panels), "The objects", classes, "found")
+    _shares(pen, next(panels), "The objects", classes, "objects")
     return picture
 
 
@@ -64,7 +64,7 @@ def _shares(pen: ImageDraw.ImageDraw, left: int, title: str, classes: dict[str, 
         return
     _legend(pen, left, next(iter(classes.values()))[key])
     for i, (name, own) in enumerate(classes.items()):
-        middle = _name(pen, left, i, f"{name} {own['objects']}")
+        middle = _name(pen, left, i, f"{name} {sum(own['objects'].values())}")
         total, x = sum(own[key].values()), float(left + _NAMES)
         for outcome, count in own[key].items():
             if count:

@@ -87,19 +87,18 @@ def test_its_own_class_goes_before_a_similar_one_and_that_before_another():
 
 def test_as_many_detections_are_looked_at_as_there_are_objects():
     result = of_cows(found(NOWHERE, COW, SECOND, SHEEP, CAR))
-    assert result["objects"] == 2
     assert result["detections"] == {
         "correct": 1, "localisation": 0, "duplicate": 0, "similar": 0, "other": 0, "background": 1,
     }  # fmt: skip
-    assert result["found"] == {"found": 1, "outranked": 1, "undetected": 0, "unproposed": 0}
+    assert result["objects"] == {"found": 1, "outranked": 1, "undetected": 0, "unproposed": 0}
 
 
 def test_missed_with_and_without_a_proposal():
     missed = found(COW)
-    assert of_cows(missed, proposals=[beside(SECOND, 2)])["found"]["undetected"] == 1
-    assert of_cows(missed, proposals=[beside(SECOND, 6)])["found"]["unproposed"] == 1
+    assert of_cows(missed, proposals=[beside(SECOND, 2)])["objects"]["undetected"] == 1
+    assert of_cows(missed, proposals=[beside(SECOND, 6)])["objects"]["unproposed"] == 1
     # Box regression found it all the same.
-    assert of_cows(found(COW, SECOND), proposals=[])["found"]["found"] == 2
+    assert of_cows(found(COW, SECOND), proposals=[])["objects"]["found"] == 2
 
 
 def test_gains_worked_by_hand():
@@ -225,10 +224,10 @@ def test_it_is_the_evaluation_of_mended_detections(seed):
     ]
     for k, name in enumerate(CLASSES):
         own = result["classes"][name]
-        surest = [row[2] for row in outcomes[k] if row[2] != "ignored"][: own["objects"]]
+        surest = [row[2] for row in outcomes[k] if row[2] != "ignored"][: sum(own["objects"].values())]
         assert own["detections"] == {kind: surest.count(kind) for kind in ("correct", *KINDS)}
-        assert sum(own["found"].values()) == own["objects"]
-        assert own["found"]["found"] == own["detections"]["correct"]
+        assert sum(own["objects"].values()) == sum(((s.labels == k) & ~s.difficult).sum() for s in dataset)
+        assert own["objects"]["found"] == own["detections"]["correct"]
         assert sum(own["confused_with"].values()) == own["detections"]["similar"] + own["detections"]["other"]
     for error, row in result["errors"].items():
         again = evaluate_voc(*mend(dataset, detections, error, outcomes, covered))
