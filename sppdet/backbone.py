@@ -87,7 +87,7 @@ def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
     """
     if weights == "random":
         return
-    state = _imagenet_state(name) if weights == "imagenet" else _file_state(Path(weights))
+    state = network_state(name, weights)
     wanted = trunk.state_dict()
     misfits = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
     misfits = [key for key in misfits if not key.endswith("num_batches_tracked")]
@@ -97,6 +97,11 @@ def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
             f"or of another shape (first: {misfits[0]}); give weights of {name} or set backbone.name"
         )
     trunk.load_state_dict({key: state.get(key, wanted[key]) for key in wanted})
+
+
+def network_state(name: str, weights: str) -> dict[str, torch.Tensor]:
+    """The state_dict that ``imagenet`` or a file stands for: of the whole network, or what of it a file holds."""
+    return _imagenet_state(name) if weights == "imagenet" else _file_state(Path(weights))
 
 
 def _imagenet_state(name: str) -> dict:

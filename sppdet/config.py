@@ -65,12 +65,14 @@ class Pooling:
 class Finetune:
     """The fc head: fc6 and fc7 on the pooled vector, trained for K + 1-way classification, conv layers fixed."""
 
+    init: str = "random"  # random, or imagenet: fc6 and fc7 of alexnet or vgg16, from the file of backbone.weights
     units: int = 1024
     dropout: float = 0.5
     optimizer: str = "adamw"  # adamw or sgd (momentum 0.9); fresh fc layers need adamw
     learning_rate: float = 3e-4
+    schedule: str = "cosine"  # cosine, after a warm-up; or step: a tenth of the rate in the last sixth of the steps
     weight_decay: float = 0.05
-    steps: int = 2000
+    steps: int = 2000  # 0 takes the layers of init=imagenet as they are
     batch_size: int = 512
     windows_per_image: int = 64
     foreground: float = 0.25  # share of windows with IoU >= 0.5; the rest lies in [0.1, 0.5)
@@ -168,13 +170,18 @@ class Config:
     workers: int = 0  # 0: every core
 
 
+FC_BINS = {"alexnet": 6, "vgg16": 7}  # networks that bring fc6 and fc7, and the bins a side that their fc6 reads
+FC_UNITS = 4096
+
 _CHOICES = {
     "features": ("pool5", "fc6", "fc7"),
     "classifier": ("svm", "softmax"),
     "pooling.kind": ("max", "average", "align"),
     "bbox.kind": ("ridge", "joint"),
     "svm.solver": ("dual", "liblinear"),
+    "finetune.init": ("random", "imagenet"),
     "finetune.optimizer": ("adamw", "sgd"),
+    "finetune.schedule": ("cosine", "step"),
     "end_to_end.optimizer": ("adamw", "sgd"),
     "backbone.precision": ("auto", "float32", "bfloat16"),
     "proposals.mode": ("fast", "quality", "balanced"),
@@ -311,6 +318,8 @@ def _check_together(config: Config) -> None:
         )
     if config.svd_ranks:
         _check_ranks(config)
+    if config.features != "pool5" and not config.end_to_end.enabled:
+        _check_fc(config)
 
 
 def _check_ranks(config: Config) -> None:
@@ -320,6 +329,27 @@ def _check_ranks(config: Config) -> None:
         raise SppdetError(f"svd_ranks: features={config.features} has {layers} fc layers; give as many ranks, or []")
     if not all(0 <= rank <= units for rank in config.svd_ranks):
         raise SppdetError(f"svd_ranks: {config.svd_ranks}: a layer of {units} units has no rank above {units}")
+
+
+def _check_fc(config: Config) -> None:
+    """Refuse fc layers that no network brings, and random ones that nothing trains."""
+    name, finetune = config.backbone.name, config.finetune
+    if finetune.init == "random":
+        if finetune.steps < 1:
+            raise SppdetError("finetune.steps: 0 leaves random layers; set finetune.init=imagenet or give some steps")
+    elif name not in FC_BINS:
+        raise SppdetError(
+            f"finetune.init: {name} brings no fc6 and fc7; set backbone.name to one of {', '.join(FC_BINS)}"
+        )
+    elif config.backbone.weights in ("random", "pretrain"):
+        raise SppdetError(
+            "finetune.init: imagenet takes fc6 and fc7 from backbone.weights; set it to imagenet or a file"
+        )
+    elif config.pooling.levels != [FC_BINS[name]] or finetune.units != FC_UNITS:
+        raise SppdetError(
+            f"finetune.init: the fc6 of {name} reads one level of {FC_BINS[name]} x {FC_BINS[name]} bins; set "
+            f"pooling.levels=[{FC_BINS[name]}] and finetune.units={FC_UNITS}"
+        )
 
 
 def _hint(key: str) -> str:

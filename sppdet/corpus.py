@@ -27,6 +27,15 @@ def load_split(config: Config, split: str, classes=None, limit: int | None = Non
     return read_voc(root, split, classes=classes or config.data.classes, limit=limit)
 
 
+def entry_names(dataset: Dataset) -> list[str]:
+    """The store entry of each picture: its id and a digest of the file."""
+    return [f"{sample.id}-{file_digest(sample.path)}" for sample in dataset]
+
+
+def proposal_store(cache: str, search: SelectiveSearch) -> Store:
+    return Store(cache, "proposals", search.settings(), ".npy")
+
+
 def map_name(scale: int, name: str) -> str:
     return f"{scale}/{name}"
 
@@ -40,7 +49,7 @@ class Corpus:
     """One split of a data set, its proposals and its conv maps.
 
     Attributes:
-        names: the store entry of each picture: its id and a digest of the file.
+        names: the store entry of each picture, see :func:`entry_names`.
         proposal_store, map_store: where they are; the maps are there at each of ``scales``.
         max_side: limit of a scaled picture's longer side.
     """
@@ -56,9 +65,8 @@ class Corpus:
     def create(
         cls, dataset: Dataset, cache: str, search: SelectiveSearch, backbone: Backbone, scales, max_side: int
     ) -> Corpus:
-        names = [f"{sample.id}-{file_digest(sample.path)}" for sample in dataset]
-        proposals = Store(cache, "proposals", search.settings(), ".npy")
-        return cls(dataset, names, proposals, _map_store(cache, backbone, max_side), tuple(scales), max_side)
+        maps = _map_store(cache, backbone, max_side)
+        return cls(dataset, entry_names(dataset), proposal_store(cache, search), maps, tuple(scales), max_side)
 
     def with_maps_of(self, backbone: Backbone, cache: str) -> Corpus:
         """The same pictures and proposals with another backbone's maps."""

@@ -1,4 +1,4 @@
-"""``python -m sppdet.evaluate RUN [key=value ...]``: detection on a test split, and what it is worth."""
+"""``python -m sppdet.evaluate RUN [key=value ...]``: detection on a test split, what it is worth and where it errs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,23 @@ def parser() -> argparse.ArgumentParser:
         "RUN/detections/ and prints the table.",
     )
     made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
-    made.add_argument("--force", action="store_true", help="measure again although nothing has changed")
+    how = made.add_mutually_exclusive_group()
+    how.add_argument("--force", action="store_true", help="measure again although nothing has changed")
+    how.add_argument(
+        "--diagnose",
+        action="store_true",
+        help="say where the errors of the last measurement come from: RUN/diagnosis.md, .json and .png",
+    )
     cli.add_overrides(made)
     return made
 
 
 def evaluate(options: argparse.Namespace) -> None:
+    if options.diagnose:
+        from sppdet.diagnosis import diagnose_run, report
+
+        print(report(diagnose_run(options.run, options.overrides)))
+        return
     from sppdet import config  # imported late: --help does not wait for torch
     from sppdet.errors import SppdetError
     from sppdet.files import read_json

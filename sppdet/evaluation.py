@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sppdet import boxes as geometry
+from sppdet.detections import Detections
 from sppdet.errors import SppdetError
 from sppdet.files import atomic_write
 
 if TYPE_CHECKING:
     from sppdet.data import Dataset
-    from sppdet.detections import Detections
 
 COCO_FIGURES = {  # our name -> its place in COCOeval.stats
     "AP": 0,
@@ -48,12 +48,16 @@ class ClassMatch:
         order: ``(D,)`` int64, row of each in the input of :func:`match_class`.
         true_positive: ``(D,)`` bool.
         ignored: ``(D,)`` bool, on a difficult object: neither right nor wrong. The rest are false positives.
+        overlap: ``(D,)`` IoU of each with the object that it looks at.
+        nearest: ``(D,)`` row of that object in the input, -1 where the picture has none of the class.
         positives: number of ground truth objects that are not difficult.
     """
 
     order: np.ndarray
     true_positive: np.ndarray
     ignored: np.ndarray
+    overlap: np.ndarray
+    nearest: np.ndarray
     positives: int
 
 
@@ -89,7 +93,7 @@ def match_class(
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in (0, 1], not {iou_threshold}")
     order = np.argsort(-np.asarray(scores), kind="stable")
-    overlap, nearest = _best_truth(
+    overlap, nearest = best_truth(
         np.asarray(pictures)[order],
         np.asarray(boxes)[order],
         np.asarray(truth_pictures),
@@ -104,11 +108,14 @@ def match_class(
     _, first = np.unique(nearest[hits], return_index=True)
     true_positive = np.zeros(len(order), dtype=bool)
     true_positive[hits[first]] = True
-    return ClassMatch(order, true_positive, ignored, int((~difficult).sum()))
+    return ClassMatch(order, true_positive, ignored, overlap, nearest, int((~difficult).sum()))
 
 
-def _best_truth(pictures, boxes, truth_pictures, truth_boxes) -> tuple[np.ndarray, np.ndarray]:
-    """``(D,)`` IoU of each detection with the best object of its picture, and its row (-1: none)."""
+def best_truth(pictures, boxes, truth_pictures, truth_boxes) -> tuple[np.ndarray, np.ndarray]:
+    """``(D,)`` IoU of each detection with the best object of its picture, and its row (-1: none).
+
+    Arguments as those of :func:`match_class`.
+    """
     overlap, nearest = np.zeros(len(pictures)), np.full(len(pictures), -1)
     rows, truth_rows = (np.argsort(p, kind="stable") for p in (pictures, truth_pictures))
     sorted_pictures, sorted_truth = pictures[rows], truth_pictures[truth_rows]
@@ -182,8 +189,8 @@ def evaluate_voc(dataset: Dataset, detections: Sequence[Detections], iou_thresho
         SppdetError: where detections do not fit the dataset, or hold a number that is not finite.
     """
     check(dataset, detections)
-    pictures, boxes, labels, scores = _flat(detections)
-    truth_pictures, truth_boxes, truth_labels, difficult = _flat_truth(dataset)
+    pictures, boxes, labels, scores = flat(detections)
+    truth_pictures, truth_boxes, truth_labels, difficult = flat_truth(dataset)
     ap, area, recalls = {}, {}, {}
     for label, name in enumerate(dataset.classes):
         mine, theirs = labels == label, truth_labels == label
@@ -203,15 +210,15 @@ def evaluate_voc(dataset: Dataset, detections: Sequence[Detections], iou_thresho
         ap[name] = 100 * average_precision(recall, precision, "11-point")
         area[name] = 100 * average_precision(recall, precision, "area")
         recalls[name] = 100 * float(recall[-1]) if len(recall) else 0.0
-    return {"mAP": _mean(ap), "mAP_area": _mean(area), "AP": ap, "AP_area": area, "recall": recalls}
+    return {"mAP": mean(ap), "mAP_area": mean(area), "AP": ap, "AP_area": area, "recall": recalls}
 
 
-def _mean(values: dict[str, float | None]) -> float | None:
+def mean(values: dict[str, float | None]) -> float | None:
     known = [value for value in values.values() if value is not None]
     return float(np.mean(known)) if known else None
 
 
-def _flat(detections: Sequence[Detections]) -> tuple[np.ndarray, ...]:
+def flat(detections: Sequence[Detections]) -> tuple[np.ndarray, ...]:
     """Picture, box, label and score of every detection of every picture."""
     pictures = np.repeat(np.arange(len(detections)), [len(d.scores) for d in detections])
     return (
@@ -222,7 +229,7 @@ def _flat(detections: Sequence[Detections]) -> tuple[np.ndarray, ...]:
     )
 
 
-def _flat_truth(dataset: Dataset) -> tuple[np.ndarray, ...]:
+def flat_truth(dataset: Dataset) -> tuple[np.ndarray, ...]:
     """Picture, box, label and difficulty of every object of every picture."""
     samples = dataset.samples
     pictures = np.repeat(np.arange(len(samples)), [len(s.labels) for s in samples])
@@ -429,7 +436,46 @@ def write_devkit_results(
         for (x1, y1, x2, y2), label, score in rows:
             lines[label].append(f"{sample.id} {score:.9g} {x1:.3f} {y1:.3f} {x2:.3f} {y2:.3f}")
     for name, content in zip(dataset.classes, lines):
-        _write_lines(Path(folder) / f"comp4_det_{split}_{name}.txt", content)
+        _write_lines(_devkit_file(folder, split, name), content)
+
+
+def read_devkit_results(folder: str | os.PathLike, dataset: Dataset, split: str) -> list[Detections]:
+    """What :func:`write_devkit_results` wrote, an entry for each sample, best first; corners to three decimals.
+
+    Raises:
+        SppdetError: a class's file is missing or cannot be read, a line is none of the devkit's, or a picture is
+            none of the dataset's.
+    """
+    numbers = {sample.id: i for i, sample in enumerate(dataset.samples)}
+    pictures, labels, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros((0, 5), np.float32)]
+    for label, name in enumerate(dataset.classes):
+        path = _devkit_file(folder, split, name)
+        try:
+            lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+            values.append(np.array([line[1:] for line in lines], np.float32).reshape(len(lines), 5))
+            pictures.append(np.array([numbers[line[0]] for line in lines], np.int64))
+        except OSError as error:
+            raise SppdetError(
+                f"{path}: cannot be read ({error.strerror}); python -m sppdet.evaluate writes it"
+            ) from None
+        except ValueError:
+            raise SppdetError(
+                f"{path}: a line is not `id score x1 y1 x2 y2`; python -m sppdet.evaluate RUN --force"
+            ) from None
+        except KeyError as error:
+            raise SppdetError(f"{path}: picture {error} is none of split {split}; evaluate on the same split") from None
+        labels.append(np.full(len(lines), label))
+    pictures, labels, values = map(np.concatenate, (pictures, labels, values))
+    order = np.lexsort((-values[:, 0], pictures))
+    cuts = np.searchsorted(pictures[order], np.arange(1, len(dataset.samples)))
+    return [
+        Detections(geometry.from_voc(values[rows, 1:]), labels[rows], values[rows, 0], dataset.classes)
+        for rows in np.split(order, cuts)[: len(dataset.samples)]
+    ]
+
+
+def _devkit_file(folder: str | os.PathLike, split: str, name: str) -> Path:
+    return Path(folder) / f"comp4_det_{split}_{name}.txt"
 
 
 def _write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:

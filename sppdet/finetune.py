@@ -33,22 +33,27 @@ def train(
     seed: int,
     workers: int,
     log: Callable[[str], None],
-) -> tuple[Head, float]:
-    """Train a head of random weights; returns it and the mean loss of the last tenth of the steps.
+    start: Head | None = None,
+) -> tuple[Head, float | None]:
+    """Train a head; returns it and the mean loss of the last tenth of the steps (None if there are none).
 
-    ``scale`` brings the pooled vectors to a fixed norm, so that one learning rate fits every backbone.
+    It begins as ``start``, or with random weights; then ``scale`` brings the pooled vectors to a fixed norm, so that
+    one learning rate fits every backbone.
     """
     torch.manual_seed(seed)
     classes = len(corpus.dataset.classes)
     # Norm 20 over D features makes inputs far smaller than the unit variance that initialisations expect.
     unit = scale * math.sqrt(features.pooled_dimension) / 20
-    head = Head(features.pooled_dimension, settings.units, "fc7", unit, settings.dropout)
+    head = start or Head(features.pooled_dimension, settings.units, "fc7", unit, settings.dropout)
+    if not settings.steps:  # the given layers as they are
+        return head.eval(), None
     fc8 = nn.Linear(settings.units, classes + 1)
     nn.init.normal_(fc8.weight, std=0.01)
     nn.init.zeros_(fc8.bias)
     network = nn.Sequential(head, fc8).train()
     optimizer = make_optimizer(network.parameters(), settings)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warm_cosine(step, settings.steps))
+    share = {"cosine": warm_cosine, "step": step_decay}[settings.schedule]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, settings.steps))
     losses = []
     rng = np.random.default_rng(seed)
     while len(losses) < settings.steps:
@@ -76,6 +81,11 @@ def train(
 def warm_cosine(step: int, steps: int) -> float:
     """The share of the learning rate: up in the first twentieth, then down along a cosine."""
     return min(20 * (step + 1) / steps, (1 + math.cos(math.pi * step / steps)) / 2)
+
+
+def step_decay(step: int, steps: int) -> float:
+    """The paper's: a tenth of the rate in the last sixth (250k mini-batches at 1e-4, then 50k at 1e-5)."""
+    return 1.0 if 6 * step < 5 * steps else 0.1
 
 
 def make_optimizer(parameters, settings: Finetune | EndToEnd) -> torch.optim.Optimizer:

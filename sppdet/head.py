@@ -9,6 +9,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from sppdet.config import FC_BINS, FC_UNITS
+from sppdet.errors import SppdetError
+
+_NETWORK_LAYERS = {"alexnet": ("classifier.1", "classifier.4"), "vgg16": ("classifier.0", "classifier.3")}
+
 
 class Head(nn.Module):
     """fc6 and fc7 with ReLU; ``layer`` says which of them :meth:`vectors` returns.
@@ -49,6 +54,33 @@ class Head(nn.Module):
         head.load_state_dict(tensors)
         head.half = half
         return head.eval()
+
+    @classmethod
+    def of_network(cls, name: str, state: dict[str, torch.Tensor], layer: str, dropout: float) -> Head:
+        """fc6 and fc7 of a torchvision AlexNet or VGG16, for windows pooled at the one level that their fc6 reads.
+
+        On a window that is the whole map of a 224 x 224 picture, that level's bins are those of the network's last
+        pool. Its fc6 reads them channel by channel, ours bin by bin. (The fc6 of the SPP-net paper reads four levels;
+        no such weights are public.)
+
+        Args:
+            state: the network's state_dict.
+
+        Raises:
+            SppdetError: a state_dict without these layers.
+        """
+        fc6, fc7 = _NETWORK_LAYERS[name]
+        try:
+            by_channel = state[f"{fc6}.weight"].view(FC_UNITS, -1, FC_BINS[name] ** 2)
+            head = cls(by_channel[0].numel(), FC_UNITS, layer, dropout=dropout)
+            tensors = {"fc6.weight": by_channel.transpose(1, 2).flatten(1), "fc6.bias": state[f"{fc6}.bias"]}
+            head.load_state_dict(tensors | {f"fc7.{kind}": state[f"{fc7}.{kind}"] for kind in ("weight", "bias")})
+        except (KeyError, RuntimeError):
+            raise SppdetError(
+                f"backbone.weights: holds no fc6 and fc7 of {name} ({fc6}, {fc7}); give the weights of the whole "
+                "torchvision network, or set finetune.init=random"
+            ) from None
+        return head
 
     @property
     def dimension(self) -> int:

@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sppdet import bbox_regression, end_to_end, finetune
-from sppdet.backbone import Backbone, build_trunk, weights_digest
+from sppdet.backbone import Backbone, build_trunk, network_state, weights_digest
 from sppdet.classify import pretrain
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
@@ -208,16 +208,25 @@ class Pipeline:
         if self.config.features == "pool5" or self.config.end_to_end.enabled:
             return None
         settings = {"finetune": asdict(self.config.finetune)}
-        key = self._key(settings, [self._shared_key, self._objects])
+        start = self._network_head()
+        key = self._key(settings, [self._shared_key, self._objects, start and weights_digest(start)])
         if not again and _is_done(self._head_path, key):
             return {"computed": False}
         head, loss = finetune.train(
             self.corpus, self.pooled_features, self.config.finetune, self.scale,
-            self.config.run.seed, self.config.workers, self.log,
+            self.config.run.seed, self.config.workers, self.log, start,
         )  # fmt: skip
         tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
         _finish(self._head_path, key, tensors, head=head.description())
-        return {"computed": True, "loss": round(loss, 4)}
+        return {"computed": True, "loss": loss and round(loss, 4)}
+
+    def _network_head(self) -> Head | None:
+        """The fc layers that fine-tuning begins with, where they are not random."""
+        c = self.config
+        if c.finetune.init == "random":
+            return None
+        state = network_state(c.backbone.name, c.backbone.weights)
+        return Head.of_network(c.backbone.name, state, "fc7", c.finetune.dropout)
 
     def _svm(self, again: bool) -> dict | None:
         if self.config.classifier == "softmax":

@@ -56,6 +56,9 @@ def project(
         first = floor((l - centre + shrink) / stride + 1/2)
         last  = ceil((r - centre - shrink) / stride - 1/2)
 
+    With ``shrink`` half a stride this is the paper's own mapping (appendix A), floor((l - centre) / stride) + 1 and
+    ceil((r - centre) / stride) - 1: the cells whose centres lie between the edges.
+
     Where last < first, both become the middle, (first + last) // 2; then both are clamped to the map.
 
     Args:

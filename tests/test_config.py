@@ -29,6 +29,59 @@ def test_every_shipped_config_loads(path):
     assert settings.run.dir != config.Config().run.dir, "each config has a run folder of its own"
 
 
+def leaves(values: dict, prefix: str = "") -> dict:
+    """Dotted key -> value."""
+    found = {}
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
+PAPER = {  # what the paper or, where it is silent, its program has, and our defaults have not
+    "data.root": "data/VOCdevkit",
+    "regions.scales": [480, 576, 688, 864, 1200],
+    "regions.shrink": 8.0,
+    "regions.max_side": 10000,
+    "backbone.precision": "float32",
+    "features": "fc7",
+    "finetune.units": 4096,
+    "finetune.optimizer": "sgd",
+    "finetune.batch_size": 128,
+    "finetune.weight_decay": 5e-4,
+    "finetune.schedule": "step",
+    "finetune.learning_rate": 1e-2,
+    "finetune.steps": 3000,
+    "svm.hard_per_picture": 10000,
+    "svm.max_negatives": 200000,
+    "bbox.ridge": 4000.0,
+    "detection.max_candidates": 10000,
+    "run.dir": "runs/voc07_sppnet_paper",
+}
+
+
+def test_the_papers_config_says_what_the_paper_does():
+    settings = leaves(config.to_dict(config.load(CONFIGS[0].with_name("voc07_sppnet_paper.yaml"))))
+    defaults = leaves(config.to_dict(config.Config()))
+    assert {key: value for key, value in settings.items() if value != defaults[key]} == PAPER
+    # What its text says of defaults; a default that changes must be written into the file.
+    kept = {
+        "pooling.levels": [6, 3, 2, 1], "regions.target": 224, "backbone.name": "squeezenet1_0",
+        "proposals.engine": "opencv", "proposals.mode": "fast", "proposals.base_k": 50, "proposals.inc_k": 50,
+        "proposals.max_side": 500, "proposals.min_size": 20.0, "finetune.dropout": 0.5, "finetune.foreground": 0.25,
+        "finetune.init": "random", "svm.C": 1e-3, "svm.positive_weight": 2.0, "svm.bias": 10.0, "svm.norm": 20.0,
+        "svm.negative_overlap": 0.3, "svm.passes": 1, "svm.hard_margin": -1.0001, "svm.evict_margin": -1.2,
+        "svm.duplicate_overlap": 0.7, "svm.random_negatives": 5000, "bbox.kind": "ridge", "bbox.min_overlap": 0.5,
+        "bbox.max_windows": 4000, "detection.nms": 0.3, "detection.vote": 0.0, "detection.min_margin": -1.5,
+        "detection.max_per_class": 100,
+    }  # fmt: skip
+    assert {key: settings[key] for key in kept} == kept
+
+
+def test_the_papers_config_takes_the_layers_of_a_network():
+    path = CONFIGS[0].with_name("voc07_sppnet_paper.yaml")
+    config.load(path, ["backbone.name=alexnet", "finetune.init=imagenet", "pooling.levels=[6]", "finetune.steps=0"])
+
+
 def test_an_empty_file_is_the_defaults(tmp_path):
     assert config.load(yaml_file(tmp_path, "")) == config.load(None) == config.Config()
 
@@ -106,6 +159,27 @@ def test_override_copies():
 def test_wrong_overrides(text, message):
     with pytest.raises(SppdetError, match=message) as caught:
         config.override(config.Config(), [text])
+    assert "\n" not in str(caught.value)
+
+
+ALEXNET = ["features=fc7", "finetune.init=imagenet", "backbone.name=alexnet", "pooling.levels=6", "finetune.units=4096"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["features=fc6", "finetune.steps=0"], "finetune.steps: 0 leaves random layers; set finetune.init=imagenet"),
+        ([*ALEXNET, "backbone.name=resnet50"], "finetune.init: resnet50 brings no fc6 and fc7"),
+        ([*ALEXNET, "backbone.weights=random"], "finetune.init: imagenet takes fc6 and fc7 from backbone.weights"),
+        ([*ALEXNET, "pooling.levels=[6,3]"], r"reads one level of 6 x 6 bins; set pooling.levels=\[6\]"),
+        ([*ALEXNET, "backbone.name=vgg16"], r"vgg16 reads one level of 7 x 7 bins; set pooling.levels=\[7\]"),
+        ([*ALEXNET, "finetune.units=1024"], "set .* and finetune.units=4096"),
+    ],
+)
+def test_fc_layers_that_are_not_there_are_refused(options, message):
+    config.override(config.Config(), [*ALEXNET, "finetune.steps=0"])
+    with pytest.raises(SppdetError, match=message) as caught:
+        config.override(config.Config(), options)
     assert "\n" not in str(caught.value)
 
 

@@ -17,6 +17,7 @@ from sppdet.evaluation import (
     evaluate_voc,
     match_class,
     precision_recall,
+    read_devkit_results,
     table,
     write_coco_ground_truth,
     write_coco_results,
@@ -474,6 +475,38 @@ def test_devkit_files_keep_order_and_average_precision(tmp_path):
         np.testing.assert_array_equal(before.scores, after.scores)
         np.testing.assert_array_equal(before.boxes, after.boxes)
     assert evaluate_voc(truth, again) == evaluate_voc(truth, detections)
+
+
+def test_devkit_files_are_read_back(tmp_path):
+    truth = dataset(picture("b"), picture("a"), picture("c"))
+    detections = [found((HERE, 1, 0.1), (THERE, 0, -1.25)), found(), found((HERE, 1, 2.0), (HERE, 1, 1.0))]
+    write_devkit_results(tmp_path, truth, detections, "val")
+    again = read_devkit_results(tmp_path, truth, "val")
+    assert len(again) == 3 and again[0].classes == ("cat", "dog")
+    for before, after in zip(detections, again):
+        for name in ("boxes", "labels", "scores"):
+            np.testing.assert_array_equal(getattr(before, name), getattr(after, name), strict=True)
+    assert read_devkit_results(tmp_path, dataset(classes=()), "val") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "comp4_det_val_dog.txt: cannot be read"),
+        ("a 0.5 1 1 10", "a line is not `id score x1 y1 x2 y2`"),
+        ("a 0.5 1 1 10 ten", "a line is not"),
+        ("\n", "a line is not"),
+        ("z 0.5 1 1 10 10", "picture 'z' is none of split val"),
+    ],
+)
+def test_broken_devkit_files_are_named(tmp_path, text, message):
+    truth = dataset(picture("a"))
+    write_devkit_results(tmp_path, truth, [found()], "val")
+    path = tmp_path / "comp4_det_val_dog.txt"
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(SppdetError, match=message) as caught:
+        read_devkit_results(tmp_path, truth, "val")
+    assert "\n" not in str(caught.value)
 
 
 def test_devkit_refuses_names_that_break_its_files(tmp_path):

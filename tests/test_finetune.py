@@ -9,15 +9,17 @@ import pytest
 
 from sppdet import boxes as geometry
 from sppdet import finetune
+from sppdet.backbone import weights_digest
 from sppdet.config import Finetune
 from sppdet.errors import SppdetError
+from sppdet.head import Head
 
 QUICK = {"units": 32, "steps": 12, "batch_size": 32, "windows_per_image": 16, "learning_rate": 3e-3}
 
 
-def train(corpus, features, log=lambda text: None, **changes):
+def train(corpus, features, log=lambda text: None, start=None, **changes):
     settings = Finetune(**QUICK | changes)
-    return finetune.train(corpus, features, settings, 1.0, seed=3, workers=1, log=log)
+    return finetune.train(corpus, features, settings, 1.0, seed=3, workers=1, log=log, start=start)
 
 
 def test_sampled_windows_have_the_overlaps_their_labels_say(random_corpus):
@@ -69,6 +71,28 @@ def test_the_same_seed_is_the_same_head(random_corpus, tiny_features):
 def test_any_number_of_steps(random_corpus, tiny_features, steps):
     _, loss = train(random_corpus(pictures=6), tiny_features(8), steps=steps)
     assert np.isfinite(loss)
+
+
+def test_it_goes_on_from_given_layers(random_corpus, tiny_features):
+    corpus, features = random_corpus(pictures=6), tiny_features(8)
+    start = Head(features.pooled_dimension, 32, "fc7", scale=0.7)
+    before = weights_digest(start)
+    head, loss = train(corpus, features, start=start, steps=0)
+    assert head is start and loss is None and not head.training and weights_digest(head) == before
+    head, loss = train(corpus, features, start=start, steps=2)
+    assert head is start and np.isfinite(loss) and weights_digest(head) != before
+
+
+def test_the_step_schedule_is_the_papers():
+    # 250k mini-batches at the full rate, then 50k at a tenth of it.
+    rates = [finetune.step_decay(step, 300_000) for step in (0, 249_999, 250_000, 299_999)]
+    assert rates == [1, 1, 0.1, 0.1]
+
+
+def test_schedules_differ(random_corpus, tiny_features):
+    corpus, features = random_corpus(pictures=6), tiny_features(8)
+    (a, _), (b, _) = (train(corpus, features, schedule=schedule) for schedule in ("cosine", "step"))
+    assert weights_digest(a) != weights_digest(b)
 
 
 def test_sgd(random_corpus, tiny_features):

@@ -5,8 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torchvision
+from torch import nn
 
+from sppdet.config import FC_BINS, FC_UNITS
+from sppdet.errors import SppdetError
 from sppdet.head import Head
+from sppdet.pooling import pyramid_pool
 
 
 def known(layer: str) -> Head:
@@ -61,6 +66,49 @@ def test_forward_is_fc7_with_dropout_in_training_only():
     head.train()
     zeros = (head(pooled) == 0).float().mean() - (expected == 0).float().mean()
     assert zeros > 0.1
+
+
+def network(name: str) -> tuple[nn.Module, list[int]]:
+    """A torchvision network whose fc layers have 8 units in place of 4096, and where its fc6 and fc7 are."""
+    with torch.device("meta"):  # the other layers are shapes only
+        whole = torchvision.models.get_model(name, weights=None).eval()
+    places = [i for i, layer in enumerate(whole.classifier) if isinstance(layer, nn.Linear)][:2]
+    inputs = whole.classifier[places[0]].in_features
+    assert [whole.classifier[i].out_features for i in places] == [FC_UNITS] * 2
+    for place, width in zip(places, (inputs, 8)):
+        whole.classifier[place] = nn.Linear(width, 8)
+    return whole, places
+
+
+@pytest.mark.parametrize(("name", "cut", "cells"), [("alexnet", 12, 13), ("vgg16", 30, 14)])
+def test_the_fc_layers_of_a_network_give_what_they_give_in_it(name, cut, cells, monkeypatch):
+    monkeypatch.setattr("sppdet.head.FC_UNITS", 8)
+    torch.manual_seed(0)
+    whole, places = network(name)
+    level = FC_BINS[name]
+    channels = whole.classifier[places[0]].in_features // level**2
+    conv_map = torch.rand(channels, cells, cells)  # of a 224 x 224 picture
+    pooled = pyramid_pool(conv_map.permute(1, 2, 0).contiguous().numpy(), np.array([[0, 0, cells, cells]]), [level])
+    inputs = whole.avgpool(whole.features[cut:](conv_map[None])).flatten(1)
+    for layer, place in zip(("fc6", "fc7"), places):
+        head = Head.of_network(name, whole.state_dict(), layer, 0.5)
+        expected = whole.classifier[: place + 2](inputs).detach()
+        assert expected.any()
+        np.testing.assert_allclose(head.vectors(pooled.reshape(1, -1)), expected, atol=1e-5)
+        assert head.description() == {"units": 8, "layer": layer, "scale": 1.0, "dropout": 0.5, "ranks": (0, 0)}
+
+
+def test_weights_without_fc_layers_are_told(monkeypatch):
+    monkeypatch.setattr("sppdet.head.FC_UNITS", 8)
+    state = network("alexnet")[0].state_dict()
+    for harm in (
+        {key: value for key, value in state.items() if not key.startswith("classifier")},  # a trunk alone
+        state | {"classifier.1.weight": torch.zeros(8, 100)},
+        state | {"classifier.4.bias": torch.zeros(7)},
+    ):
+        with pytest.raises(SppdetError, match=r"backbone\.weights: holds no fc6 and fc7 of alexnet") as caught:
+            Head.of_network("alexnet", harm, "fc7", 0.5)
+        assert "\n" not in str(caught.value)
 
 
 def test_it_is_rebuilt_from_its_description():

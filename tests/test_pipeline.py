@@ -299,6 +299,21 @@ def test_every_stage_on_the_way_to_fc_features(place):
     assert changed == {"svm"}
 
 
+@pytest.mark.parametrize(("name", "inputs"), [("vgg16", 512 * 50), ("resnet50", 1024 * 50)])
+def test_the_recipes_of_larger_networks_run(name, inputs, tmp_path, shapes_root):
+    recipe = Path(__file__).parents[1] / "configs" / f"voc07_sppnet_{name}.yaml"
+    options = [
+        f"data.root={shapes_root}", "data.limit_train=3", "data.limit_test=1", "backbone.weights=random",
+        "regions.scales=[96]", "regions.target=48", "proposals.max_side=100", "svm.random_negatives=30",
+        "svm.max_negatives=30", "bbox.max_windows=20", "device=cpu", "workers=1",
+        f"run.dir={tmp_path / 'run'}", f"run.cache={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    assert main([str(recipe), *options]) == 0
+    detector = sppdet.load(tmp_path / "run", device="cpu")
+    assert detector.features.dimension == inputs
+    assert not any(layer.training for layer in detector.backbone.trunk.modules())  # batch norm as it was
+
+
 def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place):
     options = ["end_to_end.enabled=true", "end_to_end.epochs=0.5", "end_to_end.scales=[96]", "end_to_end.units=16"]
     assert place.train(*options) == 0

@@ -114,6 +114,33 @@ def test_projection_by_hand():
     assert project(narrow, (100, 100), 1.0, grid, (7, 7), 6.5).tolist() == [[1, 1, 2, 2]]
 
 
+def paper_cells(box, stride: int, centre: float) -> list[int]:
+    """Appendix A, a picture at its own size: x' = floor(x / S) + 1 and ceil(x / S) - 1, x offset by the first cell."""
+    x1, y1, x2, y2 = box[0], box[1], box[2] - 1, box[3] - 1  # first and last pixels
+    low = [math.floor((x - centre) / stride) + 1 for x in (x1, y1)]
+    return [*low, *(math.ceil((x - centre) / stride) for x in (x2, y2))]  # half-open
+
+
+def test_half_a_stride_is_the_papers_mapping_by_hand():
+    # Cells centred on 0, 16, 32, 48: strictly between the pixels 16 and 47 lies 32 alone, between 15 and 49 three.
+    windows = np.array([[16, 16, 48, 48], [15, 15, 50, 50], [17, 0, 49, 99]], np.float32)
+    cells = project(windows, (100, 100), 1.0, CellGrid(16, 0.0), (7, 7), 8.0)
+    # floor(17/16) + 1 = 2, ceil(48/16) - 1 = 2; floor(0/16) + 1 = 1, ceil(98/16) - 1 = 6.
+    assert cells.tolist() == [[2, 2, 3, 3], [1, 1, 4, 4], [2, 1, 3, 7]]
+    # SqueezeNet's first cell is centred on 17: floor((40 - 17)/16) + 1 = 2, ceil((150 - 17)/16) - 1 = 8.
+    window = np.array([[40, 40, 151, 151]], np.float32)
+    assert project(window, (500, 500), 1.0, CellGrid(16, 17.0), (30, 30), 8.0).tolist() == [[2, 2, 9, 9]]
+
+
+@pytest.mark.parametrize(("stride", "centre"), [(16, 0.0), (16, 7.5), (16, 17.0), (8, 3.0)])
+def test_half_a_stride_is_the_papers_mapping(stride, centre):
+    rng = np.random.default_rng(1)
+    corner = rng.integers(20, 200, (500, 2))
+    windows = np.concatenate([corner, corner + rng.integers(2 * stride, 250, (500, 2))], axis=1).astype(np.float32)
+    cells = project(windows, (500, 500), 1.0, CellGrid(stride, centre), (100, 100), stride / 2)
+    assert cells.tolist() == [paper_cells(window, stride, centre) for window in windows.tolist()]
+
+
 def test_a_picture_of_one_pixel():
     cells = project(np.array([[0, 0, 1, 1]], np.float32), (1, 1), 64.0, CellGrid(16, 0.0), (4, 4), 6.5)
     assert cells.shape == (1, 4) and (cells[:, :2] < cells[:, 2:]).all()
