@@ -17,15 +17,20 @@ trained later, alone, is the same SVM.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torchvision.ops import nms
 
 from sppdet import svm
 from sppdet.config import Svm
 from sppdet.corpus import Corpus
 from sppdet.features import PyramidFeatures, Windows
+from sppdet.files import atomic_write, part
 from sppdet.linear import LinearSVMs
 from sppdet.parallel import run
 
@@ -131,6 +136,29 @@ class SampleCache:
     def __len__(self) -> int:
         return len(self._slots)
 
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that :meth:`restore` needs, as plain arrays."""
+        rows = np.concatenate([np.arange(self.positives), np.flatnonzero(self._used)])
+        state = {name: self.places[name][rows] for name in PLACE.names}
+        state |= {"held": self.held[rows], "alpha": self.alpha[rows], "score": self.score[rows]}
+        return state | {"rank": self._rank[rows], "positives": np.array(self.positives)}
+
+    @classmethod
+    def restore(cls, state: dict[str, np.ndarray]) -> SampleCache:
+        """The cache that :meth:`state` describes."""
+        places = np.empty(len(state["rank"]), PLACE)
+        for name in PLACE.names:
+            places[name] = state[name]
+        positives = state["positives"].item()
+        cache = cls(places, np.zeros(len(places), np.int64), state["held"].shape[1])
+        cache.positives, cache._rank = positives, state["rank"]
+        cache.held, cache.alpha, cache.score = state["held"], state["alpha"], state["score"]
+        cache._used = np.arange(len(places)) >= positives
+        for slot in range(positives, len(places)):
+            key = cache._keys[slot] = divmod(int(cache._rank[slot]), 1 << 32)
+            cache._slots[key] = slot
+        return cache
+
 
 class Miner:
     """Trains the SVMs of the classes ``labels`` (indices into the corpus's classes)."""
@@ -143,18 +171,47 @@ class Miner:
         self.problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=seed)
         self.seed, self.workers, self.log = seed, workers, log
 
-    def train(self) -> LinearSVMs:
+    def train(self, checkpoint: Path | None = None, key: str = "") -> LinearSVMs:
+        """The SVMs of all classes.
+
+        ``checkpoint`` is written after every fit, and gone on from if it was left by an interrupted training of the
+        same ``key``: the SVMs come out the same.
+        """
         for label in self.labels:
             if not any((sample.labels == label).any() for sample in self.corpus.dataset):
                 self.log(f"no training objects of {self.corpus.dataset.classes[label]}: it will never be found")
         order = np.random.default_rng(self.seed).permutation(len(self.corpus))
-        self.cache = self._start(order)
-        fitted = self._fit()
-        for number in range(self.settings.passes):
-            for pictures in _rounds(order, self.settings.rounds if number == 0 else 1):
-                self._mine(pictures.tolist(), fitted)
-                fitted = self._fit()
+        rounds = [_rounds(order, self.settings.rounds if n == 0 else 1) for n in range(self.settings.passes)]
+        done, fitted = self._resume(checkpoint, key) if checkpoint else (0, None)
+        if fitted is None:
+            self.cache = self._start(order)
+            fitted = self._fit()
+        for number, pictures in enumerate(chain(*rounds)):
+            if number < done:
+                continue
+            if checkpoint:
+                self._save(checkpoint, key, number, fitted)
+            self._mine(pictures.tolist(), fitted)
+            fitted = self._fit()
         return fitted
+
+    def _save(self, path: Path, key: str, done: int, fitted: LinearSVMs) -> None:
+        tensors = {f"cache.{name}": np.ascontiguousarray(value) for name, value in self.cache.state().items()}
+        tensors |= {"weight": fitted.weight, "bias": fitted.bias}
+        metadata = {"key": key, "done": str(done)}
+        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata))
+
+    def _resume(self, path: Path, key: str) -> tuple[int, LinearSVMs | None]:
+        """The number of rounds that a checkpoint of this ``key`` has done, and their SVMs; its cache is taken over."""
+        if not path.exists():
+            return 0, None
+        with safe_open(path, "numpy") as stored:
+            metadata = stored.metadata()
+            if metadata.get("key") != key:
+                return 0, None
+            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+        self.cache = SampleCache.restore(part(tensors, "cache."))
+        return int(metadata["done"]), LinearSVMs(tensors["weight"], tensors["bias"])
 
     def _start(self, order: np.ndarray) -> SampleCache:
         """Positives of every class, and random negatives drawn alike for all of them."""

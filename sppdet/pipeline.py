@@ -238,8 +238,12 @@ class Pipeline:
                 self.corpus, self.features, missing, self.config.svm, scale,
                 self.config.run.seed, self.config.workers, self.log,
             )  # fmt: skip
-            svms = miner.train()
+            checkpoint = self.folder / "stages" / "svm.checkpoint"
+            if again:
+                checkpoint.unlink(missing_ok=True)
+            svms = miner.train(checkpoint, fingerprint([self._class_key("svm", k) for k in missing]))
             self._finish_classes("svm", missing, svms.weight, svms.bias[:, None])
+            checkpoint.unlink(missing_ok=True)
         return {"computed": bool(missing), "classes": len(missing)}
 
     def _bbox(self, again: bool) -> dict | None:

@@ -250,3 +250,31 @@ def test_fitting_a_few_classes_at_a_time_changes_nothing(random_corpus, tiny_fea
         assert len(sizes) == 6 * parts  # six fits
         np.testing.assert_array_equal(found.weight, expected.weight)
         np.testing.assert_array_equal(found.bias, expected.bias)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_svms(random_corpus, tiny_features, tmp_path):
+    corpus, checkpoint = random_corpus(pictures=20), tmp_path / "svm.checkpoint"
+    lines = []
+
+    def miner(log=lines.append) -> Miner:
+        return Miner(corpus, tiny_features(8), [0, 1], Svm(**SETTINGS), 1.0, workers=1, log=log)
+
+    whole = miner().train(checkpoint, "key")
+    fits = len(lines)
+
+    def interrupt(text: str) -> None:
+        lines.append(text)
+        if len(lines) == fits + 4:
+            raise KeyboardInterrupt
+
+    checkpoint.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        miner(interrupt).train(checkpoint, "key")
+    lines.clear()
+    resumed = miner().train(checkpoint, "key")
+    assert 0 < len(lines) < fits  # only what was left
+    np.testing.assert_array_equal(resumed.weight, whole.weight)
+    np.testing.assert_array_equal(resumed.bias, whole.bias)
+    lines.clear()
+    miner().train(checkpoint, "of other settings")
+    assert len(lines) == fits
