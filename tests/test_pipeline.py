@@ -203,6 +203,18 @@ def test_a_changed_setting_redoes_what_depends_on_it(place):
     assert place.times("run/stages/bbox/*") == boxes
 
 
+def test_another_kind_of_pooling_is_learned_from_the_same_maps(place, trained):
+    maps = trained.times("cache/maps/**/*.b2nd")
+    assert len(maps) == 18 and place.train("pooling.kind=align", "pooling.samples=2") == 0
+    assert trained.times("cache/maps/**/*.b2nd") == maps
+    features = json.loads((place.run / "model.json").read_text())["features"]
+    assert (features["kind"], features["samples"]) == ("align", 2)
+    assert json.loads((place.run / "metrics.json").read_text())["pictures"] == 6
+    svms = place.times("run/stages/svm/*")
+    assert place.train("pooling.kind=average") == 0
+    assert not set(place.times("run/stages/svm/*").items()) & set(svms.items())
+
+
 def test_a_changed_box_retrains_its_class_alone(tmp_path, trained, own_data):
     place = Workplace(tmp_path, own_data, trained.cache)
     assert place.train("--stage", "svm") == 0
