@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,14 +15,16 @@ from torchvision.ops import nms
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone, build_trunk
 from sppdet.config import Detection
+from sppdet.crops import CropFeatures
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures, Windows
+from sppdet.features import PyramidFeatures, WindowFeatures, Windows
 from sppdet.files import atomic_write, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.images import to_rgb
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.proposals import SelectiveSearch
+from sppdet.warp import Crop
 
 _FORMAT = 2
 
@@ -42,7 +43,7 @@ class Detector:
 
     classes: tuple[str, ...]
     backbone: Backbone
-    features: PyramidFeatures
+    features: WindowFeatures
     search: SelectiveSearch
     classifier: LinearSVMs | Softmax
     regressors: BoxRegressors | None
@@ -54,28 +55,25 @@ class Detector:
         image = to_rgb(image)
         size = (image.shape[1], image.shape[0])
         threads = torch.get_num_threads()
-        if threads == 1:  # one of many workers: other pictures take the other cores
-            return self.detect(self._maps(image), self.search(image), size)
+        # One thread: one of many workers, and other pictures take the other cores.
+        if threads == 1 or self.features.of_proposals:
+            proposals = self.search(image)
+            return self.detect(self.features.read(self.backbone, image, proposals), proposals, size)
         with ThreadPoolExecutor(1) as helper:
             proposals = helper.submit(self.search, image)
             # The threads of a layer wait for each other: one that shared its core with the search would hold up all.
             torch.set_num_threads(threads - 1)
             try:
-                maps = self._maps(image)
+                maps = self.features.read(self.backbone, image)
             finally:
                 torch.set_num_threads(threads)
             return self.detect(maps, proposals.result(), size)
 
-    def _maps(self, image: np.ndarray) -> list[np.ndarray]:
-        return [self.backbone(image, factor) for factor in self.features.factors(image.shape[1], image.shape[0])]
-
-    def detect(self, maps: Sequence[np.ndarray], proposals: np.ndarray, size: tuple[int, int]) -> Detections:
-        """Detections among proposals ``(N, 4)`` of a picture of ``(width, height)``, from its conv maps."""
+    def detect(self, maps, proposals: np.ndarray, size: tuple[int, int]) -> Detections:
+        """Detections among proposals ``(N, 4)`` of a picture of ``(width, height)``, from what ``features`` read."""
         return self.detect_both(maps, proposals, size)[1]
 
-    def detect_both(
-        self, maps: Sequence[np.ndarray], proposals: np.ndarray, size: tuple[int, int]
-    ) -> tuple[Detections, Detections]:
+    def detect_both(self, maps, proposals: np.ndarray, size: tuple[int, int]) -> tuple[Detections, Detections]:
         """Detections before and after box regression; twice the same if there is none.
 
         With ``detection.vote`` 0, as in the originals: regression moves the boxes that survived the suppression,
@@ -129,7 +127,7 @@ class Detector:
             kept.append(rows[survivors[: self.detection.max_per_class].numpy()])
         return np.concatenate([np.zeros(0, np.int64), *kept])
 
-    def _deltas(self, maps: Sequence[np.ndarray], windows: Windows, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def _deltas(self, maps, windows: Windows, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """``(n, 4)`` shifts of the windows ``kept``, each by the regressor of its label."""
         rows, inverse = np.unique(windows.group[kept], return_inverse=True)
         present, column = np.unique(labels, return_inverse=True)
@@ -148,9 +146,7 @@ class Detector:
             "classes": list(self.classes),
             "classifier": "softmax" if isinstance(self.classifier, Softmax) else "svm",
             "backbone": {"name": self.backbone.name, "precision": self.backbone.precision},
-            "features": {
-                key: getattr(self.features, key) for key in ("scales", "max_side", "target", "shrink", "levels")
-            },
+            "features": self.features.description(),
             "proposals": asdict(self.search),
             "head": self.head.description() if self.head else None,
             "bbox_of_head": self.regressors.of_head if self.regressors else None,
@@ -208,8 +204,7 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
         raise SppdetError(f"{folder}: its weights do not fit this version's {name}; train again") from None
     # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.
     backbone = Backbone.wrap(name, trunk, device, "auto" if precision == "bfloat16" else precision)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in description["features"].items()}
-    features = PyramidFeatures(grid=backbone.grid, channels=backbone.channels, **values)
+    features = _features(description["features"], backbone)
     head = None
     if description["head"]:
         learned = part(tensors, "head.")
@@ -228,3 +223,11 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
         detection=Detection(**description["detection"]),
         head=head,
     )
+
+
+def _features(description: dict, backbone: Backbone) -> WindowFeatures:
+    """What :meth:`WindowFeatures.description` describes, on this backbone."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
+    if "crop" in values:
+        return CropFeatures(channels=backbone.channels, crop=Crop(**values["crop"]), levels=values["levels"])
+    return PyramidFeatures(grid=backbone.grid, channels=backbone.channels, **values)

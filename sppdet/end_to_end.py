@@ -33,14 +33,12 @@ from sppdet.backbone import Backbone, freeze
 from sppdet.config import EndToEnd
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures
+from sppdet.features import WindowFeatures
 from sppdet.files import atomic_write, part
 from sppdet.finetune import make_optimizer, sample_windows, warm_cosine
 from sppdet.head import Head
 from sppdet.images import read_image
 from sppdet.parallel import in_threads
-from sppdet.pooling import pyramid_pool_batch
-from sppdet.regions import project, scale_factor
 
 _REPORT = 50  # steps between two lines of the log
 _SAVE = 500  # and between two checkpoints
@@ -81,9 +79,10 @@ class Network(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What one picture gives to a step: pixels ``(1, 3, H, W)``, its windows and what they should become.
+    """What one picture gives to a step: pixels, its windows and what they should become.
 
     Attributes:
+        pixels: ``(1, 3, H, W)``, or the crops of its windows ``(n, 3, H, W)``.
         factor, size: the picture's enlargement and its own ``(width, height)``.
         windows, labels: ``(n, 4)`` and ``(n,)``; background is label K.
         targets: ``(f, 4)`` shifts of the first f windows, the foreground.
@@ -100,7 +99,7 @@ class Picture:
 def train(
     corpus: Corpus,
     backbone: Backbone,
-    features: PyramidFeatures,
+    features: WindowFeatures,
     settings: EndToEnd,
     checkpoint: Path,
     key: str,
@@ -126,7 +125,7 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = tqdm(total=steps, initial=len(losses), desc="end to end", mininterval=1, unit="")
     with progress:
-        for pictures in _steps(corpus, settings, backbone, features.max_side, len(losses), steps, seed):
+        for pictures in _steps(corpus, settings, backbone, features, len(losses), steps, seed):
             torch.manual_seed(seed + len(losses))  # dropout
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * warm_cosine(len(losses), steps)
@@ -150,7 +149,7 @@ def train(
 
 
 def loss_of(
-    network: Network, backbone: Backbone, features: PyramidFeatures, pictures: list[Picture],
+    network: Network, backbone: Backbone, features: WindowFeatures, pictures: list[Picture],
     mean: np.ndarray, deviation: np.ndarray,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """The two parts of the multi-task loss: softmax's ``class``, and the foreground's smooth-L1 ``box`` (section 2.3).
@@ -169,12 +168,9 @@ def loss_of(
     return {"class": classification, "box": moved}
 
 
-def _pool(trunk: nn.Module, backbone: Backbone, features: PyramidFeatures, picture: Picture) -> torch.Tensor:
+def _pool(trunk: nn.Module, backbone: Backbone, features: WindowFeatures, picture: Picture) -> torch.Tensor:
     pixels = picture.pixels.to(backbone.device, memory_format=torch.channels_last)
-    conv_map = trunk(pixels)[0].float()
-    map_size = (conv_map.shape[2], conv_map.shape[1])
-    cells = project(picture.windows, picture.size, picture.factor, backbone.grid, map_size, features.shrink)
-    return pyramid_pool_batch(conv_map, cells, features.levels).flatten(1)
+    return features.pool(trunk(pixels).float(), picture.windows, picture.size, picture.factor)
 
 
 def _groups(network: Network, settings: EndToEnd) -> list[dict]:
@@ -185,7 +181,7 @@ def _groups(network: Network, settings: EndToEnd) -> list[dict]:
 
 
 def _steps(
-    corpus: Corpus, settings: EndToEnd, backbone: Backbone, max_side: int, first: int, last: int, seed: int
+    corpus: Corpus, settings: EndToEnd, backbone: Backbone, features: WindowFeatures, first: int, last: int, seed: int
 ) -> Iterator[list[Picture]]:
     """The pictures of the steps from ``first`` on, read ahead; each picture with objects comes once an epoch."""
     useful = np.flatnonzero([len(sample.boxes) for sample in corpus.dataset])
@@ -194,7 +190,7 @@ def _steps(
         epoch, number = divmod(position, len(useful))
         order = np.random.default_rng([seed, epoch]).permutation(useful)
         rng = np.random.default_rng([seed, epoch, number])
-        return read_picture(corpus, int(order[number]), settings, backbone, max_side, rng)
+        return read_picture(corpus, int(order[number]), settings, backbone, features, rng)
 
     count = settings.pictures_per_step
     pictures = in_threads(read, range(first * count, last * count), 1)
@@ -203,23 +199,26 @@ def _steps(
 
 
 def read_picture(
-    corpus: Corpus, i: int, settings: EndToEnd, backbone: Backbone, max_side: int, rng: np.random.Generator
+    corpus: Corpus, i: int, settings: EndToEnd, backbone: Backbone, features: WindowFeatures, rng: np.random.Generator
 ) -> Picture:
     """Picture ``i`` at a random one of the scales, mirrored every other time, and a draw of its windows."""
     image, (width, height) = read_image(corpus.dataset[i].path), corpus.size(i)
-    windows, labels, objects = sample_windows(corpus, i, settings.windows_per_picture, settings.foreground, rng)
-    factor = scale_factor(width, height, int(rng.choice(settings.scales)), max_side)
+    windows, labels, objects = sample_windows(
+        corpus, i, settings.windows_per_picture, settings.foreground, rng, settings.background
+    )
+    scale = int(rng.choice(settings.scales))
     if settings.flip and rng.random() < 0.5:
         image, windows, objects = image[:, ::-1], geometry.mirror(windows, width), geometry.mirror(objects, width)
     targets = geometry.encode(windows[: len(objects)], objects)
-    return Picture(backbone.pixels(image, factor), factor, (width, height), windows, labels, targets)
+    pixels, factor = features.trunk_input(backbone, image, windows, scale)
+    return Picture(pixels, factor, (width, height), windows, labels, targets)
 
 
 def _statistics(
-    corpus: Corpus, backbone: Backbone, features: PyramidFeatures, settings: EndToEnd, seed: int
+    corpus: Corpus, backbone: Backbone, features: WindowFeatures, settings: EndToEnd, seed: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Mean and deviation of the targets (section 2.3), and what brings pooled features to a mean square of 1."""
-    pictures = [p for step in _steps(corpus, settings, backbone, features.max_side, 0, _SAMPLE, seed) for p in step]
+    pictures = [p for step in _steps(corpus, settings, backbone, features, 0, _SAMPLE, seed) for p in step]
     targets = np.concatenate([picture.targets for picture in pictures])
     with torch.inference_mode():
         squares = [_pool(backbone.trunk, backbone, features, picture).square().mean() for picture in pictures]

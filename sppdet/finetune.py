@@ -18,7 +18,7 @@ from sppdet import boxes as geometry
 from sppdet.config import EndToEnd, Finetune
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures
+from sppdet.features import WindowFeatures
 from sppdet.head import Head
 from sppdet.parallel import run
 
@@ -27,7 +27,7 @@ _PICTURES_AT_ONCE = 256  # whose windows are shuffled together: 256 x 64 windows
 
 def train(
     corpus: Corpus,
-    features: PyramidFeatures,
+    features: WindowFeatures,
     settings: Finetune,
     layer: str,
     scale: float,
@@ -88,7 +88,7 @@ def make_optimizer(parameters, settings: Finetune | EndToEnd) -> torch.optim.Opt
 
 
 def _draw(
-    corpus: Corpus, features: PyramidFeatures, settings: Finetune, rng: np.random.Generator, workers: int
+    corpus: Corpus, features: WindowFeatures, settings: Finetune, rng: np.random.Generator, workers: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Float16 vectors ``(n, D)`` and labels ``(n,)`` of windows from many pictures; background is label K."""
     least = -(-settings.batch_size // settings.windows_per_image)
@@ -115,12 +115,12 @@ def _draw(
 
 
 def sample_windows(
-    corpus: Corpus, i: int, count: int, foreground_share: float, rng: np.random.Generator
+    corpus: Corpus, i: int, count: int, foreground_share: float, rng: np.random.Generator, lowest: float = 0.1
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Windows ``(n, 4)`` of picture ``i``, their labels ``(n,)``, background = K, and the objects they are nearest.
 
     At most ``count``, at most the foreground share of them with IoU >= 0.5 (objects included), the rest from
-    [0.1, 0.5). Fewer where a picture has fewer, as in Fast R-CNN's minibatch.py: no resampling. Foreground comes
+    [``lowest``, 0.5). Fewer where a picture has fewer, as in Fast R-CNN's minibatch.py: no resampling. Foreground comes
     first, and only for it are there nearest objects, ``(f, 4)``.
     """
     sample = corpus.dataset[i]
@@ -128,7 +128,7 @@ def sample_windows(
     overlap = geometry.iou(boxes, sample.boxes)
     best = overlap.max(axis=1, initial=0)
     foreground = rng.permutation(np.flatnonzero(best >= 0.5))[: round(count * foreground_share)]
-    rest = np.flatnonzero((best >= 0.1) & (best < 0.5))
+    rest = np.flatnonzero((best >= lowest) & (best < 0.5))
     background = rng.permutation(rest)[: count - len(foreground)]
     nearest = overlap[foreground].argmax(axis=1) if len(foreground) else np.zeros(0, np.int64)
     labels = np.concatenate([sample.labels[nearest], np.full(len(background), len(corpus.dataset.classes))])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sppdet import evaluation
 from sppdet.config import Config, to_dict
-from sppdet.corpus import Corpus, load_split
+from sppdet.corpus import Corpus, fill_maps, load_split, open_corpus
 from sppdet.detections import Detections
 from sppdet.detector import Detector, load
 from sppdet.errors import SppdetError
@@ -34,16 +34,13 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
     dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
     if dataset.classes != detector.classes:
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
-    features = detector.features
-    corpus = Corpus.create(
-        dataset, config.run.cache, detector.search, detector.backbone, features.scales, features.max_side
-    )
+    corpus = open_corpus(dataset, config.run.cache, detector.search, detector.backbone, detector.features)
     key = _key(folder, corpus)
     path = folder / "metrics.json"
     if not force and path.exists() and read_json(path).get("key") == key:
         return read_json(path)
     corpus.fill_proposals(detector.search, config.workers)
-    corpus.fill_maps(detector.backbone, config.workers)
+    fill_maps([corpus], detector.backbone, config.workers, log)
     with Meter() as meter:
         plain, found = detect_all(detector, corpus, config.workers)
         metrics = {

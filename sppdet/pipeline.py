@@ -32,10 +32,10 @@ from sppdet.backbone import Backbone, build_trunk, weights_digest
 from sppdet.classify import pretrain
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
-from sppdet.corpus import Corpus, load_split
+from sppdet.corpus import Corpus, fill_each, fill_maps, load_split, open_corpus
+from sppdet.crops import CropFeatures
 from sppdet.detector import Detector
-from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures
+from sppdet.features import PyramidFeatures, WindowFeatures
 from sppdet.files import atomic_write, file_digest, fingerprint, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
@@ -43,6 +43,7 @@ from sppdet.measure import evaluate_run, read_costs, summary
 from sppdet.meter import Meter
 from sppdet.mining import Miner, feature_scale
 from sppdet.proposals import recall_line
+from sppdet.warp import Crop
 
 
 class Pipeline:
@@ -97,12 +98,9 @@ class Pipeline:
     @cached_property
     def initial_corpora(self) -> tuple[Corpus, Corpus]:
         """Training and test pictures with their cache, for what comes before the maps."""
-        c = self.config
-        made = (
-            Corpus.create(split, c.run.cache, c.proposals, self.initial, c.regions.scales, c.regions.max_side)
-            for split in (self.train, self.test)
-        )
-        return tuple(made)
+        cache, search = self.config.run.cache, self.config.proposals
+        splits = (self.train, self.test)
+        return tuple(open_corpus(split, cache, search, self.initial, self.pooled_features) for split in splits)
 
     @cached_property
     def corpora(self) -> tuple[Corpus, Corpus]:
@@ -115,16 +113,19 @@ class Pipeline:
         return self.corpora[0]
 
     @cached_property
-    def pooled_features(self) -> PyramidFeatures:
-        regions = self.config.regions
+    def pooled_features(self) -> WindowFeatures:
+        regions, channels, levels = self.config.regions, self.initial.channels, tuple(self.config.pooling.levels)
+        if regions.crop != "none":
+            crop = Crop(regions.crop, regions.crop_size, regions.context)
+            return CropFeatures(channels=channels, crop=crop, levels=levels)
         return PyramidFeatures(
             grid=self.initial.grid,
-            channels=self.initial.channels,
+            channels=channels,
             scales=tuple(regions.scales),
             max_side=regions.max_side,
             target=regions.target,
             shrink=regions.shrink,
-            levels=tuple(self.config.pooling.levels),
+            levels=levels,
         )
 
     @cached_property
@@ -132,7 +133,7 @@ class Pipeline:
         """What brings pooled vectors to the norm of the SVMs."""
         return self._scale(self.pooled_features)
 
-    def _scale(self, features: PyramidFeatures) -> float:
+    def _scale(self, features: WindowFeatures) -> float:
         run = self.config.run
         return feature_scale(self.corpus, features, self.config.svm.norm, run.seed, self.config.workers)
 
@@ -146,7 +147,7 @@ class Pipeline:
         return Head.restore(inputs, description, tensors, self.backbone.half)
 
     @cached_property
-    def features(self) -> PyramidFeatures:
+    def features(self) -> WindowFeatures:
         """What the SVMs see."""
         return self.pooled_features if self.head is None else self.pooled_features.under(self.head)
 
@@ -180,7 +181,8 @@ class Pipeline:
 
     def _proposals(self, again: bool) -> dict:
         train, test = self.initial_corpora
-        computed = _fill((train, test), lambda c: c.fill_proposals(self.config.proposals, self.config.workers, again))
+        search, workers = self.config.proposals, self.config.workers
+        computed = fill_each((train, test), lambda corpus: corpus.fill_proposals(search, workers, again))
         if not computed:
             return {"computed": False}
         disk = train.disk()[0] + test.disk()[0]
@@ -207,7 +209,7 @@ class Pipeline:
         return {"computed": True, "loss": round(loss, 4)}
 
     def _maps(self, again: bool) -> dict:
-        computed = _fill(self.corpora, lambda corpus: corpus.fill_maps(self.backbone, self.config.workers, again))
+        computed = fill_maps(self.corpora, self.backbone, self.config.workers, self.log, again)
         if not computed:
             return {"computed": False}
         disk = sum(corpus.disk()[1] for corpus in self.corpora)
@@ -315,7 +317,7 @@ class Pipeline:
         return {
             "proposals": self.config.proposals.settings(),
             "backbone": backbone.settings(),
-            "regions": asdict(self.config.regions),
+            "regions": self.pooled_features.description(),
             "pooling": asdict(self.config.pooling),
         }
 
@@ -344,19 +346,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed, another OpenCV wheel
             found[name] = "not installed by pip"
     return found
-
-
-def _fill(corpora: tuple[Corpus, ...], fill: Callable[[Corpus], int]) -> int:
-    """Fill the cache of every split; the pictures of all that cannot be read are told together."""
-    computed, errors = 0, []
-    for corpus in corpora:
-        try:
-            computed += fill(corpus)
-        except SppdetError as error:
-            errors.append(str(error))
-    if errors:
-        raise SppdetError("\n".join(errors))
-    return computed
 
 
 def _is_done(path: Path, key: str) -> bool:

@@ -12,7 +12,7 @@ from sppdet import boxes as geometry
 from sppdet import end_to_end
 from sppdet.backbone import Backbone
 from sppdet.config import EndToEnd
-from sppdet.corpus import Corpus
+from sppdet.corpus import MapCorpus
 from sppdet.data.voc import read_voc
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
@@ -29,7 +29,7 @@ class Workplace:
         self.features = PyramidFeatures(
             grid=self.backbone.grid, channels=128, scales=(96,), max_side=400, target=64, shrink=0.0, levels=(2, 1)
         )
-        self.corpus = Corpus.create(
+        self.corpus = MapCorpus.create(
             read_voc(root, "trainval"), folder / "cache", FixedWindows(), self.backbone, (96,), 400
         )
         rng = np.random.default_rng(0)
@@ -59,7 +59,7 @@ def place(tmp_path, shapes_root) -> Workplace:
 def test_a_picture_comes_with_windows_that_fit_it(place):
     for i in range(6):
         rng = np.random.default_rng(i)
-        picture = end_to_end.read_picture(place.corpus, i, EndToEnd(**QUICK), place.backbone, 400, rng)
+        picture = end_to_end.read_picture(place.corpus, i, EndToEnd(**QUICK), place.backbone, place.features, rng)
         assert min(picture.pixels.shape[2:]) == 96 and len(picture.windows) == len(picture.labels) <= 16
         front = picture.labels < len(place.corpus.dataset.classes)
         assert front.sum() == len(picture.targets) and front[: len(picture.targets)].all()
@@ -78,14 +78,16 @@ def test_pixels_are_mirrored_with_their_windows(place):
     plain = place.backbone.pixels(image, 96 / min(image.shape[:2]))
     seen = set()
     for seed in range(8):
-        picture = end_to_end.read_picture(place.corpus, 0, settings, place.backbone, 400, np.random.default_rng(seed))
+        picture = end_to_end.read_picture(
+            place.corpus, 0, settings, place.backbone, place.features, np.random.default_rng(seed)
+        )
         same = torch.allclose(picture.pixels, plain, atol=1e-5)
         turned = torch.allclose(picture.pixels, plain.flip(3), atol=0.1)
         assert same or turned
         seen.add(same)
     assert seen == {True, False}
     whole = EndToEnd(**QUICK | {"flip": False})
-    picture = end_to_end.read_picture(place.corpus, 0, whole, place.backbone, 400, np.random.default_rng(0))
+    picture = end_to_end.read_picture(place.corpus, 0, whole, place.backbone, place.features, np.random.default_rng(0))
     assert torch.equal(picture.pixels, plain)
 
 
@@ -130,7 +132,7 @@ def test_the_checkpoint_of_other_settings_is_not_gone_on_from(place, monkeypatch
 
 
 def test_pictures_without_objects(place):
-    nothing = Corpus(
+    nothing = MapCorpus(
         type(place.corpus.dataset)(place.corpus.dataset.classes, tuple(
             type(s)(s.id, s.path, s.width, s.height, s.boxes[:0], s.labels[:0], s.difficult[:0])
             for s in place.corpus.dataset
