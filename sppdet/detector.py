@@ -56,7 +56,7 @@ class Detector:
         size = (image.shape[1], image.shape[0])
         threads = torch.get_num_threads()
         # One thread: one of many workers, and other pictures take the other cores.
-        if threads == 1 or self.features.of_proposals:
+        if threads == 1 or self.features.needs_windows:
             proposals = self.search(image)
             return self.detect(self.features.read(self.backbone, image, proposals), proposals, size)
         with ThreadPoolExecutor(1) as helper:

@@ -2,7 +2,8 @@
 
 SPP-net trained its fc layers only, because a window's receptive field is most of a picture and windows were drawn
 from many of them. Fast R-CNN draws many windows from few pictures, so one pass through the trunk serves them all,
-and gradients go through the pooling. With one level this is Fast R-CNN, with several SPP-net trained end to end.
+and gradients go through the pooling. With one level this is Fast R-CNN, with several SPP-net trained end to end. Where
+windows are crops, each goes through the trunk on its own: without the boxes' loss, R-CNN's fine-tuning.
 
 The softmax and the boxes learned here can be the detector's own (``classifier: softmax``, ``bbox.kind: joint``), or
 SVMs and ridge regression are fitted afterwards to what the trunk and the fc layers have become.

@@ -44,7 +44,7 @@ class WindowFeatures(ABC):
     head: Callable[[np.ndarray], np.ndarray] | None = None
     head_dimension: int = 0
 
-    of_proposals: ClassVar[bool]  # whether :meth:`read` wants to know the windows
+    needs_windows: ClassVar[bool]  # whether :meth:`read` wants to know the windows
 
     @property
     @abstractmethod
@@ -134,7 +134,7 @@ class PyramidFeatures(WindowFeatures):
     shrink: float
     levels: tuple[int, ...]
 
-    of_proposals: ClassVar[bool] = False
+    needs_windows: ClassVar[bool] = False
 
     @property
     def pooled_dimension(self) -> int:

@@ -13,10 +13,12 @@ from sppdet import end_to_end
 from sppdet.backbone import Backbone
 from sppdet.config import EndToEnd
 from sppdet.corpus import MapCorpus
+from sppdet.crops import CropFeatures
 from sppdet.data.voc import read_voc
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
 from sppdet.images import read_image
+from sppdet.warp import Crop
 
 QUICK = {"epochs": 1.0, "scales": [96], "units": 16, "windows_per_picture": 16, "frozen_stride": 4, "dropout": 0.0}
 
@@ -103,6 +105,20 @@ def test_the_losses_fall_and_the_frozen_layers_stay(place, monkeypatch):
     layers = sorted({int(name.split(".")[1]) for name in changed})
     assert layers == [3, 4, 6, 7, 9, 10, 12, 13]  # conv and batch norm above stride 4; its statistics stay
     assert not any("running" in name for name in changed)
+
+
+def test_a_network_learns_from_crops(place, monkeypatch):
+    # R-CNN's fine-tuning: no box loss, and whatever overlaps no object by half is background.
+    monkeypatch.setattr(end_to_end, "_REPORT", 10)
+    place.features = CropFeatures(channels=128, crop=Crop("warp", 64, 4), levels=(2, 1))
+    rng = np.random.default_rng(0)
+    picture = end_to_end.read_picture(place.corpus, 0, EndToEnd(**QUICK), place.backbone, place.features, rng)
+    assert picture.pixels.shape == (len(picture.windows), 3, 64, 64)
+    lines = []
+    network, loss = place.train(lines.append, epochs=20.0, learning_rate=3e-3, box_weight=0.0, background=0.0)
+    assert loss < 0.7 * json.loads(lines[0])["class_loss"]
+    before, after = place.backbone.trunk.state_dict(), network.trunk.state_dict()
+    assert not torch.equal(after["features.12.weight"], before["features.12.weight"])
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(place, monkeypatch):
