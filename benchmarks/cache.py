@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.common import FIVE_SCALES, WINDOWS, Bench, Row, at_least, at_most, best, maps_of
 from sppdet.cache import Store, compress_map, decompress_map
-from sppdet.corpus import Corpus, load_split
+from sppdet.corpus import load_split, open_corpus
 from sppdet.detector import load
 from sppdet.evaluation import evaluate_voc
 from sppdet.images import read_image
@@ -60,12 +60,12 @@ def accuracy(bench: Bench) -> Row:
     made = bench.pipeline(TEST_PICTURES)
     dataset = load_split(made.config, "test", detector.classes, TEST_PICTURES)
     features = detector.features
-    corpus = Corpus.create(dataset, bench.work, detector.search, detector.backbone, features.scales, features.max_side)
+    corpus = open_corpus(dataset, bench.work, detector.search, detector.backbone, features)
     corpus.fill_proposals(detector.search, 0)
 
     def detect(i: int):
         image, size = read_image(dataset[i].path), corpus.size(i)
-        maps = [detector.backbone(image, factor) for factor in features.factors(*size)]
+        maps = features.read(detector.backbone, image)
         kept = [decompress_map(compress_map(conv_map)).astype(np.float32) for conv_map in maps]
         return tuple(detector.detect(m, corpus.proposals(i), size) for m in (maps, kept))
 

@@ -189,7 +189,7 @@ def size_of(image: np.ndarray) -> tuple[int, int]:
 
 
 def maps_of(run: Pipeline, features: PyramidFeatures, image: np.ndarray) -> list[np.ndarray]:
-    return [run.backbone(image, factor) for factor in features.factors(*size_of(image))]
+    return features.read(run.backbone, image)
 
 
 def random_svms(features: PyramidFeatures, classes: int, vectors: np.ndarray) -> LinearSVMs:

@@ -18,7 +18,7 @@ import numpy as np
 from sppdet import bbox_regression, cli, config
 from sppdet.backbone import Backbone
 from sppdet.config import Config
-from sppdet.corpus import Corpus, load_split
+from sppdet.corpus import Corpus, MapCorpus, load_split
 from sppdet.data import Dataset
 from sppdet.detector import Detector
 from sppdet.errors import SppdetError
@@ -70,7 +70,7 @@ def make_corpora(settings: Config, backbone: Backbone, train: int, validate: int
         raise SppdetError(f"{settings.data.train_split} has {len(pictures)} pictures: lower --train or --validate")
     corpora = []
     for samples in (pictures.samples[:train], pictures.samples[train : train + validate]):
-        corpus = Corpus.create(
+        corpus = MapCorpus.create(
             Dataset(pictures.classes, samples), settings.run.cache, settings.proposals, backbone,
             settings.regions.scales, settings.regions.max_side,
         )  # fmt: skip

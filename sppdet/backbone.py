@@ -185,6 +185,11 @@ def freeze(trunk: nn.Module, stride: int) -> None:
             parameter.requires_grad_(grids[name].stride > stride)
 
 
+def normalise(image: np.ndarray) -> np.ndarray:
+    """An RGB uint8 picture as trunks see it: float32 ``(H, W, 3)``, in which 0 is the mean colour of ImageNet."""
+    return (image * (1 / 255 / STD) - MEAN / STD).astype(np.float32, copy=False)
+
+
 def resolve_device(device: str) -> torch.device:
     """``auto`` is CUDA when there, else the CPU."""
     if device == "auto":
@@ -251,7 +256,7 @@ class Backbone:
     def __call__(self, image: np.ndarray, factor: float) -> np.ndarray:
         """The conv map of an RGB uint8 picture enlarged by ``factor``: float32 ``(H, W, C)``, contiguous."""
         x = self.pixels(image, factor).to(self.device, memory_format=torch.channels_last)
-        return self._run(x)[0].permute(1, 2, 0).float().cpu().contiguous().numpy()
+        return self.run(x)[0].permute(1, 2, 0).float().cpu().contiguous().numpy()
 
     def pixels(self, image: np.ndarray, factor: float) -> torch.Tensor:
         """What the trunk sees of an RGB uint8 picture enlarged by ``factor``: float32 ``(1, 3, H, W)``."""
@@ -263,16 +268,16 @@ class Backbone:
         # the aliasing that it would bring.
         how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         scaled = image if factor == 1 else cv2.resize(image, size, interpolation=how)
-        x = torch.from_numpy((scaled * (1 / 255 / STD) - MEAN / STD).astype(np.float32, copy=False))
-        x = x.permute(2, 0, 1)[None]
+        x = torch.from_numpy(normalise(scaled)).permute(2, 0, 1)[None]
         return nn.functional.pad(x, (0, max(0, _MIN_INPUT - size[0]), 0, max(0, _MIN_INPUT - size[1])))
 
-    def _run(self, x: torch.Tensor) -> torch.Tensor:
+    def run(self, x: torch.Tensor) -> torch.Tensor:
+        """The trunk's output ``(B, C, H, W)`` on pixels ``(B, 3, H, W)`` of its device."""
         try:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 return self.trunk(x)
         except torch.cuda.OutOfMemoryError:
             raise SppdetError(
-                f"device: no GPU memory left for a picture of {x.shape[3]} x {x.shape[2]} pixels; "
+                f"device: no GPU memory left for {len(x)} x {x.shape[3]} x {x.shape[2]} pixels; "
                 "use fewer or smaller regions.scales, a smaller regions.max_side, or device=cpu"
             ) from None

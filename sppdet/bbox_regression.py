@@ -17,7 +17,7 @@ import numpy as np
 from sppdet import boxes as geometry
 from sppdet.config import BoxRegression
 from sppdet.corpus import Corpus
-from sppdet.features import PyramidFeatures
+from sppdet.features import WindowFeatures
 from sppdet.linear import BoxRegressors
 from sppdet.parallel import run
 
@@ -25,7 +25,7 @@ _MEMORY = 2 << 30  # bytes of float16 rows gathered at a time
 
 
 def train(
-    corpus: Corpus, features: PyramidFeatures, labels: list[int], settings: BoxRegression, scale: float,
+    corpus: Corpus, features: WindowFeatures, labels: list[int], settings: BoxRegression, scale: float,
     seed: int = 3, workers: int = 0,
 ) -> BoxRegressors:  # fmt: skip
     """Fit the regressors of the classes ``labels``; a class without windows gets zeros, which move nothing.
@@ -98,7 +98,7 @@ def _choose(corpus: Corpus, label: int, settings: BoxRegression, seed: int) -> _
 
 
 def _gather(
-    corpus: Corpus, features: PyramidFeatures, chosen: list[_Chosen], workers: int
+    corpus: Corpus, features: WindowFeatures, chosen: list[_Chosen], workers: int
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """For each class its float16 rows ``(n, D)`` and targets ``(n, 4)``, in one pass over the pictures."""
     rows = [np.empty((len(one.pictures), features.dimension), np.float16) for one in chosen]

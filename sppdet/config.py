@@ -14,6 +14,7 @@ import yaml
 
 from sppdet.errors import SppdetError
 from sppdet.proposals import SelectiveSearch
+from sppdet.warp import KINDS, MIN_CROP
 
 
 @dataclass
@@ -46,6 +47,11 @@ class Pretrain:
 
 @dataclass
 class Regions:
+    """Where windows are read: on conv maps of the whole picture, or each on a crop of its own, as in R-CNN."""
+
+    crop: str = "none"  # none: on the maps; warp, square or square_context: how a crop is made (sppdet/warp.py)
+    crop_size: int = 227  # pixels a side of a crop
+    context: int = 16  # of them on each side, what surrounds the window
     scales: list[int] = field(default_factory=lambda: [688])  # lengths of the picture's shorter side
     max_side: int = 2500  # a scaled picture's longer side never exceeds this
     target: int = 224  # each window is read at the scale that brings it nearest target x target
@@ -80,16 +86,18 @@ class Finetune:
 
 @dataclass
 class EndToEnd:
-    """Trunk and fc layers trained together by Fast R-CNN's multi-task loss, before the maps are made."""
+    """Trunk and fc layers trained together by Fast R-CNN's multi-task loss, before the maps are made.
+
+    On crops, with `box_weight: 0`, this is R-CNN's fine-tuning of the whole network.
+    """
 
     enabled: bool = False
     epochs: float = 8.0
     pictures_per_step: int = 2
     windows_per_picture: int = 64
-    foreground: float = 0.25  # share of windows with IoU >= 0.5; the rest lies in [0.1, 0.5)
-    hard_of: int = (
-        0  # 0: all windows drawn learn; n: of n windows drawn a picture, the windows_per_picture hardest ones
-    )
+    foreground: float = 0.25  # share of windows with IoU >= 0.5
+    background: float = 0.1  # the others' lowest IoU, below 0.5; R-CNN's is 0
+    hard_of: int = 0  # 0: all windows drawn learn; n: of n drawn a picture, the windows_per_picture hardest
     focal: float = 0.0  # exponent of the focal loss; 0: cross entropy
     scales: list[int] = field(default_factory=lambda: [480, 576, 688])  # shorter sides; each picture draws one
     flip: bool = True
@@ -184,6 +192,7 @@ _CHOICES = {
     "finetune.schedule": ("cosine", "step"),
     "end_to_end.optimizer": ("adamw", "sgd"),
     "backbone.precision": ("auto", "float32", "bfloat16"),
+    "regions.crop": ("none", *KINDS),
     "proposals.mode": ("fast", "quality", "balanced"),
     "proposals.engine": ("opencv", "native"),
 }
@@ -320,6 +329,25 @@ def _check_together(config: Config) -> None:
         _check_ranks(config)
     if config.features != "pool5" and not config.end_to_end.enabled:
         _check_fc(config)
+    if config.regions.crop != "none":
+        _check_crops(config)
+
+
+def _check_crops(config: Config) -> None:
+    """Refuse what does not go with windows that are cropped one by one."""
+    regions = config.regions
+    if len(regions.scales) > 1:
+        raise SppdetError("regions.scales: crops have one size, regions.crop_size; leave one scale or set crop: none")
+    if config.pooling.kind != "max":
+        raise SppdetError(f"pooling.kind: {config.pooling.kind} is for windows on conv maps; crops take max")
+    if config.end_to_end.hard_of:
+        raise SppdetError("end_to_end.hard_of: of crops all that are drawn learn; set it to 0")
+    if regions.crop_size < MIN_CROP:
+        raise SppdetError(f"regions.crop_size: expected {MIN_CROP} or more, found {regions.crop_size}")
+    if not 0 <= 2 * regions.context < regions.crop_size:
+        raise SppdetError(
+            f"regions.context: {regions.context} pixels on each side of {regions.crop_size} leave no room for a window"
+        )
 
 
 def _check_ranks(config: Config) -> None:

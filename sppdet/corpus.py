@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +17,17 @@ from sppdet import boxes as geometry
 from sppdet.backbone import Backbone
 from sppdet.cache import Store, fill
 from sppdet.config import Config
+from sppdet.crops import CropFeatures, CropVectors
 from sppdet.data import Dataset
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc
-from sppdet.files import file_digest
+from sppdet.errors import SppdetError
+from sppdet.features import WindowFeatures
+from sppdet.files import file_digest, fingerprint
 from sppdet.proposals import SelectiveSearch, recall
 from sppdet.regions import scale_factor
+
+_SAMPLE = 8  # pictures of a split whose maps tell what all of them will take on disk
 
 
 def load_split(config: Config, split: str, classes=None, limit: int | None = None) -> Dataset:
@@ -36,41 +46,47 @@ def proposal_store(cache: str, search: SelectiveSearch) -> Store:
     return Store(cache, "proposals", search.settings(), ".npy")
 
 
-def map_name(scale: int, name: str) -> str:
-    return f"{scale}/{name}"
-
-
-def _map_store(cache: str, backbone: Backbone, max_side: int) -> Store:
-    return Store(cache, "maps", backbone.settings() | {"max_side": max_side}, ".b2nd")
+def open_corpus(
+    dataset: Dataset, cache: str, search: SelectiveSearch, backbone: Backbone, features: WindowFeatures
+) -> Corpus:
+    """A split with what ``cache`` holds for its proposals and ``features``."""
+    if isinstance(features, CropFeatures):
+        return CropCorpus.create(dataset, cache, search, backbone, features)
+    return MapCorpus.create(dataset, cache, search, backbone, features.scales, features.max_side)
 
 
 @dataclass(frozen=True, eq=False)
-class Corpus:
-    """One split of a data set, its proposals and its conv maps.
+class Corpus(ABC):
+    """One split of a data set, its proposals, and its maps: what its windows are read from.
 
     Attributes:
         names: the store entry of each picture, see :func:`entry_names`.
-        proposal_store, map_store: where they are; the maps are there at each of ``scales``.
-        max_side: limit of a scaled picture's longer side.
+        proposal_store, map_store: where they are.
     """
 
     dataset: Dataset
     names: list[str]
     proposal_store: Store
     map_store: Store
-    scales: tuple[int, ...]
-    max_side: int
 
-    @classmethod
-    def create(
-        cls, dataset: Dataset, cache: str, search: SelectiveSearch, backbone: Backbone, scales, max_side: int
-    ) -> Corpus:
-        maps = _map_store(cache, backbone, max_side)
-        return cls(dataset, entry_names(dataset), proposal_store(cache, search), maps, tuple(scales), max_side)
-
+    @abstractmethod
     def with_maps_of(self, backbone: Backbone, cache: str) -> Corpus:
         """The same pictures and proposals with another backbone's maps."""
-        return replace(self, map_store=_map_store(cache, backbone, self.max_side))
+
+    @abstractmethod
+    def maps(self, i: int):
+        """What the windows of picture ``i`` are read from."""
+
+    @abstractmethod
+    def map_entries(self) -> dict[str, float]:
+        """The entries of the map store, and how they share the room that they take."""
+
+    @abstractmethod
+    def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
+        """Compute the maps that are missing (all of them, if ``again``); returns how many that were.
+
+        ``first``: of so many pictures and no more.
+        """
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -83,11 +99,6 @@ class Corpus:
     def proposals(self, i: int) -> np.ndarray:
         """``(N, 4)`` windows of picture ``i``."""
         return self.proposal_store.read(self.names[i])
-
-    def maps(self, i: int) -> list[np.ndarray]:
-        """The conv maps of picture ``i``, one a scale: float32 ``(H, W, C)``."""
-        halves = (self.map_store.read(map_name(scale, self.names[i])) for scale in self.scales)
-        return [torch.from_numpy(half).float().numpy() for half in halves]
 
     def objects(self, i: int, label: int) -> np.ndarray:
         """``(M, 4)`` ground truth of one class in picture ``i``, difficult ones included, as in the originals."""
@@ -110,11 +121,53 @@ class Corpus:
             search.warm_up()
         return fill(self.proposal_store, pictures, search, workers, "proposals")
 
-    def fill_maps(self, backbone: Backbone, workers: int, again: bool = False) -> int:
-        """Compute the conv maps that are missing (all of them, if ``again``); returns how many that were."""
-        return sum(self._fill_scale(backbone, scale, workers, again) for scale in self.scales)
+    def disk(self) -> tuple[int, int]:
+        """Bytes of the proposals and of the maps."""
+        return self.proposal_store.size(self.names), self.map_store.size([*self.map_entries()])
 
-    def _fill_scale(self, backbone: Backbone, scale: int, workers: int, again: bool) -> int:
+    def disk_needed(self) -> float:
+        """Bytes that the missing maps will take, as far as the stored ones tell."""
+        shares = self.map_entries()
+        missing = self.map_store.missing([*shares])
+        stored = sum(shares.values()) - sum(shares[entry] for entry in missing)
+        return self.map_store.size([*shares]) / stored * sum(shares[entry] for entry in missing) if stored else 0.0
+
+    def recall(self) -> dict[str, float]:
+        """Of the proposals, against the objects that count in the evaluation: the difficult ones left out."""
+        targets = (sample.boxes[~sample.difficult] for sample in self.dataset)
+        table = recall((self.proposals(i) for i in range(len(self))), targets)
+        return {key: round(value, 4) for key, value in table.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class MapCorpus(Corpus):
+    """A split with its conv maps, at each of ``scales``, where the longer side never exceeds ``max_side``."""
+
+    scales: tuple[int, ...]
+    max_side: int
+
+    @classmethod
+    def create(
+        cls, dataset: Dataset, cache: str, search: SelectiveSearch, backbone: Backbone, scales, max_side: int
+    ) -> MapCorpus:
+        names, proposals = entry_names(dataset), proposal_store(cache, search)
+        return cls(dataset, names, proposals, _map_store(cache, backbone, max_side), tuple(scales), max_side)
+
+    def with_maps_of(self, backbone: Backbone, cache: str) -> MapCorpus:
+        return replace(self, map_store=_map_store(cache, backbone, self.max_side))
+
+    def maps(self, i: int) -> list[np.ndarray]:
+        """The conv maps of picture ``i``, one a scale: float32 ``(H, W, C)``."""
+        halves = (self.map_store.read(map_name(scale, self.names[i])) for scale in self.scales)
+        return [torch.from_numpy(half).float().numpy() for half in halves]
+
+    def map_entries(self) -> dict[str, float]:
+        return {map_name(scale, name): scale**2 for scale in self.scales for name in self.names}
+
+    def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
+        return sum(self._fill_scale(backbone, scale, workers, again, first) for scale in self.scales)
+
+    def _fill_scale(self, backbone: Backbone, scale: int, workers: int, again: bool, first: int | None) -> int:
         def compute(image: np.ndarray) -> np.ndarray:
             height, width = image.shape[:2]
             return backbone(image, scale_factor(width, height, scale, self.max_side))
@@ -122,15 +175,113 @@ class Corpus:
         pictures = {map_name(scale, name): sample.path for name, sample in zip(self.names, self.dataset)}
         if again:
             self.map_store.remove(list(pictures))
+        pictures = dict(islice(pictures.items(), first))
         return fill(self.map_store, pictures, compute, workers, f"maps at {scale}", threads=True)
 
-    def disk(self) -> tuple[int, int]:
-        """Bytes of the proposals and of the maps."""
-        maps = [map_name(scale, name) for scale in self.scales for name in self.names]
-        return self.proposal_store.size(self.names), self.map_store.size(maps)
 
-    def recall(self) -> dict[str, float]:
-        """Of the proposals, against the objects that count in the evaluation: the difficult ones left out."""
-        targets = (sample.boxes[~sample.difficult] for sample in self.dataset)
-        table = recall((self.proposals(i) for i in range(len(self))), targets)
-        return {key: round(value, 4) for key, value in table.items()}
+def map_name(scale: int, name: str) -> str:
+    return f"{scale}/{name}"
+
+
+def _map_store(cache: str, backbone: Backbone, max_side: int) -> Store:
+    return Store(cache, "maps", backbone.settings() | {"max_side": max_side}, ".b2nd")
+
+
+@dataclass(frozen=True, eq=False)
+class CropCorpus(Corpus):
+    """A split with the vectors of its windows, each cropped from its picture: of the proposals and of the objects.
+
+    What goes through a network together may differ in the last bits from what goes alone. So each object goes alone:
+    its vector does not depend on what else is annotated, and a class that is added is the same SVM.
+    """
+
+    features: CropFeatures
+
+    @classmethod
+    def create(
+        cls, dataset: Dataset, cache: str, search: SelectiveSearch, backbone: Backbone, features: CropFeatures
+    ) -> CropCorpus:
+        names, proposals = entry_names(dataset), proposal_store(cache, search)
+        return cls(dataset, names, proposals, _crop_store(cache, backbone, proposals, features), features)
+
+    def with_maps_of(self, backbone: Backbone, cache: str) -> CropCorpus:
+        return replace(self, map_store=_crop_store(cache, backbone, self.proposal_store, self.features))
+
+    def maps(self, i: int) -> CropVectors:
+        """The windows of picture ``i``, proposals first, and their vectors."""
+        boxes = np.concatenate([self.proposals(i), self.dataset[i].boxes])
+        stored = [self.map_store.read(self.names[i])]
+        stored += [self.map_store.read(self._objects_name(i))] if len(self.dataset[i].boxes) else []
+        vectors = np.concatenate(stored) if len(stored) > 1 else stored[0]
+        if len(vectors) != len(boxes):
+            path = self.map_store.path(self.names[i])
+            raise SppdetError(f"{path}: holds other windows than the proposals; delete it and run again")
+        return CropVectors(boxes, vectors)
+
+    def map_entries(self) -> dict[str, float]:
+        shares = {name: len(self.proposals(i)) for i, name in enumerate(self.names)}
+        annotated = [i for i, sample in enumerate(self.dataset) if len(sample.boxes)]
+        return shares | {self._objects_name(i): len(self.dataset[i].boxes) for i in annotated}
+
+    def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
+        if again:
+            self.map_store.remove([*self.map_entries()])
+        pictures = dict(islice(enumerate(self.names), first))
+        annotated = {self._objects_name(i): i for i in pictures if len(self.dataset[i].boxes)}
+        compute = partial(self.features.compute, backbone)
+        found = self._fill(annotated, self._objects, partial(compute, batch=1), workers, "vectors of objects")
+        every = {name: i for i, name in pictures.items()}
+        return found + self._fill(every, self.proposals, compute, workers, "vectors of proposals")
+
+    def _fill(self, entries: dict[str, int], boxes: Callable, compute: Callable, workers: int, what: str) -> int:
+        """``entries`` are of pictures, whose ``boxes`` are computed."""
+        pictures = {entry: self.dataset[i].path for entry, i in entries.items()}
+        return fill(
+            self.map_store, pictures, compute, workers, what, threads=True, boxes=lambda entry: boxes(entries[entry])
+        )
+
+    def _objects(self, i: int) -> np.ndarray:
+        return self.dataset[i].boxes
+
+    def _objects_name(self, i: int) -> str:
+        return f"objects/{self.names[i]}-{fingerprint(self.dataset[i].boxes.tolist())}"
+
+
+def _crop_store(cache: str, backbone: Backbone, proposals: Store, features: CropFeatures) -> Store:
+    settings = backbone.settings() | features.description() | {"proposals": proposals.folder.name}
+    return Store(cache, "crops", settings, ".rows")
+
+
+def fill_each(corpora: Sequence[Corpus], fill: Callable[[Corpus], int]) -> int:
+    """Fill the cache of every split; the pictures of all that cannot be read are told together."""
+    computed, errors = 0, []
+    for corpus in corpora:
+        try:
+            computed += fill(corpus)
+        except SppdetError as error:
+            errors.append(str(error))
+    if errors:
+        raise SppdetError("\n".join(errors))
+    return computed
+
+
+def fill_maps(
+    corpora: Sequence[Corpus], backbone: Backbone, workers: int, log: Callable[[str], None], again: bool = False
+) -> int:
+    """Compute the missing maps of every split (all of them, if ``again``); returns how many that were.
+
+    Says what they will take on disk once a few are there to tell by, and stops if there is no room.
+    """
+    computed = fill_each(corpora, lambda corpus: corpus.fill_maps(backbone, workers, again, _SAMPLE))
+    needed = sum(corpus.disk_needed() for corpus in corpora)
+    if needed:
+        folder = corpora[0].map_store.folder
+        free = shutil.disk_usage(folder).free
+        sizes = f"{needed / 1e9:.2g} GB to be written, {free / 1e9:.2g} GB free in {folder}"
+        if needed > free:
+            raise SppdetError(
+                f"run.cache: about {sizes}; give a folder with more room, "
+                "fewer pictures (data.limit_train, data.limit_test) or less to a window (pooling.levels)"
+            )
+        log(f"maps: about {sizes}")
+    return computed + fill_each(corpora, lambda corpus: corpus.fill_maps(backbone, workers))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,17 +15,18 @@ from torchvision.ops import nms
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone, build_trunk
 from sppdet.config import Detection
+from sppdet.crops import CropFeatures
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures, Windows
+from sppdet.features import PyramidFeatures, WindowFeatures, Windows
 from sppdet.files import atomic_write, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.images import to_rgb
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.proposals import SelectiveSearch
+from sppdet.warp import Crop
 
 _FORMAT = 2
-_FEATURES = ("scales", "max_side", "target", "shrink", "levels", "kind", "samples")  # older models lack the last two
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Detector:
 
     classes: tuple[str, ...]
     backbone: Backbone
-    features: PyramidFeatures
+    features: WindowFeatures
     search: SelectiveSearch
     classifier: LinearSVMs | Softmax
     regressors: BoxRegressors | None
@@ -55,45 +55,40 @@ class Detector:
         image = to_rgb(image)
         size = (image.shape[1], image.shape[0])
         threads = torch.get_num_threads()
-        if threads == 1:  # one of many workers: other pictures take the other cores
-            return self.detect(self.maps(image), self.search(image), size, self.mirrored_maps(image))
+        # One thread: one of many workers, and other pictures take the other cores.
+        if threads == 1 or self.features.needs_windows:
+            proposals = self.search(image)
+            return self.detect(self.read(image, proposals), proposals, size, self.read_mirrored(image, proposals))
         with ThreadPoolExecutor(1) as helper:
             proposals = helper.submit(self.search, image)
             # The threads of a layer wait for each other: one that shared its core with the search would hold up all.
             torch.set_num_threads(threads - 1)
             try:
-                maps, mirrored = self.maps(image), self.mirrored_maps(image)
+                maps, mirrored = self.read(image), self.read_mirrored(image)
             finally:
                 torch.set_num_threads(threads)
             return self.detect(maps, proposals.result(), size, mirrored)
 
-    def maps(self, image: np.ndarray) -> list[np.ndarray]:
-        """The conv maps of an RGB uint8 picture, one a scale: float32 ``(H, W, C)``."""
-        return [self.backbone(image, factor) for factor in self.features.factors(image.shape[1], image.shape[0])]
+    def read(self, image: np.ndarray, proposals: np.ndarray | None = None):
+        """What the windows of an RGB uint8 picture are read from; R-CNN has to know the proposals ``(N, 4)``."""
+        return self.features.read(self.backbone, image, proposals)
 
-    def mirrored_maps(self, image: np.ndarray) -> list[np.ndarray] | None:
-        """The maps of the picture's mirror image, where ``detection.flip`` asks for them."""
-        return self.maps(np.ascontiguousarray(image[:, ::-1])) if self.detection.flip else None
+    def read_mirrored(self, image: np.ndarray, proposals: np.ndarray | None = None):
+        """The same of the picture's mirror image, where ``detection.flip`` asks for it."""
+        if not self.detection.flip:
+            return None
+        there = None if proposals is None else geometry.mirror(proposals, image.shape[1])
+        return self.read(np.ascontiguousarray(image[:, ::-1]), there)
 
-    def detect(
-        self,
-        maps: Sequence[np.ndarray],
-        proposals: np.ndarray,
-        size: tuple[int, int],
-        mirrored: Sequence[np.ndarray] | None = None,
-    ) -> Detections:
-        """Detections among proposals ``(N, 4)`` of a picture of ``(width, height)``, from its conv maps.
+    def detect(self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored=None) -> Detections:
+        """Detections among proposals ``(N, 4)`` of a picture of ``(width, height)``, from what :meth:`read` gave.
 
-        ``mirrored`` are the maps of its mirror image: margins and shifts are then the means of both views'.
+        ``mirrored`` is that of its mirror image: margins and shifts are then the means of both views'.
         """
         return self.detect_both(maps, proposals, size, mirrored)[1]
 
     def detect_both(
-        self,
-        maps: Sequence[np.ndarray],
-        proposals: np.ndarray,
-        size: tuple[int, int],
-        mirrored: Sequence[np.ndarray] | None = None,
+        self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored=None
     ) -> tuple[Detections, Detections]:
         """Detections before and after box regression; twice the same if there is none.
 
@@ -124,7 +119,7 @@ class Detector:
         moved = geometry.clip(geometry.decode(boxes[moving], deltas), *size)
         return plain, self._survivors(moved, scores, labels, self._suppress(moved, scores, labels))
 
-    def _margins(self, maps: Sequence[np.ndarray], windows: Windows) -> np.ndarray:
+    def _margins(self, maps, windows: Windows) -> np.ndarray:
         """``(N, K)`` of all windows of a view."""
         products = self.features.linear(maps, windows, self.classifier.weight, self.classifier.bias)
         return self.classifier.margins(products)[windows.group]
@@ -158,7 +153,7 @@ class Detector:
             kept.append(rows[survivors[: self.detection.max_per_class].numpy()])
         return np.concatenate([np.zeros(0, np.int64), *kept])
 
-    def _deltas(self, maps: Sequence[np.ndarray], windows: Windows, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    def _deltas(self, maps, windows: Windows, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """``(n, 4)`` shifts of the windows ``kept``, each by the regressor of its label."""
         rows, inverse = np.unique(windows.group[kept], return_inverse=True)
         present, column = np.unique(labels, return_inverse=True)
@@ -177,7 +172,7 @@ class Detector:
             "classes": list(self.classes),
             "classifier": "softmax" if isinstance(self.classifier, Softmax) else "svm",
             "backbone": {"name": self.backbone.name, "precision": self.backbone.precision},
-            "features": {key: getattr(self.features, key) for key in _FEATURES},
+            "features": self.features.description(),
             "proposals": asdict(self.search),
             "head": self.head.description() if self.head else None,
             "bbox_of_head": self.regressors.of_head if self.regressors else None,
@@ -235,8 +230,7 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
         raise SppdetError(f"{folder}: its weights do not fit this version's {name}; train again") from None
     # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.
     backbone = Backbone.wrap(name, trunk, device, "auto" if precision == "bfloat16" else precision)
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in description["features"].items()}
-    features = PyramidFeatures(grid=backbone.grid, channels=backbone.channels, **values)
+    features = _features(description["features"], backbone)
     head = None
     if description["head"]:
         learned = part(tensors, "head.")
@@ -255,3 +249,11 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
         detection=Detection(**description["detection"]),
         head=head,
     )
+
+
+def _features(description: dict, backbone: Backbone) -> WindowFeatures:
+    """What :meth:`WindowFeatures.description` describes, on this backbone."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
+    if "crop" in values:
+        return CropFeatures(channels=backbone.channels, crop=Crop(**values["crop"]), levels=values["levels"])
+    return PyramidFeatures(grid=backbone.grid, channels=backbone.channels, **values)

@@ -2,7 +2,8 @@
 
 SPP-net trained its fc layers only, because a window's receptive field is most of a picture and windows were drawn
 from many of them. Fast R-CNN draws many windows from few pictures, so one pass through the trunk serves them all,
-and gradients go through the pooling. With one level this is Fast R-CNN, with several SPP-net trained end to end.
+and gradients go through the pooling. With one level this is Fast R-CNN, with several SPP-net trained end to end. Where
+windows are crops, each goes through the trunk on its own: without the boxes' loss, R-CNN's fine-tuning.
 
 The softmax and the boxes learned here can be the detector's own (``classifier: softmax``, ``bbox.kind: joint``), or
 SVMs and ridge regression are fitted afterwards to what the trunk and the fc layers have become.
@@ -34,13 +35,12 @@ from sppdet.backbone import Backbone, freeze
 from sppdet.config import EndToEnd
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures
+from sppdet.features import WindowFeatures
 from sppdet.files import atomic_write, part
 from sppdet.finetune import make_optimizer, sample_windows, warm_cosine
 from sppdet.head import Head
 from sppdet.images import read_image
 from sppdet.parallel import in_threads
-from sppdet.regions import scale_factor
 
 _REPORT = 50  # steps between two lines of the log
 _SAVE = 500  # and between two checkpoints
@@ -81,9 +81,10 @@ class Network(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """What one picture gives to a step: pixels ``(1, 3, H, W)``, its windows and what they should become.
+    """What one picture gives to a step: pixels, its windows and what they should become.
 
     Attributes:
+        pixels: ``(1, 3, H, W)``, or the crops of its windows ``(n, 3, H, W)``.
         factor, size: the picture's enlargement and its own ``(width, height)``.
         windows, labels: ``(n, 4)`` and ``(n,)``; background is label K.
         targets: ``(f, 4)`` shifts of the first f windows, the foreground.
@@ -105,7 +106,7 @@ class Picture:
 def train(
     corpus: Corpus,
     backbone: Backbone,
-    features: PyramidFeatures,
+    features: WindowFeatures,
     settings: EndToEnd,
     checkpoint: Path,
     key: str,
@@ -131,7 +132,7 @@ def train(
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = tqdm(total=steps, initial=len(losses), desc="end to end", mininterval=1, unit="")
     with progress:
-        for pictures in _steps(corpus, settings, backbone, features.max_side, len(losses), steps, seed):
+        for pictures in _steps(corpus, settings, backbone, features, len(losses), steps, seed):
             torch.manual_seed(seed + len(losses))  # dropout
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * warm_cosine(len(losses), steps)
@@ -155,7 +156,7 @@ def train(
 
 
 def loss_of(
-    network: Network, backbone: Backbone, features: PyramidFeatures, pictures: list[Picture],
+    network: Network, backbone: Backbone, features: WindowFeatures, pictures: list[Picture],
     mean: np.ndarray, deviation: np.ndarray, settings: EndToEnd,
 ) -> dict[str, torch.Tensor]:  # fmt: skip
     """The two parts of the multi-task loss: softmax's ``class``, and the foreground's smooth-L1 ``box`` (section 2.3).
@@ -163,10 +164,10 @@ def loss_of(
     As there, both are divided by the number of all windows; targets are whitened by ``mean`` and ``deviation``.
     """
     with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
-        maps = [_map(network.trunk, backbone, picture) for picture in pictures]
+        maps = [_maps(network.trunk, backbone, picture) for picture in pictures]
 
         def losses(pictures: list[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
-            pooled = [_pool(conv_map, features, picture) for conv_map, picture in zip(maps, pictures)]
+            pooled = [_pool(own, features, picture) for own, picture in zip(maps, pictures)]
             return _window_losses(*network(torch.cat(pooled)), pictures, mean, deviation, settings.focal)
 
         if settings.hard_of:
@@ -204,15 +205,13 @@ def _hardest(picture: Picture, losses: torch.Tensor, count: int) -> np.ndarray:
     return np.sort(survivors[:count].numpy())
 
 
-def _map(trunk: nn.Module, backbone: Backbone, picture: Picture) -> torch.Tensor:
+def _maps(trunk: nn.Module, backbone: Backbone, picture: Picture) -> torch.Tensor:
     pixels = picture.pixels.to(backbone.device, memory_format=torch.channels_last)
-    return trunk(pixels)[0].float()
+    return trunk(pixels).float()
 
 
-def _pool(conv_map: torch.Tensor, features: PyramidFeatures, picture: Picture) -> torch.Tensor:
-    map_size = (conv_map.shape[2], conv_map.shape[1])
-    cells = features.place(picture.windows, picture.size, picture.factor, map_size)
-    return features.pool_batch(conv_map, cells).flatten(1)
+def _pool(maps: torch.Tensor, features: WindowFeatures, picture: Picture) -> torch.Tensor:
+    return features.pool(maps, picture.windows, picture.size, picture.factor)
 
 
 def _groups(network: Network, settings: EndToEnd) -> list[dict]:
@@ -223,7 +222,7 @@ def _groups(network: Network, settings: EndToEnd) -> list[dict]:
 
 
 def _steps(
-    corpus: Corpus, settings: EndToEnd, backbone: Backbone, max_side: int, first: int, last: int, seed: int
+    corpus: Corpus, settings: EndToEnd, backbone: Backbone, features: WindowFeatures, first: int, last: int, seed: int
 ) -> Iterator[list[Picture]]:
     """The pictures of the steps from ``first`` on, read ahead; each picture with objects comes once an epoch."""
     useful = np.flatnonzero([len(sample.boxes) for sample in corpus.dataset])
@@ -232,7 +231,7 @@ def _steps(
         epoch, number = divmod(position, len(useful))
         order = np.random.default_rng([seed, epoch]).permutation(useful)
         rng = np.random.default_rng([seed, epoch, number])
-        return read_picture(corpus, int(order[number]), settings, backbone, max_side, rng)
+        return read_picture(corpus, int(order[number]), settings, backbone, features, rng)
 
     count = settings.pictures_per_step
     pictures = in_threads(read, range(first * count, last * count), 1)
@@ -241,16 +240,17 @@ def _steps(
 
 
 def read_picture(
-    corpus: Corpus, i: int, settings: EndToEnd, backbone: Backbone, max_side: int, rng: np.random.Generator
+    corpus: Corpus, i: int, settings: EndToEnd, backbone: Backbone, features: WindowFeatures, rng: np.random.Generator
 ) -> Picture:
     """Picture ``i`` at a random one of the scales, mirrored every other time, and a draw of its windows."""
     image, (width, height) = read_image(corpus.dataset[i].path), corpus.size(i)
     windows, labels, objects = _draw(corpus, i, settings, rng)
-    factor = scale_factor(width, height, int(rng.choice(settings.scales)), max_side)
+    scale = int(rng.choice(settings.scales))
     if settings.flip and rng.random() < 0.5:
         image, windows, objects = image[:, ::-1], geometry.mirror(windows, width), geometry.mirror(objects, width)
     targets = geometry.encode(windows[: len(objects)], objects)
-    return Picture(backbone.pixels(image, factor), factor, (width, height), windows, labels, targets)
+    pixels, factor = features.trunk_input(backbone, image, windows, scale)
+    return Picture(pixels, factor, (width, height), windows, labels, targets)
 
 
 def _draw(
@@ -259,17 +259,17 @@ def _draw(
     """Windows, labels and objects; where hard ones are chosen among them, more, of any overlap and share."""
     if settings.hard_of:
         return sample_windows(corpus, i, settings.hard_of, 0.5, rng, lowest=0.0)
-    return sample_windows(corpus, i, settings.windows_per_picture, settings.foreground, rng)
+    return sample_windows(corpus, i, settings.windows_per_picture, settings.foreground, rng, settings.background)
 
 
 def _statistics(
-    corpus: Corpus, backbone: Backbone, features: PyramidFeatures, settings: EndToEnd, seed: int
+    corpus: Corpus, backbone: Backbone, features: WindowFeatures, settings: EndToEnd, seed: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Mean and deviation of the targets (section 2.3), and what brings pooled features to a mean square of 1."""
-    pictures = [p for step in _steps(corpus, settings, backbone, features.max_side, 0, _SAMPLE, seed) for p in step]
+    pictures = [p for step in _steps(corpus, settings, backbone, features, 0, _SAMPLE, seed) for p in step]
     targets = np.concatenate([picture.targets for picture in pictures])
     with torch.inference_mode():
-        pooled = (_pool(_map(backbone.trunk, backbone, picture), features, picture) for picture in pictures)
+        pooled = (_pool(_maps(backbone.trunk, backbone, picture), features, picture) for picture in pictures)
         squares = [vectors.square().mean() for vectors in pooled]
     return targets.mean(axis=0), targets.std(axis=0) + 1e-6, float(torch.stack(squares).mean().rsqrt())
 

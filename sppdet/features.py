@@ -5,8 +5,10 @@ Names: N windows, U of them with different cells, S scales, D features of the po
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,8 +36,96 @@ class Windows:
     group: np.ndarray
 
 
+@dataclass(frozen=True, kw_only=True)
+class WindowFeatures(ABC):
+    """How the windows of a picture become vectors, whatever these are made of; ``head`` may follow the pooling.
+
+    ``maps`` is what :meth:`read` makes of a picture: conv maps here, a list of vectors in :mod:`sppdet.crops`.
+    """
+
+    head: Callable[[np.ndarray], np.ndarray] | None = None
+    head_dimension: int = 0
+
+    needs_windows: ClassVar[bool]  # whether :meth:`read` wants to know the windows
+
+    @property
+    @abstractmethod
+    def pooled_dimension(self) -> int:
+        """Length of a pooled vector."""
+
+    @abstractmethod
+    def description(self) -> dict:
+        """What a saved detector has to know, besides the backbone."""
+
+    @abstractmethod
+    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None):
+        """What the windows ``(N, 4)`` of an RGB uint8 picture are read from."""
+
+    @abstractmethod
+    def windows(self, boxes: np.ndarray, size: tuple[int, int], maps) -> Windows:
+        """Boxes ``(N, 4)`` of a picture of ``(width, height)`` on its maps."""
+
+    @abstractmethod
+    def blocks(self, maps, windows: Windows, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Vectors of all U windows, or of those at ``rows``, a block at a time: ``rows, (len(rows), D)``.
+
+        The next block may overwrite the vectors.
+        """
+
+    @abstractmethod
+    def trunk_input(
+        self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int
+    ) -> tuple[torch.Tensor, float]:
+        """What a trunk in training sees of a picture's windows ``(N, 4)``, and by how much the picture is enlarged."""
+
+    @abstractmethod
+    def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
+        """The trunk's output on :meth:`trunk_input` -> pooled vectors ``(N, D)``, differentiable."""
+
+    @property
+    def dimension(self) -> int:
+        """D, of the vectors that :meth:`blocks` and :meth:`vectors` return."""
+        return self.head_dimension if self.head else self.pooled_dimension
+
+    @property
+    def pooled(self) -> WindowFeatures:
+        """The same without the head."""
+        return replace(self, head=None)
+
+    def under(self, head) -> WindowFeatures:
+        """The same below a :class:`sppdet.head.Head`."""
+        return replace(self, head=head.vectors, head_dimension=head.dimension)
+
+    def vectors(self, maps, windows: Windows, rows: np.ndarray, dtype=np.float32) -> np.ndarray:
+        """``(len(rows), D)`` vectors of the windows at ``rows``, which must not repeat."""
+        position = torch.empty(len(windows.cells), dtype=torch.int64)
+        position[rows] = torch.arange(len(rows))
+        # Through torch: numpy converts to half precision a number at a time, 40 times slower.
+        found = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
+        for block, vectors in self.blocks(maps, windows, rows):
+            found[position[block]] = torch.from_numpy(vectors).to(found.dtype)
+        return found.numpy()
+
+    def of_boxes(self, maps, boxes: np.ndarray, size: tuple[int, int], dtype=np.float32):
+        """``(N, D)`` vectors of boxes ``(N, 4)`` of a picture of ``(width, height)``."""
+        windows = self.windows(boxes, size, maps)
+        return self.vectors(maps, windows, np.arange(len(windows.cells)), dtype)[windows.group]
+
+    def linear(self, maps, windows: Windows, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+        """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``."""
+        # torch, because its threads are the ones that sppdet.parallel holds to one a worker
+        # and of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are
+        padded = np.zeros((-(-len(weight) // 16) * 16, weight.shape[1]), np.float32)
+        padded[: len(weight)] = weight
+        transposed = torch.from_numpy(padded).T
+        found = np.empty((len(windows.cells), len(weight)), np.float32)
+        for block, vectors in self.blocks(maps, windows):
+            found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()[:, : len(weight)]
+        return found + bias
+
+
 @dataclass(frozen=True)
-class PyramidFeatures:
+class PyramidFeatures(WindowFeatures):
     """How windows become pooled vectors; see :mod:`sppdet.regions`, :mod:`sppdet.pooling`, :mod:`sppdet.averaging`.
 
     ``kind`` is what a bin takes: ``max`` or ``average`` of its whole cells, or ``align``, RoIAlign's average of points
@@ -51,8 +141,8 @@ class PyramidFeatures:
     levels: tuple[int, ...]
     kind: str = "max"
     samples: int = 0
-    head: Callable[[np.ndarray], np.ndarray] | None = None
-    head_dimension: int = 0
+
+    needs_windows: ClassVar[bool] = False
 
     @classmethod
     def create(cls, backbone: Backbone, regions: Regions, pooling: Pooling) -> PyramidFeatures:
@@ -73,19 +163,21 @@ class PyramidFeatures:
     def pooled_dimension(self) -> int:
         return self.channels * bins(self.levels)
 
-    @property
-    def dimension(self) -> int:
-        """D, of the vectors that :meth:`blocks` and :meth:`vectors` return."""
-        return self.head_dimension if self.head else self.pooled_dimension
+    def description(self) -> dict:
+        names = (
+            "scales",
+            "max_side",
+            "target",
+            "shrink",
+            "levels",
+            "kind",
+            "samples",
+        )  # older models lack the last two
+        return {name: getattr(self, name) for name in names}
 
-    @property
-    def pooled(self) -> PyramidFeatures:
-        """The same without the head."""
-        return replace(self, head=None)
-
-    def under(self, head) -> PyramidFeatures:
-        """The same below a :class:`sppdet.head.Head`."""
-        return replace(self, head=head.vectors, head_dimension=head.dimension)
+    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> list[np.ndarray]:
+        """The conv maps of an RGB uint8 picture, one a scale: float32 ``(H, W, C)``."""
+        return [backbone(image, factor) for factor in self.factors(image.shape[1], image.shape[0])]
 
     def factors(self, width: int, height: int) -> np.ndarray:
         """``(S,)`` enlargement of a picture at each scale."""
@@ -110,17 +202,11 @@ class PyramidFeatures:
             return locate(boxes, size, factor, self.grid, map_size)
         return project(boxes, size, factor, self.grid, map_size, self.shrink)
 
-    def pool(self, conv_map: np.ndarray, cells: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    def pool_placed(self, conv_map: np.ndarray, cells: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Map ``(H, W, C)`` and placed windows -> float32 ``(N, M, C)``, in ``out`` if it is given."""
         if self.kind == "max":
             return pyramid_pool(conv_map, cells, self.levels, out)
         return average_pool(conv_map, cells, self.levels, self._samples, out)
-
-    def pool_batch(self, conv_map: torch.Tensor, cells: np.ndarray) -> torch.Tensor:
-        """The same from ``(C, H, W)``, differentiable."""
-        if self.kind == "max":
-            return pyramid_pool_batch(conv_map, cells, self.levels)
-        return average_pool_batch(conv_map, cells, self.levels, self._samples)
 
     @property
     def _samples(self) -> int | None:
@@ -129,43 +215,25 @@ class PyramidFeatures:
     def blocks(
         self, maps: Sequence[np.ndarray], windows: Windows, rows: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Vectors of all U windows, or of those at ``rows``, a block at a time: ``rows, (len(rows), D)``.
-
-        The next block may overwrite the vectors.
-        """
         rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
         buffer = np.empty((min(_BLOCK, len(rows)), bins(self.levels), self.channels), np.float32)
         for s, conv_map in enumerate(maps):
             here = rows[windows.scales[rows] == s]
             for start in range(0, len(here), _BLOCK):
                 block = here[start : start + _BLOCK]
-                pooled = self.pool(conv_map, windows.cells[block], buffer[: len(block)])
+                pooled = self.pool_placed(conv_map, windows.cells[block], buffer[: len(block)])
                 pooled = pooled.reshape(len(block), -1)
                 yield block, self.head(pooled) if self.head else pooled
 
-    def vectors(self, maps: Sequence[np.ndarray], windows: Windows, rows: np.ndarray, dtype=np.float32) -> np.ndarray:
-        """``(len(rows), D)`` vectors of the windows at ``rows``, which must not repeat."""
-        position = torch.empty(len(windows.cells), dtype=torch.int64)
-        position[rows] = torch.arange(len(rows))
-        # Through torch: numpy converts to half precision a number at a time, 40 times slower.
-        found = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
-        for block, vectors in self.blocks(maps, windows, rows):
-            found[position[block]] = torch.from_numpy(vectors).to(found.dtype)
-        return found.numpy()
+    def trunk_input(
+        self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int
+    ) -> tuple[torch.Tensor, float]:
+        factor = scale_factor(image.shape[1], image.shape[0], scale, self.max_side)
+        return backbone.pixels(image, factor), factor
 
-    def of_boxes(self, maps: Sequence[np.ndarray], boxes: np.ndarray, size: tuple[int, int], dtype=np.float32):
-        """``(N, D)`` vectors of boxes ``(N, 4)`` of a picture of ``(width, height)``."""
-        windows = self.windows(boxes, size, maps)
-        return self.vectors(maps, windows, np.arange(len(windows.cells)), dtype)[windows.group]
-
-    def linear(self, maps: Sequence[np.ndarray], windows: Windows, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``."""
-        # torch, because its threads are the ones that sppdet.parallel holds to one a worker
-        # and of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are
-        padded = np.zeros((-(-len(weight) // 16) * 16, weight.shape[1]), np.float32)
-        padded[: len(weight)] = weight
-        transposed = torch.from_numpy(padded).T
-        found = np.empty((len(windows.cells), len(weight)), np.float32)
-        for block, vectors in self.blocks(maps, windows):
-            found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()[:, : len(weight)]
-        return found + bias
+    def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
+        """The map ``(1, C, H, W)`` of a picture of ``(width, height)`` -> ``(N, D)``."""
+        cells = self.place(boxes, size, factor, (maps.shape[3], maps.shape[2]))
+        if self.kind == "max":
+            return pyramid_pool_batch(maps[0], cells, self.levels).flatten(1)
+        return average_pool_batch(maps[0], cells, self.levels, self._samples).flatten(1)

@@ -18,7 +18,7 @@ from sppdet import boxes as geometry
 from sppdet.config import EndToEnd, Finetune
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures
+from sppdet.features import WindowFeatures
 from sppdet.head import Head
 from sppdet.parallel import run
 
@@ -27,7 +27,7 @@ _PICTURES_AT_ONCE = 256  # whose windows are shuffled together: 256 x 64 windows
 
 def train(
     corpus: Corpus,
-    features: PyramidFeatures,
+    features: WindowFeatures,
     settings: Finetune,
     scale: float,
     seed: int,
@@ -97,7 +97,7 @@ def make_optimizer(parameters, settings: Finetune | EndToEnd) -> torch.optim.Opt
 
 
 def _draw(
-    corpus: Corpus, features: PyramidFeatures, settings: Finetune, rng: np.random.Generator, workers: int
+    corpus: Corpus, features: WindowFeatures, settings: Finetune, rng: np.random.Generator, workers: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Float16 vectors ``(n, D)`` and labels ``(n,)`` of windows from many pictures; background is label K."""
     least = -(-settings.batch_size // settings.windows_per_image)

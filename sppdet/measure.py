@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sppdet import evaluation
 from sppdet.config import Config, to_dict
-from sppdet.corpus import Corpus, load_split
+from sppdet.corpus import Corpus, fill_maps, load_split, open_corpus
 from sppdet.detections import Detections
 from sppdet.detector import Detector, load
 from sppdet.errors import SppdetError
@@ -36,16 +36,13 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
     dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
     if dataset.classes != detector.classes:
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
-    features = detector.features
-    corpus = Corpus.create(
-        dataset, config.run.cache, detector.search, detector.backbone, features.scales, features.max_side
-    )
+    corpus = open_corpus(dataset, config.run.cache, detector.search, detector.backbone, detector.features)
     key = _key(folder, corpus, asdict(config.detection))
     path = folder / "metrics.json"
     if not force and path.exists() and read_json(path).get("key") == key:
         return read_json(path)
     corpus.fill_proposals(detector.search, config.workers)
-    corpus.fill_maps(detector.backbone, config.workers)
+    fill_maps([corpus], detector.backbone, config.workers, log)
     with Meter() as meter:
         plain, found = detect_all(detector, corpus, config.workers)
         metrics = {
@@ -66,9 +63,10 @@ def detect_all(detector: Detector, corpus: Corpus, workers: int) -> tuple[list[D
     """Detections of every picture without and with box regression, from the stored proposals and maps."""
 
     def detect(i: int) -> tuple[Detections, Detections]:
-        # Maps of mirror images are not stored: nothing but this asks for them.
-        mirrored = detector.mirrored_maps(read_image(corpus.dataset[i].path)) if detector.detection.flip else None
-        return detector.detect_both(corpus.maps(i), corpus.proposals(i), corpus.size(i), mirrored)
+        # What is read of mirror images is not stored: nothing but this asks for it.
+        proposals, flip = corpus.proposals(i), detector.detection.flip
+        mirrored = detector.read_mirrored(read_image(corpus.dataset[i].path), proposals) if flip else None
+        return detector.detect_both(corpus.maps(i), proposals, corpus.size(i), mirrored)
 
     plain, found = zip(*run(detect, range(len(corpus)), workers, "detecting", threads=True))
     return list(plain), list(found)

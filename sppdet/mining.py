@@ -29,13 +29,13 @@ from torchvision.ops import nms
 from sppdet import svm
 from sppdet.config import Svm
 from sppdet.corpus import Corpus
-from sppdet.features import PyramidFeatures, Windows
+from sppdet.features import WindowFeatures, Windows
 from sppdet.files import atomic_write, part
 from sppdet.linear import LinearSVMs
 from sppdet.parallel import run
 
 
-def feature_scale(corpus: Corpus, features: PyramidFeatures, norm: float, seed: int, workers: int) -> float:
+def feature_scale(corpus: Corpus, features: WindowFeatures, norm: float, seed: int, workers: int) -> float:
     """The factor that brings the mean L2 norm of window vectors to ``norm``, from 200 pictures x 200 windows."""
     pictures = np.random.default_rng(seed).permutation(len(corpus))[:200]
 
@@ -165,7 +165,7 @@ class Miner:
 
     def __init__(self, corpus, features, labels, settings, scale, seed=3, workers=0, log=lambda text: None):
         self.corpus: Corpus = corpus
-        self.features: PyramidFeatures = features
+        self.features: WindowFeatures = features
         self.labels: list[int] = list(labels)
         self.settings: Svm = settings
         self.problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=seed)

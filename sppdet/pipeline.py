@@ -30,10 +30,10 @@ from sppdet.backbone import Backbone, build_trunk, network_state, weights_digest
 from sppdet.classify import pretrain
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
-from sppdet.corpus import Corpus, load_split
+from sppdet.corpus import Corpus, fill_each, fill_maps, load_split, open_corpus
+from sppdet.crops import CropFeatures
 from sppdet.detector import Detector
-from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures
+from sppdet.features import PyramidFeatures, WindowFeatures
 from sppdet.files import atomic_write, file_digest, fingerprint, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
@@ -41,6 +41,7 @@ from sppdet.measure import evaluate_run, read_costs, summary
 from sppdet.meter import Meter, versions
 from sppdet.mining import Miner, feature_scale
 from sppdet.proposals import recall_line
+from sppdet.warp import Crop
 
 
 class Pipeline:
@@ -95,12 +96,9 @@ class Pipeline:
     @cached_property
     def initial_corpora(self) -> tuple[Corpus, Corpus]:
         """Training and test pictures with their cache, for what comes before the maps."""
-        c = self.config
-        made = (
-            Corpus.create(split, c.run.cache, c.proposals, self.initial, c.regions.scales, c.regions.max_side)
-            for split in (self.train, self.test)
-        )
-        return tuple(made)
+        cache, search = self.config.run.cache, self.config.proposals
+        splits = (self.train, self.test)
+        return tuple(open_corpus(split, cache, search, self.initial, self.pooled_features) for split in splits)
 
     @cached_property
     def corpora(self) -> tuple[Corpus, Corpus]:
@@ -113,15 +111,19 @@ class Pipeline:
         return self.corpora[0]
 
     @cached_property
-    def pooled_features(self) -> PyramidFeatures:
-        return PyramidFeatures.create(self.initial, self.config.regions, self.config.pooling)
+    def pooled_features(self) -> WindowFeatures:
+        regions, pooling = self.config.regions, self.config.pooling
+        if regions.crop != "none":
+            crop = Crop(regions.crop, regions.crop_size, regions.context)
+            return CropFeatures(channels=self.initial.channels, crop=crop, levels=tuple(pooling.levels))
+        return PyramidFeatures.create(self.initial, regions, pooling)
 
     @cached_property
     def scale(self) -> float:
         """What brings pooled vectors to the norm of the SVMs."""
         return self._scale(self.pooled_features)
 
-    def _scale(self, features: PyramidFeatures) -> float:
+    def _scale(self, features: WindowFeatures) -> float:
         run = self.config.run
         return feature_scale(self.corpus, features, self.config.svm.norm, run.seed, self.config.workers)
 
@@ -135,7 +137,7 @@ class Pipeline:
         return Head.restore(inputs, description, tensors, self.backbone.half)
 
     @cached_property
-    def features(self) -> PyramidFeatures:
+    def features(self) -> WindowFeatures:
         """What the SVMs see."""
         return self.pooled_features if self.head is None else self.pooled_features.under(self.head)
 
@@ -169,7 +171,8 @@ class Pipeline:
 
     def _proposals(self, again: bool) -> dict:
         train, test = self.initial_corpora
-        computed = _fill((train, test), lambda c: c.fill_proposals(self.config.proposals, self.config.workers, again))
+        search, workers = self.config.proposals, self.config.workers
+        computed = fill_each((train, test), lambda corpus: corpus.fill_proposals(search, workers, again))
         if not computed:
             return {"computed": False}
         disk = train.disk()[0] + test.disk()[0]
@@ -182,7 +185,8 @@ class Pipeline:
         path, corpus = self._end_to_end_path, self.initial_corpora[0]
         settings = {"end_to_end": asdict(self.config.end_to_end)}
         features = self._features_key(self.initial)
-        del features["regions"]["scales"], features["regions"]["target"]  # those of the maps; training has its own
+        for name in ("scales", "target"):  # those of the maps; training has its own
+            features["windows"].pop(name, None)
         key = self._key(settings, [features, corpus.names, self._objects])
         if not again and _is_done(path, key):
             return {"computed": False}
@@ -198,7 +202,7 @@ class Pipeline:
         return {"computed": True, "loss": round(loss, 4)}
 
     def _maps(self, again: bool) -> dict:
-        computed = _fill(self.corpora, lambda corpus: corpus.fill_maps(self.backbone, self.config.workers, again))
+        computed = fill_maps(self.corpora, self.backbone, self.config.workers, self.log, again)
         if not computed:
             return {"computed": False}
         disk = sum(corpus.disk()[1] for corpus in self.corpora)
@@ -322,8 +326,7 @@ class Pipeline:
         return {
             "proposals": self.config.proposals.settings(),
             "backbone": backbone.settings(),
-            "regions": asdict(self.config.regions),
-            "pooling": asdict(self.config.pooling),
+            "windows": self.pooled_features.description(),
         }
 
     def _class_key(self, stage: str, k: int) -> str:
@@ -341,19 +344,6 @@ class Pipeline:
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
-
-
-def _fill(corpora: tuple[Corpus, ...], fill: Callable[[Corpus], int]) -> int:
-    """Fill the cache of every split; the pictures of all that cannot be read are told together."""
-    computed, errors = 0, []
-    for corpus in corpora:
-        try:
-            computed += fill(corpus)
-        except SppdetError as error:
-            errors.append(str(error))
-    if errors:
-        raise SppdetError("\n".join(errors))
-    return computed
 
 
 def _is_done(path: Path, key: str) -> bool:

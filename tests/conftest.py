@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sppdet.cache import Store
-from sppdet.corpus import Corpus, map_name
+from sppdet.corpus import MapCorpus, map_name
 from sppdet.data import Dataset, Sample
 from sppdet.data.shapes import make_shapes
 from sppdet.features import PyramidFeatures
@@ -43,7 +43,7 @@ def tiny_features():
 def make_corpus(tmp_path):
     """``make_corpus(pictures, classes)``; a picture is ``(map, proposals, object boxes, object labels)``."""
 
-    def make(pictures, classes: tuple[str, ...]) -> Corpus:
+    def make(pictures, classes: tuple[str, ...]) -> MapCorpus:
         proposal_store = Store(tmp_path / "cache", "proposals", {}, ".npy")
         map_store = Store(tmp_path / "cache", "maps", {}, ".b2nd")
         samples, names = [], []
@@ -55,7 +55,7 @@ def make_corpus(tmp_path):
             names.append(f"p{i}-0")
             proposal_store.write(names[-1], np.asarray(proposals, np.float32).reshape(-1, 4))
             map_store.write(map_name(SIDE, names[-1]), np.asarray(conv_map, np.float32))
-        return Corpus(Dataset(tuple(classes), tuple(samples)), names, proposal_store, map_store, (SIDE,), 1000)
+        return MapCorpus(Dataset(tuple(classes), tuple(samples)), names, proposal_store, map_store, (SIDE,), 1000)
 
     return make
 
@@ -64,7 +64,7 @@ def make_corpus(tmp_path):
 def random_corpus(make_corpus):
     """``random_corpus(pictures, classes)``: objects of class k are bright in channel k of 8; all else is noise."""
 
-    def make(pictures: int = 12, classes: int = 3, seed: int = 0, windows: int = 60) -> Corpus:
+    def make(pictures: int = 12, classes: int = 3, seed: int = 0, windows: int = 60) -> MapCorpus:
         rng = np.random.default_rng(seed)
         content = []
         for _ in range(pictures):

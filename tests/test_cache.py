@@ -12,7 +12,7 @@ from PIL import Image
 from sppdet import cache
 from sppdet.backbone import Backbone
 from sppdet.cache import Store, fill
-from sppdet.corpus import Corpus
+from sppdet.corpus import MapCorpus
 from sppdet.data import Dataset, Sample
 from sppdet.errors import SppdetError
 from sppdet.proposals import SelectiveSearch
@@ -80,10 +80,10 @@ def backbone() -> Backbone:
     return Backbone.create("small", "random", "cpu", "float32")
 
 
-def corpus_of(pictures, folder, backbone, search=None, max_side=100) -> Corpus:
+def corpus_of(pictures, folder, backbone, search=None, max_side=100) -> MapCorpus:
     nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     dataset = Dataset(("c",), tuple(Sample(name, path, 4, 3, *nothing) for name, path in pictures.items()))
-    return Corpus.create(dataset, folder, search or SelectiveSearch(), backbone, [3], max_side)
+    return MapCorpus.create(dataset, folder, search or SelectiveSearch(), backbone, [3], max_side)
 
 
 def test_a_changed_picture_has_another_entry(tmp_path, pictures, backbone):

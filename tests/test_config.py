@@ -153,6 +153,7 @@ def test_override_copies():
         ("run.dir=[a]", "run.dir: expected str"),
         ("features=fc8", "features: 'fc8' is none of pool5, fc6, fc7"),
         ("svm.solver=primal", "svm.solver: 'primal' is none of dual, liblinear"),
+        ("regions.crop=squeeze", "regions.crop: 'squeeze' is none of none, warp, square, square_context"),
         ("data.limit_train=0", "data.limit_train: expected a positive number or null, found 0"),
     ],
 )
@@ -180,6 +181,24 @@ def test_fc_layers_that_are_not_there_are_refused(options, message):
     config.override(config.Config(), [*ALEXNET, "finetune.steps=0"])
     with pytest.raises(SppdetError, match=message) as caught:
         config.override(config.Config(), options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["classifier=softmax"], "classifier: softmax is a layer on fc7; set end_to_end.enabled=true and features=fc7"),
+        (["regions.crop=warp", "regions.scales=[480,688]"], "regions.scales: crops have one size.*leave one scale"),
+        (["regions.crop=warp", "regions.crop_size=63"], "regions.crop_size: expected 64 or more, found 63"),
+        (
+            ["regions.crop=square", "regions.context=114"],
+            "regions.context: 114 pixels on each side of 227",
+        ),
+    ],
+)
+def test_choices_that_do_not_go_together(texts, message):
+    with pytest.raises(SppdetError, match=message) as caught:
+        config.override(config.Config(), texts)
     assert "\n" not in str(caught.value)
 
 

@@ -13,11 +13,13 @@ from sppdet import boxes as geometry
 from sppdet import end_to_end
 from sppdet.backbone import Backbone
 from sppdet.config import EndToEnd
-from sppdet.corpus import Corpus
+from sppdet.corpus import MapCorpus
+from sppdet.crops import CropFeatures
 from sppdet.data.voc import read_voc
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
 from sppdet.images import read_image
+from sppdet.warp import Crop
 
 QUICK = {"epochs": 1.0, "scales": [96], "units": 16, "windows_per_picture": 16, "frozen_stride": 4, "dropout": 0.0}
 
@@ -30,7 +32,7 @@ class Workplace:
         self.features = PyramidFeatures(
             grid=self.backbone.grid, channels=128, scales=(96,), max_side=400, target=64, shrink=0.0, levels=(2, 1)
         )
-        self.corpus = Corpus.create(
+        self.corpus = MapCorpus.create(
             read_voc(root, "trainval"), folder / "cache", FixedWindows(), self.backbone, (96,), 400
         )
         rng = np.random.default_rng(0)
@@ -60,7 +62,7 @@ def place(tmp_path, shapes_root) -> Workplace:
 def test_a_picture_comes_with_windows_that_fit_it(place):
     for i in range(6):
         rng = np.random.default_rng(i)
-        picture = end_to_end.read_picture(place.corpus, i, EndToEnd(**QUICK), place.backbone, 400, rng)
+        picture = end_to_end.read_picture(place.corpus, i, EndToEnd(**QUICK), place.backbone, place.features, rng)
         assert min(picture.pixels.shape[2:]) == 96 and len(picture.windows) == len(picture.labels) <= 16
         front = picture.labels < len(place.corpus.dataset.classes)
         assert front.sum() == len(picture.targets) and front[: len(picture.targets)].all()
@@ -79,14 +81,16 @@ def test_pixels_are_mirrored_with_their_windows(place):
     plain = place.backbone.pixels(image, 96 / min(image.shape[:2]))
     seen = set()
     for seed in range(8):
-        picture = end_to_end.read_picture(place.corpus, 0, settings, place.backbone, 400, np.random.default_rng(seed))
+        picture = end_to_end.read_picture(
+            place.corpus, 0, settings, place.backbone, place.features, np.random.default_rng(seed)
+        )
         same = torch.allclose(picture.pixels, plain, atol=1e-5)
         turned = torch.allclose(picture.pixels, plain.flip(3), atol=0.1)
         assert same or turned
         seen.add(same)
     assert seen == {True, False}
     whole = EndToEnd(**QUICK | {"flip": False})
-    picture = end_to_end.read_picture(place.corpus, 0, whole, place.backbone, 400, np.random.default_rng(0))
+    picture = end_to_end.read_picture(place.corpus, 0, whole, place.backbone, place.features, np.random.default_rng(0))
     assert torch.equal(picture.pixels, plain)
 
 
@@ -112,6 +116,20 @@ def test_other_kinds_of_pooling_learn(place, monkeypatch, kind):
     assert loss < 0.7 * json.loads(lines[0])["class_loss"]
     before = place.backbone.trunk.state_dict()
     assert not torch.equal(network.trunk.state_dict()["features.12.weight"], before["features.12.weight"])
+
+
+def test_a_network_learns_from_crops(place, monkeypatch):
+    # R-CNN's fine-tuning: no box loss, and whatever overlaps no object by half is background.
+    monkeypatch.setattr(end_to_end, "_REPORT", 10)
+    place.features = CropFeatures(channels=128, crop=Crop("warp", 64, 4), levels=(2, 1))
+    rng = np.random.default_rng(0)
+    picture = end_to_end.read_picture(place.corpus, 0, EndToEnd(**QUICK), place.backbone, place.features, rng)
+    assert picture.pixels.shape == (len(picture.windows), 3, 64, 64)
+    lines = []
+    network, loss = place.train(lines.append, epochs=20.0, learning_rate=3e-3, box_weight=0.0, background=0.0)
+    assert loss < 0.7 * json.loads(lines[0])["class_loss"]
+    before, after = place.backbone.trunk.state_dict(), network.trunk.state_dict()
+    assert not torch.equal(after["features.12.weight"], before["features.12.weight"])
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(place, monkeypatch):
@@ -141,7 +159,7 @@ def test_the_checkpoint_of_other_settings_is_not_gone_on_from(place, monkeypatch
 
 
 def test_pictures_without_objects(place):
-    nothing = Corpus(
+    nothing = MapCorpus(
         type(place.corpus.dataset)(place.corpus.dataset.classes, tuple(
             type(s)(s.id, s.path, s.width, s.height, s.boxes[:0], s.labels[:0], s.difficult[:0])
             for s in place.corpus.dataset
@@ -192,7 +210,7 @@ def test_the_hardest_windows_are_chosen_and_near_ones_once():
 def test_hard_windows_come_from_all_of_the_picture(place):
     settings = EndToEnd(**QUICK | {"hard_of": 40})
     drawn = [
-        end_to_end.read_picture(place.corpus, i, settings, place.backbone, 400, np.random.default_rng(i))
+        end_to_end.read_picture(place.corpus, i, settings, place.backbone, place.features, np.random.default_rng(i))
         for i in range(4)
     ]
     assert max(len(picture.windows) for picture in drawn) > 16

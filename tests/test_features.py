@@ -134,9 +134,8 @@ def test_kinds_differ_in_what_bins_take(tiny_features):
 def test_training_pools_as_the_stored_maps_are_pooled(tiny_features, kind):
     features, maps = tiny_features(3, kind=kind), maps_of(np.random.default_rng(0), (16, 16))
     boxes = np.random.default_rng(1).uniform(0, 30, (20, 4)).astype(np.float32) + np.float32([0, 0, 32, 32])
-    placed = features.place(boxes, WHOLE, 1.0, (16, 16))
-    found = features.pool_batch(torch.from_numpy(maps[0]).permute(2, 0, 1), placed)
-    np.testing.assert_array_equal(found.flatten(1), features.of_boxes(maps, boxes, WHOLE))
+    found = features.pool(torch.from_numpy(maps[0]).permute(2, 0, 1)[None], boxes, WHOLE, 1.0)
+    np.testing.assert_array_equal(found, features.of_boxes(maps, boxes, WHOLE))
 
 
 def test_vectors_come_in_the_order_asked_for(many):

@@ -37,6 +37,13 @@ def test_sampled_windows_have_the_overlaps_their_labels_say(random_corpus):
         assert ((best[~front] >= 0.1) & (best[~front] < 0.5)).all() and (labels[~front] == 3).all()
 
 
+def test_background_may_begin_at_no_overlap(random_corpus):
+    corpus = random_corpus(pictures=1, windows=300)
+    boxes, labels, _ = finetune.sample_windows(corpus, 0, 200, 0.25, np.random.default_rng(0), lowest=0.0)
+    best = geometry.iou(boxes, corpus.dataset[0].boxes).max(axis=1)[labels == 3]
+    assert (best == 0).any() and (best < 0.5).all()
+
+
 def test_a_picture_without_objects_gives_no_windows(make_corpus):
     corpus = make_corpus([(np.ones((16, 16, 1)), [[0, 0, 8, 8]], [], [])], ("a",))
     boxes, labels, nearest = finetune.sample_windows(corpus, 0, 64, 0.25, np.random.default_rng(0))

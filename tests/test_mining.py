@@ -227,7 +227,7 @@ def test_vectors_are_pooled_again_as_they_were(random_corpus, tiny_features, kin
     made.train()
     index, labels = made.cache.problem(1)
     for place, vector in zip(made.cache.places[index], made._vectors(index)):
-        expected = features.pool(corpus.maps(place["picture"])[place["scale"]], place["window"][None])
+        expected = features.pool_placed(corpus.maps(place["picture"])[place["scale"]], place["window"][None])
         np.testing.assert_array_equal(vector, expected.ravel().astype(np.float16))
     assert made._vectors(index[:0]).shape == (0, features.dimension)
     whole = made.cache.places[index[labels < 0]]["window"] % 1 == 0

@@ -371,6 +371,70 @@ def test_choices_that_cannot_work_are_refused(place, capsys, options, message):
     assert message in line
 
 
+RCNN = ["regions.crop=warp", "regions.crop_size=64", "regions.context=4"]
+
+
+@pytest.fixture(scope="module")
+def trained_rcnn(tmp_path_factory, trained) -> Workplace:
+    """A finished run of R-CNN on the same pictures and proposals."""
+    place = Workplace(tmp_path_factory.mktemp("rcnn"), trained.root, trained.cache)
+    assert place.train(*RCNN) == 0
+    return place
+
+
+def test_rcnn_runs_through_the_same_stages(trained_rcnn, shapes_root, capsys):
+    assert json.loads((trained_rcnn.run / "metrics.json").read_text())["pictures"] == 6
+    stored = trained_rcnn.stored("crops", ".rows")
+    assert len(stored) == 36  # 18 pictures: their proposals, and their objects
+    before, model = trained_rcnn.times(), trained_rcnn.model()
+    assert trained_rcnn.train(*RCNN) == 0
+    assert trained_rcnn.times() == before and trained_rcnn.model() == model
+    assert trained_rcnn.stored("crops", ".rows") == stored
+    detector = sppdet.load(trained_rcnn.run, device="cpu")
+    picture = shapes_root / "JPEGImages" / "test_00000.jpg"
+    found = detector.predict(picture)
+    assert len(found)
+    detector.save(trained_rcnn.run / "copy")
+    again = sppdet.load(trained_rcnn.run / "copy", device="cpu").predict(picture)
+    np.testing.assert_array_equal(found.boxes, again.boxes)
+    np.testing.assert_array_equal(found.scores, again.scores)
+
+
+def test_rcnn_detects_in_a_picture_what_it_detects_from_the_cache(trained_rcnn, shapes_root):
+    (listed,) = (trained_rcnn.run / "detections").glob("coco_results.json")
+    stored = [one for one in json.loads(listed.read_text()) if one["image_id"] == 1]
+    found = sppdet.load(trained_rcnn.run, device="cpu").predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+    assert len(stored) and abs(len(stored) - len(found)) <= 2  # vectors are of half precision in both
+    np.testing.assert_allclose(sorted(one["score"] for one in stored)[-5:], found.scores[:5][::-1], atol=1e-2)
+
+
+def test_a_class_is_added_to_rcnn_without_touching_the_others(tmp_path, trained_rcnn, own_data, shapes_root):
+    place = Workplace(tmp_path, own_data, trained_rcnn.cache)
+    for annotation in (own_data / "Annotations").iterdir():
+        remove_objects(annotation, "ring")
+    assert place.train(*RCNN, "--stage", "bbox") == 0
+    before = place.times()
+    shutil.copytree(shapes_root / "Annotations", own_data / "Annotations", dirs_exist_ok=True)
+    assert place.train(*RCNN) == 0
+    after = place.times()
+    assert {path: after[path] for path in before} == before
+    assert place.model() == trained_rcnn.model()
+
+
+def test_rcnn_fine_tuned(tmp_path, trained):
+    place = Workplace(tmp_path, trained.root, trained.cache)
+    options = [
+        *RCNN, "end_to_end.enabled=true", "end_to_end.epochs=1", "end_to_end.units=16", "end_to_end.box_weight=0",
+        "end_to_end.background=0", "end_to_end.pictures_per_step=4", "end_to_end.windows_per_picture=8", "features=fc7",
+    ]  # fmt: skip
+    assert place.train(*options) == 0
+    learned = load_file(place.run / "stages" / "end_to_end.safetensors")
+    detector = sppdet.load(place.run, device="cpu")
+    assert detector.features.dimension == 16 and detector.features.crop.size == 64
+    trunk = detector.backbone.trunk.state_dict()
+    assert all(torch.equal(value, learned[f"trunk.{name}"]) for name, value in trunk.items())
+
+
 @pytest.mark.parametrize("option", ["classifier=softmax", "bbox.kind=joint"])
 def test_layers_that_were_not_learned_are_refused(place, capsys, option):
     assert place.train(option) == 2

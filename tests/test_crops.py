@@ -1,0 +1,179 @@
+"""R-CNN's features: a window's vector is that of its own crop, and it is found again wherever it is stored."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sppdet.backbone import Backbone, normalise
+from sppdet.corpus import CropCorpus, fill_maps, open_corpus
+from sppdet.crops import CropFeatures, CropVectors
+from sppdet.data.voc import read_voc
+from sppdet.errors import SppdetError
+from sppdet.images import read_image
+from sppdet.pooling import pyramid_pool
+from sppdet.warp import Crop
+
+FEATURES = CropFeatures(channels=128, crop=Crop("warp", 64, 4), levels=(2, 1))
+SIZE = (160, 120)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return Backbone.create("small", "random", "cpu", "float32")
+
+
+class FixedWindows:
+    """Stands where selective search does."""
+
+    def settings(self) -> dict:
+        return {}
+
+
+@pytest.fixture
+def corpus(tmp_path, shapes_root, backbone) -> CropCorpus:
+    """Twelve pictures, three proposals each, the second of which is an object's box where there is one."""
+    made = open_corpus(read_voc(shapes_root, "trainval"), tmp_path / "cache", FixedWindows(), backbone, FEATURES)
+    for name, sample in zip(made.names, made.dataset):
+        boxes = np.array([[0, 0, 40, 50], [8, 4, 60, 60], [30, 20, 31, 90]], np.float32)
+        boxes[1:2] = sample.boxes[:1]
+        made.proposal_store.write(name, boxes)
+    return made
+
+
+def test_a_vector_is_its_own_crops_map_pooled(corpus, backbone):
+    image = read_image(corpus.dataset[0].path)
+    boxes = np.concatenate([corpus.proposals(0), corpus.dataset[0].boxes])
+    found = FEATURES.compute(backbone, image, boxes, batch=2)
+    assert found.shape == (len(boxes), FEATURES.pooled_dimension) == (len(boxes), 640) and found.dtype == np.float16
+    for box, vector in zip(boxes, found):
+        crop = torch.from_numpy(FEATURES.crop.pixels(normalise(image), box[None])).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            conv_map = backbone.trunk(crop)[0].permute(1, 2, 0).contiguous().numpy()
+        height, width = conv_map.shape[:2]
+        pooled = pyramid_pool(conv_map, np.array([[0, 0, width, height]]), FEATURES.levels)  # bins in SPP's order
+        np.testing.assert_allclose(vector, pooled.ravel(), rtol=2e-3, atol=1e-4)
+
+
+def test_a_vector_alone_does_not_depend_on_the_others(corpus, backbone):
+    image, boxes = read_image(corpus.dataset[0].path), corpus.proposals(0)
+    every = FEATURES.compute(backbone, image, boxes, batch=1)
+    for i in range(len(boxes)):
+        np.testing.assert_array_equal(FEATURES.compute(backbone, image, boxes[i : i + 1], batch=1)[0], every[i])
+
+
+@pytest.fixture
+def stored() -> CropVectors:
+    """300 windows with vectors of their own; the last one is the first again, with another vector."""
+    rng = np.random.default_rng(0)
+    corner = rng.permutation(400)[:299]
+    boxes = np.stack([corner, corner // 2, corner + 10, corner + 20], axis=1).astype(np.float32)
+    return CropVectors(np.concatenate([boxes, boxes[:1]]), rng.normal(size=(300, 640)).astype(np.float16))
+
+
+def test_windows_are_found_by_their_boxes(stored):
+    chosen = np.array([7, 250, 7, 0, 299])
+    windows = FEATURES.windows(stored.boxes[chosen], SIZE, stored)
+    assert len(windows.cells) == 3  # 7 comes twice, and 299 is 0 again
+    vectors = FEATURES.of_boxes(stored, stored.boxes[chosen], SIZE)
+    np.testing.assert_array_equal(vectors, stored.vectors[[7, 250, 7, 0, 0]].astype(np.float32))
+    assert FEATURES.of_boxes(stored, stored.boxes[:0], SIZE).shape == (0, 640)
+
+
+def test_a_window_that_is_not_stored_is_no_silent_mistake(stored):
+    with pytest.raises(KeyError):
+        FEATURES.windows(stored.boxes[:1] + 0.5, SIZE, stored)
+
+
+def test_products_and_heads(stored):
+    rng = np.random.default_rng(1)
+    windows = FEATURES.windows(stored.boxes, SIZE, stored)
+    vectors = stored.vectors[:299].astype(np.float32)
+    weight, bias = rng.normal(size=(3, 640)).astype(np.float32), rng.normal(size=3).astype(np.float32)
+    np.testing.assert_allclose(FEATURES.linear(stored, windows, weight, bias), vectors @ weight.T + bias, atol=1e-3)
+    headed = replace(FEATURES, head=lambda pooled: 2 * pooled[:, :5], head_dimension=5)
+    assert headed.dimension == 5 and headed.pooled.dimension == 640
+    rows = np.array([260, 3])  # of different blocks
+    np.testing.assert_array_equal(headed.vectors(stored, windows, rows), 2 * vectors[rows, :5])
+
+
+def test_the_cache_holds_proposals_and_objects(corpus, backbone):
+    assert fill_maps([corpus], backbone, 1, print) > 0 == fill_maps([corpus], backbone, 1, print)
+    for i in (0, 5, 11):
+        found, sample = corpus.maps(i), corpus.dataset[i]
+        assert found.boxes.tolist() == [*corpus.proposals(i).tolist(), *sample.boxes.tolist()]
+        expected = FEATURES.compute(backbone, read_image(sample.path), found.boxes)
+        np.testing.assert_allclose(found.vectors, expected, rtol=2e-3, atol=1e-4)
+        # A proposal goes before an object of the same box.
+        assert found.rows(sample.boxes).tolist()[:1] == [1]
+
+
+def test_other_annotations_leave_the_proposals_vectors(corpus, backbone):
+    fill_maps([corpus], backbone, 1, print)
+    before = {path: path.stat().st_mtime_ns for path in corpus.map_store.folder.rglob("*.rows")}
+    samples = list(corpus.dataset.samples)
+    samples[3] = replace(samples[3], boxes=samples[3].boxes + np.float32(1))
+    changed = replace(corpus, dataset=replace(corpus.dataset, samples=tuple(samples)))
+    assert fill_maps([changed], backbone, 1, print) == 1
+    after = {path: path.stat().st_mtime_ns for path in corpus.map_store.folder.rglob("*.rows")}
+    assert {path: after[path] for path in before} == before
+    (new,) = set(after) - set(before)
+    assert new.parent.name == "objects" and new.name.startswith(corpus.names[3])
+
+
+def test_other_crops_and_networks_are_stored_elsewhere(corpus, backbone, tmp_path):
+    def folder(features, backbone=backbone):
+        return open_corpus(corpus.dataset, tmp_path / "cache", FixedWindows(), backbone, features).map_store.folder
+
+    other = Backbone.create("small", "random", "cpu", "float32", seed=1)
+    crops = [Crop("square", 64, 4), Crop("warp", 96, 4), Crop("warp", 64, 5)]
+    folders = [folder(FEATURES), folder(replace(FEATURES, levels=(3,))), folder(FEATURES, other)]
+    folders += [folder(replace(FEATURES, crop=crop)) for crop in crops]
+    assert len({*folders}) == 6 and corpus.map_store.folder == folders[0]
+    assert corpus.with_maps_of(other, tmp_path / "cache").map_store.folder == folders[2]
+
+
+def test_the_cost_on_disk_is_said_first_and_refused_where_it_does_not_fit(corpus, backbone, monkeypatch):
+    lines = []
+    usage = shutil.disk_usage(corpus.map_store.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=100))
+        with pytest.raises(SppdetError, match=r"run\.cache: about .* GB to be written, 1e-07 GB free in .*; give"):
+            fill_maps([corpus], backbone, 1, lines.append)
+    assert not lines
+    needed, done = corpus.disk_needed(), corpus.disk()[1]
+    assert fill_maps([corpus], backbone, 1, lines.append) > 0
+    assert len(lines) == 1 and "GB to be written" in lines[0]
+    assert needed == pytest.approx(corpus.disk()[1] - done, rel=0.5) and corpus.disk_needed() == 0
+
+
+def test_vectors_of_other_proposals_are_told(corpus, backbone):
+    fill_maps([corpus], backbone, 1, print)
+    corpus.proposal_store.write(corpus.names[2], corpus.proposals(2)[:2])
+    with pytest.raises(SppdetError, match=r"\.rows: holds other windows than the proposals; delete it"):
+        corpus.maps(2)
+
+
+def test_pictures_without_proposals_or_objects(corpus, backbone):
+    samples = list(corpus.dataset.samples)
+    samples[0] = replace(samples[0], boxes=samples[0].boxes[:0], labels=samples[0].labels[:0])
+    corpus = replace(corpus, dataset=replace(corpus.dataset, samples=tuple(samples)))
+    corpus.proposal_store.write(corpus.names[0], np.zeros((0, 4), np.float32))
+    fill_maps([corpus], backbone, 1, print)
+    assert corpus.maps(0).boxes.shape == (0, 4) and corpus.maps(0).vectors.shape == (0, 640)
+
+
+def test_what_the_trunk_learns_from(backbone):
+    image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    boxes = np.array([[0, 0, 40, 50], [8, 4, 60, 60]], np.float32)
+    pixels, factor = FEATURES.trunk_input(backbone, image, boxes, 480)
+    assert pixels.shape == (2, 3, 64, 64) and factor == 1
+    maps = backbone.trunk(pixels).requires_grad_()
+    pooled = FEATURES.pool(maps, boxes, SIZE, factor)
+    np.testing.assert_allclose(pooled.detach(), FEATURES.compute(backbone, image, boxes), rtol=2e-3, atol=1e-4)
+    pooled.sum().backward()
+    assert (maps.grad.sum(dim=(2, 3)) == 5).all()  # each bin's gradient goes to one cell
