@@ -59,8 +59,8 @@ def train(
     while len(losses) < settings.steps:
         vectors, labels = _draw(corpus, features, settings, rng, workers)
         order = rng.permutation(len(labels))
-        for start in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
-            batch = order[start : start + settings.batch_size]
+        for first in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
+            batch = order[first : first + settings.batch_size]
             x = torch.from_numpy(vectors[batch].astype(np.float32))
             loss = nn.functional.cross_entropy(network(x), torch.from_numpy(labels[batch]))
             if not torch.isfinite(loss):

@@ -56,7 +56,7 @@ class Head(nn.Module):
         return head.eval()
 
     @classmethod
-    def of_network(cls, name: str, state: dict[str, torch.Tensor], layer: str, dropout: float) -> Head:
+    def of_network(cls, name: str, state: dict[str, torch.Tensor], dropout: float) -> Head:
         """fc6 and fc7 of a torchvision AlexNet or VGG16, for windows pooled at the one level that their fc6 reads.
 
         On a window that is the whole map of a 224 x 224 picture, that level's bins are those of the network's last
@@ -72,7 +72,7 @@ class Head(nn.Module):
         fc6, fc7 = _NETWORK_LAYERS[name]
         try:
             by_channel = state[f"{fc6}.weight"].view(FC_UNITS, -1, FC_BINS[name] ** 2)
-            head = cls(by_channel[0].numel(), FC_UNITS, layer, dropout=dropout)
+            head = cls(by_channel[0].numel(), FC_UNITS, "fc7", dropout=dropout)
             tensors = {"fc6.weight": by_channel.transpose(1, 2).flatten(1), "fc6.bias": state[f"{fc6}.bias"]}
             head.load_state_dict(tensors | {f"fc7.{kind}": state[f"{fc7}.{kind}"] for kind in ("weight", "bias")})
         except (KeyError, RuntimeError):

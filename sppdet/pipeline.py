@@ -230,7 +230,7 @@ class Pipeline:
         if c.finetune.init == "random":
             return None
         state = network_state(c.backbone.name, c.backbone.weights)
-        return Head.of_network(c.backbone.name, state, "fc7", c.finetune.dropout)
+        return Head.of_network(c.backbone.name, state, c.finetune.dropout)
 
     def _svm(self, again: bool) -> dict | None:
         if self.config.classifier == "softmax":

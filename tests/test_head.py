@@ -90,12 +90,12 @@ def test_the_fc_layers_of_a_network_give_what_they_give_in_it(name, cut, cells, 
     conv_map = torch.rand(channels, cells, cells)  # of a 224 x 224 picture
     pooled = pyramid_pool(conv_map.permute(1, 2, 0).contiguous().numpy(), np.array([[0, 0, cells, cells]]), [level])
     inputs = whole.avgpool(whole.features[cut:](conv_map[None])).flatten(1)
-    for layer, place in zip(("fc6", "fc7"), places):
-        head = Head.of_network(name, whole.state_dict(), layer, 0.5)
+    head = Head.of_network(name, whole.state_dict(), 0.5)
+    for head.layer, place in zip(("fc6", "fc7"), places):
         expected = whole.classifier[: place + 2](inputs).detach()
         assert expected.any()
         np.testing.assert_allclose(head.vectors(pooled.reshape(1, -1)), expected, atol=1e-5)
-        assert head.description() == {"units": 8, "layer": layer, "scale": 1.0, "dropout": 0.5, "ranks": (0, 0)}
+    assert head.description() == {"units": 8, "layer": "fc7", "scale": 1.0, "dropout": 0.5, "ranks": (0, 0)}
 
 
 def test_weights_without_fc_layers_are_told(monkeypatch):
@@ -107,7 +107,7 @@ def test_weights_without_fc_layers_are_told(monkeypatch):
         state | {"classifier.4.bias": torch.zeros(7)},
     ):
         with pytest.raises(SppdetError, match=r"backbone\.weights: holds no fc6 and fc7 of alexnet") as caught:
-            Head.of_network("alexnet", harm, "fc7", 0.5)
+            Head.of_network("alexnet", harm, 0.5)
         assert "\n" not in str(caught.value)
 
 
