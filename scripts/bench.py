@@ -83,7 +83,7 @@ def command(options: argparse.Namespace) -> str:
 def machine() -> str:
     import psutil
 
-    from sppdet.pipeline import versions
+    from sppdet.versions import versions
 
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():

@@ -157,7 +157,105 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     workers: int = 0  # 0: every core
 
+    def check(self) -> None:
+        """Refuse choices that do not go together."""
+        for key, value in (("classifier", self.classifier), ("bbox.kind", self.bbox.kind)):
+            if value in ("softmax", "joint") and not (self.end_to_end.enabled and self.features == "fc7"):
+                raise SppdetError(
+                    f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it"
+                )
 
+
+@dataclass
+class Folders:
+    """Pictures in a folder a class: ROOT/train/CLASS/*.jpg, ROOT/val/CLASS/*.jpg."""
+
+    root: str = "."
+    train: str = "train"  # a folder in root, else a path of its own
+    val: str | None = "val"  # likewise; null: not measured
+
+    def place(self, name: str) -> Path:
+        inside = Path(self.root) / name
+        return Path(name) if Path(name).exists() and not inside.exists() else inside
+
+
+@dataclass
+class Views:
+    """What of a picture the classifier is tested on (He et al. 2014, sections 3.1.4 and 3.1.5)."""
+
+    views: str = "crop"  # crop: the centre; full: the whole picture; multi: windows on the maps of several scales
+    view: int | None = None  # side of the crop and of the windows; null: the largest of sizes
+    side: int | None = None  # the picture's shorter side for crop and full; null: the training's
+    scales: list[int] | None = None  # its shorter sides for multi; null: 224 256 300 360 448 560 for views of 224
+
+    def check(self) -> None:
+        """Refuse views that do not fit into the pictures; all numbers must be given."""
+        least = {"crop": self.side, "full": self.view, "multi": min(self.scales)}[self.views]
+        if least < self.view:
+            raise SppdetError(
+                f"test.views: {self.views} cuts {self.view} x {self.view} from pictures of a shorter side of {least}; "
+                "make test.side, or test.scales, larger or test.view smaller"
+            )
+
+
+@dataclass
+class ClassifierRun:
+    dir: str = "runs/classifier"
+    seed: int = 3
+
+
+@dataclass
+class Classify:
+    """SPP-net as a classifier: `sppdet classify`."""
+
+    data: Folders = field(default_factory=Folders)
+    backbone: Backbone = field(default_factory=Backbone)
+    levels: list[int] = field(default_factory=lambda: [6, 3, 2, 1])  # of the pyramid; [6] is none
+    units: int = 0  # of fc6 and fc7; 0: one linear layer on the pyramid
+    dropout: float = 0.5
+    sizes: list[int] = field(default_factory=lambda: [224, 180])  # of the views, alternate epochs; [224] is one size
+    side: int | None = None  # the pictures' shorter side, of which views are cut; null: 256 for sizes of 224
+    flip: bool = True
+    epochs: int = 20
+    batch_size: int = 32
+    learning_rate: float = 3e-4  # at its highest; of the layers above the trunk
+    trunk_rate: float | None = None  # the trunk's is this share of it; null: 1 for random weights, else 0.1
+    frozen_stride: int = 0  # layers whose cells are at most this many pixels apart stay as they are; 0 trains all
+    weight_decay: float = 1e-4
+    test: Views = field(default_factory=Views)
+    run: ClassifierRun = field(default_factory=ClassifierRun)
+    device: str = "auto"
+    workers: int = 0
+
+    @property
+    def crop(self) -> int:
+        """Side of what is cut from a picture before it is brought to the epoch's size."""
+        return max(self.sizes)
+
+    @property
+    def shorter_side(self) -> int:
+        return self.side or round(self.crop * 256 / 224)
+
+    @property
+    def tested(self) -> Views:
+        """`test` with a number for every null."""
+        view = self.test.view or self.crop
+        scales = self.test.scales or [round(view * scale / 224) for scale in (224, 256, 300, 360, 448, 560)]
+        return Views(self.test.views, view, self.test.side or self.shorter_side, scales)
+
+    def check(self) -> None:
+        """Refuse choices that do not go together."""
+        if self.backbone.weights == "pretrain":
+            raise SppdetError("backbone.weights: pretrain is for detection; use imagenet, random or a file")
+        if self.shorter_side < self.crop:
+            raise SppdetError(f"side: {self.side} is less than the largest of sizes, {self.crop}, which is cut from it")
+        self.tested.check()
+        for key in ("epochs", "batch_size", "learning_rate"):
+            if getattr(self, key) <= 0:
+                raise SppdetError(f"{key}: expected more than 0, found {getattr(self, key)}")
+
+
+# What a value may be, by its dotted key; the same in every config that has the key.
 _CHOICES = {
     "features": ("pool5", "fc6", "fc7"),
     "classifier": ("svm", "softmax"),
@@ -168,11 +266,17 @@ _CHOICES = {
     "backbone.precision": ("auto", "float32", "bfloat16"),
     "proposals.mode": ("fast", "quality", "balanced"),
     "proposals.engine": ("opencv", "native"),
+    "test.views": ("crop", "full", "multi"),
 }
+_SIZES = ("regions.scales", "pooling.levels", "pretrain.sizes", "end_to_end.scales", "levels", "sizes", "test.scales")
+_LIMITS = ("data.limit_train", "data.limit_test", "side", "test.side", "test.view")
 
 
-def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type = Config):
     """A YAML file (or the defaults) changed by ``key=value`` strings such as ``regions.scales=[480,688]``.
+
+    Args:
+        kind: which settings they are, :class:`Config` or :class:`Classify`.
 
     Raises:
         SppdetError: no such file, not YAML, an unknown key (the message names the nearest one), or a value of
@@ -188,11 +292,10 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
             raise SppdetError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict):
             raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    config = _build(Config, values, prefix="", source=f"{path}: ")
-    return override(config, overrides)
+    return override(_build(kind, values, source=f"{path}: "), overrides)
 
 
-def override(config: Config, overrides: Iterable[str]) -> Config:
+def override(config, overrides: Iterable[str]):
     """A copy of ``config`` with ``key=value`` strings applied; values are read as YAML."""
     values = to_dict(config)
     for text in overrides:
@@ -204,13 +307,13 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict):
-            raise SppdetError(_hint(key))
+            raise SppdetError(_hint(key, type(config)))
         try:
             place[last] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
-    changed = _build(Config, values, prefix="", source="")
-    _check_together(changed)
+    changed = _build(type(config), values)
+    changed.check()
     return changed
 
 
@@ -218,9 +321,9 @@ def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict) -> Config:
+def from_dict(values: dict, kind: type = Config):
     """The inverse of :func:`to_dict`."""
-    return _build(Config, values, prefix="", source="")
+    return _build(kind, values)
 
 
 def keys(kind: type = Config, prefix: str = "") -> list[str]:
@@ -231,18 +334,20 @@ def keys(kind: type = Config, prefix: str = "") -> list[str]:
     return found
 
 
-def _build(kind: type, values, prefix: str, source: str):
+def _build(kind: type, values, prefix: str = "", source: str = "", whole: type | None = None):
+    """``kind`` from its values; it stands at ``prefix`` of the settings ``whole``."""
+    whole = whole or kind
     if not isinstance(values, dict):
         raise SppdetError(f"{source}{prefix.rstrip('.')}: expected keys below it, found {values!r}")
     hints = typing.get_type_hints(kind)
     for name in values:
         if name not in hints:
-            raise SppdetError(f"{source}{_hint(f'{prefix}{name}')}")
+            raise SppdetError(f"{source}{_hint(f'{prefix}{name}', whole)}")
     arguments = {}
     for name, value in values.items():
         key, hint = prefix + name, hints[name]
         if dataclasses.is_dataclass(hint):
-            arguments[name] = _build(hint, value or {}, f"{key}.", source)
+            arguments[name] = _build(hint, value or {}, f"{key}.", source, whole)
         else:
             arguments[name] = _check(key, _convert(key, value, hint, source), source)
     return kind(**arguments)
@@ -273,27 +378,21 @@ def _convert(key: str, value, hint, source: str):
 def _check(key: str, value, source: str):
     if key in _CHOICES and value not in _CHOICES[key]:
         raise SppdetError(f"{source}{key}: '{value}' is none of {', '.join(_CHOICES[key])}")
-    positive = key in ("regions.scales", "pooling.levels", "pretrain.sizes", "end_to_end.scales")
-    if positive and (not value or min(value) < 1):
+    if key in _SIZES and value is not None and (not value or min(value) < 1):
         raise SppdetError(f"{source}{key}: expected one or more positive whole numbers, found {value!r}")
-    if key in ("data.limit_train", "data.limit_test") and value is not None and value < 1:
+    if key in _LIMITS and value is not None and value < 1:
         raise SppdetError(f"{source}{key}: expected a positive number or null, found {value!r}")
     return value
 
 
-def _check_together(config: Config) -> None:
-    """Refuse choices that do not go together."""
-    for key, value in (("classifier", config.classifier), ("bbox.kind", config.bbox.kind)):
-        if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features == "fc7"):
-            raise SppdetError(f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it")
-
-
-def _hint(key: str) -> str:
-    near = difflib.get_close_matches(key, keys(), n=1, cutoff=0.5)
-    last = [known for known in keys() if known.rsplit(".")[-1] == key.rsplit(".")[-1]]
+def _hint(key: str, kind: type) -> str:
+    """What an unknown key may have been meant for among those of the settings ``kind``."""
+    known = keys(kind)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    last = [other for other in known if other.rsplit(".")[-1] == key.rsplit(".")[-1]]
     guess = (last or near)[:1]
     return f"unknown key '{key}'" + (f"; did you mean '{guess[0]}'?" if guess else "")
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)

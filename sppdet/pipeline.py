@@ -15,8 +15,6 @@ annotations is trained alone. RUN/stages.json records what each stage cost.
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cached_property
@@ -29,7 +27,6 @@ from safetensors.torch import load_file, save_file
 
 from sppdet import bbox_regression, end_to_end, finetune
 from sppdet.backbone import Backbone, build_trunk, weights_digest
-from sppdet.classify import pretrain
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
 from sppdet.corpus import Corpus, load_split
@@ -42,7 +39,9 @@ from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.measure import evaluate_run, read_costs, summary
 from sppdet.meter import Meter
 from sppdet.mining import Miner, feature_scale
+from sppdet.pretraining import pretrain
 from sppdet.proposals import recall_line
+from sppdet.versions import versions
 
 
 class Pipeline:
@@ -333,17 +332,6 @@ class Pipeline:
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
-
-
-def versions() -> dict[str, str]:
-    """What a result was made with."""
-    found = {"python": platform.python_version()}
-    for name in ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-learn", "numpy", "numba"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed, another OpenCV wheel
-            found[name] = "not installed by pip"
-    return found
 
 
 def _fill(corpora: tuple[Corpus, ...], fill: Callable[[Corpus], int]) -> int:
