@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -31,7 +31,6 @@ from sppdet.svm import Fit, Problem, fit, margins
 
 PYRAMID = (6, 3, 2, 1)
 TESTS = ("crop", "full", "multi")
-VIEWS = {"crop 224": (224, True), "full picture, 224": (224, False), "full picture, 392": (392, False)}
 
 
 # Which classes a picture shows
@@ -42,14 +41,16 @@ def study_pictures(options: argparse.Namespace) -> None:
     train, test = (read_voc(options.root, split, limit=options.limit) for split in ("trainval", "test"))
     backbone = Backbone.create(options.backbone, options.weights, options.device)
     print(f"{len(train)} pictures for training, {len(test)} for testing; {backbone.precision}\n")
-    print("| features | bins | C | 11-point mAP | area mAP |\n|---|---|---|---|---|", flush=True)
-    for view, (side, crop) in VIEWS.items():
+    print("| view | bins | C | held-out mAP | test mAP | test area mAP |\n|---|---|---|---|---|---|", flush=True)
+    for side, crop in [(options.sides[0], True), *((side, False) for side in options.sides)]:
         rows, test_rows = (pyramids(split, backbone, side, crop, Path(options.work)) for split in (train, test))
         for name, bin_count in (("6 x 6, no pyramid", 36), ("6, 3, 2, 1", bins(PYRAMID))):
-            cut = (unit_rows(part[:, :bin_count]) for part in (rows, test_rows))
-            cost, precisions = svm_precision(*cut, presence(train), presence(test), options.costs)
-            mean = 100 * np.mean(precisions, axis=0)
-            print(f"| {view} | {name} | {cost:g} | {mean[0]:.1f} | {mean[1]:.1f} |", flush=True)
+            cut = [unit_rows(part[:, :bin_count]) for part in (rows, test_rows)]
+            cost, held = choose_cost(cut[0], presence(train), options.costs)
+            svms = fit_classes(cut[0], presence(train), cost)
+            found = [held, *mean_precisions(cut[1], presence(test), svms)]
+            view = f"{'crop' if crop else 'full picture'}, {side}"
+            print(f"| {view} | {name} | {cost:g} | {' | '.join(f'{value:.1f}' for value in found)} |", flush=True)
 
 
 def presence(dataset: Dataset) -> np.ndarray:
@@ -96,45 +97,40 @@ def unit_rows(pooled: np.ndarray) -> np.ndarray:
     return np.stack([(row / norm).astype(np.float16) for row, norm in zip(rows, length)])
 
 
-def svm_precision(
-    rows: np.ndarray, test_rows: np.ndarray, shown: np.ndarray, test_shown: np.ndarray, costs: Sequence[float]
-) -> tuple[float, np.ndarray]:
-    """The C that does best on every third training picture after learning from the others, and ``(K, 2)`` precisions.
-
-    Those are on the test pictures, by both rules of VOC, of SVMs trained with that C on all training pictures.
-    """
+def choose_cost(rows: np.ndarray, shown: np.ndarray, costs: Sequence[float]) -> tuple[float, float]:
+    """The C whose SVMs, fitted to two thirds of the pictures, do best on the others; and their 11-point mAP there."""
     held = np.arange(len(rows)) % 3 == 2
-    trials = []
-    starts = [None] * shown.shape[1]
-    for cost in sorted(costs):  # a fit starts from that with the C before
+    starts, trials = None, []
+    for cost in sorted(costs):
         svms = list(fit_classes(rows, np.where(held[:, None], 0, shown), cost, starts))
-        starts = [svm.alpha for svm in svms]
-        trials.append((precisions(rows[held], shown[held], svms)[:, 0].mean(), cost))
-    best = max(trials)[1]
-    return best, precisions(test_rows, test_shown, fit_classes(rows, shown, best, [None] * shown.shape[1]))
+        starts = [svm.alpha for svm in svms]  # a fit goes on from the one with the C before
+        trials.append((mean_precisions(rows[held], shown[held], svms)[0], cost))
+    precision, best = max(trials)
+    return best, precision
 
 
-def fit_classes(rows: np.ndarray, shown: np.ndarray, cost: float, starts: Sequence) -> Iterator[Fit]:
+def fit_classes(rows: np.ndarray, shown: np.ndarray, cost: float, starts: Sequence | None = None) -> Iterator[Fit]:
     """A class's SVM after the other, each on the pictures where ``shown`` ``(P, K)`` is not 0."""
     problem = Problem(C=cost, positive_weight=1.0, bias=1.0, max_epochs=300)
 
     def one(k: int) -> Fit:
         used = np.flatnonzero(shown[:, k])
-        return fit(rows, used, shown[used, k], problem, starts[k])
+        return fit(rows, used, shown[used, k], problem, starts[k] if starts else None)
 
     return in_threads(one, range(shown.shape[1]), 2)
 
 
-def precisions(rows: np.ndarray, shown: np.ndarray, svms) -> np.ndarray:
-    """``(K, 2)`` average precision of every class, 11-point and area, over the pictures where it is not left out."""
+def mean_precisions(rows: np.ndarray, shown: np.ndarray, svms: Iterable[Fit]) -> np.ndarray:
+    """``(2,)`` mean average precision in percent, 11-point and area; of each class over the pictures not left out."""
     found = []
     for k, svm in enumerate(svms):
         used = np.flatnonzero(shown[:, k])
         order = used[np.argsort(-margins(rows, used, svm), kind="stable")]
         right = np.cumsum(shown[order, k] > 0)
-        curve = right / right[-1], right / np.arange(1, len(order) + 1)
-        found.append([average_precision(*curve, rule) for rule in ("11-point", "area")])
-    return np.array(found)
+        if len(right) and right[-1]:  # a class that no picture shows has no precision
+            curve = right / right[-1], right / np.arange(1, len(order) + 1)
+            found.append([average_precision(*curve, rule) for rule in ("11-point", "area")])
+    return 100 * np.mean(found, axis=0)
 
 
 # One object a picture
@@ -231,6 +227,7 @@ def main(arguments: list[str] | None = None) -> int:
     pictures.set_defaults(command=study_pictures)
     pictures.add_argument("--backbone", default="squeezenet1_0", help="default: %(default)s")
     pictures.add_argument("--weights", default="imagenet", help="a file, or imagenet (torchvision's download)")
+    pictures.add_argument("--sides", type=int, nargs="+", default=[224, 392], help="the first for crops too")
     pictures.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each split")
     pictures.add_argument("--costs", type=float, nargs="+", default=[0.1, 0.3, 1, 3, 10], metavar="C")
     for made_one in (pictures, objects):

@@ -1,15 +1,17 @@
-"""The folder of a classifier: settings, checkpoint, model and measurements.
+"""The folder of a classifier: checkpoint, model, settings and measurements.
 
-RUN/config.json                             every setting, with the versions used
-RUN/checkpoint.safetensors                  while it trains
-RUN/classifier.json, classifier.safetensors the model
-RUN/metrics.json                            errors on the pictures of data.val
+    RUN/checkpoint.safetensors                   while it trains
+    RUN/classifier.json, classifier.safetensors  the model
+    RUN/config.json, history.json                what it was trained with, and a record of every epoch
+    RUN/metrics.json                             errors on the pictures of data.val
+
+The key in classifier.json stands for all that the weights depend on: the same command has nothing to do.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -43,9 +45,10 @@ def train_run(settings: Classify, log: Callable[[str], None], force: bool = Fals
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", _key(settings, pictures, backbone))
     if force:
         checkpoint.path.unlink(missing_ok=True)
-    write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()})
     if force or not _is_done(folder, checkpoint.key):
-        classifier = _train(settings, pictures, held, backbone, checkpoint, log)
+        classifier, history = _train(settings, pictures, held, backbone, checkpoint, log)
+        write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()})
+        write_json(folder / "history.json", history)
         classifier.save(folder, checkpoint.key)
         checkpoint.path.unlink(missing_ok=True)
     else:
@@ -102,7 +105,7 @@ def _train(
     backbone: Backbone,
     checkpoint: Checkpoint,
     log: Callable[[str], None],
-) -> Classifier:
+) -> tuple[Classifier, list[dict]]:
     torch.manual_seed(settings.run.seed)
     network = SPPClassifier(
         backbone.trunk, backbone.channels, len(pictures.classes), settings.levels, settings.dropout, settings.units
@@ -111,19 +114,21 @@ def _train(
     freeze(network.trunk, settings.frozen_stride)
     batches = folder_batches(pictures, settings)
     set_scale(network, backbone, next(batches(0, settings.crop, 0))[0])
-    classifier = Classifier(pictures.classes, backbone, network, settings.tested)
+    quick = replace(settings.tested, views="crop", view=settings.crop, side=settings.shorter_side)
+    classifier = Classifier(pictures.classes, backbone, network, quick)
     rate = settings.trunk_rate
     if rate is None:
         rate = 1.0 if settings.backbone.weights == "random" else 0.1
 
     def measured() -> dict:
+        """After each epoch, by the centre crop, whatever the finished classifier is measured by."""
         return {"top1_error": measure(classifier, held, settings.workers)["top1_error"]} if held else {}
 
-    train(
+    history = train(
         network, backbone, batches, len(pictures) // settings.batch_size, settings, log,
         trunk_rate=rate, checkpoint=checkpoint, measured=measured,
     )  # fmt: skip
-    return classifier
+    return replace(classifier, test=settings.tested), history
 
 
 def _key(settings: Classify, pictures: Pictures, backbone: Backbone) -> str:

@@ -7,6 +7,7 @@ at one of them, in turn.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -78,17 +79,11 @@ def train(
             size = settings.sizes[epoch % len(settings.sizes)]
             network.train()
             for x, labels in batches(epoch, size, progress.steps - epoch * per_epoch):
-                x, labels = x.to(backbone.device, memory_format=torch.channels_last), labels.to(backbone.device)
-                with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
-                    logits = network(x).float()
-                loss = nn.functional.cross_entropy(logits, labels)
-                if not torch.isfinite(loss):
+                loss, right = _step(network, backbone, optimizer, x, labels)
+                if not math.isfinite(loss):
                     raise SppdetError(f"the loss is not finite; lower {section}learning_rate")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
                 schedule.step()
-                progress.add(loss.item(), int((logits.argmax(1) == labels).sum()), len(labels))
+                progress.add(loss, right, len(labels))
                 bar.update()
                 if checkpoint and time.monotonic() - saved > _SAVE:
                     progress.save(checkpoint)
@@ -96,6 +91,20 @@ def train(
             network.eval()
             log(json.dumps(progress.close_epoch(epoch, size, measured() if measured else {})))
     return progress.history
+
+
+def _step(
+    network: SPPClassifier, backbone: Backbone, optimizer: torch.optim.Optimizer, x: torch.Tensor, labels: torch.Tensor
+) -> tuple[float, int]:
+    """Learn from a batch; its loss before that, and how many of its pictures were right."""
+    x, labels = x.to(backbone.device, memory_format=torch.channels_last), labels.to(backbone.device)
+    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
+        logits = network(x).float()
+    loss = nn.functional.cross_entropy(logits, labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item(), int((logits.argmax(1) == labels).sum())
 
 
 class _Progress:

@@ -76,8 +76,10 @@ def test_training_leaves_a_classifier_that_knows_the_classes(finished, colours):
     assert metrics["test"] == {"views": "crop", "view": 48, "side": 55, "scales": [48, 55, 64, 77, 96, 120]}
     settings = json.loads(Path("run/config.json").read_text())
     assert settings["sizes"] == [48, 40] and "torch" in settings["versions"]
+    history = json.loads(Path("run/history.json").read_text())
+    assert [record["size"] for record in history] == [48, 40] * 3 and "top1_error" in history[-1]
     assert sorted(path.name for path in Path("run").iterdir()) == [
-        "classifier.json", "classifier.safetensors", "config.json", "metrics.json",
+        "classifier.json", "classifier.safetensors", "config.json", "history.json", "metrics.json",
     ]  # fmt: skip
 
 
@@ -146,7 +148,7 @@ def break_one_class(root: Path) -> None:
         ),
         (lambda root: (root / "train/red/1.png").write_text("x"), [], "train/red/1.png: is no picture Pillow knows"),
         (lambda root: None, ["batch_size=99"], "batch_size: 99 is more than the 18 pictures for training"),
-        (lambda root: None, ["size=[48]"], "unknown key 'size'; did you mean 'side'?"),
+        (lambda root: None, ["size=[48]"], "unknown key 'size'; did you mean 'sizes'?"),
         (lambda root: None, ["side=40"], "side: 40 is less than the largest of sizes, 48, which is cut from it"),
         (lambda root: None, ["test.side=40"], "test.views: crop cuts 48 x 48 from pictures of a shorter side of 40"),
         (lambda root: None, ["epochs=0"], "epochs: expected more than 0, found 0"),
