@@ -20,8 +20,8 @@ import numpy as np
 from sppdet import config
 from sppdet.cli import STAGES, run
 from sppdet.files import read_json
-from sppdet.meter import machine
 from sppdet.proposals import recall_line
+from sppdet.versions import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SPP, END, FAST = (f"configs/voc07_{name}_squeezenet.yaml" for name in ("sppnet", "sppnet_end_to_end", "fast_rcnn"))

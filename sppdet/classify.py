@@ -1,165 +1,178 @@
-"""SPP-net as a classifier: trunk, pyramid, one linear layer; multi-size training (He et al. 2014, section 3).
-
-Because the pyramid's output does not depend on the picture's size, one set of weights is trained at several sizes:
-each epoch at one of them, in turn (the paper's 180 and 224).
-"""
+"""``python -m sppdet.classify train|eval|predict``: SPP-net as a classifier of whole pictures."""
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from itertools import chain
+import sys
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import cv2
-import numpy as np
-import torch
-from torch import nn
-
-from sppdet import boxes as geometry
-from sppdet.backbone import MEAN, STD, build_trunk, resolve_device, resolve_precision
-from sppdet.config import Pretrain
-from sppdet.data import Dataset
+from sppdet import cli
 from sppdet.errors import SppdetError
-from sppdet.images import read_image
-from sppdet.parallel import run
-from sppdet.pooling import SpatialPyramidPooling
+from sppdet.sources import find_pictures
 
-_MARGIN = 0.2  # of an object's sides: what a crop shows around it
+if TYPE_CHECKING:  # imported late: --help does not wait for torch
+    from sppdet.classifier import Classifier
 
+COMMANDS = {
+    "train": "train on pictures in a folder a class",
+    "eval": "measure the errors of a trained classifier",
+    "predict": "print the likeliest classes of pictures",
+}
+_VIEWS = ("crop", "full", "multi")
+_INTERRUPTED = "interrupted; the same command goes on from here"
+_EVALUATED = ("test.", "data.", "device=", "workers=")  # the settings that a trained classifier may be measured with
 
-class SPPClassifier(nn.Module):
-    """Pictures ``(B, 3, H, W)`` of any size -> ``(B, K)`` logits."""
+_TRAIN = """\
+Pictures lie in ROOT/train/CLASS/*.jpg and, to measure on, ROOT/val/CLASS/*.jpg; data.train= and data.val= give other
+folders, data.val=null none. Settings, with their defaults in --print-config:
+  sizes=[224,180]      sizes of the training views, alternate epochs; [224] trains at one size
+  levels=[6,3,2,1]     the pyramid; [6] is none
+  backbone.name=squeezenet1_0 backbone.weights=imagenet|random|FILE
+  run.dir=runs/classifier
+"""
+_VIEWS_TEXT = """\
+crop: the centre of the picture. full: all of it, at any size. multi: 9 windows and their mirror images at each of six
+scales, cut from the conv maps (3 where the scale is the windows' side).
+"""
+_PREDICT = f"""\
+{_VIEWS_TEXT}
+--json prints one document; a picture that could not be done has "error" instead:
+  {{"model": "runs/classifier", "views": "crop",
+   "images": [{{"path": "a.jpg", "classes": [{{"label": "dog", "probability": 0.93}}]}}]}}
 
-    def __init__(self, trunk: nn.Module, channels: int, classes: int, levels: tuple[int, ...], dropout: float = 0.3):
-        super().__init__()
-        self.trunk = trunk
-        self.pool = SpatialPyramidPooling(levels)
-        self.dropout = nn.Dropout(dropout)
-        self.classifier = nn.Linear(self.pool.output_dim(channels), classes)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.classifier(self.dropout(self.pool(self.trunk(x))))
-
-
-@dataclass(frozen=True, eq=False)
-class Crops:
-    """Pictures of single objects: uint8 ``(n, side, side, 3)`` and labels ``(n,)``."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-def object_crops(dataset: Dataset, side: int, seed: int, workers: int) -> Crops:
-    """Every object with a little of its surroundings, and as much background, resized to ``side`` x ``side``.
-
-    Background is label K: boxes of the objects' own sizes, elsewhere, that overlap any object by less than 0.3.
-    """
-
-    def cut(i: int) -> tuple[list[np.ndarray], list[int]]:
-        sample = dataset[i]
-        if not len(sample.boxes):
-            return [], []
-        rng = np.random.default_rng([seed, i])
-        image = read_image(sample.path)
-        background = _elsewhere(sample, rng)
-        labels = [*sample.labels.tolist(), *[len(dataset.classes)] * len(background)]
-        return [_crop(image, box, side) for box in np.concatenate([sample.boxes, background])], labels
-
-    images, labels = zip(*run(cut, range(len(dataset)), workers, "cropping objects", threads=True))
-    return Crops(np.array([*chain(*images)]), np.array([*chain(*labels)], np.int64))
+Exit status: 0, or 2 if anything could not be done; the other pictures are done all the same.
+"""
 
 
-def _elsewhere(sample, rng: np.random.Generator) -> np.ndarray:
-    size = np.minimum(sample.boxes[:, 2:] - sample.boxes[:, :2], [sample.width, sample.height])
-    tries = np.repeat(size, 4, axis=0)
-    corner = rng.random(tries.shape) * (np.array([sample.width, sample.height]) - tries)
-    boxes = np.concatenate([corner, corner + tries], axis=1).astype(np.float32)
-    free = geometry.iou(boxes, sample.boxes).max(axis=1) < 0.3
-    return boxes[free][: len(sample.boxes)]
+def train_parser() -> argparse.ArgumentParser:
+    made = _parser("train", _TRAIN)
+    made.add_argument("root", metavar="ROOT", help="the folder that holds train/ and val/")
+    made.add_argument("--config", metavar="FILE", help="a YAML file of settings")
+    made.add_argument("--force", action="store_true", help="begin anew although it is trained")
+    made.add_argument("--print-config", action="store_true", help="print every setting and stop")
+    cli.add_overrides(made, "sizes=[224]")
+    return made
 
 
-def _jitter(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random part that holds the object, at ``size`` x ``size``, mirrored every other time."""
-    side = len(image)
-    most = side * _MARGIN / (1 + 2 * _MARGIN)  # how far an edge may move in before it cuts the object
-    x1, y1, x2, y2 = np.rint(rng.random(4) * most).astype(int)
-    part = cv2.resize(image[y1 : side - y2, x1 : side - x2], (size, size), interpolation=cv2.INTER_LINEAR)
-    return part[:, ::-1] if rng.random() < 0.5 else part
+def eval_parser() -> argparse.ArgumentParser:
+    made = _parser("eval", _VIEWS_TEXT)
+    made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/classifier")
+    cli.add_overrides(made, "test.views=full test.side=224 data.val=FOLDER")
+    return made
 
 
-def _crop(image: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
-    height, width = image.shape[:2]
-    margin = _MARGIN * (box[2:] - box[:2])
-    x1, y1 = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
-    x2, y2 = np.minimum(np.ceil(box[2:] + margin), [width, height]).astype(int)
-    return cv2.resize(image[y1:y2, x1:x2], (side, side), interpolation=cv2.INTER_LINEAR)
+def predict_parser() -> argparse.ArgumentParser:
+    made = _parser("predict", _PREDICT)
+    made.add_argument("images", nargs="+", metavar="IMAGE", help="a picture, a folder of them, or a quoted pattern")
+    made.add_argument("--model", metavar="RUN", default="runs/classifier", help="default: %(default)s")
+    made.add_argument("--top", type=cli.positive, metavar="N", default=5, help="classes shown; default: %(default)s")
+    made.add_argument("--views", choices=_VIEWS, help="what is looked at; default: as in the training's settings")
+    made.add_argument("--side", type=cli.positive, metavar="S", help="the picture's shorter side for crop and full")
+    made.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    made.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda; default: %(default)s")
+    return made
 
 
-def pretrain(
-    dataset: Dataset,
-    backbone: str,
-    settings: Pretrain,
-    levels: tuple[int, ...],
-    seed: int,
-    device: str,
-    workers: int,
-    log: Callable[[str], None],
-) -> tuple[nn.Module, float]:
-    """Train a trunk from nothing on the objects of ``dataset``; returns it and its last training accuracy."""
-    crops = object_crops(dataset, max(settings.sizes), seed, workers)
-    if len(crops.labels) < settings.batch_size:
-        raise SppdetError(
-            f"pretrain: {len(crops.labels)} crops are fewer than pretrain.batch_size={settings.batch_size}; "
-            "give more pictures or backbone.weights=imagenet"
-        )
-    torch.manual_seed(seed)
-    place = resolve_device(device)
-    trunk = build_trunk(backbone, seed)
-    channels = trunk(torch.zeros(1, 3, 64, 64)).shape[1]
-    network = SPPClassifier(trunk, channels, len(dataset.classes) + 1, levels)
-    network = network.to(place, memory_format=torch.channels_last).train()
-    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=settings.weight_decay)
-    steps = settings.epochs * (len(crops.labels) // settings.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, total_steps=steps)
-    half = resolve_precision("auto", place) == "bfloat16"
-    rng = np.random.default_rng(seed)
-    accuracy = 0.0
-    for epoch in range(settings.epochs):
-        size = settings.sizes[epoch % len(settings.sizes)]
-        right = seen = 0
-        for x, labels in _batches(crops, size, settings.batch_size, rng):
-            x, labels = x.to(place, memory_format=torch.channels_last), labels.to(place)
-            with torch.autocast(place.type, torch.bfloat16, enabled=half):
-                logits = network(x).float()
-            loss = nn.functional.cross_entropy(logits, labels)
-            if not torch.isfinite(loss):
-                raise SppdetError("pretrain: the loss is not finite; lower pretrain.learning_rate")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            right += int((logits.argmax(1) == labels).sum())
-            seen += len(labels)
-        accuracy = right / seen
-        log(
-            json.dumps(
-                {
-                    "epoch": epoch + 1,
-                    "size": size,
-                    "loss": round(loss.item(), 4),
-                    "accuracy": round(accuracy, 3),
-                }
-            )
-        )
-    return trunk.eval().cpu(), accuracy
+def _parser(name: str, epilog: str) -> argparse.ArgumentParser:
+    text = COMMANDS[name]
+    return argparse.ArgumentParser(
+        prog=f"sppdet classify {name}",
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
-def _batches(crops: Crops, size: int, batch_size: int, rng: np.random.Generator):
-    """Shuffled, at ``size`` pixels a side, each cut and mirrored at random; the incomplete last batch is left out."""
-    order = rng.permutation(len(crops.labels))
-    for start in range(0, len(order) - batch_size + 1, batch_size):
-        rows = order[start : start + batch_size]
-        images = np.stack([_jitter(crops.images[row], size, rng) for row in rows])
-        x = torch.from_numpy((images * (1 / 255 / STD) - MEAN / STD).astype(np.float32)).permute(0, 3, 1, 2)
-        yield x, torch.from_numpy(crops.labels[rows])
+def train(options: argparse.Namespace) -> None:
+    from sppdet import config
+
+    settings = config.load(options.config, options.overrides, config.Classify)
+    settings.data.root = options.root
+    if options.print_config:
+        print(config.to_yaml(settings), end="")
+        return
+    from sppdet.classifier_run import train_run
+
+    metrics = train_run(settings, cli.say, options.force)
+    if metrics:
+        print(summary(metrics))
+    print(f"{settings.run.dir}: sppdet classify predict --model {settings.run.dir} IMAGE ...")
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    from sppdet import config
+    from sppdet.classifier_run import evaluate_run, saved_settings
+
+    for text in options.overrides:
+        if not text.startswith(_EVALUATED):
+            raise SppdetError(f"'{text}': only data.*, test.*, device and workers can differ from the training's")
+    print(summary(evaluate_run(config.override(saved_settings(options.run), options.overrides))))
+
+
+def summary(metrics: dict) -> str:
+    """The errors of :func:`sppdet.classifier.measure` for a terminal."""
+    errors = f"top-1 error {metrics['top1_error']:.2f} %"
+    if len(metrics["error"]) > 5:
+        errors += f", top-5 error {metrics['top5_error']:.2f} %"
+    test = metrics["test"]
+    scale = f"scales {test['scales']}" if test["views"] == "multi" else f"side {test['side']}"
+    worst = sorted((error, name) for name, error in metrics["error"].items() if error is not None)[::-1][:5]
+    classes = ", ".join(f"{name} {error:.1f}" for error, name in worst)
+    return f"{metrics['pictures']} pictures, views={test['views']}, {scale}: {errors}\nhighest by class: {classes}"
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Do every picture; the exit status."""
+    pictures = find_pictures(options.images)
+
+    from dataclasses import replace
+
+    from sppdet.classifier import load
+    from sppdet.parallel import few_or_many
+
+    classifier = load(Path(options.model), options.device)
+    given = {"views": options.views, "side": options.side}
+    classifier.test = replace(classifier.test, **{key: value for key, value in given.items() if value})
+    classifier.test.check()
+    entries = []
+    for entry in few_or_many(partial(_predict_one, classifier, options.top), pictures, "predicting"):
+        if "error" in entry:
+            cli.say(f"error: {entry['error']}", sys.stderr)
+        elif not options.json:
+            found = ", ".join(f"{one['label']} {one['probability']:.3f}" for one in entry["classes"])
+            cli.say(f"{entry['path']}: {found}")
+        entries.append(entry)
+    if options.json:
+        document = {"model": options.model, "views": classifier.test.views, "images": entries}
+        cli.say(json.dumps(document, indent=2))
+    return 2 if any("error" in entry for entry in entries) else 0
+
+
+def _predict_one(classifier: Classifier, top: int, picture: str) -> dict:
+    """What --json tells of one picture: its likeliest classes, best first."""
+    try:
+        probabilities = classifier.predict(picture)
+    except SppdetError as error:
+        return {"path": picture, "error": str(error)}
+    best = (-probabilities).argsort(kind="stable")[:top]
+    classes = [{"label": classifier.classes[k], "probability": float(probabilities[k])} for k in best]
+    return {"path": picture, "classes": classes}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    chosen = cli.choose("sppdet classify", COMMANDS, arguments)
+    if chosen == "train":
+        return cli.run(train, train_parser().parse_intermixed_args(arguments[1:]), _INTERRUPTED)
+    if chosen == "eval":
+        return cli.run(evaluate, eval_parser().parse_intermixed_args(arguments[1:]))
+    if chosen == "predict":
+        return cli.run(predict, predict_parser().parse_intermixed_args(arguments[1:]))
+    return chosen
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable
@@ -35,10 +36,44 @@ def _show_warning(message, category, filename, lineno, file=None, line=None) -> 
     print(f"warning: {message}", file=sys.stderr)
 
 
-def add_overrides(parser: argparse.ArgumentParser) -> None:
+def add_overrides(parser: argparse.ArgumentParser, example: str = "regions.scales=[480,688]") -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="settings to change, such as regions.scales=[480,688]",
+        help=f"settings to change, such as {example}",
     )
+
+
+def choose(program: str, commands: dict[str, str], arguments: list[str]) -> str | int:
+    """The one of ``commands`` (their names and what they do) that comes first, or the exit status if none does."""
+    if arguments and arguments[0] in commands:
+        return arguments[0]
+    known = bool(arguments) and arguments[0] in ("-h", "--help")
+    lines = [f"  {name:<9} {text}" for name, text in commands.items()]
+    text = [f"usage: {program} COMMAND ...", "", *lines, "", f"{program} COMMAND --help tells more."]
+    print("\n".join(text), file=sys.stdout if known else sys.stderr)
+    return 0 if known else 2
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
+    value = int(text) if text.strip().isdecimal() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
+    return value
+
+
+def say(text: str, stream=None) -> None:
+    """Print above a progress bar that may be running; ``stream`` is the output if not given."""
+    from tqdm import tqdm
+
+    stream = stream or sys.stdout
+    # A file's name need not be text in the terminal's encoding.
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+        stream.flush()
+    except BrokenPipeError:
+        # `| head` has read enough; what is being made is still made, and nothing is left to be written at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import yaml
 
+from sppdet.checks import check
 from sppdet.errors import SppdetError
 from sppdet.proposals import SelectiveSearch
-from sppdet.warp import KINDS, MIN_CROP
+from sppdet.warp import KINDS
 
 
 @dataclass
@@ -177,10 +178,101 @@ class Config:
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     workers: int = 0  # 0: every core
 
+    def check(self) -> None:
+        """Refuse choices that do not go together."""
+        check(self)
 
-FC_BINS = {"alexnet": 6, "vgg16": 7}  # networks that bring fc6 and fc7, and the bins a side that their fc6 reads
-FC_UNITS = 4096
 
+@dataclass
+class Folders:
+    """Pictures in a folder a class: ROOT/train/CLASS/*.jpg, ROOT/val/CLASS/*.jpg."""
+
+    root: str = "."
+    train: str = "train"  # a folder in root, else a path of its own
+    val: str | None = "val"  # likewise; null: not measured
+
+    def place(self, name: str) -> Path:
+        inside = Path(self.root) / name
+        return Path(name) if Path(name).exists() and not inside.exists() else inside
+
+
+@dataclass
+class Views:
+    """What of a picture the classifier is tested on (He et al. 2014, sections 3.1.4 and 3.1.5)."""
+
+    views: str = "crop"  # crop: the centre; full: the whole picture; multi: windows on the maps of several scales
+    view: int | None = None  # side of the crop and of the windows; null: the largest of sizes
+    side: int | None = None  # the picture's shorter side for crop and full; null: the training's
+    scales: list[int] | None = None  # its shorter sides for multi; null: 224 256 300 360 448 560 for views of 224
+
+    def check(self) -> None:
+        """Refuse views that do not fit into the pictures; all numbers must be given."""
+        least = {"crop": self.side, "full": self.view, "multi": min(self.scales)}[self.views]
+        if least < self.view:
+            raise SppdetError(
+                f"test.views: {self.views} cuts {self.view} x {self.view} from pictures of a shorter side of {least}; "
+                "make test.side, or test.scales, larger or test.view smaller"
+            )
+
+
+@dataclass
+class ClassifierRun:
+    dir: str = "runs/classifier"
+    seed: int = 3
+
+
+@dataclass
+class Classify:
+    """SPP-net as a classifier: `sppdet classify`."""
+
+    data: Folders = field(default_factory=Folders)
+    backbone: Backbone = field(default_factory=Backbone)
+    levels: list[int] = field(default_factory=lambda: [6, 3, 2, 1])  # of the pyramid; [6] is none
+    units: int = 0  # of fc6 and fc7; 0: one linear layer on the pyramid
+    dropout: float = 0.5
+    sizes: list[int] = field(default_factory=lambda: [224, 180])  # of the views, alternate epochs; [224] is one size
+    side: int | None = None  # the pictures' shorter side, of which views are cut; null: 256 for sizes of 224
+    flip: bool = True
+    epochs: int = 20
+    batch_size: int = 32
+    learning_rate: float = 3e-4  # at its highest; of the layers above the trunk
+    trunk_rate: float | None = None  # the trunk's is this share of it; null: 1 for random weights, else 0.1
+    frozen_stride: int = 0  # layers whose cells are at most this many pixels apart stay as they are; 0 trains all
+    weight_decay: float = 1e-4
+    test: Views = field(default_factory=Views)
+    run: ClassifierRun = field(default_factory=ClassifierRun)
+    device: str = "auto"
+    workers: int = 0
+
+    @property
+    def crop(self) -> int:
+        """Side of what is cut from a picture before it is brought to the epoch's size."""
+        return max(self.sizes)
+
+    @property
+    def shorter_side(self) -> int:
+        return self.side or round(self.crop * 256 / 224)
+
+    @property
+    def tested(self) -> Views:
+        """`test` with a number for every null."""
+        view = self.test.view or self.crop
+        scales = self.test.scales or [round(view * scale / 224) for scale in (224, 256, 300, 360, 448, 560)]
+        return Views(self.test.views, view, self.test.side or self.shorter_side, scales)
+
+    def check(self) -> None:
+        """Refuse choices that do not go together."""
+        if self.backbone.weights == "pretrain":
+            raise SppdetError("backbone.weights: pretrain is for detection; use imagenet, random or a file")
+        if self.shorter_side < self.crop:
+            raise SppdetError(f"side: {self.side} is less than the largest of sizes, {self.crop}, which is cut from it")
+        self.tested.check()
+        for key in ("epochs", "batch_size", "learning_rate"):
+            if getattr(self, key) <= 0:
+                raise SppdetError(f"{key}: expected more than 0, found {getattr(self, key)}")
+
+
+# What a value may be, by its dotted key; the same in every config that has the key.
 _CHOICES = {
     "features": ("pool5", "fc6", "fc7"),
     "classifier": ("svm", "softmax"),
@@ -195,11 +287,17 @@ _CHOICES = {
     "regions.crop": ("none", *KINDS),
     "proposals.mode": ("fast", "quality", "balanced"),
     "proposals.engine": ("opencv", "native"),
+    "test.views": ("crop", "full", "multi"),
 }
+_SIZES = ("regions.scales", "pooling.levels", "pretrain.sizes", "end_to_end.scales", "levels", "sizes", "test.scales")
+_LIMITS = ("data.limit_train", "data.limit_test", "side", "test.side", "test.view")
 
 
-def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
+def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type = Config):
     """A YAML file (or the defaults) changed by ``key=value`` strings such as ``regions.scales=[480,688]``.
+
+    Args:
+        kind: which settings they are, :class:`Config` or :class:`Classify`.
 
     Raises:
         SppdetError: no such file, not YAML, an unknown key (the message names the nearest one), or a value of
@@ -215,11 +313,10 @@ def load(path: str | Path | None, overrides: Iterable[str] = ()) -> Config:
             raise SppdetError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict):
             raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    config = _build(Config, values, prefix="", source=f"{path}: ")
-    return override(config, overrides)
+    return override(_build(kind, values, source=f"{path}: "), overrides)
 
 
-def override(config: Config, overrides: Iterable[str]) -> Config:
+def override(config, overrides: Iterable[str]):
     """A copy of ``config`` with ``key=value`` strings applied; values are read as YAML."""
     values = to_dict(config)
     for text in overrides:
@@ -231,13 +328,13 @@ def override(config: Config, overrides: Iterable[str]) -> Config:
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict):
-            raise SppdetError(_hint(key))
+            raise SppdetError(_hint(key, type(config)))
         try:
             place[last] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
-    changed = _build(Config, values, prefix="", source="")
-    _check_together(changed)
+    changed = _build(type(config), values)
+    changed.check()
     return changed
 
 
@@ -245,9 +342,9 @@ def to_dict(config) -> dict:
     return dataclasses.asdict(config)
 
 
-def from_dict(values: dict) -> Config:
+def from_dict(values: dict, kind: type = Config):
     """The inverse of :func:`to_dict`."""
-    return _build(Config, values, prefix="", source="")
+    return _build(kind, values)
 
 
 def keys(kind: type = Config, prefix: str = "") -> list[str]:
@@ -258,18 +355,20 @@ def keys(kind: type = Config, prefix: str = "") -> list[str]:
     return found
 
 
-def _build(kind: type, values, prefix: str, source: str):
+def _build(kind: type, values, prefix: str = "", source: str = "", whole: type | None = None):
+    """``kind`` from its values; it stands at ``prefix`` of the settings ``whole``."""
+    whole = whole or kind
     if not isinstance(values, dict):
         raise SppdetError(f"{source}{prefix.rstrip('.')}: expected keys below it, found {values!r}")
     hints = typing.get_type_hints(kind)
     for name in values:
         if name not in hints:
-            raise SppdetError(f"{source}{_hint(f'{prefix}{name}')}")
+            raise SppdetError(f"{source}{_hint(f'{prefix}{name}', whole)}")
     arguments = {}
     for name, value in values.items():
         key, hint = prefix + name, hints[name]
         if dataclasses.is_dataclass(hint):
-            arguments[name] = _build(hint, value or {}, f"{key}.", source)
+            arguments[name] = _build(hint, value or {}, f"{key}.", source, whole)
         else:
             arguments[name] = _check(key, _convert(key, value, hint, source), source)
     return kind(**arguments)
@@ -300,92 +399,23 @@ def _convert(key: str, value, hint, source: str):
 def _check(key: str, value, source: str):
     if key in _CHOICES and value not in _CHOICES[key]:
         raise SppdetError(f"{source}{key}: '{value}' is none of {', '.join(_CHOICES[key])}")
-    positive = key in ("regions.scales", "pooling.levels", "pretrain.sizes", "end_to_end.scales")
-    if positive and (not value or min(value) < 1):
+    if key in _SIZES and value is not None and (not value or min(value) < 1):
         raise SppdetError(f"{source}{key}: expected one or more positive whole numbers, found {value!r}")
-    if key in ("data.limit_train", "data.limit_test") and value is not None and value < 1:
+    if key in _LIMITS and value is not None and value < 1:
         raise SppdetError(f"{source}{key}: expected a positive number or null, found {value!r}")
     if key == "pooling.samples" and value < 0:
         raise SppdetError(f"{source}{key}: expected a number of points, or 0, found {value!r}")
     return value
 
 
-def _check_together(config: Config) -> None:
-    """Refuse choices that do not go together."""
-    for key, value in (("classifier", config.classifier), ("bbox.kind", config.bbox.kind)):
-        if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features == "fc7"):
-            raise SppdetError(f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it")
-    if config.pooling.samples and config.pooling.kind != "align":
-        raise SppdetError(
-            f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"
-        )
-    learned = config.end_to_end
-    if 0 < learned.hard_of < learned.windows_per_picture:
-        raise SppdetError(
-            f"end_to_end.hard_of: {learned.windows_per_picture} windows of {learned.hard_of} cannot be chosen; "
-            "give more than end_to_end.windows_per_picture, or 0"
-        )
-    if config.svd_ranks:
-        _check_ranks(config)
-    if config.features != "pool5" and not config.end_to_end.enabled:
-        _check_fc(config)
-    if config.regions.crop != "none":
-        _check_crops(config)
-
-
-def _check_crops(config: Config) -> None:
-    """Refuse what does not go with windows that are cropped one by one."""
-    regions = config.regions
-    if len(regions.scales) > 1:
-        raise SppdetError("regions.scales: crops have one size, regions.crop_size; leave one scale or set crop: none")
-    if config.pooling.kind != "max":
-        raise SppdetError(f"pooling.kind: {config.pooling.kind} is for windows on conv maps; crops take max")
-    if config.end_to_end.hard_of:
-        raise SppdetError("end_to_end.hard_of: of crops all that are drawn learn; set it to 0")
-    if regions.crop_size < MIN_CROP:
-        raise SppdetError(f"regions.crop_size: expected {MIN_CROP} or more, found {regions.crop_size}")
-    if not 0 <= 2 * regions.context < regions.crop_size:
-        raise SppdetError(
-            f"regions.context: {regions.context} pixels on each side of {regions.crop_size} leave no room for a window"
-        )
-
-
-def _check_ranks(config: Config) -> None:
-    layers = {"pool5": 0, "fc6": 1, "fc7": 2}[config.features]
-    units = config.end_to_end.units if config.end_to_end.enabled else config.finetune.units
-    if len(config.svd_ranks) != layers:
-        raise SppdetError(f"svd_ranks: features={config.features} has {layers} fc layers; give as many ranks, or []")
-    if not all(0 <= rank <= units for rank in config.svd_ranks):
-        raise SppdetError(f"svd_ranks: {config.svd_ranks}: a layer of {units} units has no rank above {units}")
-
-
-def _check_fc(config: Config) -> None:
-    """Refuse fc layers that no network brings, and random ones that nothing trains."""
-    name, finetune = config.backbone.name, config.finetune
-    if finetune.init == "random":
-        if finetune.steps < 1:
-            raise SppdetError("finetune.steps: 0 leaves random layers; set finetune.init=imagenet or give some steps")
-    elif name not in FC_BINS:
-        raise SppdetError(
-            f"finetune.init: {name} brings no fc6 and fc7; set backbone.name to one of {', '.join(FC_BINS)}"
-        )
-    elif config.backbone.weights in ("random", "pretrain"):
-        raise SppdetError(
-            "finetune.init: imagenet takes fc6 and fc7 from backbone.weights; set it to imagenet or a file"
-        )
-    elif config.pooling.levels != [FC_BINS[name]] or finetune.units != FC_UNITS:
-        raise SppdetError(
-            f"finetune.init: the fc6 of {name} reads one level of {FC_BINS[name]} x {FC_BINS[name]} bins; set "
-            f"pooling.levels=[{FC_BINS[name]}] and finetune.units={FC_UNITS}"
-        )
-
-
-def _hint(key: str) -> str:
-    near = difflib.get_close_matches(key, keys(), n=1, cutoff=0.5)
-    last = [known for known in keys() if known.rsplit(".")[-1] == key.rsplit(".")[-1]]
+def _hint(key: str, kind: type) -> str:
+    """What an unknown key may have been meant for among those of the settings ``kind``."""
+    known = keys(kind)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    last = [other for other in known if other.rsplit(".")[-1] == key.rsplit(".")[-1]]
     guess = (last or near)[:1]
     return f"unknown key '{key}'" + (f"; did you mean '{guess[0]}'?" if guess else "")
 
 
-def to_yaml(config: Config) -> str:
+def to_yaml(config) -> str:
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)

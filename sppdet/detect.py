@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import itertools
 import json
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from sppdet import cli
 from sppdet.errors import SppdetError
 from sppdet.files import atomic_write
+from sppdet.sources import find_pictures
 
 if TYPE_CHECKING:  # imported late: --help does not wait for torch
     import numpy as np
@@ -26,22 +26,6 @@ if TYPE_CHECKING:  # imported late: --help does not wait for torch
     from sppdet.detector import Detector
 
 OUTPUT = "detections"
-# What a folder is searched for; a file named by itself may be anything that Pillow reads.
-SUFFIXES = (
-    ".avif",
-    ".bmp",
-    ".gif",
-    ".jpeg",
-    ".jpg",
-    ".pbm",
-    ".pgm",
-    ".png",
-    ".ppm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)
-_FEW = 3  # pictures up to which each has all cores and no progress bar is shown
 
 _EPILOG = """\
 Scores are SVM margins, not probabilities: 0 is the decision boundary, and they are not bounded.
@@ -81,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="M",
         help="lowest SVM margin shown, not a probability; default: %(default)s; 0 is the decision boundary",
     )
-    made.add_argument("--max-detections", type=_positive, metavar="N", help="show only the N best of a picture")
+    made.add_argument("--max-detections", type=cli.positive, metavar="N", help="show only the N best of a picture")
     made.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     made.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda; default: %(default)s")
     return made
@@ -97,13 +81,6 @@ def _finite(text: str) -> float:
     return value
 
 
-def _positive(text: str) -> int:
-    value = int(text) if text.strip().isdecimal() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a positive whole number")
-    return value
-
-
 def detect(options: argparse.Namespace) -> int:
     """Do every picture; the exit status."""
     pictures = find_pictures(options.images)
@@ -114,6 +91,7 @@ def detect(options: argparse.Namespace) -> int:
         print(f"model: {model}, the newest in {model.parent}", file=sys.stderr)
 
     from sppdet.detector import load  # after all that can go wrong without it
+    from sppdet.parallel import few_or_many
 
     detector = load(model, options.device)
     # The detector's own floor must not hide what is asked for.
@@ -121,52 +99,16 @@ def detect(options: argparse.Namespace) -> int:
     detector.detection = replace(detector.detection, min_margin=floor)
     one = partial(_detect_one, detector, options.threshold, options.max_detections)
     entries = []
-    for entry, target in zip(_in_order(one, list(zip(pictures, targets))), targets):
+    for entry, target in zip(few_or_many(one, list(zip(pictures, targets)), "detecting"), targets):
         if "error" in entry:
-            _say(f"error: {entry['error']}", sys.stderr)
+            cli.say(f"error: {entry['error']}", sys.stderr)
         elif not options.json:
-            _say(_report(entry, target), sys.stdout)
+            cli.say(_report(entry, target))
         entries.append(entry)
     if options.json:
         document = {"model": str(model), "classes": list(detector.classes), "threshold": options.threshold}
-        _say(json.dumps(document | {"images": entries}, indent=2), sys.stdout)
+        cli.say(json.dumps(document | {"images": entries}, indent=2))
     return 2 if any("error" in entry for entry in entries) else 0
-
-
-def find_pictures(arguments: Sequence[str]) -> list[str]:
-    """The files that paths, folders (their own pictures, sorted) and glob patterns name; each once.
-
-    Raises :class:`SppdetError` for a path or pattern without a match, and for a folder without pictures.
-    """
-    found: dict[str, str] = {}
-    for argument in arguments:
-        for path in _matches(argument):
-            found.setdefault(os.path.abspath(path), path)
-    return list(found.values())
-
-
-def _matches(argument: str) -> list[str]:
-    if os.path.isdir(argument):
-        try:
-            names = sorted(name for name in os.listdir(argument) if _is_picture(name))
-        except OSError as error:
-            raise SppdetError(f"{argument}: cannot be read ({error.strerror}); check its permissions") from None
-        if not names:
-            kinds = ", ".join(SUFFIXES)
-            raise SppdetError(f"{argument}: no pictures in this folder ({kinds}); name one that has some")
-        return [os.path.join(argument, name) for name in names]
-    if os.path.exists(argument):  # before patterns: a file may be called `a[1].jpg`
-        return [argument]
-    found = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
-    if not found:
-        what = "no picture matches this pattern" if glob.has_magic(argument) else "no such picture or folder"
-        raise SppdetError(f"{argument or repr('')}: {what}; check the path")
-    return found
-
-
-def _is_picture(name: str) -> bool:
-    # Hidden files: a Mac leaves `._photo.jpg`, which is no picture, beside `photo.jpg`.
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 def newest_run(folder: str | Path = "runs") -> Path:
@@ -219,15 +161,6 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _in_order(one: Callable, items: list) -> Iterator[dict]:
-    if len(items) <= _FEW:
-        return map(one, items)
-    from sppdet.parallel import run
-
-    # A worker holds one picture and hands back a few numbers: memory does not grow with the pictures.
-    return run(one, items, 0, "detecting", threads=True)
-
-
 def _detect_one(detector: Detector, threshold: float, limit: int | None, item: tuple[str, Path | None]) -> dict:
     """What --json tells of one picture, which is drawn to ``item``'s path if it has one.
 
@@ -274,19 +207,6 @@ def _report(entry: dict, target: Path | None) -> str:
         corners = " ".join(f"{edge:.0f}" for edge in one["box"])
         lines.append(f"  {one['label']} {one['score']:.2f} {corners}")
     return "\n".join(lines)
-
-
-def _say(text: str, stream) -> None:
-    from tqdm import tqdm
-
-    # A file's name need not be text in the terminal's encoding.
-    encoding = getattr(stream, "encoding", None) or "utf-8"
-    try:
-        tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
-        stream.flush()
-    except BrokenPipeError:
-        # `| head` has read enough; the pictures are still drawn, and nothing is left to be written at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -23,20 +23,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 from torchvision.ops import nms
 from tqdm import tqdm
 
 from sppdet import boxes as geometry
+from sppdet import checkpoint as checkpoints
 from sppdet.backbone import Backbone, freeze
 from sppdet.config import EndToEnd
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
 from sppdet.features import WindowFeatures
-from sppdet.files import atomic_write, part
 from sppdet.finetune import make_optimizer, sample_windows, warm_cosine
 from sppdet.head import Head
 from sppdet.images import read_image
@@ -128,7 +126,8 @@ def train(
     network = Network(copy.deepcopy(backbone.trunk), head, len(corpus.dataset.classes)).to(backbone.device)
     freeze(network.trunk, settings.frozen_stride)
     optimizer = make_optimizer(_groups(network, settings), settings)
-    losses = _resume(checkpoint, key, network, optimizer)
+    left = checkpoints.restore(checkpoint, key, network, optimizer)
+    losses = left[0]["losses"].tolist() if left else []
     rates = [group["lr"] for group in optimizer.param_groups]
     progress = tqdm(total=steps, initial=len(losses), desc="end to end", mininterval=1, unit="")
     with progress:
@@ -149,7 +148,8 @@ def train(
                 recent = np.mean(losses[-_REPORT:], axis=0).round(4).tolist()
                 log(json.dumps({"step": len(losses), "class_loss": recent[0], "box_loss": recent[1]}))
             if len(losses) % _SAVE == 0 and len(losses) < steps:
-                _save_checkpoint(checkpoint, key, network, optimizer, losses)
+                more = {"losses": torch.tensor(losses, dtype=torch.float64)}
+                checkpoints.save(checkpoint, key, network, optimizer, more)
     network.unwhiten(torch.from_numpy(mean), torch.from_numpy(deviation))
     tail = losses[-max(1, steps // 10) :]
     return network.eval(), float(np.mean([one[0] for one in tail]))
@@ -272,34 +272,3 @@ def _statistics(
         pooled = (_pool(_maps(backbone.trunk, backbone, picture), features, picture) for picture in pictures)
         squares = [vectors.square().mean() for vectors in pooled]
     return targets.mean(axis=0), targets.std(axis=0) + 1e-6, float(torch.stack(squares).mean().rsqrt())
-
-
-def _save_checkpoint(path: Path, key: str, network: Network, optimizer: torch.optim.Optimizer, losses: list) -> None:
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    tensors["losses"] = torch.tensor(losses, dtype=torch.float64)
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
-    atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata={"key": key}))
-
-
-def _resume(path: Path, key: str, network: Network, optimizer: torch.optim.Optimizer) -> list[list[float]]:
-    """Take over a checkpoint of this ``key``; the losses of the steps that it has done."""
-    if not path.exists():
-        return []
-    with safe_open(path, "pt") as stored:
-        if stored.metadata().get("key") != key:
-            return []
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    network.load_state_dict(part(tensors, "network."))
-    state: dict[int, dict] = {}
-    for name, value in part(tensors, "optimizer.").items():
-        number, entry = name.split(".", 1)
-        state.setdefault(int(number), {})[entry] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-    for parameter, entries in optimizer.state.items():
-        for entry, value in entries.items():
-            if value.shape == parameter.shape:
-                # In the parameter's own order of memory, which the fused kernel takes for granted.
-                entries[entry] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return tensors["losses"].tolist()

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from sppdet.config import FC_BINS, FC_UNITS
+from sppdet.checks import FC_BINS, FC_UNITS
 from sppdet.errors import SppdetError
 
 _NETWORK_LAYERS = {"alexnet": ("classifier.1", "classifier.4"), "vgg16": ("classifier.0", "classifier.3")}

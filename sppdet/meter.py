@@ -1,12 +1,9 @@
-"""What a stage costs, seconds and peak memory with its worker processes, and on which machine."""
+"""What a stage costs: seconds and peak memory, its worker processes included."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import platform
 import threading
 import time
-from pathlib import Path
 
 import psutil
 
@@ -47,25 +44,3 @@ def _resident_mb() -> float:
         except psutil.Error:  # it ended meanwhile
             continue
     return total / 2**20
-
-
-def versions() -> dict[str, str]:
-    """What a result was made with."""
-    found = {"python": platform.python_version()}
-    for name in ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-learn", "numpy", "numba"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed, another OpenCV wheel
-            found[name] = "not installed by pip"
-    return found
-
-
-def machine() -> str:
-    """Processor, cores, memory and versions, for a document."""
-    model = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
-    memory = psutil.virtual_memory().total / 2**30
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{model}, {len(psutil.Process().cpu_affinity())} cores, {memory:.0f} GB of memory. {found}."

@@ -10,6 +10,8 @@ import joblib
 import torch
 from tqdm import tqdm
 
+_FEW = 3
+
 
 def worker_count(workers: int) -> int:
     """The config's ``workers``: 0 means every core this process may use."""
@@ -34,6 +36,14 @@ def run(function: Callable, items: Sequence, workers: int, description: str, thr
         for result in _results(function, items, workers, threads):
             progress.update()
             yield result
+
+
+def few_or_many(function: Callable, items: Sequence, description: str) -> Iterator:
+    """Yield ``function(item)`` in order: a few items with all cores each, many side by side with a progress bar.
+
+    For commands that are given pictures. A worker holds one and hands back a few numbers, so memory does not grow.
+    """
+    return map(function, items) if len(items) <= _FEW else run(function, items, 0, description, threads=True)
 
 
 def _results(function: Callable, items: Sequence, workers: int, threads: bool) -> Iterator:

@@ -27,7 +27,6 @@ from safetensors.torch import load_file, save_file
 
 from sppdet import bbox_regression, end_to_end, finetune
 from sppdet.backbone import Backbone, build_trunk, network_state, weights_digest
-from sppdet.classify import pretrain
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
 from sppdet.corpus import Corpus, fill_each, fill_maps, load_split, open_corpus
@@ -38,9 +37,11 @@ from sppdet.files import atomic_write, file_digest, fingerprint, part, read_json
 from sppdet.head import Head
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.measure import evaluate_run, read_costs, summary
-from sppdet.meter import Meter, versions
+from sppdet.meter import Meter
 from sppdet.mining import Miner, feature_scale
+from sppdet.pretraining import pretrain
 from sppdet.proposals import recall_line
+from sppdet.versions import versions
 from sppdet.warp import Crop
 
 

@@ -234,3 +234,59 @@ def test_keys_are_the_leaves():
     known = config.keys()
     assert {"regions.scales", "svm.C", "workers", "proposals.mode"} <= set(known)
     assert "regions" not in known
+
+
+# The classifier's
+
+
+def classify(*overrides: str) -> config.Classify:
+    return config.load(None, overrides, config.Classify)
+
+
+def test_the_classifiers_settings_are_read_by_the_same_rules(tmp_path):
+    settings = config.load(yaml_file(tmp_path, "levels: [6]\nrun: {seed: 5}"), ["sizes=224"], config.Classify)
+    assert settings.levels == [6] and settings.sizes == [224] and settings.run.seed == 5
+    assert settings.run.dir == config.ClassifierRun().dir
+    assert config.from_dict(config.to_dict(settings), config.Classify) == settings
+    for text, message in (
+        ("level=[6]", r"unknown key 'level'; did you mean 'levels'\?"),
+        ("svm.C=1", "unknown key 'svm.C'"),
+        ("sizes=[]", "sizes: expected one or more positive whole numbers"),
+        ("test.views=some", "test.views: 'some' is none of crop, full, multi"),
+        ("learning_rate=0", "learning_rate: expected more than 0"),
+    ):
+        with pytest.raises(SppdetError, match=message):
+            classify(text)
+
+
+def test_what_is_tested_follows_the_sizes_unless_it_is_given():
+    assert classify().shorter_side == 256
+    assert classify().tested == config.Views("crop", 224, 256, [224, 256, 300, 360, 448, 560])
+    assert classify("sizes=[112,90]").tested == config.Views("crop", 112, 128, [112, 128, 150, 180, 224, 280])
+    assert classify("test.views=full", "test.side=392").tested.side == 392
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["side=200"], "side: 200 is less than the largest of sizes, 224"),
+        (["test.side=200"], "test.views: crop cuts 224 x 224 from pictures of a shorter side of 200"),
+        (["test.views=multi", "test.scales=[256,200]"], "test.views: multi cuts 224 x 224 .* of 200"),
+        (["backbone.weights=pretrain"], "backbone.weights: pretrain is for detection"),
+    ],
+)
+def test_choices_of_the_classifier_that_do_not_go_together(overrides, message):
+    with pytest.raises(SppdetError, match=message):
+        classify(*overrides)
+
+
+def test_a_folder_is_looked_for_in_the_root_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos" / "val").mkdir(parents=True)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "other").mkdir()
+    folders = config.Folders(root="photos")
+    assert folders.place("val") == Path("photos/val")
+    assert folders.place("other") == Path("other")
+    assert folders.place("none") == Path("photos/none")
+    assert folders.place(str(tmp_path / "val")) == tmp_path / "val"

@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from sppdet.backbone import Backbone
 from sppdet.config import Detection
-from sppdet.detect import find_pictures, main, newest_run, output_paths
+from sppdet.detect import main, newest_run, output_paths
 from sppdet.detector import Detector, load
 from sppdet.features import PyramidFeatures
 from sppdet.linear import BoxRegressors, LinearSVMs
@@ -202,17 +202,6 @@ def test_output_that_is_a_file(place, capsys):
 
 
 # Which pictures
-
-
-def test_folders_and_patterns_give_their_pictures_sorted_and_once(place):
-    for name in ("d/b.png", "d/a.jpg", "d/._a.jpg", "d/notes.txt", "d/e/c.png", "f[1].png"):
-        (place / name).parent.mkdir(parents=True, exist_ok=True)
-        (place / name).touch()
-    assert find_pictures(["d"]) == ["d/a.jpg", "d/b.png"]
-    assert find_pictures(["d/*.png", "d"]) == ["d/b.png", "d/a.jpg"]
-    assert find_pictures(["d/**/*.png"]) == ["d/b.png", "d/e/c.png"]
-    assert find_pictures(["f[1].png"]) == ["f[1].png"]
-    assert find_pictures(["d/notes.txt"]) == ["d/notes.txt"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,242 @@
+"""SPP-net as a classifier on VOC2007, as in the tables of He et al. 2014: prints the tables of docs/classification.md.
+
+``pictures``: which classes a picture shows, by linear SVMs on its pooled conv features (the paper's section 3.3).
+``objects``: one object a picture, a network trained at one size, at several, and without the pyramid (section 3.1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sppdet import cli, config
+from sppdet.backbone import Backbone
+from sppdet.classifier import resized
+from sppdet.classifier_run import evaluate_run, train_run
+from sppdet.data import Dataset
+from sppdet.data.voc import read_voc
+from sppdet.evaluation import average_precision
+from sppdet.files import atomic_write, fingerprint
+from sppdet.images import read_image
+from sppdet.parallel import in_threads, run
+from sppdet.pooling import bins, pyramid_pool
+from sppdet.regions import scale_factor
+from sppdet.svm import Fit, Problem, fit, margins
+
+PYRAMID = (6, 3, 2, 1)
+TESTS = ("crop", "full", "multi")
+
+
+# Which classes a picture shows
+
+
+def study_pictures(options: argparse.Namespace) -> None:
+    """Mean average precision of linear SVMs on the features of crops and of full pictures, 6 x 6 bins or a pyramid."""
+    train, test = (read_voc(options.root, split, limit=options.limit) for split in ("trainval", "test"))
+    backbone = Backbone.create(options.backbone, options.weights, options.device)
+    print(f"{len(train)} pictures for training, {len(test)} for testing; {backbone.precision}\n")
+    print("| view | bins | C | held-out mAP | test mAP | test area mAP |\n|---|---|---|---|---|---|", flush=True)
+    for side, crop in [(options.sides[0], True), *((side, False) for side in options.sides)]:
+        rows, test_rows = (pyramids(split, backbone, side, crop, Path(options.work)) for split in (train, test))
+        for name, bin_count in (("6 x 6, no pyramid", 36), ("6, 3, 2, 1", bins(PYRAMID))):
+            cut = [unit_rows(part[:, :bin_count]) for part in (rows, test_rows)]
+            cost, held = choose_cost(cut[0], presence(train), options.costs)
+            svms = fit_classes(cut[0], presence(train), cost)
+            found = [held, *mean_precisions(cut[1], presence(test), svms)]
+            view = f"{'crop' if crop else 'full picture'}, {side}"
+            print(f"| {view} | {name} | {cost:g} | {' | '.join(f'{value:.1f}' for value in found)} |", flush=True)
+
+
+def presence(dataset: Dataset) -> np.ndarray:
+    """``(P, K)``: 1 for a class that a picture shows, -1 if not, 0 where all its objects are difficult: left out."""
+    shown = -np.ones((len(dataset), len(dataset.classes)), np.int64)
+    for row, sample in zip(shown, dataset):
+        row[sample.labels[sample.difficult]] = 0
+        row[sample.labels[~sample.difficult]] = 1
+    return shown
+
+
+def pyramids(dataset: Dataset, backbone: Backbone, side: int, crop: bool, work: Path) -> np.ndarray:
+    """Float16 ``(P, M, C)``: the pyramid of every picture's map, 6 x 6 bins first; made once and kept in ``work``."""
+    key = fingerprint([[s.id for s in dataset], backbone.settings(), side, crop, PYRAMID])
+    path = work / f"pyramids-{key}.npy"
+    if not path.exists():
+
+        def one(sample) -> np.ndarray:
+            pixels, factor = view_of(read_image(sample.path), side, crop)
+            conv_map = backbone(pixels, factor)
+            whole = np.array([[0, 0, conv_map.shape[1], conv_map.shape[0]]])
+            return pyramid_pool(conv_map, whole, PYRAMID)[0].astype(np.float16)
+
+        found = np.stack(list(run(one, list(dataset), 0, f"side {side}", threads=True)))
+        atomic_write(path, lambda temporary: np.save(temporary, found))
+    return np.load(path)
+
+
+def view_of(image: np.ndarray, side: int, crop: bool) -> tuple[np.ndarray, float]:
+    """What is shown of a picture, and its enlargement: its shorter side is ``side``, the crop its central square."""
+    height, width = image.shape[:2]
+    factor = scale_factor(width, height, side, 10**9)
+    if crop:
+        shorter = min(height, width)
+        top, left = (height - shorter) // 2, (width - shorter) // 2
+        image = np.ascontiguousarray(image[top : top + shorter, left : left + shorter])
+    return image, factor
+
+
+def unit_rows(pooled: np.ndarray) -> np.ndarray:
+    """Float16 ``(P, D)`` of ``(P, M, C)``, each row of length 1."""
+    rows = pooled.reshape(len(pooled), -1)
+    length = np.array([np.linalg.norm(row.astype(np.float32)) for row in rows], np.float32)
+    return np.stack([(row / norm).astype(np.float16) for row, norm in zip(rows, length)])
+
+
+def choose_cost(rows: np.ndarray, shown: np.ndarray, costs: Sequence[float]) -> tuple[float, float]:
+    """The C whose SVMs, fitted to two thirds of the pictures, do best on the others; and their 11-point mAP there."""
+    held = np.arange(len(rows)) % 3 == 2
+    starts, trials = None, []
+    for cost in sorted(costs):
+        svms = list(fit_classes(rows, np.where(held[:, None], 0, shown), cost, starts))
+        starts = [svm.alpha for svm in svms]  # a fit goes on from the one with the C before
+        trials.append((mean_precisions(rows[held], shown[held], svms)[0], cost))
+    precision, best = max(trials)
+    return best, precision
+
+
+def fit_classes(rows: np.ndarray, shown: np.ndarray, cost: float, starts: Sequence | None = None) -> Iterator[Fit]:
+    """A class's SVM after the other, each on the pictures where ``shown`` ``(P, K)`` is not 0."""
+    problem = Problem(C=cost, positive_weight=1.0, bias=1.0, max_epochs=300)
+
+    def one(k: int) -> Fit:
+        used = np.flatnonzero(shown[:, k])
+        return fit(rows, used, shown[used, k], problem, starts[k] if starts else None)
+
+    return in_threads(one, range(shown.shape[1]), 2)
+
+
+def mean_precisions(rows: np.ndarray, shown: np.ndarray, svms: Iterable[Fit]) -> np.ndarray:
+    """``(2,)`` mean average precision in percent, 11-point and area; of each class over the pictures not left out."""
+    found = []
+    for k, svm in enumerate(svms):
+        used = np.flatnonzero(shown[:, k])
+        order = used[np.argsort(-margins(rows, used, svm), kind="stable")]
+        right = np.cumsum(shown[order, k] > 0)
+        if len(right) and right[-1]:  # a class that no picture shows has no precision
+            curve = right / right[-1], right / np.arange(1, len(order) + 1)
+            found.append([average_precision(*curve, rule) for rule in ("11-point", "area")])
+    return 100 * np.mean(found, axis=0)
+
+
+# One object a picture
+
+
+def study_objects(options: argparse.Namespace) -> None:
+    """Errors of networks with and without the pyramid, trained at one size and at two, by what they are tested on."""
+    folder = object_folders(options)
+    counts = {split: len(list((folder / split).rglob("*.jpg"))) for split in ("train", "val")}
+    print(f"{counts['train']} objects for training, {counts['val']} for testing; {options.epochs} epochs\n")
+    print(f"| {options.backbone}, trained from nothing | seed | {' | '.join(TESTS)} |\n|---" + "|---" * 4 + "|")
+    small = round(max(options.size * 180 / 224, 1))
+    networks = {
+        f"no pyramid, {options.size}": ([6], [options.size]),
+        f"pyramid, {options.size}": (PYRAMID, [options.size]),
+        f"pyramid, {options.size} and {small}": (PYRAMID, [options.size, small]),
+    }
+    errors: dict[str, list[list[float]]] = {name: [] for name in networks}
+    for seed in range(options.seeds):
+        for name, (levels, sizes) in networks.items():
+            errors[name].append(train_one(folder, options, list(levels), sizes, seed))
+            print(row(name, str(seed), errors[name][-1]), flush=True)
+    for name, found in errors.items():
+        print(row(name, "mean", np.mean(found, axis=0)))
+
+
+def train_one(folder: Path, options: argparse.Namespace, levels: list[int], sizes: list[int], seed: int) -> list[float]:
+    """Top-1 errors in percent of one network, by the views of TESTS."""
+    settings = config.override(
+        config.Classify(),
+        [
+            f"data.root={folder}", "data.val=null", f"levels={levels}", f"sizes={sizes}", f"epochs={options.epochs}",
+            f"backbone.name={options.backbone}", "backbone.weights=random", "learning_rate=2e-3",
+            f"device={options.device}", f"run.seed={seed}",
+            f"run.dir={Path(options.work) / 'runs' / f'{len(levels)}-{len(sizes)}-{seed}'}",
+        ],
+    )  # fmt: skip
+    train_run(settings, lambda text: print(text, file=sys.stderr))
+    tested = (config.override(settings, ["data.val=val", f"test.views={views}"]) for views in TESTS)
+    return [evaluate_run(one)["top1_error"] for one in tested]
+
+
+def row(name: str, seed: str, values: Sequence[float]) -> str:
+    return f"| {name} | {seed} | {' | '.join(f'{value:.1f}' for value in values)} |"
+
+
+def object_folders(options: argparse.Namespace) -> Path:
+    """The objects of VOC in a folder a class, written once: ``train/CLASS`` from trainval, ``val/CLASS`` from test.
+
+    Of each that is not difficult and at least 32 pixels long both ways: its box and a fifth of its sides around it,
+    no larger than the training needs; of a class at most ``options.most`` for training.
+    """
+    side = round(options.size * 256 / 224)
+    folder = Path(options.work) / f"objects-{side}-{options.most}"
+    if (folder / "complete").exists():
+        return folder
+    for split, name, most in (("trainval", "train", options.most), ("test", "val", None)):
+        dataset = read_voc(options.root, split)
+        written = dict.fromkeys(dataset.classes, 0)
+        for sample in dataset:
+            image = read_image(sample.path)
+            for number in np.flatnonzero(~sample.difficult):
+                kind, box = dataset.classes[sample.labels[number]], sample.boxes[number]
+                if (box[2:] - box[:2]).min() < 32 or (most and written[kind] >= most):
+                    continue
+                written[kind] += 1
+                part = around(image, box)
+                part = resized(part, side) if min(part.shape[:2]) > side else part
+                save = partial(Image.fromarray(part).save, quality=95)
+                atomic_write(folder / name / kind / f"{sample.id}-{number}.jpg", save)
+    (folder / "complete").touch()
+    return folder
+
+
+def around(image: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """The box ``(4,)`` of a picture and a fifth of its sides around it."""
+    margin = 0.2 * (box[2:] - box[:2])
+    x1, y1 = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
+    x2, y2 = np.ceil(box[2:] + margin).astype(int)
+    return np.ascontiguousarray(image[y1:y2, x1:x2])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    made = argparse.ArgumentParser(prog="study_classification.py", description=__doc__.splitlines()[0])
+    kinds = made.add_subparsers(required=True)
+    objects = kinds.add_parser("objects", help=study_objects.__doc__)
+    objects.set_defaults(command=study_objects)
+    objects.add_argument("--backbone", default="small", help="default: %(default)s")
+    objects.add_argument("--size", type=int, default=112, help="the larger of the two sizes; default: %(default)s")
+    objects.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
+    objects.add_argument("--seeds", type=int, default=3, help="trainings of each network; default: %(default)s")
+    objects.add_argument("--most", type=int, default=250, help="training objects a class; default: %(default)s")
+    pictures = kinds.add_parser("pictures", help=study_pictures.__doc__)
+    pictures.set_defaults(command=study_pictures)
+    pictures.add_argument("--backbone", default="squeezenet1_0", help="default: %(default)s")
+    pictures.add_argument("--weights", default="imagenet", help="a file, or imagenet (torchvision's download)")
+    pictures.add_argument("--sides", type=int, nargs="+", default=[224, 392], help="the first for crops too")
+    pictures.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each split")
+    pictures.add_argument("--costs", type=float, nargs="+", default=[0.1, 0.3, 1, 3, 10], metavar="C")
+    for made_one in (pictures, objects):
+        made_one.add_argument("root", help="a VOC folder")
+        made_one.add_argument("--work", default="cache/classification", help="folder of files; default: %(default)s")
+        made_one.add_argument("--device", default="auto")
+    options = made.parse_args(arguments)
+    return cli.run(options.command, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""Choices of a configuration that do not go together: each is refused with the reason before anything runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sppdet.errors import SppdetError
+from sppdet.warp import MIN_CROP
+
+if TYPE_CHECKING:
+    from sppdet.config import Config
+
+FC_BINS = {"alexnet": 6, "vgg16": 7}  # networks that bring fc6 and fc7, and the bins a side that their fc6 reads
+FC_UNITS = 4096
+
+
+def check(config: Config) -> None:
+    """Refuse choices that do not go together."""
+    for key, value in (("classifier", config.classifier), ("bbox.kind", config.bbox.kind)):
+        if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features == "fc7"):
+            raise SppdetError(f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it")
+    if config.pooling.samples and config.pooling.kind != "align":
+        raise SppdetError(
+            f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"
+        )
+    learned = config.end_to_end
+    if 0 < learned.hard_of < learned.windows_per_picture:
+        raise SppdetError(
+            f"end_to_end.hard_of: {learned.windows_per_picture} windows of {learned.hard_of} cannot be chosen; "
+            "give more than end_to_end.windows_per_picture, or 0"
+        )
+    if config.svd_ranks:
+        _check_ranks(config)
+    if config.features != "pool5" and not config.end_to_end.enabled:
+        _check_fc(config)
+    if config.regions.crop != "none":
+        _check_crops(config)
+
+
+def _check_crops(config: Config) -> None:
+    """Refuse what does not go with windows that are cropped one by one."""
+    regions = config.regions
+    if len(regions.scales) > 1:
+        raise SppdetError("regions.scales: crops have one size, regions.crop_size; leave one scale or set crop: none")
+    if config.pooling.kind != "max":
+        raise SppdetError(f"pooling.kind: {config.pooling.kind} is for windows on conv maps; crops take max")
+    if config.end_to_end.hard_of:
+        raise SppdetError("end_to_end.hard_of: of crops all that are drawn learn; set it to 0")
+    if regions.crop_size < MIN_CROP:
+        raise SppdetError(f"regions.crop_size: expected {MIN_CROP} or more, found {regions.crop_size}")
+    if not 0 <= 2 * regions.context < regions.crop_size:
+        raise SppdetError(
+            f"regions.context: {regions.context} pixels on each side of {regions.crop_size} leave no room for a window"
+        )
+
+
+def _check_ranks(config: Config) -> None:
+    layers = {"pool5": 0, "fc6": 1, "fc7": 2}[config.features]
+    units = config.end_to_end.units if config.end_to_end.enabled else config.finetune.units
+    if len(config.svd_ranks) != layers:
+        raise SppdetError(f"svd_ranks: features={config.features} has {layers} fc layers; give as many ranks, or []")
+    if not all(0 <= rank <= units for rank in config.svd_ranks):
+        raise SppdetError(f"svd_ranks: {config.svd_ranks}: a layer of {units} units has no rank above {units}")
+
+
+def _check_fc(config: Config) -> None:
+    """Refuse fc layers that no network brings, and random ones that nothing trains."""
+    name, finetune = config.backbone.name, config.finetune
+    if finetune.init == "random":
+        if finetune.steps < 1:
+            raise SppdetError("finetune.steps: 0 leaves random layers; set finetune.init=imagenet or give some steps")
+    elif name not in FC_BINS:
+        raise SppdetError(
+            f"finetune.init: {name} brings no fc6 and fc7; set backbone.name to one of {', '.join(FC_BINS)}"
+        )
+    elif config.backbone.weights in ("random", "pretrain"):
+        raise SppdetError(
+            "finetune.init: imagenet takes fc6 and fc7 from backbone.weights; set it to imagenet or a file"
+        )
+    elif config.pooling.levels != [FC_BINS[name]] or finetune.units != FC_UNITS:
+        raise SppdetError(
+            f"finetune.init: the fc6 of {name} reads one level of {FC_BINS[name]} x {FC_BINS[name]} bins; set "
+            f"pooling.levels=[{FC_BINS[name]}] and finetune.units={FC_UNITS}"
+        )

@@ -1,0 +1,17 @@
+"""Which pictures a command is given."""
+
+from __future__ import annotations
+
+from sppdet.sources import find_pictures
+
+
+def test_folders_and_patterns_give_their_pictures_sorted_and_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("d/b.png", "d/a.jpg", "d/._a.jpg", "d/notes.txt", "d/e/c.png", "f[1].png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_pictures(["d"]) == ["d/a.jpg", "d/b.png"]
+    assert find_pictures(["d/*.png", "d"]) == ["d/b.png", "d/a.jpg"]
+    assert find_pictures(["d/**/*.png"]) == ["d/b.png", "d/e/c.png"]
+    assert find_pictures(["f[1].png"]) == ["f[1].png"]
+    assert find_pictures(["d/notes.txt"]) == ["d/notes.txt"]
