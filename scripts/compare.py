@@ -24,7 +24,9 @@ from sppdet.proposals import recall_line
 from sppdet.versions import machine
 
 ROOT = Path(__file__).resolve().parents[1]
-SPP, END, FAST = (f"configs/voc07_{name}_squeezenet.yaml" for name in ("sppnet", "sppnet_end_to_end", "fast_rcnn"))
+SPP, END, FAST, RCNN = (
+    f"configs/voc07_{name}_squeezenet.yaml" for name in ("sppnet", "sppnet_end_to_end", "fast_rcnn", "rcnn")
+)
 FIVE = "regions.scales=[480,576,688,864,1200]"
 TIMED = 8  # pictures on which detection is timed
 
@@ -55,11 +57,14 @@ ABLATION = (
     Row("end to end, fc7, SVMs", END, ("features=fc7", "classifier=svm", "bbox.kind=ridge")),
     Row("end to end, fc7, softmax", END),
 )
+# He et al. 2014, table 9, pool5: SPP-net with ZF-5, R-CNN with AlexNet.
 SYSTEMS = (
     Row("SPP-net", SPP, (), ("43.0", "")),
     Row("SPP-net end to end", END),
     Row("Fast R-CNN", FAST),
+    Row("R-CNN", RCNN, ("proposals.mode=balanced", "bbox.min_overlap=0.5", "detection.vote=0.4"), ("44.2", "")),
 )
+FEW = ("data.limit_train=500", "data.limit_test=250")  # so that R-CNN, of seconds a picture, fits into two hours
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,6 +75,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cache", default="cache", help="of proposals and conv maps; default: %(default)s")
     made.add_argument("--runs", type=Path, default=Path("runs/compare"), help="a folder a row; default: %(default)s")
     made.add_argument("--rows", default="", help="only those whose name holds this text")
+    made.add_argument("--all", action="store_true", help="systems: all pictures, not the first 500 and 250")
     made.add_argument("--write", type=Path, help="the Markdown file to write")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for every row, e.g. data.limit_train=500")
     return made
@@ -82,7 +88,8 @@ def measure(row: Row, options: argparse.Namespace) -> dict:
     folder = options.runs / row.folder
     places = {"data.root": options.voc_root, "backbone.weights": options.weights, "run.cache": options.cache}
     changes = [f"{key}={value}" for key, value in places.items()] + [f"run.dir={folder}", *row.changes]
-    settings = config.load(ROOT / row.config, [*changes, *options.overrides])
+    few = FEW if options.table == "systems" and not options.all else ()
+    settings = config.load(ROOT / row.config, [*changes, *few, *options.overrides])
     borrow(folder, options.runs)
     print(f"\n{row.name}: {row.config} {' '.join(row.changes)}", flush=True)
     pipeline = Pipeline(settings)
@@ -176,7 +183,7 @@ def document(options: argparse.Namespace, rows: list[Row], found: list[dict]) ->
 def command(options: argparse.Namespace) -> str:
     """How to repeat it, without the folders of this machine."""
     rows = [f"--rows '{options.rows}'"] if options.rows else []
-    given = ["--voc-root VOCDEVKIT", "--weights FILE", *rows, *options.overrides]
+    given = ["--voc-root VOCDEVKIT", "--weights FILE", *rows, *["--all"] * options.all, *options.overrides]
     return " ".join(["python scripts/compare.py", options.table, *given])
 
 

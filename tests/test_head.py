@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from sppdet.config import FC_BINS, FC_UNITS
+from sppdet.checks import FC_BINS, FC_UNITS
 from sppdet.errors import SppdetError
 from sppdet.head import Head
 from sppdet.pooling import pyramid_pool
