@@ -19,6 +19,7 @@ import numpy as np
 
 from sppdet import config
 from sppdet.cli import STAGES, run
+from sppdet.errors import SppdetError
 from sppdet.files import read_json
 from sppdet.proposals import recall_line
 from sppdet.versions import machine
@@ -74,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--weights", default="imagenet", help="SqueezeNet 1.0's; default: torchvision's download")
     made.add_argument("--cache", default="cache", help="of proposals and conv maps; default: %(default)s")
     made.add_argument("--runs", type=Path, default=Path("runs/compare"), help="a folder a row; default: %(default)s")
-    made.add_argument("--rows", default="", help="only those whose name holds this text")
+    made.add_argument("--rows", action="append", default=[], help="only those whose name holds this; may be repeated")
     made.add_argument("--all", action="store_true", help="systems: all pictures, not the first 500 and 250")
     made.add_argument("--write", type=Path, help="the Markdown file to write")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for every row, e.g. data.limit_train=500")
@@ -182,14 +183,18 @@ def document(options: argparse.Namespace, rows: list[Row], found: list[dict]) ->
 
 def command(options: argparse.Namespace) -> str:
     """How to repeat it, without the folders of this machine."""
-    rows = [f"--rows '{options.rows}'"] if options.rows else []
+    rows = [f"--rows '{text}'" for text in options.rows]
     given = ["--voc-root VOCDEVKIT", "--weights FILE", *rows, *["--all"] * options.all, *options.overrides]
     return " ".join(["python scripts/compare.py", options.table, *given])
 
 
 def compare(options: argparse.Namespace) -> None:
     table = {"ablation": ABLATION, "systems": SYSTEMS}[options.table]
-    rows = [row for row in table if options.rows in row.name]
+    rows = [row for row in table if not options.rows or any(text in row.name for text in options.rows)]
+    if not rows:
+        raise SppdetError(
+            f"--rows: no row's name holds {options.rows}; they are {', '.join(row.name for row in table)}"
+        )
     text = document(options, rows, [measure(row, options) for row in rows])
     if options.write:
         options.write.write_text(text)
