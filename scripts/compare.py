@@ -160,8 +160,13 @@ def costs(rows: list[Row], found: list[dict]) -> str:
 HEAD = """\
 # {title}
 
-Written by `{command}`; every figure is from its run. PASCAL VOC2007, trained on {train} pictures and tested on {test}:
-not the papers' 5011 and 4952. One run a row.
+Written by
+
+    {command}
+
+Every figure is from its run. PASCAL VOC2007, trained on {train} pictures and tested on {test}: not the papers' 5011
+and 4952.
+One run a row.
 
 {machine}
 
