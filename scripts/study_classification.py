@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -26,6 +27,7 @@ from sppdet.files import atomic_write, fingerprint
 from sppdet.images import read_image
 from sppdet.parallel import in_threads, run
 from sppdet.pooling import bins, pyramid_pool
+from sppdet.pretraining import around
 from sppdet.regions import scale_factor
 from sppdet.svm import Fit, Problem, fit, margins
 
@@ -42,15 +44,17 @@ def study_pictures(options: argparse.Namespace) -> None:
     backbone = Backbone.create(options.backbone, options.weights, options.device)
     print(f"{len(train)} pictures for training, {len(test)} for testing; {backbone.precision}\n")
     print("| view | bins | C | held-out mAP | test mAP | test area mAP |\n|---|---|---|---|---|---|", flush=True)
-    for side, crop in [(options.sides[0], True), *((side, False) for side in options.sides)]:
-        rows, test_rows = (pyramids(split, backbone, side, crop, Path(options.work)) for split in (train, test))
+    for view in options.views:
+        kind, _, side = view.partition("-")
+        rows, test_rows = (
+            pyramids(split, backbone, int(side), kind == "crop", Path(options.work)) for split in (train, test)
+        )
         for name, bin_count in (("6 x 6, no pyramid", 36), ("6, 3, 2, 1", bins(PYRAMID))):
             cut = [unit_rows(part[:, :bin_count]) for part in (rows, test_rows)]
             cost, held = choose_cost(cut[0], presence(train), options.costs)
             svms = fit_classes(cut[0], presence(train), cost)
-            found = [held, *mean_precisions(cut[1], presence(test), svms)]
-            view = f"{'crop' if crop else 'full picture'}, {side}"
-            print(f"| {view} | {name} | {cost:g} | {' | '.join(f'{value:.1f}' for value in found)} |", flush=True)
+            precisions = mean_precisions(cut[1], presence(test), svms)
+            print(table_row(f"{kind}, {side}", name, f"{cost:g}", held, *precisions), flush=True)
 
 
 def presence(dataset: Dataset) -> np.ndarray:
@@ -142,19 +146,19 @@ def study_objects(options: argparse.Namespace) -> None:
     counts = {split: len(list((folder / split).rglob("*.jpg"))) for split in ("train", "val")}
     print(f"{counts['train']} objects for training, {counts['val']} for testing; {options.epochs} epochs\n")
     print(f"| {options.backbone}, trained from nothing | seed | {' | '.join(TESTS)} |\n|---" + "|---" * 4 + "|")
-    small = round(max(options.size * 180 / 224, 1))
+    smaller = round(options.size * 180 / 224)
     networks = {
         f"no pyramid, {options.size}": ([6], [options.size]),
         f"pyramid, {options.size}": (PYRAMID, [options.size]),
-        f"pyramid, {options.size} and {small}": (PYRAMID, [options.size, small]),
+        f"pyramid, {options.size} and {smaller}": (PYRAMID, [options.size, smaller]),
     }
     errors: dict[str, list[list[float]]] = {name: [] for name in networks}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for name, (levels, sizes) in networks.items():
             errors[name].append(train_one(folder, options, list(levels), sizes, seed))
-            print(row(name, str(seed), errors[name][-1]), flush=True)
+            print(table_row(name, str(seed), *errors[name][-1]), flush=True)
     for name, found in errors.items():
-        print(row(name, "mean", np.mean(found, axis=0)))
+        print(table_row(name, "mean", *np.mean(found, axis=0)))
 
 
 def train_one(folder: Path, options: argparse.Namespace, levels: list[int], sizes: list[int], seed: int) -> list[float]:
@@ -173,10 +177,6 @@ def train_one(folder: Path, options: argparse.Namespace, levels: list[int], size
     return [evaluate_run(one)["top1_error"] for one in tested]
 
 
-def row(name: str, seed: str, values: Sequence[float]) -> str:
-    return f"| {name} | {seed} | {' | '.join(f'{value:.1f}' for value in values)} |"
-
-
 def object_folders(options: argparse.Namespace) -> Path:
     """The objects of VOC in a folder a class, written once: ``train/CLASS`` from trainval, ``val/CLASS`` from test.
 
@@ -184,11 +184,12 @@ def object_folders(options: argparse.Namespace) -> Path:
     no larger than the training needs; of a class at most ``options.most`` for training.
     """
     side = round(options.size * 256 / 224)
-    folder = Path(options.work) / f"objects-{side}-{options.most}"
+    train, test = (read_voc(options.root, split) for split in ("trainval", "test"))
+    ids = [[sample.id for sample in dataset] for dataset in (train, test)]
+    folder = Path(options.work) / f"objects-{fingerprint([ids, side, options.most])}"
     if (folder / "complete").exists():
         return folder
-    for split, name, most in (("trainval", "train", options.most), ("test", "val", None)):
-        dataset = read_voc(options.root, split)
+    for dataset, name, most in ((train, "train", options.most), (test, "val", None)):
         written = dict.fromkeys(dataset.classes, 0)
         for sample in dataset:
             image = read_image(sample.path)
@@ -205,12 +206,15 @@ def object_folders(options: argparse.Namespace) -> Path:
     return folder
 
 
-def around(image: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """The box ``(4,)`` of a picture and a fifth of its sides around it."""
-    margin = 0.2 * (box[2:] - box[:2])
-    x1, y1 = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
-    x2, y2 = np.ceil(box[2:] + margin).astype(int)
-    return np.ascontiguousarray(image[y1:y2, x1:x2])
+def table_row(*cells: str | float) -> str:
+    """A row of a Markdown table."""
+    return f"| {' | '.join(cell if isinstance(cell, str) else f'{cell:.1f}' for cell in cells)} |"
+
+
+def view_name(text: str) -> str:
+    if not re.fullmatch(r"(crop|full)-[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither crop-N nor full-N")
+    return text
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -220,14 +224,21 @@ def main(arguments: list[str] | None = None) -> int:
     objects.set_defaults(command=study_objects)
     objects.add_argument("--backbone", default="small", help="default: %(default)s")
     objects.add_argument("--size", type=int, default=112, help="the larger of the two sizes; default: %(default)s")
-    objects.add_argument("--epochs", type=int, default=30, help="default: %(default)s")
-    objects.add_argument("--seeds", type=int, default=3, help="trainings of each network; default: %(default)s")
-    objects.add_argument("--most", type=int, default=250, help="training objects a class; default: %(default)s")
+    objects.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
+    objects.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a training of each network for each")
+    objects.add_argument("--most", type=int, default=200, help="training objects a class; default: %(default)s")
     pictures = kinds.add_parser("pictures", help=study_pictures.__doc__)
     pictures.set_defaults(command=study_pictures)
     pictures.add_argument("--backbone", default="squeezenet1_0", help="default: %(default)s")
     pictures.add_argument("--weights", default="imagenet", help="a file, or imagenet (torchvision's download)")
-    pictures.add_argument("--sides", type=int, nargs="+", default=[224, 392], help="the first for crops too")
+    pictures.add_argument(
+        "--views",
+        nargs="+",
+        type=view_name,
+        default=["crop-224", "full-224", "full-392"],
+        metavar="crop-N|full-N",
+        help="the central square, or all of a picture whose shorter side is N; default: %(default)s",
+    )
     pictures.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each split")
     pictures.add_argument("--costs", type=float, nargs="+", default=[0.1, 0.3, 1, 3, 10], metavar="C")
     for made_one in (pictures, objects):

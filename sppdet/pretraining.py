@@ -73,12 +73,17 @@ def _jitter(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarra
     return part[:, ::-1] if rng.random() < 0.5 else part
 
 
-def _crop(image: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
+def around(image: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """A box ``(4,)`` of a picture with a little of its surroundings, as far as they are in the picture."""
     height, width = image.shape[:2]
     margin = _MARGIN * (box[2:] - box[:2])
     x1, y1 = np.maximum(np.floor(box[:2] - margin), 0).astype(int)
     x2, y2 = np.minimum(np.ceil(box[2:] + margin), [width, height]).astype(int)
-    return cv2.resize(image[y1:y2, x1:x2], (side, side), interpolation=cv2.INTER_LINEAR)
+    return np.ascontiguousarray(image[y1:y2, x1:x2])
+
+
+def _crop(image: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
+    return cv2.resize(around(image, box), (side, side), interpolation=cv2.INTER_LINEAR)
 
 
 def pretrain(

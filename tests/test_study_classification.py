@@ -12,6 +12,7 @@ from sppdet.data import Dataset, Sample
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc
 from sppdet.images import read_image
+from sppdet.pretraining import around
 from sppdet.svm import Fit
 
 spec = importlib.util.spec_from_file_location(
@@ -76,25 +77,37 @@ def lines_of(capsys, *arguments: str) -> list[str]:
 
 
 def test_the_table_of_pictures(shapes, tmp_path, capsys):
-    arguments = ["pictures", shapes, "--backbone", "small", "--weights", "random", "--sides", 64, 96, "--costs", 1]
+    arguments = [
+        "pictures",
+        shapes,
+        "--backbone",
+        "small",
+        "--weights",
+        "random",
+        "--views",
+        "crop-64",
+        "full-96",
+        "--costs",
+        1,
+    ]
     lines = lines_of(capsys, *arguments, "--work", tmp_path, "--device", "cpu")
     assert lines[0].startswith("30 pictures for training, 8 for testing")
     views = [line.split(" | ")[0] for line in lines[4:]]
-    assert views == ["| crop, 64"] * 2 + ["| full picture, 64"] * 2 + ["| full picture, 96"] * 2
+    assert views == ["| crop, 64"] * 2 + ["| full, 96"] * 2
     stored = sorted(tmp_path.glob("pyramids-*.npy"))
-    assert sorted(np.load(path).shape for path in stored) == [(8, 50, 128)] * 3 + [(30, 50, 128)] * 3
+    assert sorted(np.load(path).shape for path in stored) == [(8, 50, 128)] * 2 + [(30, 50, 128)] * 2
     assert lines_of(capsys, *arguments, "--work", tmp_path, "--device", "cpu") == lines  # from what is stored
 
 
 def test_the_table_of_objects(shapes, tmp_path, capsys):
-    arguments = ["objects", shapes, "--size", 48, "--epochs", 1, "--seeds", 1, "--most", 6, "--work", tmp_path]
+    arguments = ["objects", shapes, "--size", 48, "--epochs", 1, "--seeds", 0, "--most", 6, "--work", tmp_path]
     lines = lines_of(capsys, *arguments, "--device", "cpu")
     assert [line.split(" | ")[:2] for line in lines[4:]] == [
         [f"| {name}", seed]
         for seed in ("0", "mean")
         for name in ("no pyramid, 48", "pyramid, 48", "pyramid, 48 and 39")
     ]
-    folder = tmp_path / "objects-55-6"
+    (folder,) = tmp_path.glob("objects-*")
     for kind in (folder / "train").iterdir():
         assert len(list(kind.iterdir())) <= 6
     sample = read_voc(shapes, "test")[0]
@@ -102,5 +115,5 @@ def test_the_table_of_objects(shapes, tmp_path, capsys):
     kind = read_voc(shapes, "trainval").classes[sample.labels[number]]
     written = read_image(folder / "val" / kind / f"{sample.id}-{number}.jpg")
     box = sample.boxes[number]
-    shape = study.around(read_image(sample.path), box).shape[:2]
+    shape = around(read_image(sample.path), box).shape[:2]
     assert min(written.shape[:2]) == min(55, *shape)
