@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from sppdet.config import Detection
 from sppdet.crops import CropFeatures
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures, WindowFeatures, Windows
+from sppdet.features import PyramidFeatures, WindowFeatures
 from sppdet.files import atomic_write, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.images import to_rgb
@@ -85,7 +85,9 @@ class Detector:
 
         ``mirrored`` is that of its mirror image: margins and shifts are then the means of both views'.
         """
-        return self.detect_both(maps, proposals, size, mirrored)[1]
+        views = self._views(maps, proposals, size, mirrored)
+        found = self._candidates(views, proposals)
+        return self._moved(views, found, size) if self.regressors else self._survivors(found)
 
     def detect_both(
         self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored=None
@@ -96,73 +98,60 @@ class Detector:
         leaves their scores, and is followed by a second suppression. Else all candidates are moved before they are
         suppressed, as in Fast R-CNN, and the survivors are voted on (:func:`vote`), moved or not.
         """
-        if not len(proposals):
-            nothing = self._detections(np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
-            return nothing, nothing
-        views = [(maps, self.features.windows(proposals, size, maps))]
-        if mirrored is not None:
-            there = geometry.mirror(proposals, size[0])
-            views.append((mirrored, self.features.windows(there, size, mirrored)))
-        every = sum(self._margins(*view) for view in views) / len(views)
-        rows, labels = self._candidates(every)
-        boxes, scores = proposals[rows], every[rows, labels]
-        kept = self._suppress(boxes, scores, labels)
-        plain = self._survivors(boxes, scores, labels, kept)
-        if self.regressors is None or not len(kept):
-            return plain, plain
-        moving = np.arange(len(rows)) if self.detection.vote else kept
-        scores, labels = scores[moving], labels[moving]
-        deltas = [self._deltas(*view, rows[moving], labels) for view in views]
-        for of_mirrored in deltas[1:]:
-            of_mirrored[:, 0] *= -1
-        deltas = sum(deltas) / len(deltas)
-        moved = geometry.clip(geometry.decode(boxes[moving], deltas), *size)
-        return plain, self._survivors(moved, scores, labels, self._suppress(moved, scores, labels))
+        views = self._views(maps, proposals, size, mirrored)
+        found = self._candidates(views, proposals)
+        plain = self._survivors(found)
+        return plain, self._moved(views, found, size) if self.regressors else plain
 
-    def _margins(self, maps, windows: Windows) -> np.ndarray:
-        """``(N, K)`` of all windows of a view."""
-        products = self.features.linear(maps, windows, self.classifier.weight, self.classifier.bias)
-        return self.classifier.margins(products)[windows.group]
+    def _views(self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored) -> list[View]:
+        views = [View(self, maps, proposals, size)] if len(proposals) else []
+        if views and mirrored is not None:
+            views.append(View(self, mirrored, geometry.mirror(proposals, size[0]), size))
+        return views
 
-    def _survivors(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, kept: np.ndarray) -> Detections:
-        overlap = self.detection.vote
-        survivors = vote(boxes, scores, labels, kept, overlap) if overlap else boxes[kept]
-        return self._detections(survivors, scores[kept], labels[kept])
-
-    def _detections(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> Detections:
-        """Best first."""
-        order = np.argsort(-scores, kind="stable")
-        return Detections(boxes[order], labels[order], scores[order], self.classes)
-
-    def _candidates(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Windows ``(n,)`` and labels ``(n,)`` that are looked at, of ``(N, K)`` scores: each class's best ones."""
+    def _candidates(self, views: list[View], proposals: np.ndarray) -> Candidates:
+        """Each class's best windows above ``detection.min_margin``."""
+        if not views:
+            return Candidates(*(np.zeros(0, np.int64),) * 2, np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
+        margins = sum(view.margins for view in views) / len(views)
         rows, labels = [], []
-        for k in range(scores.shape[1]):
-            above = np.flatnonzero(scores[:, k] > self.detection.min_margin)
-            best = above[np.argsort(-scores[above, k], kind="stable")[: self.detection.max_candidates]]
+        for k in range(margins.shape[1]):
+            above = np.flatnonzero(margins[:, k] > self.detection.min_margin)
+            best = above[np.argsort(-margins[above, k], kind="stable")[: self.detection.max_candidates]]
             rows.append(best)
             labels.append(np.full(len(best), k, np.int64))
-        return np.concatenate(rows), np.concatenate(labels)
+        rows, labels = np.concatenate(rows), np.concatenate(labels)
+        return Candidates(rows, labels, margins[rows, labels], proposals[rows])
 
-    def _suppress(self, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """The survivors of every class's own suppression: rows of ``(n, 4)`` boxes."""
+    def _moved(self, views: list[View], found: Candidates, size: tuple[int, int]) -> Detections:
+        """What is left of candidates whose boxes regression has moved."""
+        if not self.detection.vote:
+            found = found.only(self._suppress(found))
+        if not len(found.rows):
+            return self._survivors(found)
+        deltas = [view.deltas(found.rows, found.labels) for view in views]
+        for of_mirrored in deltas[1:]:
+            of_mirrored[:, 0] *= -1
+        boxes = geometry.clip(geometry.decode(found.boxes, sum(deltas) / len(deltas)), *size)
+        return self._survivors(replace(found, boxes=boxes))
+
+    def _survivors(self, found: Candidates) -> Detections:
+        """What the suppression leaves of candidates, voted on where that is asked for; best first."""
+        kept, overlap = self._suppress(found), self.detection.vote
+        boxes = vote(found.boxes, found.scores, found.labels, kept, overlap) if overlap else found.boxes[kept]
+        order = np.argsort(-found.scores[kept], kind="stable")
+        kept = kept[order]
+        return Detections(boxes[order], found.labels[kept], found.scores[kept], self.classes)
+
+    def _suppress(self, found: Candidates) -> np.ndarray:
+        """The survivors of every class's own suppression."""
         kept = []
-        for k in np.unique(labels):
-            rows = np.flatnonzero(labels == k)
-            survivors = nms(torch.from_numpy(boxes[rows]), torch.from_numpy(scores[rows]), self.detection.nms)
+        for k in np.unique(found.labels):
+            rows = np.flatnonzero(found.labels == k)
+            boxes, scores = torch.from_numpy(found.boxes[rows]), torch.from_numpy(found.scores[rows])
+            survivors = nms(boxes, scores, self.detection.nms)
             kept.append(rows[survivors[: self.detection.max_per_class].numpy()])
         return np.concatenate([np.zeros(0, np.int64), *kept])
-
-    def _deltas(self, maps, windows: Windows, kept: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """``(n, 4)`` shifts of the windows ``kept``, each by the regressor of its label."""
-        rows, inverse = np.unique(windows.group[kept], return_inverse=True)
-        present, column = np.unique(labels, return_inverse=True)
-        weight = self.regressors.weight[present].reshape(4 * len(present), -1)
-        seen = self.features if self.regressors.of_head else self.features.pooled
-        vectors = seen.vectors(maps, windows, rows)
-        every = torch.mm(torch.from_numpy(vectors), torch.from_numpy(weight).T).numpy()
-        every = every.reshape(len(rows), len(present), 4) + self.regressors.bias[present]
-        return every[inverse, column]
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.json`` and ``model.safetensors`` into ``folder``."""
@@ -186,6 +175,53 @@ class Detector:
         tensors = {key: torch.as_tensor(value).cpu().contiguous() for key, value in tensors.items()}
         atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path))
         write_json(folder / "model.json", description)
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Windows that may become detections: ``rows`` ``(n,)`` among the proposals, labels, scores, boxes ``(n, 4)``."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    scores: np.ndarray
+    boxes: np.ndarray
+
+    def only(self, chosen: np.ndarray) -> Candidates:
+        return Candidates(self.rows[chosen], self.labels[chosen], self.scores[chosen], self.boxes[chosen])
+
+
+class View:
+    """The proposals ``(N, 4)`` of a picture, or of its mirror image, as classifier and box regressors see them.
+
+    Attributes:
+        margins: ``(N, K)``.
+    """
+
+    def __init__(self, detector: Detector, maps, proposals: np.ndarray, size: tuple[int, int]):
+        self._features, self._regressors, self._maps = detector.features, detector.regressors, maps
+        self._windows = detector.features.windows(proposals, size, maps)
+        weights, biases = [detector.classifier.weight], [detector.classifier.bias]
+        # Vectors behind fc layers are short and dear: all shifts at once cost less than the same vectors once more.
+        self._joint = self._regressors is not None and self._regressors.of_head and detector.head is not None
+        if self._joint:
+            weights.append(self._regressors.weight.reshape(-1, weights[0].shape[1]))
+            biases.append(self._regressors.bias.reshape(-1))
+        self._products = self._features.linear(maps, self._windows, np.concatenate(weights), np.concatenate(biases))
+        own = self._products[:, : len(biases[0])]
+        self.margins = detector.classifier.margins(own)[self._windows.group]
+
+    def deltas(self, chosen: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """``(n, 4)`` shifts of the proposals ``chosen`` ``(n,)``, each by the regressor of its label ``(n,)``."""
+        group = self._windows.group[chosen]
+        classes = len(self._regressors.bias)
+        if self._joint:
+            return self._products[:, -4 * classes :].reshape(-1, classes, 4)[group, labels]
+        present, column = np.unique(labels, return_inverse=True)
+        weight = self._regressors.weight[present].reshape(4 * len(present), -1)
+        seen = self._features if self._regressors.of_head else self._features.pooled
+        bias = self._regressors.bias[present].reshape(-1)
+        products = seen.linear(self._maps, self._windows, weight, bias, np.unique(group))
+        return products.reshape(-1, len(present), 4)[group, column]
 
 
 def vote(

@@ -111,15 +111,20 @@ class WindowFeatures(ABC):
         windows = self.windows(boxes, size, maps)
         return self.vectors(maps, windows, np.arange(len(windows.cells)), dtype)[windows.group]
 
-    def linear(self, maps, windows: Windows, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-        """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``."""
+    def linear(
+        self, maps, windows: Windows, weight: np.ndarray, bias: np.ndarray, rows: np.ndarray | None = None
+    ) -> np.ndarray:
+        """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``.
+
+        With ``rows``, only those of the windows named by it are computed, and the others are undefined.
+        """
         # torch, because its threads are the ones that sppdet.parallel holds to one a worker
         # and of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are
         padded = np.zeros((-(-len(weight) // 16) * 16, weight.shape[1]), np.float32)
         padded[: len(weight)] = weight
         transposed = torch.from_numpy(padded).T
         found = np.empty((len(windows.cells), len(weight)), np.float32)
-        for block, vectors in self.blocks(maps, windows):
+        for block, vectors in self.blocks(maps, windows, rows):
             found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()[:, : len(weight)]
         return found + bias
 
