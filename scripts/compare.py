@@ -3,7 +3,7 @@
 ``python scripts/compare.py ablation --write docs/accuracy.md`` gives the rows of the SPP-net paper's table of
 detection (He et al. 2014, section 4): pooled conv features and fc layers, with and without box regression.
 ``python scripts/compare.py systems --write docs/systems.md`` gives SPP-net and its family: accuracy, seconds of
-training and of detection, memory. What is finished is not done again.
+training and of detection, memory, disk. What is finished is not done again.
 """
 
 from __future__ import annotations
@@ -58,13 +58,29 @@ ABLATION = (
     Row("end to end, fc7, SVMs", END, ("features=fc7", "classifier=svm", "bbox.kind=ridge")),
     Row("end to end, fc7, softmax", END),
 )
-# He et al. 2014, table 9, pool5: SPP-net with ZF-5, R-CNN with AlexNet.
+# He et al. 2014, table 9, pool5: SPP-net with ZF-5, R-CNN with AlexNet. Girshick 2015, table 4: CaffeNet.
 SYSTEMS = (
     Row("SPP-net", SPP, (), ("43.0", "")),
     Row("SPP-net end to end", END),
-    Row("Fast R-CNN", FAST),
+    Row("Fast R-CNN", FAST, (), ("", "57.1")),
+    Row("Fast R-CNN, fc layers only", FAST, ("end_to_end.frozen_stride=16",)),
     Row("R-CNN", RCNN, ("proposals.mode=balanced", "bbox.min_overlap=0.5", "detection.vote=0.4"), ("44.2", "")),
 )
+# What the papers say of whole systems: other networks, twice the pictures, GPUs of their day.
+PAPERS = """\
+## The papers' figures
+
+VOC2007, trained on the 5011 pictures of trainval, tested on the 4952 of test; seconds on a GPU, without the proposals.
+
+| | network | mAP | + box regression | seconds a picture | from |
+|---|---|---|---|---|---|
+| R-CNN, fine-tuned fc7 | AlexNet | 54.2 | 58.5 | 9.03 | He et al. 2014, tables 9 and 10 |
+| SPP-net, fine-tuned fc7, 1 scale | ZF-5 | 54.5 | 58.0 | 0.142 | the same |
+| SPP-net, fine-tuned fc7, 5 scales | ZF-5 | 55.2 | 59.2 | 0.382 | the same |
+| R-CNN | VGG16 | | 66.0 | 47.0 | Girshick 2015, table 4 |
+| SPP-net, fc layers only | VGG16 | | 63.1 | 2.3 | the same |
+| Fast R-CNN | CaffeNet | | 57.1 | 0.10 | the same |
+| Fast R-CNN | VGG16 | | 66.9 | 0.32 | the same |"""
 FEW = ("data.limit_train=500", "data.limit_test=250")  # so that R-CNN, of seconds a picture, fits into two hours
 
 
@@ -107,8 +123,9 @@ def borrow(folder: Path, runs: Path) -> None:
         shutil.copytree(max(others, key=lambda path: path.stat().st_mtime), folder / "stages")
 
 
-def seconds(folder: Path, paths: list[Path]) -> tuple[float, float]:
-    """Median seconds a picture of the proposals, and of all else; the first picture is looked at once before."""
+def seconds(folder: Path, paths: list[Path]) -> tuple[float, ...]:
+    """Median seconds a picture of its proposals, of what the network makes of it (the conv map, or the crops' vectors),
+    and of all that follows: pooling, classifier, boxes. The first picture is looked at once before."""
     import sppdet
     from sppdet.images import read_image
 
@@ -118,9 +135,11 @@ def seconds(folder: Path, paths: list[Path]) -> tuple[float, float]:
         image = read_image(path)
         start = time.perf_counter()
         proposals = detector.search(image)
-        middle = time.perf_counter()
-        detector.detect(detector.read(image, proposals), proposals, (image.shape[1], image.shape[0]))
-        times.append((middle - start, time.perf_counter() - middle))
+        searched = time.perf_counter()
+        maps, mirrored = detector.read(image, proposals), detector.read_mirrored(image, proposals)
+        read = time.perf_counter()
+        detector.detect(maps, proposals, (image.shape[1], image.shape[0]), mirrored)
+        times.append((searched - start, read - searched, time.perf_counter() - read))
     return tuple(np.median(times[1:], axis=0).round(3).tolist())
 
 
@@ -143,15 +162,16 @@ def per_class(rows: list[Row], found: list[dict]) -> str:
 
 
 def costs(rows: list[Row], found: list[dict]) -> str:
-    """Seconds of training by stage, empty where a row took over an earlier one's result; then seconds a picture of
-    detection. `rest` is all that follows the proposals."""
+    """Seconds of training by stage, empty where a row took over an earlier one's result; what its stages wrote to disk;
+    then seconds of detection in one picture: its proposals, the network, and all that follows from pooling on."""
     stages = [stage for stage in STAGES if any(stage in metrics["stages"] for metrics in found)]
-    heads = [*stages, "peak memory, MB", "a picture: proposals", "a picture: rest"]
+    heads = [*stages, "peak memory, MB", "disk, MB", "a picture: proposals", "network", "the rest"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for row, metrics in zip(rows, found):
         taken = metrics["stages"]
         cells = [f"{taken[stage]['seconds']:.0f}" if stage in taken else "" for stage in stages]
         cells.append(f"{max(cost['peak_memory_mb'] for cost in taken.values()):.0f}")
+        cells.append(f"{sum(cost.get('disk_mb', 0) for cost in taken.values()):.0f}")
         cells += [f"{value:.3f}" for value in metrics["detection"]]
         lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -183,6 +203,7 @@ def document(options: argparse.Namespace, rows: list[Row], found: list[dict]) ->
     for title, table in (("Mean average precision", accuracy), ("By class", per_class), ("Costs", costs)):
         text = " ".join(table.__doc__.split())
         parts += [f"## {title}", text, table(rows, found)]
+    parts += [PAPERS] * (options.table == "systems")
     return "\n\n".join(parts) + "\n"
 
 

@@ -203,10 +203,14 @@ class Pipeline:
         return {"computed": True, "loss": round(loss, 4)}
 
     def _maps(self, again: bool) -> dict:
-        computed = fill_maps(self.corpora, self.backbone, self.config.workers, self.log, again)
+        boxes = self.config.bbox
+        learned = self.config.classifier == "softmax" and (not boxes.enabled or boxes.kind == "joint")
+        # What end-to-end training has learned already asks for the maps of no training picture.
+        corpora = self.corpora[1:] if learned else self.corpora
+        computed = fill_maps(corpora, self.backbone, self.config.workers, self.log, again)
         if not computed:
             return {"computed": False}
-        disk = sum(corpus.disk()[1] for corpus in self.corpora)
+        disk = sum(corpus.disk()[1] for corpus in corpora)
         return {"computed": True, "maps": computed, "disk_mb": round(disk / 2**20, 1)}
 
     def _finetune(self, again: bool) -> dict | None:

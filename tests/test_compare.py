@@ -21,8 +21,10 @@ def metrics(value: float, **stages: float) -> dict:
     return {
         "mAP": value + 2, "without_bbox": {"mAP": value}, "AP": {"cat": value, "dog": None}, "pictures": 7,
         "proposals": {"windows": 400.0, "recall@0.5": 0.9, "recall@0.7": 0.8, "average_best_overlap": 0.75},
-        "stages": {name: {"seconds": cost, "peak_memory_mb": 100 * cost} for name, cost in stages.items()},
-        "training_pictures": 20, "detection": (0.05, 0.1234),
+        "stages": {
+            name: {"seconds": cost, "peak_memory_mb": 100 * cost, "disk_mb": cost} for name, cost in stages.items()
+        },
+        "training_pictures": 20, "detection": (0.05, 0.1234, 0.02),
     }  # fmt: skip
 
 
@@ -38,9 +40,11 @@ def test_a_document_holds_what_the_runs_found(monkeypatch, tmp_path, capsys):
     assert "trained on 20 pictures and tested on 7" in text
     assert "| SPP-net | 40.0 | 42.0 | 43.0 |  |" in text
     assert "| cat | 40.0 | 50.0 |" in text and "| dog | - | - |" in text
-    assert "| | proposals | end_to_end | svm | peak memory, MB | a picture: proposals | a picture: rest |" in text
-    assert "| SPP-net | 10 |  | 20 | 2000 | 0.050 | 0.123 |" in text
-    assert "| Fast R-CNN |  | 30 |  | 3000 | 0.050 | 0.123 |" in text
+    heads = "peak memory, MB | disk, MB | a picture: proposals | network | the rest"
+    assert f"| | proposals | end_to_end | svm | {heads} |" in text
+    assert "| SPP-net | 10 |  | 20 | 2000 | 30 | 0.050 | 0.123 | 0.020 |" in text
+    assert "| Fast R-CNN |  | 30 |  | 3000 | 30 | 0.050 | 0.123 | 0.020 |" in text
+    assert "| SPP-net, fine-tuned fc7, 1 scale | ZF-5 | 54.5 | 58.0 | 0.142 |" in text
 
 
 @pytest.mark.parametrize("row", (*compare.ABLATION, *compare.SYSTEMS), ids=lambda row: row.name)

@@ -158,7 +158,10 @@ def test_linear_is_the_product_of_all_vectors(many):
     features, maps, windows, expected = many
     rng = np.random.default_rng(3)
     weight, bias = rng.normal(size=(4, 15)).astype(np.float32), rng.normal(size=4).astype(np.float32)
-    np.testing.assert_allclose(features.linear(maps, windows, weight, bias), expected @ weight.T + bias, atol=1e-5)
+    products = features.linear(maps, windows, weight, bias)
+    np.testing.assert_allclose(products, expected @ weight.T + bias, atol=1e-5)
+    few = np.array([7, 0, 3])
+    np.testing.assert_allclose(features.linear(maps, windows, weight, bias, few)[few], products[few], atol=1e-5)
 
 
 def test_scores_of_a_class_do_not_depend_on_the_others(tiny_features):

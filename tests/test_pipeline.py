@@ -349,6 +349,11 @@ def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place)
     assert np.array_equal(detector.classifier.weight, learned["classify.weight"].numpy())
     assert np.array_equal(detector.regressors.weight.reshape(-1, 16), learned["move.weight"].numpy())
     assert detector.regressors.of_head
+    # Nothing is left to learn from maps, so those of pictures of another size are made for the test only.
+    maps = len(place.stored("maps", ".b2nd"))
+    learned_together = [*options, "features=fc7", "classifier=softmax", "bbox.kind=joint"]
+    assert place.train(*learned_together, "regions.scales=[112]") == 0
+    assert len(place.stored("maps", ".b2nd")) == maps + 6
 
     # And the detector's fc layers can be thinner than those that were trained.
     assert place.train(*options, "features=fc7", "classifier=softmax", "bbox.kind=joint", "svd_ranks=[4,8]") == 0
