@@ -64,9 +64,14 @@ class Network(nn.Module):
         return self
 
     def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled vectors ``(n, D)`` -> logits ``(n, K + 1)`` and shifts ``(n, K, 4)``."""
-        hidden = self.head(pooled)
+        """Vectors ``(n, D)`` pooled from :meth:`maps` -> logits ``(n, K + 1)`` and shifts ``(n, K, 4)``."""
+        hidden = self.head.of_scaled(pooled)
         return self.classify(hidden).float(), self.move(hidden).float().unflatten(1, (-1, 4))
+
+    def maps(self, backbone: Backbone, pixels: torch.Tensor) -> torch.Tensor:
+        """The trunk's output, float32, already of the head's scale: maps have fewer numbers than windows' vectors."""
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
+            return _maps(self.trunk, backbone, pixels) * self.head.scale
 
     @torch.no_grad()
     def unwhiten(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
@@ -135,14 +140,11 @@ def train(
             torch.manual_seed(seed + len(losses))  # dropout
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * warm_cosine(len(losses), steps)
-            parts = loss_of(network.train(), backbone, features, pictures, mean, deviation, settings)
-            loss = parts["class"] + settings.box_weight * parts["box"]
-            if not torch.isfinite(loss):
-                raise SppdetError("end_to_end: the loss is not finite; lower end_to_end.learning_rate")
             optimizer.zero_grad()
-            loss.backward()
+            losses.append(learn(network.train(), backbone, features, pictures, mean, deviation, settings))
+            if not np.isfinite(losses[-1]).all():
+                raise SppdetError("end_to_end: the loss is not finite; lower end_to_end.learning_rate")
             optimizer.step()
-            losses.append([parts[name].item() for name in ("class", "box")])
             progress.update()
             if len(losses) % _REPORT == 0:
                 recent = np.mean(losses[-_REPORT:], axis=0).round(4).tolist()
@@ -155,29 +157,49 @@ def train(
     return network.eval(), float(np.mean([one[0] for one in tail]))
 
 
-def loss_of(
+def learn(
     network: Network, backbone: Backbone, features: WindowFeatures, pictures: list[Picture],
     mean: np.ndarray, deviation: np.ndarray, settings: EndToEnd,
-) -> dict[str, torch.Tensor]:  # fmt: skip
-    """The two parts of the multi-task loss: softmax's ``class``, and the foreground's smooth-L1 ``box`` (section 2.3).
+) -> list[float]:  # fmt: skip
+    """Add a step's gradients to ``network``'s; the parts of its multi-task loss, of classes and of boxes (section 2.3).
 
-    As there, both are divided by the number of all windows; targets are whitened by ``mean`` and ``deviation``.
+    As there, both are divided by the number of all windows; targets are whitened by ``mean`` and ``deviation``. On a
+    CPU each picture goes through the trunk, and its gradient back, in one thread beside the others', as layers of
+    small pictures are too little work to share. The sums are made in the order of the pictures on any number of cores.
     """
-    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
-        maps = [_maps(network.trunk, backbone, picture) for picture in pictures]
+    workers = torch.get_num_threads() if backbone.device.type == "cpu" else 1
+    maps = list(in_threads(lambda picture: network.maps(backbone, picture.pixels), pictures, workers))
+    ends = [own.detach().requires_grad_(own.requires_grad) for own in maps]
+    parts = _losses(network, backbone, features, pictures, ends, mean, deviation, settings)
+    (parts[0] + settings.box_weight * parts[1]).backward()
 
-        def losses(pictures: list[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
-            pooled = [_pool(own, features, picture) for own, picture in zip(maps, pictures)]
-            return _window_losses(*network(torch.cat(pooled)), pictures, mean, deviation, settings.focal)
+    layers = [parameter for parameter in network.trunk.parameters() if parameter.requires_grad]
+    back = [(own, end.grad) for own, end in zip(maps, ends) if end.grad is not None]
+    for gradients in in_threads(lambda pair: torch.autograd.grad(pair[0], layers, pair[1]), back, workers):
+        for layer, gradient in zip(layers, gradients):
+            layer.grad = gradient if layer.grad is None else layer.grad.add_(gradient)
+    return [part.item() for part in parts]
 
-        if settings.hard_of:
-            with torch.no_grad():
-                hardness = sum(losses(pictures)).split([len(picture.labels) for picture in pictures])
-            chosen = [_hardest(p, loss, settings.windows_per_picture) for p, loss in zip(pictures, hardness)]
-            pictures = [picture.only(rows) for picture, rows in zip(pictures, chosen)]
-        classification, moved = losses(pictures)
+
+def _losses(
+    network: Network, backbone: Backbone, features: WindowFeatures, pictures: list[Picture], maps: list[torch.Tensor],
+    mean: np.ndarray, deviation: np.ndarray, settings: EndToEnd,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Both parts of the loss, from the maps on."""
+
+    def of_windows(pictures: list[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
+        pooled = torch.cat([_pool(own, features, picture) for own, picture in zip(maps, pictures)])
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
+            return _window_losses(*network(pooled), pictures, mean, deviation, settings.focal)
+
+    if settings.hard_of:
+        with torch.no_grad():
+            hardness = sum(of_windows(pictures)).split([len(picture.labels) for picture in pictures])
+        chosen = [_hardest(p, loss, settings.windows_per_picture) for p, loss in zip(pictures, hardness)]
+        pictures = [picture.only(rows) for picture, rows in zip(pictures, chosen)]
+    classification, moved = of_windows(pictures)
     count = max(1, len(classification))
-    return {"class": classification.sum() / count, "box": moved.sum() / count}
+    return classification.sum() / count, moved.sum() / count
 
 
 def _window_losses(
@@ -205,9 +227,8 @@ def _hardest(picture: Picture, losses: torch.Tensor, count: int) -> np.ndarray:
     return np.sort(survivors[:count].numpy())
 
 
-def _maps(trunk: nn.Module, backbone: Backbone, picture: Picture) -> torch.Tensor:
-    pixels = picture.pixels.to(backbone.device, memory_format=torch.channels_last)
-    return trunk(pixels).float()
+def _maps(trunk: nn.Module, backbone: Backbone, pixels: torch.Tensor) -> torch.Tensor:
+    return trunk(pixels.to(backbone.device, memory_format=torch.channels_last)).float()
 
 
 def _pool(maps: torch.Tensor, features: WindowFeatures, picture: Picture) -> torch.Tensor:
@@ -269,6 +290,6 @@ def _statistics(
     pictures = [p for step in _steps(corpus, settings, backbone, features, 0, _SAMPLE, seed) for p in step]
     targets = np.concatenate([picture.targets for picture in pictures])
     with torch.inference_mode():
-        pooled = (_pool(_maps(backbone.trunk, backbone, picture), features, picture) for picture in pictures)
+        pooled = (_pool(_maps(backbone.trunk, backbone, p.pixels), features, p) for p in pictures)
         squares = [vectors.square().mean() for vectors in pooled]
     return targets.mean(axis=0), targets.std(axis=0) + 1e-6, float(torch.stack(squares).mean().rsqrt())

@@ -113,7 +113,11 @@ class Head(nn.Module):
 
     def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         """``(n, inputs) -> (n, units)``, the output of fc7."""
-        hidden = self.drop(torch.relu(self.fc6(pooled * self.scale)))
+        return self.of_scaled(pooled * self.scale)
+
+    def of_scaled(self, pooled: torch.Tensor) -> torch.Tensor:
+        """The same of pooled vectors that were multiplied by ``scale`` already."""
+        hidden = self.drop(torch.relu(self.fc6(pooled)))
         return self.drop(torch.relu(self.fc7(hidden)))
 
     @torch.inference_mode()

@@ -11,13 +11,14 @@ import torch
 
 from sppdet import boxes as geometry
 from sppdet import end_to_end
-from sppdet.backbone import Backbone
+from sppdet.backbone import Backbone, freeze
 from sppdet.config import EndToEnd
 from sppdet.corpus import MapCorpus
 from sppdet.crops import CropFeatures
 from sppdet.data.voc import read_voc
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
+from sppdet.head import Head
 from sppdet.images import read_image
 from sppdet.warp import Crop
 
@@ -92,6 +93,38 @@ def test_pixels_are_mirrored_with_their_windows(place):
     whole = EndToEnd(**QUICK | {"flip": False})
     picture = end_to_end.read_picture(place.corpus, 0, whole, place.backbone, place.features, np.random.default_rng(0))
     assert torch.equal(picture.pixels, plain)
+
+
+@pytest.mark.parametrize("frozen", [4, 16])
+def test_a_steps_gradients_are_those_of_one_graph(place, frozen):
+    settings = EndToEnd(**QUICK | {"frozen_stride": frozen, "box_weight": 0.7})
+    rng = np.random.default_rng(5)
+    pictures = [
+        end_to_end.read_picture(place.corpus, i, settings, place.backbone, place.features, rng) for i in range(3)
+    ]
+    head = Head(place.features.pooled_dimension, 16, "fc7", 0.25, dropout=0.0)
+    network = end_to_end.Network(place.backbone.trunk, head, len(place.corpus.dataset.classes)).train()
+    freeze(network.trunk, frozen)
+    mean, deviation = np.full(4, 0.1), np.full(4, 2.0)
+    found = end_to_end.learn(network, place.backbone, place.features, pictures, mean, deviation, settings)
+    gradients = {name: value.grad for name, value in network.named_parameters()}
+
+    # The plain form: all pictures in one graph, the scale applied to the vectors.
+    network.zero_grad()
+    pooled = torch.cat(
+        [place.features.pool(network.trunk(p.pixels), p.windows, p.size, p.factor) * 0.25 for p in pictures]
+    )
+    losses = end_to_end._window_losses(*network(pooled), pictures, mean, deviation, 0.0)
+    count = sum(len(picture.labels) for picture in pictures)
+    classification, moved = (one.sum() / count for one in losses)
+    (classification + 0.7 * moved).backward()
+    assert found == pytest.approx([classification.item(), moved.item()], rel=1e-5)
+    for name, value in network.named_parameters():
+        if value.grad is None:
+            assert gradients[name] is None, name
+        else:
+            torch.testing.assert_close(gradients[name], value.grad, rtol=1e-3, atol=1e-5 * value.grad.abs().max())
+    assert (gradients["trunk.features.12.weight"] is None) == (frozen == 16)
 
 
 def test_the_losses_fall_and_the_frozen_layers_stay(place, monkeypatch):
