@@ -1,4 +1,4 @@
-"""How good detections are: VOC's average precision (11-point and area), COCO's, and both toolkits' files.
+"""How good detections are: VOC's average precision (11-point and area), and its development kit's files.
 
 Names used below: P pictures, K classes, D detections and G ground truth objects of one class over all
 pictures. Boxes are ours (:mod:`sppdet.boxes`), scores are margins (any real number, larger is surer), results
@@ -7,11 +7,8 @@ are percentages.
 
 from __future__ import annotations
 
-import contextlib
-import io
-import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,21 +18,10 @@ import numpy as np
 from sppdet import boxes as geometry
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
-from sppdet.files import atomic_write
+from sppdet.files import write_lines
 
 if TYPE_CHECKING:
     from sppdet.data import Dataset
-
-COCO_FIGURES = {  # our name -> its place in COCOeval.stats
-    "AP": 0,
-    "AP50": 1,
-    "AP75": 2,
-    "AP_small": 3,
-    "AP_medium": 4,
-    "AP_large": 5,
-    "AR_100": 8,
-}
-
 
 # --- VOC ------------------------------------------------------------------------------------------
 
@@ -268,146 +254,7 @@ def check(dataset: Dataset, detections: Sequence[Detections]) -> None:
             )
 
 
-# --- COCO -----------------------------------------------------------------------------------------
-
-
-def evaluate_coco(dataset: Dataset, detections: Sequence[Detections]) -> dict[str, float | None]:
-    """COCO's figures for boxes by pycocotools, in percent: its official numbers times 100.
-
-    ``AP`` (mean over classes and IoU .50:.05:.95, precision sampled at 101 recalls), ``AP50``, ``AP75``,
-    ``AP_small`` (objects below 32 x 32 pixels), ``AP_medium``, ``AP_large`` (above 96 x 96) and ``AR_100``.
-    ``None`` where there is no object to find. At most the 100 surest detections of a class in a picture are
-    looked at.
-
-    Difficult objects are marked ``iscrowd``: it is the one mark from which pycocotools takes what to ignore
-    (it overwrites a field ``ignore``). They are not missed when not found, and detections on them are not
-    wrong, as in VOC; but the IoU with a crowd is intersection over the area of the *detection*, so a small
-    window inside of a difficult object is forgiven too, and VOC would not. COCO also prefers objects that
-    count and are still free, where VOC takes the best overlap. With difficult or crowded objects the two
-    therefore differ by more than the sampling.
-
-    Raises:
-        SppdetError: as :func:`evaluate_voc`.
-    """
-    from pycocotools.cocoeval import COCOeval  # the one user of it: `evaluate_voc` starts without
-
-    check(dataset, detections)
-    truth, results = coco_ground_truth(dataset), coco_results(dataset, detections)
-    # What `loadRes` adds; it refuses an empty list, so it is not called.
-    for number, result in enumerate(results, start=1):
-        result.update(id=number, area=result["bbox"][2] * result["bbox"][3], iscrowd=0)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_coco(truth), _coco({**truth, "annotations": results}), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # pycocotools says -1 for "no object".
-    values = {name: float(evaluation.stats[place]) for name, place in COCO_FIGURES.items()}
-    return {name: None if value < 0 else 100 * value for name, value in values.items()}
-
-
-def _coco(content: dict):
-    """A ``pycocotools.coco.COCO`` of a dict instead of a file."""
-    from pycocotools.coco import COCO
-
-    coco = COCO()
-    coco.dataset = content
-    coco.createIndex()
-    return coco
-
-
-def coco_image_ids(dataset: Dataset) -> list[int]:
-    """COCO's integer of each picture: its id, if all ids are different numbers ("000005" is 5), else 1, 2 ...
-
-    Numbers of 2**53 and more count as names: JSON readers that keep numbers as doubles would mix them up.
-    """
-    names = [sample.id for sample in dataset.samples]
-    if all(name.isascii() and name.isdigit() for name in names):
-        numbers = [int(name) for name in names]
-        if len(set(numbers)) == len(numbers) and max(numbers, default=0) < 2**53:
-            return numbers
-    return list(range(1, len(names) + 1))
-
-
-def coco_file_names(dataset: Dataset) -> list[str]:
-    """Each picture's file, relative to the deepest folder that holds them all."""
-    paths = [Path(sample.path).absolute() for sample in dataset.samples]
-    if not paths:
-        return []
-    root = os.path.commonpath([path.parent for path in paths])
-    return [Path(os.path.relpath(path, root)).as_posix() for path in paths]
-
-
-def coco_ground_truth(dataset: Dataset) -> dict:
-    """The dataset as the content of a COCO annotation file.
-
-    Category ids are labels + 1, annotation ids start at 1 (pycocotools takes an annotation 0 for "no match"),
-    boxes are left, top, width, height, and difficult objects are ``iscrowd`` (see :func:`evaluate_coco`).
-    """
-    images, annotations = [], []
-    for number, name, sample in zip(coco_image_ids(dataset), coco_file_names(dataset), dataset.samples):
-        images.append({"id": number, "file_name": name, "width": int(sample.width), "height": int(sample.height)})
-        rows = zip(geometry.to_xywh(sample.boxes).tolist(), sample.labels.tolist(), sample.difficult.tolist())
-        for bbox, label, difficult in rows:
-            annotations.append(
-                {
-                    "id": len(annotations) + 1,
-                    "image_id": number,
-                    "category_id": label + 1,
-                    "bbox": bbox,
-                    "area": bbox[2] * bbox[3],
-                    "iscrowd": int(difficult),
-                }
-            )
-    categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(dataset.classes, start=1)]
-    return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
-
-
-def coco_results(dataset: Dataset, detections: Sequence[Detections]) -> list[dict]:
-    """Detections as the content of a COCO results file, with the ids of :func:`coco_ground_truth`.
-
-    Beside COCO's own fields each entry carries ``file_name``, so that a reader without the annotation file
-    knows the picture; ``loadRes`` keeps fields that it does not know.
-    """
-    results = []
-    for number, name, found in zip(coco_image_ids(dataset), coco_file_names(dataset), detections):
-        rows = zip(geometry.to_xywh(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())
-        for bbox, label, score in rows:
-            results.append(
-                {
-                    "image_id": number,
-                    "category_id": label + 1,
-                    "bbox": bbox,
-                    "score": score,
-                    "file_name": name,
-                }
-            )
-    return results
-
-
 # --- Files ----------------------------------------------------------------------------------------
-
-
-def write_coco_ground_truth(path: str | os.PathLike, dataset: Dataset) -> None:
-    """Write :func:`coco_ground_truth` for ``pycocotools.coco.COCO(path)``.
-
-    Raises:
-        SppdetError: where the file cannot be written.
-    """
-    _write_lines(path, [json.dumps(coco_ground_truth(dataset))])
-
-
-def write_coco_results(path: str | os.PathLike, dataset: Dataset, detections: Sequence[Detections]) -> None:
-    """Write :func:`coco_results`, one detection a line, for ``COCO.loadRes(path)``, which wants at least one.
-
-    Numbers are exact: pycocotools finds in the two files what :func:`evaluate_coco` does.
-
-    Raises:
-        SppdetError: where detections do not fit the dataset, or the file cannot be written.
-    """
-    check(dataset, detections)
-    lines = [json.dumps(result) for result in coco_results(dataset, detections)]
-    _write_lines(path, ["[", ",\n".join(lines), "]"] if lines else ["[]"])
 
 
 def write_devkit_results(
@@ -436,7 +283,7 @@ def write_devkit_results(
         for (x1, y1, x2, y2), label, score in rows:
             lines[label].append(f"{sample.id} {score:.9g} {x1:.3f} {y1:.3f} {x2:.3f} {y2:.3f}")
     for name, content in zip(dataset.classes, lines):
-        _write_lines(_devkit_file(folder, split, name), content)
+        write_lines(_devkit_file(folder, split, name), content)
 
 
 def read_devkit_results(folder: str | os.PathLike, dataset: Dataset, split: str) -> list[Detections]:
@@ -478,22 +325,11 @@ def _devkit_file(folder: str | os.PathLike, split: str, name: str) -> Path:
     return Path(folder) / f"comp4_det_{split}_{name}.txt"
 
 
-def _write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
-    def write(temporary: Path) -> None:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(line + "\n" for line in lines)
-
-    try:
-        atomic_write(path, write)
-    except OSError as error:
-        raise SppdetError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
-
-
 # --- Terminal -------------------------------------------------------------------------------------
 
 
 def table(result: dict) -> str:
-    """The result of :func:`evaluate_voc` (a line a class, then the means) or :func:`evaluate_coco` as text.
+    """The result of :func:`evaluate_voc` (a line a class, then the means) or of ``evaluate_coco`` as text.
 
     A value that is ``None`` is shown as ``-``.
     """

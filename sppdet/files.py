@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sppdet.errors import SppdetError
@@ -31,6 +31,23 @@ def atomic_write(path: str | os.PathLike, write: Callable[[Path], object]) -> No
 def write_json(path: str | os.PathLike, value) -> None:
     text = json.dumps(value, indent=2) + "\n"
     atomic_write(path, lambda temporary: temporary.write_text(text))
+
+
+def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
+    """Write text with ``\\n`` after each line, whatever the system.
+
+    Raises:
+        SppdetError: where the file cannot be written.
+    """
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(line + "\n" for line in lines)
+
+    try:
+        atomic_write(path, write)
+    except OSError as error:
+        raise SppdetError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 
 
 def read_json(path: str | os.PathLike):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from sppdet import evaluation
+from sppdet import coco, evaluation
 from sppdet.config import Config, to_dict
 from sppdet.corpus import Corpus, fill_maps, load_split, open_corpus
 from sppdet.detections import Detections
@@ -48,13 +48,13 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
         metrics = {
             **evaluation.evaluate_voc(dataset, found),
             "without_bbox": evaluation.evaluate_voc(dataset, plain),
-            "coco": evaluation.evaluate_coco(dataset, found),
+            "coco": coco.evaluate_coco(dataset, found),
             "proposals": corpus.recall(),
         }
     write_json(folder / "stages.json", read_costs(folder) | {"evaluate": meter.cost()})
     metrics |= {"pictures": len(corpus), "stages": read_costs(folder), "config": to_dict(config), "key": key}
     evaluation.write_devkit_results(folder / "detections", dataset, found, config.data.test_split)
-    evaluation.write_coco_results(folder / "detections" / "coco_results.json", dataset, found)
+    coco.write_coco_results(folder / "detections" / "coco_results.json", dataset, found)
     write_json(path, metrics)
     return metrics
 
@@ -74,8 +74,8 @@ def detect_all(detector: Detector, corpus: Corpus, workers: int) -> tuple[list[D
 
 def summary(metrics: dict) -> str:
     """The table of a metrics.json, for a terminal."""
-    proposals, coco = metrics["proposals"], metrics["coco"]
-    number = {k: "-" if v is None else f"{v:.1f}" for k, v in {**coco, "mAP": metrics["mAP"]}.items()}
+    proposals, of_coco = metrics["proposals"], metrics["coco"]
+    number = {k: "-" if v is None else f"{v:.1f}" for k, v in {**of_coco, "mAP": metrics["mAP"]}.items()}
     without = metrics["without_bbox"]["mAP"]
     return "\n".join(
         [
