@@ -88,10 +88,13 @@ def compress_map(conv_map: np.ndarray) -> bytes:
 
 def decompress_map(frame: bytes) -> np.ndarray:
     """The inverse of :func:`compress_map`: float16 ``(H, W, C)``, contiguous."""
+    import cv2
+
     channels_first = blosc2.ndarray_from_cframe(frame)[:]
     channels, height, width = channels_first.shape
-    cells = torch.from_numpy(channels_first).view(channels, height * width).t()
-    return cells.contiguous().view(height, width, channels).numpy()
+    # OpenCV's transposition, of any two-byte numbers, takes half of torch's time and numpy's.
+    cells = cv2.transpose(channels_first.view(np.int16).reshape(channels, height * width))
+    return cells.view(np.float16).reshape(height, width, channels)
 
 
 def compress_rows(rows: np.ndarray) -> bytes:
