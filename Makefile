@@ -44,7 +44,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	    -c constraints.txt -e '.[test]'
 	@touch $@
 
-demo: setup  ## train on drawn shapes, evaluate and detect: minutes on a CPU, nothing downloaded
+demo: setup  ## train on drawn shapes, evaluate and detect: minutes on a CPU, no data or weights downloaded
 	$(python) -m sppdet.train configs/demo.yaml $(ARGS)
 	$(python) -m sppdet.detect --model runs/demo --output runs/demo/pictures cache/shapes/JPEGImages/test_0000?.jpg
 

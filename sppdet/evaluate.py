@@ -8,6 +8,7 @@ from pathlib import Path
 
 from sppdet import cli
 
+_CHANGEABLE = ("data.", "detection.", "run.cache=", "device=", "workers=")  # the rest is the trained model's
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 
@@ -25,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="say where the errors of the last measurement come from: RUN/diagnosis.md, .json and .png",
     )
-    cli.add_overrides(made)
+    cli.add_overrides(made, "detection.nms=0.4; of data, detection, run.cache, device and workers")
     return made
 
 
@@ -40,6 +41,9 @@ def evaluate(options: argparse.Namespace) -> None:
     from sppdet.files import read_json
     from sppdet.measure import evaluate_run, summary
 
+    for text in options.overrides:
+        if "=" in text and not text.startswith(_CHANGEABLE):
+            raise SppdetError(f"{text}: the trained model has its own {text.split('=')[0]}; train again to change it")
     folder = Path(options.run)
     if not (folder / "config.json").exists():
         raise SppdetError(f"{folder}: no run here; python -m sppdet.train CONFIG run.dir={folder} makes one")

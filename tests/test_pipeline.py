@@ -447,6 +447,14 @@ def test_layers_that_were_not_learned_are_refused(place, capsys, option):
     assert "is a layer on fc7; set end_to_end.enabled=true and features=fc7" in line
 
 
+def test_measuring_does_not_change_the_model(place, capsys):
+    assert place.train() == 0
+    capsys.readouterr()
+    assert evaluate([str(place.run), "regions.scales=[96]"]) == 2
+    (line,) = error_lines(capsys)
+    assert "regions.scales=[96]: the trained model has its own regions.scales; train again" in line
+
+
 def test_a_model_can_be_measured_with_other_thresholds(place):
     assert place.train() == 0
     model = place.model()
