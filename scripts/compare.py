@@ -120,7 +120,10 @@ def borrow(folder: Path, runs: Path) -> None:
     """Begin a run with the stages of the newest other one: each is checked for what it depends on before it is used."""
     others = [path for path in runs.glob("*/stages") if path.parent != folder]
     if others and not (folder / "stages").exists():
-        shutil.copytree(max(others, key=lambda path: path.stat().st_mtime), folder / "stages")
+        part = folder / "stages.part"  # an interrupted copy is not taken for a whole one
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(max(others, key=lambda path: path.stat().st_mtime), part)
+        part.rename(folder / "stages")
 
 
 def seconds(folder: Path, paths: list[Path]) -> tuple[float, ...]:

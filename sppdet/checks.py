@@ -24,6 +24,8 @@ def check(config: Config) -> None:
             f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"
         )
     learned = config.end_to_end
+    if config.bbox.kind == "joint" and not learned.box_weight:
+        raise SppdetError("bbox.kind: joint boxes do not learn with end_to_end.box_weight=0; give a weight, or ridge")
     if 0 < learned.hard_of < learned.windows_per_picture:
         raise SppdetError(
             f"end_to_end.hard_of: {learned.windows_per_picture} windows of {learned.hard_of} cannot be chosen; "

@@ -291,6 +291,15 @@ _CHOICES = {
 }
 _SIZES = ("regions.scales", "pooling.levels", "pretrain.sizes", "end_to_end.scales", "levels", "sizes", "test.scales")
 _LIMITS = ("data.limit_train", "data.limit_test", "side", "test.side", "test.view")
+_COUNTS = (
+    "pretrain.epochs", "pretrain.batch_size", "finetune.units", "finetune.batch_size", "finetune.windows_per_image",
+    "end_to_end.pictures_per_step", "end_to_end.windows_per_picture", "end_to_end.units", "svm.passes", "svm.rounds",
+    "bbox.max_windows", "detection.max_candidates", "detection.max_per_class",
+)  # fmt: skip
+_SHARES = (
+    "finetune.foreground", "end_to_end.foreground", "end_to_end.background", "svm.negative_overlap",
+    "svm.duplicate_overlap", "bbox.min_overlap", "detection.nms", "detection.vote",
+)  # fmt: skip
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type = Config):
@@ -403,6 +412,12 @@ def _check(key: str, value, source: str):
         raise SppdetError(f"{source}{key}: expected one or more positive whole numbers, found {value!r}")
     if key in _LIMITS and value is not None and value < 1:
         raise SppdetError(f"{source}{key}: expected a positive number or null, found {value!r}")
+    if key in _COUNTS and value < 1:
+        raise SppdetError(f"{source}{key}: expected 1 or more, found {value!r}")
+    if key in _SHARES and not 0 <= value <= 1:
+        raise SppdetError(f"{source}{key}: expected 0 to 1, found {value!r}")
+    if key == "end_to_end.hard_of" and value < 0:
+        raise SppdetError(f"{source}{key}: expected a number of windows, or 0, found {value!r}")
     if key == "pooling.samples" and value < 0:
         raise SppdetError(f"{source}{key}: expected a number of points, or 0, found {value!r}")
     return value

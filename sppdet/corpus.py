@@ -34,7 +34,7 @@ def load_split(config: Config, split: str, classes=None, limit: int | None = Non
     """A split of the configured data set; ``data.root=shapes`` is drawn in the cache on first use."""
     shapes = config.data.root == "shapes"
     root = make_shapes(Path(config.run.cache) / "shapes") if shapes else Path(config.data.root)
-    return read_voc(root, split, classes=classes or config.data.classes, limit=limit)
+    return read_voc(root, split, classes=config.data.classes if classes is None else classes, limit=limit)
 
 
 def entry_names(dataset: Dataset) -> list[str]:

@@ -240,6 +240,7 @@ def vote(
     for k in np.unique(labels[survivors]):
         own, rows = np.flatnonzero(labels[survivors] == k), np.flatnonzero(labels == k)
         near = geometry.iou(boxes[survivors[own]], boxes[rows]) >= overlap
+        near[np.arange(len(own)), np.searchsorted(rows, survivors[own])] = True  # a box without area overlaps nothing
         weight = near * np.exp(3 * scores[rows].astype(np.float64))
         voted[own] = weight @ boxes[rows] / weight.sum(axis=1, keepdims=True)
     return voted

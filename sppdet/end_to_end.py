@@ -194,7 +194,9 @@ def _losses(
 
     if settings.hard_of:
         with torch.no_grad():
-            hardness = sum(of_windows(pictures)).split([len(picture.labels) for picture in pictures])
+            classification, moved = of_windows(pictures)
+            hardness = classification + settings.box_weight * moved
+        hardness = hardness.split([len(picture.labels) for picture in pictures])
         chosen = [_hardest(p, loss, settings.windows_per_picture) for p, loss in zip(pictures, hardness)]
         pictures = [picture.only(rows) for picture, rows in zip(pictures, chosen)]
     classification, moved = of_windows(pictures)

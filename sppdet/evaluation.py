@@ -257,6 +257,20 @@ def check(dataset: Dataset, detections: Sequence[Detections]) -> None:
 # --- Files ----------------------------------------------------------------------------------------
 
 
+def check_names(dataset: Dataset, split: str) -> None:
+    """Refuse what the devkit's files cannot hold: white space in a picture's id, classes or a split that are no names.
+
+    Raises:
+        SppdetError: naming the first of them.
+    """
+    for part in (split, *dataset.classes):
+        if not part or set(part) & set('/\\:*?"<>|\0\n\r'):
+            raise SppdetError(f"{part!r}: cannot be part of a devkit file's name; rename that class or split")
+    for sample in dataset.samples:
+        if len(sample.id.split()) != 1 or sample.id != sample.id.strip():
+            raise SppdetError(f"picture {sample.id!r}: white space would break the devkit's lines; rename the file")
+
+
 def write_devkit_results(
     folder: str | os.PathLike, dataset: Dataset, detections: Sequence[Detections], split: str
 ) -> None:
@@ -271,12 +285,7 @@ def write_devkit_results(
             class cannot be part of a file name, or a file cannot be written.
     """
     check(dataset, detections)
-    for part in (split, *dataset.classes):
-        if not part or set(part) & set('/\\:*?"<>|\0\n\r'):
-            raise SppdetError(f"{part!r}: cannot be part of a devkit file's name; rename that class or split")
-    for sample in dataset.samples:
-        if len(sample.id.split()) != 1 or sample.id != sample.id.strip():
-            raise SppdetError(f"picture {sample.id!r}: white space would break the devkit's lines; rename the file")
+    check_names(dataset, split)
     lines: list[list[str]] = [[] for _ in dataset.classes]
     for sample, found in zip(dataset.samples, detections):
         rows = zip(geometry.to_voc(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())

@@ -125,8 +125,8 @@ class WindowFeatures(ABC):
         transposed = torch.from_numpy(padded).T
         found = np.empty((len(windows.cells), len(weight)), np.float32)
         for block, vectors in self.blocks(maps, windows, rows):
-            found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()[:, : len(weight)]
-        return found + bias
+            found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()[:, : len(weight)] + bias
+        return found
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def sample_windows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Windows ``(n, 4)`` of picture ``i``, their labels ``(n,)``, background = K, and the objects they are nearest.
 
-    At most ``count``, at most the foreground share of them with IoU >= 0.5 (objects included), the rest from
+    At most ``count``, at most the foreground share of them (or one) with IoU >= 0.5 (objects included), the rest from
     [lowest, 0.5). Fewer where a picture has fewer, as in Fast R-CNN's minibatch.py: no resampling. Foreground comes
     first, and only for it are there nearest objects, ``(f, 4)``.
     """
@@ -136,7 +136,8 @@ def sample_windows(
     boxes = np.concatenate([sample.boxes, corpus.proposals(i)])
     overlap = geometry.iou(boxes, sample.boxes)
     best = overlap.max(axis=1, initial=0)
-    foreground = rng.permutation(np.flatnonzero(best >= 0.5))[: round(count * foreground_share)]
+    most = max(1, round(count * foreground_share))
+    foreground = rng.permutation(np.flatnonzero(best >= 0.5))[:most]
     rest = np.flatnonzero((best >= lowest) & (best < 0.5))
     background = rng.permutation(rest)[: count - len(foreground)]
     nearest = overlap[foreground].argmax(axis=1) if len(foreground) else np.zeros(0, np.int64)

@@ -37,11 +37,11 @@ class Softmax:
     def margins(self, products: np.ndarray) -> np.ndarray:
         """``(n, K)`` log odds of the logits ``(n, K + 1)``."""
         logits = products.astype(np.float64)
-        highest = logits.max(axis=1, keepdims=True)
-        exponents = np.exp(logits - highest)
-        # The sum without the class itself, and not 1 - p, which is 0 for a window that is all but certain.
-        others = np.maximum(exponents.sum(axis=1, keepdims=True) - exponents, np.finfo(np.float32).tiny)
-        return (logits - highest - np.log(others))[:, :-1].astype(np.float32)
+        # The others' sum is added up from both sides, and not 1 - p: for a window that is all but certain that is 0.
+        before = np.logaddexp.accumulate(logits, axis=1)[:, :-2]
+        after = np.logaddexp.accumulate(logits[:, ::-1], axis=1)[:, -2::-1]
+        others = np.logaddexp(np.pad(before, ((0, 0), (1, 0)), constant_values=-np.inf), after)
+        return (logits[:, :-1] - others).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,9 +33,9 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
     """
     folder = Path(config.run.dir)
     detector = replace(load(folder, config.device), detection=config.detection)
-    dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
-    if dataset.classes != detector.classes:
+    if config.data.classes is not None and tuple(config.data.classes) != detector.classes:
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
+    dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
     corpus = open_corpus(dataset, config.run.cache, detector.search, detector.backbone, detector.features)
     key = _key(folder, corpus, asdict(config.detection))
     path = folder / "metrics.json"

@@ -32,6 +32,8 @@ from sppdet.config import Config, to_dict
 from sppdet.corpus import Corpus, fill_each, fill_maps, load_split, open_corpus
 from sppdet.crops import CropFeatures
 from sppdet.detector import Detector
+from sppdet.errors import SppdetError
+from sppdet.evaluation import check_names
 from sppdet.features import PyramidFeatures, WindowFeatures
 from sppdet.files import atomic_write, file_digest, fingerprint, part, read_json, write_json
 from sppdet.head import Head
@@ -54,10 +56,12 @@ class Pipeline:
         self.train = load_split(config, config.data.train_split, limit=config.data.limit_train)
         self.test = load_split(config, config.data.test_split, self.train.classes, config.data.limit_test)
         self.labels = list(range(len(self.train.classes)))
+        if not self.labels:
+            raise SppdetError(f"{config.data.train_split}: there is no object in its annotations to learn")
+        check_names(self.test, config.data.test_split)  # the results' files could not be written in the end
 
     def run(self, last: str = STAGES[-1], force: bool = False) -> None:
         """Every stage up to ``last``; ``force`` does ``last`` again (or, if it is the final one, all of them)."""
-        write_json(self.folder / "config.json", to_dict(self.config) | {"versions": versions()})
         for sample_set, name in (
             (self.train, self.config.data.train_split),
             (self.test, self.config.data.test_split),
@@ -68,10 +72,13 @@ class Pipeline:
             again = force and (stage == last or last == STAGES[-1])
             with Meter() as meter:
                 cost = getattr(self, f"_{stage}")(again)
+            costs = read_costs(self.folder)
             if cost is None:
+                if costs.pop(stage, None):  # of another configuration
+                    write_json(self.folder / "stages.json", costs)
                 continue
             if cost.pop("computed"):
-                write_json(self.folder / "stages.json", read_costs(self.folder) | {stage: meter.cost() | cost})
+                write_json(self.folder / "stages.json", costs | {stage: meter.cost() | cost})
             self.log(_stage_line(stage, read_costs(self.folder).get(stage, cost)))
         if last == STAGES[-1]:
             self.log(summary(read_json(self.folder / "metrics.json")))
@@ -159,12 +166,14 @@ class Pipeline:
     def _pretrain(self, again: bool) -> dict | None:
         if self.config.backbone.weights != "pretrain":
             return None
-        settings = {"pretrain": asdict(self.config.pretrain), "name": self.config.backbone.name}
+        backbone, levels = self.config.backbone, tuple(self.config.pooling.levels)
+        settings = {"pretrain": asdict(self.config.pretrain), "levels": levels}
+        settings |= {"name": backbone.name, "precision": backbone.precision}
         key = self._key(settings, [self._objects, [file_digest(sample.path) for sample in self.train]])
         if not again and _is_done(self._pretrained, key):
             return {"computed": False}
         trunk, accuracy = pretrain(
-            self.train, self.config.backbone.name, self.config.pretrain, tuple(self.config.pooling.levels),
+            self.train, backbone.name, backbone.precision, self.config.pretrain, levels,
             self.config.run.seed, self.config.device, self.config.workers, self.log,
         )  # fmt: skip
         _finish(self._pretrained, key, trunk.state_dict())
@@ -216,7 +225,7 @@ class Pipeline:
     def _finetune(self, again: bool) -> dict | None:
         if self.config.features == "pool5" or self.config.end_to_end.enabled:
             return None
-        settings = {"finetune": asdict(self.config.finetune)}
+        settings = {"finetune": asdict(self.config.finetune), "norm": self.config.svm.norm}
         start = self._network_head()
         key = self._key(settings, [self._shared_key, self._objects, start and weights_digest(start)])
         if not again and _is_done(self._head_path, key):
@@ -281,6 +290,7 @@ class Pipeline:
 
     def _evaluate(self, again: bool) -> dict:
         self.detector().save(self.folder)
+        write_json(self.folder / "config.json", to_dict(self.config) | {"versions": versions()})  # of that model
         evaluate_run(self.config, self.log, again)
         return {"computed": False}  # evaluate_run has recorded what it cost
 
@@ -322,7 +332,7 @@ class Pipeline:
 
     @property
     def _objects(self) -> list:
-        return [[s.boxes.tolist(), s.labels.tolist()] for s in self.train]
+        return [len(self.labels), [[s.boxes.tolist(), s.labels.tolist()] for s in self.train]]
 
     def _key(self, settings: dict, depends: list) -> str:
         return fingerprint([settings, self.config.run.seed, depends])

@@ -89,6 +89,7 @@ def _crop(image: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:
 def pretrain(
     dataset: Dataset,
     backbone: str,
+    precision: str,
     settings: Pretrain,
     levels: tuple[int, ...],
     seed: int,
@@ -105,7 +106,7 @@ def pretrain(
             "give more pictures or backbone.weights=imagenet"
         )
     torch.manual_seed(seed)
-    made = Backbone.create(backbone, "random", device, seed=seed)
+    made = Backbone.create(backbone, "random", device, precision, seed)
     network = SPPClassifier(made.trunk, made.channels, len(dataset.classes) + 1, levels)
     network.requires_grad_(True).to(made.device, memory_format=torch.channels_last)
     rng = np.random.default_rng(seed)  # one for all epochs, which come in order

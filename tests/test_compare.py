@@ -61,6 +61,7 @@ def test_a_run_begins_with_the_stages_of_the_one_before(tmp_path):
     old = tmp_path / "old" / "stages"
     old.mkdir(parents=True)
     (old / "a").write_text("1")
+    (tmp_path / "new" / "stages.part").mkdir(parents=True)  # what an interrupted copy leaves
     compare.borrow(tmp_path / "new", tmp_path)
     assert (tmp_path / "new" / "stages" / "a").read_text() == "1"
     (old / "a").write_text("2")

@@ -155,6 +155,9 @@ def test_override_copies():
         ("svm.solver=primal", "svm.solver: 'primal' is none of dual, liblinear"),
         ("regions.crop=squeeze", "regions.crop: 'squeeze' is none of none, warp, square, square_context"),
         ("data.limit_train=0", "data.limit_train: expected a positive number or null, found 0"),
+        ("end_to_end.pictures_per_step=0", "end_to_end.pictures_per_step: expected 1 or more, found 0"),
+        ("end_to_end.hard_of=-1", "end_to_end.hard_of: expected a number of windows, or 0, found -1"),
+        ("detection.vote=1.5", "detection.vote: expected 0 to 1, found 1.5"),
     ],
 )
 def test_wrong_overrides(text, message):

@@ -180,6 +180,12 @@ def test_votes_are_the_plain_sums():
         np.testing.assert_allclose(voted, total / weights, rtol=1e-5)
 
 
+def test_a_box_that_regression_left_without_area_votes_for_itself():
+    boxes = np.array([[0, 10, 0, 40], [5, 5, 20, 20]], np.float32)
+    voted = module.vote(boxes, np.ones(2, np.float32), np.zeros(2, np.int64), np.array([0, 1]), 0.4)
+    np.testing.assert_array_equal(voted, boxes)
+
+
 @pytest.mark.parametrize("regression", [False, True])
 def test_no_proposals(by_hand, conv_map, regression):
     if regression:

@@ -31,5 +31,9 @@ def test_log_odds_order_windows_as_the_probabilities_do_and_stay_finite():
     assert np.isfinite(softmax().margins(np.array([[300, 0, 0], [-300, 0, 0]], np.float32))).all()
 
 
+def test_log_odds_of_a_window_that_is_all_but_certain():
+    np.testing.assert_allclose(softmax().margins(np.array([[40, 0, 0]], np.float32))[0, 0], 40 - np.log(2), rtol=1e-6)
+
+
 def softmax() -> Softmax:
     return Softmax(np.zeros((3, 4), np.float32), np.zeros(3, np.float32))

@@ -291,6 +291,46 @@ def test_pictures_without_objects_or_proposals(tmp_path, own_data):
     assert 0 <= json.loads((place.run / "metrics.json").read_text())["mAP"] <= 100
 
 
+def test_what_the_files_of_results_cannot_hold_is_told_first(tmp_path, own_data, capsys):
+    for folder, suffix in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (own_data / folder / f"test_00001.{suffix}").rename(own_data / folder / f"my photo.{suffix}")
+    listed = own_data / "ImageSets" / "Main" / "test.txt"
+    listed.write_text(listed.read_text().replace("test_00001", "my photo"))
+    place = Workplace(tmp_path, own_data)
+    assert place.train() == 2
+    (line,) = error_lines(capsys)
+    assert "picture 'my photo': white space would break" in line and not place.run.exists()
+
+
+def test_a_split_without_any_object_is_refused(tmp_path, own_data, capsys):
+    for path in (own_data / "Annotations").iterdir():
+        remove_objects(path)
+    assert Workplace(tmp_path, own_data).train() == 2
+    (line,) = error_lines(capsys)
+    assert "trainval: there is no object in its annotations" in line
+
+
+@pytest.mark.parametrize(
+    "first, then",
+    [
+        ([], ["pooling.levels=[2]"]),
+        (["features=fc6"], ["features=fc6", "svm.norm=10"]),
+        ([], ["data.classes=[circle,cross,ring,square,star,triangle,zebra]"]),
+    ],
+    ids=["levels", "norm", "one class more"],
+)
+def test_trained_networks_depend_on_more_than_their_own_settings(place, first, then):
+    options = [
+        "backbone.weights=pretrain", "pretrain.sizes=[48]", "pretrain.epochs=1", "pretrain.batch_size=16",
+        "finetune.units=16", "finetune.steps=4", "finetune.batch_size=32", "run.seed=5",
+    ]  # fmt: skip
+    assert place.train(*options, *first, "--stage", "finetune") == 0
+    before = {path.name: path.stat().st_mtime_ns for path in (place.run / "stages").glob("*.safetensors")}
+    assert place.train(*options, *then, "--stage", "finetune") == 0
+    after = {path.name: path.stat().st_mtime_ns for path in (place.run / "stages").glob("*.safetensors")}
+    assert any(after[name] != time for name, time in before.items())
+
+
 def test_every_stage_on_the_way_to_fc_features(place):
     options = [
         "backbone.weights=pretrain", "pretrain.sizes=[48]", "pretrain.epochs=1", "pretrain.batch_size=16",
@@ -367,6 +407,10 @@ def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place)
     [
         ("features=fc7 finetune.units=16 svd_ranks=[17,4]", "a layer of 16 units has no rank above 16"),
         ("svd_ranks=[4]", "features=pool5 has 0 fc layers; give as many ranks"),
+        (
+            "end_to_end.enabled=true features=fc7 bbox.kind=joint end_to_end.box_weight=0",
+            "joint boxes do not learn with end_to_end.box_weight=0",
+        ),
         ("end_to_end.hard_of=10", "end_to_end.hard_of: 64 windows of 10 cannot be chosen"),
     ],
 )

@@ -75,7 +75,7 @@ def test_a_crop_has_a_fifth_around_it_and_stays_inside():
 
 def pretrain(dataset, log=lambda text: None, **changes):
     settings = Pretrain(**{"sizes": [64, 48], "epochs": 2, "batch_size": 8} | changes)
-    return pretraining.pretrain(dataset, "small", settings, (2, 1), seed=3, device="cpu", workers=1, log=log)
+    return pretraining.pretrain(dataset, "small", "float32", settings, (2, 1), seed=3, device="cpu", workers=1, log=log)
 
 
 def test_epochs_take_the_sizes_in_turn(dataset):
