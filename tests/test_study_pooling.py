@@ -33,8 +33,8 @@ def test_the_study_compares_kinds_on_training_pictures(tmp_path, shapes_root, ca
     assert lines[0] == "8 pictures of `trainval` to train on, the next 4 to compare on"
     rows = {line.split(" | ")[0]: line.split(" | ") for line in lines[4:]}
     assert set(rows) == {"| spp", "| roi_align"}
-    assert rows["| spp"][1:3] == [f"{128 * 50}", f"{2 * 128 * 50}"]
-    assert rows["| roi_align"][1] == f"{128 * 49}" and "±" in rows["| roi_align"][9]
+    assert rows["| spp"][1:4] == ["0.01", f"{128 * 50}", f"{2 * 128 * 50}"]
+    assert rows["| roi_align"][2] == f"{128 * 49}" and "±" in rows["| roi_align"][10]
     assert Image.open(tmp_path / "plot.png").size[1] == 2 * 26 + 60
 
     # What is done is not done again, and the test pictures were never looked at.
@@ -42,6 +42,35 @@ def test_the_study_compares_kinds_on_training_pictures(tmp_path, shapes_root, ca
     assert study.main([*arguments, "roi_align"]) == 0
     assert not list((tmp_path / "cache").rglob("*test_*"))
     assert len(list((tmp_path / "cache" / "proposals").rglob("*.npy"))) == 12
+
+
+def test_each_kind_is_shown_at_its_best_c(tmp_path, shapes_root, capsys, monkeypatch):
+    settings = tmp_path / "tiny.yaml"
+    settings.write_text(
+        f"""
+        data: {{root: {shapes_root}}}
+        backbone: {{name: small, weights: random, precision: float32}}
+        regions: {{scales: [160]}}
+        run: {{dir: {tmp_path / "run"}, cache: {tmp_path / "cache"}}}
+        device: cpu
+        workers: 1
+        """
+    )
+    best = {"max": 0.1, "align": 1.0}
+
+    def measured(settings, *_) -> dict:
+        ap = {"a": 10.0 + (best[settings.pooling.kind] == settings.svm.C)}
+        return {
+            "dimension": 1, "windows": 1.0, "pooling": 0.0, "training": 0.0, "detection": 0.0,
+            "AP": {"0.5": [ap, ap], "0.75": [ap, ap]},
+        }  # fmt: skip
+
+    monkeypatch.setattr(study, "measure", measured)
+    monkeypatch.setattr(study, "difference", lambda ap, other: "")
+    arguments = [str(settings), "--train", "4", "--validate", "2", "--plot", str(tmp_path / "plot.png")]
+    assert study.main([*arguments, "--C", "0.01", "0.1", "1", "--kinds", "spp", "roi_align"]) == 0
+    rows = [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines()[4:]]
+    assert rows == [["| spp", "0.1"], ["| roi_align", "1"]]
 
 
 def test_more_pictures_than_there_are(tmp_path, shapes_root, capsys):
