@@ -138,8 +138,7 @@ class Detector:
     def _survivors(self, found: Candidates) -> Detections:
         """What the suppression leaves of candidates, voted on where that is asked for; best first."""
         kept, overlap = self._suppress(found), self.detection.vote
-        weights = self.classifier.votes(found.scores)
-        boxes = vote(found.boxes, weights, found.labels, kept, overlap) if overlap else found.boxes[kept]
+        boxes = vote(found.boxes, found.scores, found.labels, kept, overlap) if overlap else found.boxes[kept]
         order = np.argsort(-found.scores[kept], kind="stable")
         kept = kept[order]
         return Detections(boxes[order], found.labels[kept], found.scores[kept], self.classes)
@@ -226,14 +225,15 @@ class View:
 
 
 def vote(
-    boxes: np.ndarray, weights: np.ndarray, labels: np.ndarray, survivors: np.ndarray, overlap: float
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, survivors: np.ndarray, overlap: float
 ) -> np.ndarray:
     """Box voting (Gidaris and Komodakis, arXiv 1505.01749, section 5): float32 ``(S, 4)``, a box for each survivor.
 
     A survivor becomes the mean of the boxes of its label that overlap it by ``overlap`` or more, itself among them.
+    Scores are margins, so a weight is ``exp(3 * score)``: positive, and the same whatever the lowest margin is.
 
     Args:
-        boxes, weights, labels: ``(n, 4)``, ``(n,)`` and ``(n,)`` of all candidates.
+        boxes, scores, labels: ``(n, 4)``, ``(n,)`` and ``(n,)`` of all candidates.
         survivors: ``(S,)`` rows of them.
     """
     voted = np.empty((len(survivors), 4), np.float32)
@@ -241,7 +241,7 @@ def vote(
         own, rows = np.flatnonzero(labels[survivors] == k), np.flatnonzero(labels == k)
         near = geometry.iou(boxes[survivors[own]], boxes[rows]) >= overlap
         near[np.arange(len(own)), np.searchsorted(rows, survivors[own])] = True  # a box without area overlaps nothing
-        weight = near * weights[rows]
+        weight = near * np.exp(3 * scores[rows].astype(np.float64))
         voted[own] = weight @ boxes[rows] / weight.sum(axis=1, keepdims=True)
     return voted
 

@@ -22,10 +22,6 @@ class LinearSVMs:
         """``(n, K)`` margins of ``vectors @ weight.T + bias``."""
         return products
 
-    def votes(self, margins: np.ndarray) -> np.ndarray:
-        """``(n,)`` weights of boxes in :func:`sppdet.detector.vote`; only their ratios matter."""
-        return np.exp(3 * margins.astype(np.float64))
-
 
 @dataclass(frozen=True, eq=False)
 class Softmax:
@@ -46,10 +42,6 @@ class Softmax:
         after = np.logaddexp.accumulate(logits[:, ::-1], axis=1)[:, -2::-1]
         others = np.logaddexp(np.pad(before, ((0, 0), (1, 0)), constant_values=-np.inf), after)
         return (logits[:, :-1] - others).astype(np.float32)
-
-    def votes(self, margins: np.ndarray) -> np.ndarray:
-        """``(n,)`` weights of boxes in :func:`sppdet.detector.vote`: probabilities."""
-        return 1 / (1 + np.exp(-margins.astype(np.float64)))
 
 
 @dataclass(frozen=True, eq=False)

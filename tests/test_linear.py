@@ -35,11 +35,5 @@ def test_log_odds_of_a_window_that_is_all_but_certain():
     np.testing.assert_allclose(softmax().margins(np.array([[40, 0, 0]], np.float32))[0, 0], 40 - np.log(2), rtol=1e-6)
 
 
-def test_boxes_vote_by_what_a_margin_means():
-    margins = np.array([0.0, 1.0], np.float32)
-    np.testing.assert_allclose(LinearSVMs(np.zeros((2, 3)), np.zeros(2)).votes(margins), [1, np.exp(3)])
-    np.testing.assert_allclose(softmax().votes(margins), [0.5, 1 / (1 + np.exp(-1))])
-
-
 def softmax() -> Softmax:
     return Softmax(np.zeros((3, 4), np.float32), np.zeros(3, np.float32))
