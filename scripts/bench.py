@@ -69,7 +69,7 @@ HEAD = """\
 # Performance
 
 Written by `{command}`; every figure is from that run. Times are the shortest of several, what is compared was run in
-turns. "Above its floor" is how many times the time of the least work takes that could do it.
+turns. "Above its floor" is the time measured, divided by that of the least work that could do the job.
 
 {machine}"""
 
