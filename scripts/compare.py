@@ -188,8 +188,7 @@ Written by
     {command}
 
 Every figure is from its run. PASCAL VOC2007, trained on {train} pictures and tested on {test}: not the papers' 5011
-and 4952.
-One run a row.
+and 4952. One run a row.
 
 {machine}
 

@@ -130,11 +130,11 @@ def results(dataset: Dataset, detections: Sequence[Detections]) -> list[dict]:
     Beside COCO's own fields each entry carries ``file_name``, so that a reader without the annotation file
     knows the picture; ``loadRes`` keeps fields that it does not know.
     """
-    results = []
+    listed = []
     for number, name, found in zip(image_ids(dataset), _file_names(dataset), detections):
         rows = zip(geometry.to_xywh(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())
         for bbox, label, score in rows:
-            results.append(
+            listed.append(
                 {
                     "image_id": number,
                     "category_id": label + 1,
@@ -143,7 +143,7 @@ def results(dataset: Dataset, detections: Sequence[Detections]) -> list[dict]:
                     "file_name": name,
                 }
             )
-    return results
+    return listed
 
 
 def write_coco_ground_truth(path: str | os.PathLike, dataset: Dataset) -> None:

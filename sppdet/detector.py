@@ -202,7 +202,7 @@ class View:
         self._windows = detector.features.windows(proposals, size, maps)
         weights, biases = [detector.classifier.weight], [detector.classifier.bias]
         # Vectors behind fc layers are short and dear: all shifts at once cost less than the same vectors once more.
-        self._joint = self._regressors is not None and self._regressors.of_head and detector.head is not None
+        self._joint = self._regressors is not None and self._regressors.of_head
         if self._joint:
             weights.append(self._regressors.weight.reshape(-1, weights[0].shape[1]))
             biases.append(self._regressors.bias.reshape(-1))
@@ -218,9 +218,8 @@ class View:
             return self._products[:, -4 * classes :].reshape(-1, classes, 4)[group, labels]
         present, column = np.unique(labels, return_inverse=True)
         weight = self._regressors.weight[present].reshape(4 * len(present), -1)
-        seen = self._features if self._regressors.of_head else self._features.pooled
         bias = self._regressors.bias[present].reshape(-1)
-        products = seen.linear(self._maps, self._windows, weight, bias, np.unique(group))
+        products = self._features.pooled.linear(self._maps, self._windows, weight, bias, np.unique(group))
         return products.reshape(-1, len(present), 4)[group, column]
 
 

@@ -13,9 +13,10 @@ study = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(study)
 
 
-def test_the_study_compares_kinds_on_training_pictures(tmp_path, shapes_root, capsys, monkeypatch):
-    settings = tmp_path / "tiny.yaml"
-    settings.write_text(
+@pytest.fixture
+def settings(tmp_path, shapes_root) -> Path:
+    path = tmp_path / "tiny.yaml"
+    path.write_text(
         f"""
         data: {{root: {shapes_root}}}
         backbone: {{name: small, weights: random, precision: float32}}
@@ -27,6 +28,10 @@ def test_the_study_compares_kinds_on_training_pictures(tmp_path, shapes_root, ca
         workers: 1
         """
     )
+    return path
+
+
+def test_the_study_compares_kinds_on_training_pictures(settings, tmp_path, capsys, monkeypatch):
     arguments = [str(settings), "--train", "8", "--validate", "4", "--plot", str(tmp_path / "plot.png"), "--kinds"]
     assert study.main([*arguments, "spp", "roi_align"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -44,18 +49,7 @@ def test_the_study_compares_kinds_on_training_pictures(tmp_path, shapes_root, ca
     assert len(list((tmp_path / "cache" / "proposals").rglob("*.npy"))) == 12
 
 
-def test_each_kind_is_shown_at_its_best_c(tmp_path, shapes_root, capsys, monkeypatch):
-    settings = tmp_path / "tiny.yaml"
-    settings.write_text(
-        f"""
-        data: {{root: {shapes_root}}}
-        backbone: {{name: small, weights: random, precision: float32}}
-        regions: {{scales: [160]}}
-        run: {{dir: {tmp_path / "run"}, cache: {tmp_path / "cache"}}}
-        device: cpu
-        workers: 1
-        """
-    )
+def test_each_kind_is_shown_at_its_best_c(settings, tmp_path, capsys, monkeypatch):
     best = {"max": 0.1, "align": 1.0}
 
     def measured(settings, *_) -> dict:
