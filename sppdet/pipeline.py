@@ -9,14 +9,15 @@
     bbox       per-class box regression                                   -> RUN/stages/bbox/CLASS.safetensors
     evaluate   detection on the test split                                -> RUN/metrics.json, RUN/detections
 
-A result is keyed by everything it depends on; a class's SVM by its own objects only, so a class added to the
-annotations is trained alone. RUN/stages.json records what each stage cost.
+A result is keyed by everything it depends on; a class's SVM by the pictures and its own objects, so a class added to
+the annotations is trained alone. With ``keep`` one with new pictures is too: what has been learned with these settings
+stays, whatever pictures and objects it was learned from. RUN/stages.json records what each stage cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -48,10 +49,19 @@ from sppdet.warp import Crop
 
 
 class Pipeline:
-    """One run: a configuration, its data, and the folder of its results."""
+    """One run: a configuration, its data, and the folder of its results.
 
-    def __init__(self, config: Config, log: Callable[[str], None] = print):
-        self.config, self.log = config, log
+    Args:
+        keep: results learned with the same settings stay, though from other pictures or objects.
+    """
+
+    def __init__(self, config: Config, log: Callable[[str], None] = print, keep: bool = False):
+        self.config, self.log, self.keep = config, log, keep
+        if keep and (config.classifier == "softmax" or (config.bbox.enabled and config.bbox.kind == "joint")):
+            raise SppdetError(
+                "--keep: a softmax and joint boxes are learned for all classes at once; with classifier=svm and "
+                "bbox.kind=ridge a class can be added"
+            )
         self.folder = Path(config.run.dir)
         self.train = load_split(config, config.data.train_split, limit=config.data.limit_train)
         self.test = load_split(config, config.data.test_split, self.train.classes, config.data.limit_test)
@@ -169,8 +179,8 @@ class Pipeline:
         backbone, levels = self.config.backbone, tuple(self.config.pooling.levels)
         settings = {"pretrain": asdict(self.config.pretrain), "levels": levels}
         settings |= {"name": backbone.name, "precision": backbone.precision}
-        key = self._key(settings, [self._objects, [file_digest(sample.path) for sample in self.train]])
-        if not again and _is_done(self._pretrained, key):
+        key = self._key(settings, [], [self._objects, [file_digest(sample.path) for sample in self.train]])
+        if not again and self._is_done(self._pretrained, key):
             return {"computed": False}
         trunk, accuracy = pretrain(
             self.train, backbone.name, backbone.precision, self.config.pretrain, levels,
@@ -197,15 +207,15 @@ class Pipeline:
         features = self._features_key(self.initial)
         for name in ("scales", "target"):  # those of the maps; training has its own
             features["windows"].pop(name, None)
-        key = self._key(settings, [features, corpus.names, self._objects])
-        if not again and _is_done(path, key):
+        key = self._key(settings, [features], [corpus.names, self._objects])
+        if not again and self._is_done(path, key):
             return {"computed": False}
         checkpoint = path.with_suffix(".checkpoint")
         if again:
             checkpoint.unlink(missing_ok=True)
         network, loss = end_to_end.train(
             corpus, self.initial, self.pooled_features, self.config.end_to_end,
-            checkpoint, key, self.config.run.seed, self.log,
+            checkpoint, key.data, self.config.run.seed, self.log,
         )  # fmt: skip
         _finish(path, key, network.state_dict(), head=network.head.description())
         checkpoint.unlink(missing_ok=True)
@@ -227,8 +237,9 @@ class Pipeline:
             return None
         settings = {"finetune": asdict(self.config.finetune), "norm": self.config.svm.norm}
         start = self._network_head()
-        key = self._key(settings, [self._shared_key, self._objects, start and weights_digest(start)])
-        if not again and _is_done(self._head_path, key):
+        depends = [self._shared_key, start and weights_digest(start)]
+        key = self._key(settings, depends, [self.corpus.names, self._objects])
+        if not again and self._is_done(self._head_path, key):
             return {"computed": False}
         head, loss = finetune.train(
             self.corpus, self.pooled_features, self.config.finetune, self.scale,
@@ -259,7 +270,7 @@ class Pipeline:
             checkpoint = self.folder / "stages" / "svm.checkpoint"
             if again:
                 checkpoint.unlink(missing_ok=True)
-            svms = miner.train(checkpoint, fingerprint([self._class_key("svm", k) for k in missing]))
+            svms = miner.train(checkpoint, fingerprint([self._class_key("svm", k).data for k in missing]))
             self._finish_classes("svm", missing, svms.weight, svms.bias[:, None])
             checkpoint.unlink(missing_ok=True)
         return {"computed": bool(missing), "classes": len(missing)}
@@ -278,7 +289,11 @@ class Pipeline:
 
     def _unfinished(self, stage: str, again: bool) -> list[int]:
         """The classes that ``stage`` has no result for."""
-        return [k for k in self.labels if again or not _is_done(self._class_path(stage, k), self._class_key(stage, k))]
+        keys = {k: self._class_key(stage, k) for k in self.labels}
+        missing = [k for k in self.labels if again or not self._is_done(self._class_path(stage, k), keys[k])]
+        if 0 < len(missing) < len(self.labels):
+            self.log(f"{stage}: learning {', '.join(self.train.classes[k] for k in missing)} alone")
+        return missing
 
     def _finish_classes(self, stage: str, labels: list[int], weight: np.ndarray, bias: np.ndarray) -> None:
         for k, *values in zip(labels, weight, bias):
@@ -334,8 +349,14 @@ class Pipeline:
     def _objects(self) -> list:
         return [len(self.labels), [[s.boxes.tolist(), s.labels.tolist()] for s in self.train]]
 
-    def _key(self, settings: dict, depends: list) -> str:
-        return fingerprint([settings, self.config.run.seed, depends])
+    def _key(self, settings: dict, depends: list, data: list) -> Key:
+        recipe = fingerprint([settings, self.config.run.seed, depends])
+        return Key(recipe, fingerprint([recipe, data]))
+
+    def _is_done(self, path: Path, key: Key) -> bool:
+        note = path.with_suffix(".json")
+        found = read_json(note) if path.exists() and note.exists() else {}
+        return found.get("data") == key.data or (self.keep and found.get("recipe") == key.recipe)
 
     def _features_key(self, backbone: Backbone) -> dict:
         return {
@@ -344,34 +365,36 @@ class Pipeline:
             "windows": self.pooled_features.description(),
         }
 
-    def _class_key(self, stage: str, k: int) -> str:
+    def _class_key(self, stage: str, k: int) -> Key:
         settings = asdict(getattr(self.config, stage)) | {"stage": stage, "norm": self.config.svm.norm}
         of_head = stage == "svm" and self.head is not None
         head = [weights_digest(self.head), self.head.layer] if of_head else None
-        name = self.train.classes[k]
-        return self._key(
-            settings, [self._shared_key, head, name, [s.boxes[s.labels == k].tolist() for s in self.train]]
-        )
+        objects = [sample.boxes[sample.labels == k].tolist() for sample in self.train]
+        depends = [self._shared_key, head, self.train.classes[k]]
+        return self._key(settings, depends, [self.corpus.names, objects])
 
     @cached_property
-    def _shared_key(self) -> str:
-        return fingerprint([self._features_key(self.backbone), self.corpus.names])
+    def _shared_key(self) -> dict:
+        return self._features_key(self.backbone)
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
 
 
-def _is_done(path: Path, key: str) -> bool:
-    note = path.with_suffix(".json")
-    return path.exists() and note.exists() and read_json(note).get("key") == key
+@dataclass(frozen=True)
+class Key:
+    """What a result depends on: ``recipe`` of the settings and the features, ``data`` of the pictures and objects too."""
+
+    recipe: str
+    data: str
 
 
-def _finish(path: Path, key: str, tensors: dict, **description) -> None:
+def _finish(path: Path, key: Key, tensors: dict, **description) -> None:
     """Write a result, then the note that says what it depends on: a result without its note does not count."""
     path.with_suffix(".json").unlink(missing_ok=True)
     tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in tensors.items()}
     atomic_write(path, lambda temporary: save_file(tensors, temporary))
-    write_json(path.with_suffix(".json"), {"key": key, **description})
+    write_json(path.with_suffix(".json"), {**asdict(key), **description})
 
 
 def _stage_line(stage: str, cost: dict) -> str:

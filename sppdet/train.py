@@ -14,7 +14,11 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="sppdet train", description="Train and evaluate a detector, stage by stage.")
     made.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
     made.add_argument("--stage", choices=cli.STAGES, help="stop after this stage")
-    made.add_argument("--force", action="store_true", help="do it again: the --stage given, or all stages")
+    again = made.add_mutually_exclusive_group()
+    again.add_argument("--force", action="store_true", help="do it again: the --stage given, or all stages")
+    again.add_argument(
+        "--keep", action="store_true", help="with pictures added or changed, learn only the classes that are new"
+    )
     made.add_argument("--print-config", action="store_true", help="print every setting and stop")
     cli.add_overrides(made)
     return made
@@ -29,7 +33,7 @@ def train(options: argparse.Namespace) -> None:
         return
     from sppdet.pipeline import Pipeline
 
-    Pipeline(settings).run(options.stage or cli.STAGES[-1], options.force)
+    Pipeline(settings, keep=options.keep).run(options.stage or cli.STAGES[-1], options.force)
 
 
 def main(arguments: list[str] | None = None) -> int:

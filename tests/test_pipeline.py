@@ -37,6 +37,7 @@ class Workplace:
     """A data set, a cache and a run of the tiny configuration."""
 
     def __init__(self, folder: Path, root: Path, cache: Path | None = None):
+        folder.mkdir(exist_ok=True)
         self.root, self.run, self.cache = root, folder / "run", cache or folder / "cache"
         self.yaml = folder / "tiny.yaml"
         run = {"dir": str(self.run), "cache": str(self.cache)}
@@ -228,6 +229,54 @@ def test_a_changed_box_retrains_its_class_alone(tmp_path, trained, own_data):
     assert place.train("--stage", "svm") == 0
     after = place.times("run/stages/svm/*.safetensors")
     assert [Path(path).stem for path in after if after[path] != before[path]] == [thing.findtext("name")]
+
+
+def test_a_class_with_new_pictures_is_learned_alone_where_the_others_are_kept(tmp_path, trained, own_data, capsys):
+    listed = own_data / "ImageSets" / "Main" / "trainval.txt"
+    every = listed.read_text()
+    *_, new = every.split()
+    listed.write_text(every.replace(new, ""))
+    place = Workplace(tmp_path, own_data, trained.cache)
+    assert place.train("--stage", "bbox") == 0
+    before = place.times("run/stages/*/*.safetensors")
+
+    listed.write_text(every)
+    annotation = own_data / "Annotations" / f"{new}.xml"
+    tree = ET.parse(annotation)
+    for name in tree.getroot().iter("name"):
+        name.text = "comet"
+    tree.write(annotation)
+    capsys.readouterr()
+    assert place.train("--keep") == 0
+    after = place.times("run/stages/*/*.safetensors")
+    assert {Path(path).name for path in after.keys() - before.keys()} == {"comet.safetensors"}
+    assert all(after[path] == before[path] for path in before)
+    assert "svm: learning comet alone" in capsys.readouterr().out
+    assert "comet" in sppdet.load(place.run, device="cpu").classes
+
+    assert place.train("--stage", "bbox") == 0  # without it the others learn from the new picture too
+    last = place.times("run/stages/*/*.safetensors")
+    assert {Path(path).stem for path in last if last[path] == after[path]} == {"comet"}
+    # The class that was added is what it would have been, had all been there from the beginning.
+    other = Workplace(tmp_path / "other", own_data, trained.cache)
+    assert other.train("--stage", "svm") == 0
+    name = "stages/svm/comet.safetensors"
+    assert (other.run / name).read_bytes() == (place.run / name).read_bytes()
+
+
+def test_other_settings_are_not_kept(place):
+    assert place.train("--stage", "svm") == 0
+    before = place.times("run/stages/svm/*.safetensors")
+    assert place.train("--stage", "svm", "--keep", "svm.C=0.02") == 0
+    after = place.times("run/stages/svm/*.safetensors")
+    assert all(after[path] > before[path] for path in before)
+
+
+@pytest.mark.parametrize("together", [["classifier=softmax", "bbox.kind=joint"], ["bbox.kind=joint"]])
+def test_what_is_learned_for_all_classes_at_once_cannot_be_kept(place, capsys, together):
+    assert place.train("--keep", "features=fc7", "end_to_end.enabled=true", *together) == 2
+    (line,) = error_lines(capsys)
+    assert "error: --keep:" in line and "classifier=svm and bbox.kind=ridge" in line and not place.run.exists()
 
 
 @pytest.mark.parametrize(
