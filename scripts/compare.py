@@ -93,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--cache", default="cache", help="of proposals and conv maps; default: %(default)s")
     made.add_argument("--runs", type=Path, default=Path("runs/compare"), help="a folder a row; default: %(default)s")
     made.add_argument("--rows", action="append", default=[], help="only those whose name holds this; may be repeated")
-    made.add_argument("--all", action="store_true", help="systems: all pictures and windows, not the first 150, 75 and 2000")
+    made.add_argument("--all", action="store_true", help="systems: not only 150 + 75 pictures and 2000 windows")
     made.add_argument("--write", type=Path, help="the Markdown file to write")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for every row, e.g. data.limit_train=500")
     return made

@@ -383,7 +383,7 @@ class Pipeline:
 
 @dataclass(frozen=True)
 class Key:
-    """What a result depends on: ``recipe`` of the settings and the features, ``data`` of the pictures and objects too."""
+    """What a result depends on: settings and features, and with ``data`` the pictures and objects too."""
 
     recipe: str
     data: str
