@@ -26,6 +26,11 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="say where the errors of the last measurement come from: RUN/diagnosis.md, .json and .png",
     )
+    how.add_argument(
+        "--against",
+        metavar="OTHER",
+        help="say how much better or worse than OTHER's last measurement this run's is, and whether that may be chance",
+    )
     cli.add_overrides(made, "detection.nms=0.4; of data, detection, run.cache, device and workers")
     return made
 
@@ -35,6 +40,11 @@ def evaluate(options: argparse.Namespace) -> None:
         from sppdet.diagnosis import diagnose_run, report
 
         print(report(diagnose_run(options.run, options.overrides)))
+        return
+    if options.against:
+        from sppdet.significance import compare_runs
+
+        print(compare_runs(options.run, options.against, options.overrides))
         return
     from sppdet import config  # imported late: --help does not wait for torch
     from sppdet.errors import SppdetError

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sppdet import coco, evaluation
+from sppdet import coco, config, evaluation
 from sppdet.config import Config, to_dict
 from sppdet.corpus import Corpus, fill_maps, load_split, open_corpus
+from sppdet.data import Dataset
 from sppdet.detections import Detections
 from sppdet.detector import Detector, load
 from sppdet.errors import SppdetError
@@ -70,6 +71,40 @@ def detect_all(detector: Detector, corpus: Corpus, workers: int) -> tuple[list[D
 
     plain, found = zip(*run(detect, range(len(corpus)), workers, "detecting", threads=True))
     return list(plain), list(found)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the last evaluation of a run left: its settings, pictures, detections and figures."""
+
+    settings: Config
+    dataset: Dataset
+    detections: list[Detections]
+    metrics: dict
+
+
+def last_measured(folder: str | Path, overrides: Iterable[str] = ()) -> Measured:
+    """Read it from the run's folder; ``overrides`` are ``key=value`` for what has moved since, such as ``data.root``.
+
+    Raises:
+        SppdetError: a file that is missing, or detections that metrics.json does not speak of.
+    """
+    folder = Path(folder)
+    for name in ("metrics.json", "model.json"):
+        if not (folder / name).is_file():
+            raise SppdetError(f"{folder / name}: is not there; python -m sppdet.evaluate {folder} measures the run")
+    metrics = read_json(folder / "metrics.json")
+    settings = config.override(config.from_dict(metrics["config"]), [*overrides, f"run.dir={folder}"])
+    dataset = load_split(settings, settings.data.test_split, list(metrics["AP"]), settings.data.limit_test)
+    detections = evaluation.read_devkit_results(folder / "detections", dataset, settings.data.test_split)
+    found, measured = evaluation.evaluate_voc(dataset, detections)["mAP"], metrics["mAP"]
+    # Rounded corners may move a box over a threshold.
+    if (found is None) != (measured is None) or (found is not None and abs(found - measured) > 0.5):
+        raise SppdetError(
+            f"{folder}: the detections have mAP {found}, metrics.json says {measured}; "
+            f"python -m sppdet.evaluate {folder} --force writes both again"
+        )
+    return Measured(settings, dataset, detections, metrics)
 
 
 def summary(metrics: dict) -> str:

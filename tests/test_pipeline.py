@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
@@ -270,6 +271,20 @@ def test_other_settings_are_not_kept(place):
     assert place.train("--stage", "svm", "--keep", "svm.C=0.02") == 0
     after = place.times("run/stages/svm/*.safetensors")
     assert all(after[path] > before[path] for path in before)
+
+
+def test_two_runs_are_compared_on_the_same_pictures(trained, place, capsys):
+    assert place.train("svm.C=0.002") == 0
+    capsys.readouterr()
+    assert evaluate([str(place.run), "--against", str(trained.run)]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"mAP \S+, of \S+ \S+: [+-]\S+, between \S+ and \S+ in 95% of 1000 draws of 6 .*", line)
+    assert evaluate([str(trained.run), "--against", str(trained.run)]) == 0
+    assert ": +0.00, between +0.00 and +0.00 " in capsys.readouterr().out
+    assert evaluate([str(place.run), "data.limit_test=3"]) == 0
+    assert evaluate([str(trained.run), "--against", str(place.run)]) == 2
+    (line,) = error_lines(capsys)
+    assert "was measured on other pictures or classes" in line
 
 
 @pytest.mark.parametrize("together", [["classifier=softmax", "bbox.kind=joint"], ["bbox.kind=joint"]])
