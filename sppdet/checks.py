@@ -31,9 +31,16 @@ def check(config: Config) -> None:
             f"end_to_end.hard_of: {learned.windows_per_picture} windows of {learned.hard_of} cannot be chosen; "
             "give more than end_to_end.windows_per_picture, or 0"
         )
+    if learned.background >= 0.5:
+        raise SppdetError("end_to_end.background: a window that overlaps an object by 0.5 is foreground; give less")
+    if learned.enabled and learned.frozen_stride and config.backbone.weights == "random":
+        raise SppdetError(
+            "end_to_end.frozen_stride: random layers would stay random; set it to 0, or backbone.weights to pretrain, "
+            "imagenet or a file"
+        )
     if config.svd_ranks:
         _check_ranks(config)
-    if config.features != "pool5" and not config.end_to_end.enabled:
+    if learned.enabled or config.features != "pool5":
         _check_fc(config)
     if config.regions.crop != "none":
         _check_crops(config)
@@ -67,9 +74,10 @@ def _check_ranks(config: Config) -> None:
 
 def _check_fc(config: Config) -> None:
     """Refuse fc layers that no network brings, and random ones that nothing trains."""
-    name, finetune = config.backbone.name, config.finetune
+    name, finetune, together = config.backbone.name, config.finetune, config.end_to_end.enabled
+    section, units = ("end_to_end", config.end_to_end.units) if together else ("finetune", finetune.units)
     if finetune.init == "random":
-        if finetune.steps < 1:
+        if finetune.steps < 1 and not together:
             raise SppdetError("finetune.steps: 0 leaves random layers; set finetune.init=imagenet or give some steps")
     elif name not in FC_BINS:
         raise SppdetError(
@@ -79,8 +87,8 @@ def _check_fc(config: Config) -> None:
         raise SppdetError(
             "finetune.init: imagenet takes fc6 and fc7 from backbone.weights; set it to imagenet or a file"
         )
-    elif config.pooling.levels != [FC_BINS[name]] or finetune.units != FC_UNITS:
+    elif config.pooling.levels != [FC_BINS[name]] or units != FC_UNITS:
         raise SppdetError(
             f"finetune.init: the fc6 of {name} reads one level of {FC_BINS[name]} x {FC_BINS[name]} bins; set "
-            f"pooling.levels=[{FC_BINS[name]}] and finetune.units={FC_UNITS}"
+            f"pooling.levels=[{FC_BINS[name]}] and {section}.units={FC_UNITS}"
         )

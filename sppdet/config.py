@@ -14,8 +14,8 @@ import yaml
 
 from sppdet.checks import check
 from sppdet.errors import SppdetError
+from sppdet.limits import check_value
 from sppdet.proposals import SelectiveSearch
-from sppdet.warp import KINDS
 
 
 @dataclass
@@ -72,7 +72,9 @@ class Pooling:
 class Finetune:
     """The fc head: fc6 and fc7 on the pooled vector, trained for K + 1-way classification, conv layers fixed."""
 
-    init: str = "random"  # random, or imagenet: fc6 and fc7 of alexnet or vgg16, from the file of backbone.weights
+    init: str = (
+        "random"  # or imagenet: fc6, fc7 of alexnet or vgg16, from backbone.weights; also where end_to_end trains
+    )
     units: int = 1024
     dropout: float = 0.5
     optimizer: str = "adamw"  # adamw or sgd (momentum 0.9); fresh fc layers need adamw
@@ -267,39 +269,6 @@ class Classify:
         if self.shorter_side < self.crop:
             raise SppdetError(f"side: {self.side} is less than the largest of sizes, {self.crop}, which is cut from it")
         self.tested.check()
-        for key in ("epochs", "batch_size", "learning_rate"):
-            if getattr(self, key) <= 0:
-                raise SppdetError(f"{key}: expected more than 0, found {getattr(self, key)}")
-
-
-# What a value may be, by its dotted key; the same in every config that has the key.
-_CHOICES = {
-    "features": ("pool5", "fc6", "fc7"),
-    "classifier": ("svm", "softmax"),
-    "pooling.kind": ("max", "average", "align"),
-    "bbox.kind": ("ridge", "joint"),
-    "svm.solver": ("dual", "liblinear"),
-    "finetune.init": ("random", "imagenet"),
-    "finetune.optimizer": ("adamw", "sgd"),
-    "finetune.schedule": ("cosine", "step"),
-    "end_to_end.optimizer": ("adamw", "sgd"),
-    "backbone.precision": ("auto", "float32", "bfloat16"),
-    "regions.crop": ("none", *KINDS),
-    "proposals.mode": ("fast", "quality", "balanced"),
-    "proposals.engine": ("opencv", "native"),
-    "test.views": ("crop", "full", "multi"),
-}
-_SIZES = ("regions.scales", "pooling.levels", "pretrain.sizes", "end_to_end.scales", "levels", "sizes", "test.scales")
-_LIMITS = ("data.limit_train", "data.limit_test", "side", "test.side", "test.view")
-_COUNTS = (
-    "pretrain.epochs", "pretrain.batch_size", "finetune.units", "finetune.batch_size", "finetune.windows_per_image",
-    "end_to_end.pictures_per_step", "end_to_end.windows_per_picture", "end_to_end.units", "svm.passes", "svm.rounds",
-    "bbox.max_windows", "detection.max_candidates", "detection.max_per_class",
-)  # fmt: skip
-_SHARES = (
-    "finetune.foreground", "end_to_end.foreground", "end_to_end.background", "svm.negative_overlap",
-    "svm.duplicate_overlap", "bbox.min_overlap", "detection.nms", "detection.vote",
-)  # fmt: skip
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type = Config):
@@ -379,7 +348,7 @@ def _build(kind: type, values, prefix: str = "", source: str = "", whole: type |
         if dataclasses.is_dataclass(hint):
             arguments[name] = _build(hint, value or {}, f"{key}.", source, whole)
         else:
-            arguments[name] = _check(key, _convert(key, value, hint, source), source)
+            arguments[name] = check_value(key, _convert(key, value, hint, source), source)
     return kind(**arguments)
 
 
@@ -402,24 +371,6 @@ def _convert(key: str, value, hint, source: str):
         return str(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise SppdetError(f"{source}{key}: expected {hint.__name__}, found {value!r}")
-    return value
-
-
-def _check(key: str, value, source: str):
-    if key in _CHOICES and value not in _CHOICES[key]:
-        raise SppdetError(f"{source}{key}: '{value}' is none of {', '.join(_CHOICES[key])}")
-    if key in _SIZES and value is not None and (not value or min(value) < 1):
-        raise SppdetError(f"{source}{key}: expected one or more positive whole numbers, found {value!r}")
-    if key in _LIMITS and value is not None and value < 1:
-        raise SppdetError(f"{source}{key}: expected a positive number or null, found {value!r}")
-    if key in _COUNTS and value < 1:
-        raise SppdetError(f"{source}{key}: expected 1 or more, found {value!r}")
-    if key in _SHARES and not 0 <= value <= 1:
-        raise SppdetError(f"{source}{key}: expected 0 to 1, found {value!r}")
-    if key == "end_to_end.hard_of" and value < 0:
-        raise SppdetError(f"{source}{key}: expected a number of windows, or 0, found {value!r}")
-    if key == "pooling.samples" and value < 0:
-        raise SppdetError(f"{source}{key}: expected a number of points, or 0, found {value!r}")
     return value
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -41,18 +42,24 @@ from sppdet.images import read_image
 from sppdet.parallel import in_threads
 
 _REPORT = 50  # steps between two lines of the log
-_SAVE = 500  # and between two checkpoints
-_SAMPLE = 25  # steps whose pictures tell the size of targets and features
+_SAVE = 60  # seconds between two checkpoints
+_SAMPLE = 25  # steps whose pictures tell the size of features
+_FEW = 10  # windows of a class below which its targets are taken for as large as those of all classes
 
 
 class Network(nn.Module):
-    """Trunk, head, and the two layers on fc7: ``classify`` (K + 1 logits) and ``move`` (4 K shifts)."""
+    """Trunk, head, and the two layers on fc7: ``classify`` (K + 1 logits) and ``move`` (4 K shifts).
+
+    ``move`` learns ``(shift - mean) / deviation``, both ``(K, 4)``, until :meth:`unwhiten`.
+    """
 
     def __init__(self, trunk: nn.Module, head: Head, classes: int):
         super().__init__()
         self.trunk, self.head = trunk, head
         self.classify = nn.Linear(head.units, classes + 1)
         self.move = nn.Linear(head.units, 4 * classes)
+        self.register_buffer("mean", torch.zeros(classes, 4))
+        self.register_buffer("deviation", torch.ones(classes, 4))
         for layer, deviation in ((self.classify, 0.01), (self.move, 0.001)):
             nn.init.normal_(layer.weight, std=deviation)
             nn.init.zeros_(layer.bias)
@@ -73,13 +80,17 @@ class Network(nn.Module):
         with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
             return _maps(self.trunk, backbone, pixels) * self.head.scale
 
+    def whitened(self, targets: np.ndarray, labels: torch.Tensor) -> torch.Tensor:
+        """``(f, 4)`` shifts of windows of objects with labels ``(f,)``, as ``move`` learns them."""
+        return (torch.from_numpy(targets).to(self.mean) - self.mean[labels]) / self.deviation[labels]
+
     @torch.no_grad()
-    def unwhiten(self, mean: torch.Tensor, deviation: torch.Tensor) -> None:
-        """Let ``move`` give shifts themselves, where it learned ``(shift - mean) / deviation``; both are ``(4,)``."""
-        classes = self.move.out_features // 4
-        mean, deviation = (value.to(self.move.weight).repeat(classes) for value in (mean, deviation))
-        self.move.weight.mul_(deviation[:, None])
-        self.move.bias.mul_(deviation).add_(mean)
+    def unwhiten(self) -> None:
+        """Let ``move`` give shifts themselves."""
+        self.move.weight.mul_(self.deviation.flatten()[:, None])
+        self.move.bias.mul_(self.deviation.flatten()).add_(self.mean.flatten())
+        self.mean.zero_()
+        self.deviation.fill_(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,8 +126,11 @@ def train(
     key: str,
     seed: int,
     log: Callable[[str], None],
+    start: Head | None = None,
 ) -> tuple[Network, float]:
     """Train from ``backbone``'s weights; returns the network and the mean loss of the last tenth of the steps.
+
+    The fc layers begin as ``start``, and then learn at the trunk's rate, or with random weights.
 
     ``checkpoint`` is written now and then, and gone on from if it was left by an interrupted training of the same
     ``key``: the weights come out the same, because every step draws from a generator of its own.
@@ -126,14 +140,20 @@ def train(
     if not useful:
         raise SppdetError("end_to_end: there is no object in the training pictures; check data.root and data.classes")
     steps = math.ceil(settings.epochs * useful / settings.pictures_per_step)
-    mean, deviation, unit = _statistics(corpus, backbone, features, settings, seed)
-    head = Head(features.pooled_dimension, settings.units, "fc7", unit, settings.dropout)
+    head = start or Head(
+        features.pooled_dimension, settings.units, "fc7",
+        _unit(corpus, backbone, features, settings, seed), settings.dropout,
+    )  # fmt: skip
     network = Network(copy.deepcopy(backbone.trunk), head, len(corpus.dataset.classes)).to(backbone.device)
+    mean, deviation = target_statistics(corpus, settings.flip)
+    network.mean.copy_(torch.from_numpy(mean))
+    network.deviation.copy_(torch.from_numpy(deviation))
     freeze(network.trunk, settings.frozen_stride)
-    optimizer = make_optimizer(_groups(network, settings), settings)
+    optimizer = make_optimizer(_groups(network, settings, ("trunk.", "head.") if start else ("trunk.",)), settings)
     left = checkpoints.restore(checkpoint, key, network, optimizer)
     losses = left[0]["losses"].tolist() if left else []
     rates = [group["lr"] for group in optimizer.param_groups]
+    saved = time.monotonic()
     progress = tqdm(total=steps, initial=len(losses), desc="end to end", mininterval=1, unit="")
     with progress:
         for pictures in _steps(corpus, settings, backbone, features, len(losses), steps, seed):
@@ -141,7 +161,7 @@ def train(
             for group, rate in zip(optimizer.param_groups, rates):
                 group["lr"] = rate * warm_cosine(len(losses), steps)
             optimizer.zero_grad()
-            losses.append(learn(network.train(), backbone, features, pictures, mean, deviation, settings))
+            losses.append(learn(network.train(), backbone, features, pictures, settings))
             if not np.isfinite(losses[-1]).all():
                 raise SppdetError("end_to_end: the loss is not finite; lower end_to_end.learning_rate")
             optimizer.step()
@@ -149,28 +169,28 @@ def train(
             if len(losses) % _REPORT == 0:
                 recent = np.mean(losses[-_REPORT:], axis=0).round(4).tolist()
                 log(json.dumps({"step": len(losses), "class_loss": recent[0], "box_loss": recent[1]}))
-            if len(losses) % _SAVE == 0 and len(losses) < steps:
+            if time.monotonic() - saved > _SAVE and len(losses) < steps:
                 more = {"losses": torch.tensor(losses, dtype=torch.float64)}
                 checkpoints.save(checkpoint, key, network, optimizer, more)
-    network.unwhiten(torch.from_numpy(mean), torch.from_numpy(deviation))
+                saved = time.monotonic()
+    network.unwhiten()
     tail = losses[-max(1, steps // 10) :]
     return network.eval(), float(np.mean([one[0] for one in tail]))
 
 
 def learn(
-    network: Network, backbone: Backbone, features: WindowFeatures, pictures: list[Picture],
-    mean: np.ndarray, deviation: np.ndarray, settings: EndToEnd,
-) -> list[float]:  # fmt: skip
+    network: Network, backbone: Backbone, features: WindowFeatures, pictures: list[Picture], settings: EndToEnd
+) -> list[float]:
     """Add a step's gradients to ``network``'s; the parts of its multi-task loss, of classes and of boxes (section 2.3).
 
-    As there, both are divided by the number of all windows; targets are whitened by ``mean`` and ``deviation``. On a
-    CPU each picture goes through the trunk, and its gradient back, in one thread beside the others', as layers of
-    small pictures are too little work to share. The sums are made in the order of the pictures on any number of cores.
+    As there, both are divided by the number of all windows. On a CPU each picture goes through the trunk, and its
+    gradient back, in one thread beside the others', as layers of small pictures are too little work to share. The sums
+    are made in the order of the pictures on any number of cores.
     """
     workers = torch.get_num_threads() if backbone.device.type == "cpu" else 1
     maps = list(in_threads(lambda picture: network.maps(backbone, picture.pixels), pictures, workers))
     ends = [own.detach().requires_grad_(own.requires_grad) for own in maps]
-    parts = _losses(network, backbone, features, pictures, ends, mean, deviation, settings)
+    parts = _losses(network, backbone, features, pictures, ends, settings)
     (parts[0] + settings.box_weight * parts[1]).backward()
 
     layers = [parameter for parameter in network.trunk.parameters() if parameter.requires_grad]
@@ -183,14 +203,14 @@ def learn(
 
 def _losses(
     network: Network, backbone: Backbone, features: WindowFeatures, pictures: list[Picture], maps: list[torch.Tensor],
-    mean: np.ndarray, deviation: np.ndarray, settings: EndToEnd,
+    settings: EndToEnd,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Both parts of the loss, from the maps on."""
 
     def of_windows(pictures: list[Picture]) -> tuple[torch.Tensor, torch.Tensor]:
         pooled = torch.cat([_pool(own, features, picture) for own, picture in zip(maps, pictures)])
         with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
-            return _window_losses(*network(pooled), pictures, mean, deviation, settings.focal)
+            return _window_losses(network, pooled, pictures, settings.focal)
 
     if settings.hard_of:
         with torch.no_grad():
@@ -205,18 +225,18 @@ def _losses(
 
 
 def _window_losses(
-    logits: torch.Tensor, shifts: torch.Tensor, pictures: list[Picture],
-    mean: np.ndarray, deviation: np.ndarray, focal: float,
-) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    network: Network, pooled: torch.Tensor, pictures: list[Picture], focal: float
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Both losses of every window: ``(n,)`` each, the second 0 for background."""
+    logits, shifts = network(pooled)
     labels = torch.from_numpy(np.concatenate([picture.labels for picture in pictures])).to(logits.device)
     classification = functional.cross_entropy(logits, labels, reduction="none")
     if focal:  # arXiv 1708.02002, equation 4, of the softmax's probability
         classification = (1 - torch.exp(-classification)) ** focal * classification
     front = torch.nonzero(labels < shifts.shape[1])[:, 0]
-    targets = np.concatenate([picture.targets for picture in pictures])
-    wanted = torch.from_numpy((targets - mean) / deviation).to(shifts)
-    moved = functional.smooth_l1_loss(shifts[front, labels[front]], wanted, reduction="none").sum(dim=1)
+    own = labels[front]
+    wanted = network.whitened(np.concatenate([picture.targets for picture in pictures]), own)
+    moved = functional.smooth_l1_loss(shifts[front, own], wanted, reduction="none").sum(dim=1)
     return classification, torch.zeros_like(classification).index_put((front,), moved)
 
 
@@ -237,11 +257,12 @@ def _pool(maps: torch.Tensor, features: WindowFeatures, picture: Picture) -> tor
     return features.pool(maps, picture.windows, picture.size, picture.factor)
 
 
-def _groups(network: Network, settings: EndToEnd) -> list[dict]:
-    """The parameters that learn, the trunk's at a rate of their own."""
-    trunk = [parameter for parameter in network.trunk.parameters() if parameter.requires_grad]
-    fresh = [parameter for name, parameter in network.named_parameters() if not name.startswith("trunk.")]
-    return [{"params": trunk, "lr": settings.learning_rate * settings.trunk_rate}, {"params": fresh}]
+def _groups(network: Network, settings: EndToEnd, given: tuple[str, ...]) -> list[dict]:
+    """The parameters that learn; those that came with weights, whose names begin so, at a rate of their own."""
+    names = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+    old = [parameter for name, parameter in names.items() if name.startswith(given)]
+    fresh = [parameter for name, parameter in names.items() if not name.startswith(given)]
+    return [{"params": old, "lr": settings.learning_rate * settings.trunk_rate}, {"params": fresh}]
 
 
 def _steps(
@@ -285,13 +306,33 @@ def _draw(
     return sample_windows(corpus, i, settings.windows_per_picture, settings.foreground, rng, settings.background)
 
 
-def _statistics(
-    corpus: Corpus, backbone: Backbone, features: WindowFeatures, settings: EndToEnd, seed: int
-) -> tuple[np.ndarray, np.ndarray, float]:
-    """Mean and deviation of the targets (section 2.3), and what brings pooled features to a mean square of 1."""
-    pictures = [p for step in _steps(corpus, settings, backbone, features, 0, _SAMPLE, seed) for p in step]
-    targets = np.concatenate([picture.targets for picture in pictures])
+def target_statistics(corpus: Corpus, flip: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation of each class's targets, both float64 ``(K, 4)``.
+
+    Of all windows that overlap an object by half or more, the objects themselves among them, and with ``flip`` of their
+    mirror images, as roidb.py of py-faster-rcnn has it. A class with few such windows takes those of all classes.
+    """
+    labels, targets = [np.zeros(0, np.int64)], [np.zeros((0, 4))]
+    for i, sample in enumerate(corpus.dataset):
+        if len(sample.boxes):
+            windows = np.concatenate([sample.boxes, corpus.proposals(i)])
+            overlap = geometry.iou(windows, sample.boxes)
+            near = overlap.max(axis=1) >= 0.5
+            nearest = overlap[near].argmax(axis=1)
+            labels.append(sample.labels[nearest])
+            targets.append(geometry.encode(windows[near], sample.boxes[nearest]))
+    labels, targets = np.concatenate(labels), np.concatenate(targets)
+    if flip:
+        labels, targets = np.tile(labels, 2), np.concatenate([targets, targets * (-1, 1, 1, 1)])
+    every = range(len(corpus.dataset.classes))
+    own = [targets[labels == k] if (labels == k).sum() >= _FEW else targets for k in every]
+    return np.stack([t.mean(axis=0) for t in own]), np.stack([t.std(axis=0) for t in own]) + 1e-6
+
+
+def _unit(corpus: Corpus, backbone: Backbone, features: WindowFeatures, settings: EndToEnd, seed: int) -> float:
+    """What brings pooled features to a mean square of 1."""
+    pictures = (p for step in _steps(corpus, settings, backbone, features, 0, _SAMPLE, seed) for p in step)
     with torch.inference_mode():
         pooled = (_pool(_maps(backbone.trunk, backbone, p.pixels), features, p) for p in pictures)
         squares = [vectors.square().mean() for vectors in pooled]
-    return targets.mean(axis=0), targets.std(axis=0) + 1e-6, float(torch.stack(squares).mean().rsqrt())
+    return float(torch.stack(squares).mean().rsqrt())

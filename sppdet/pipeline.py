@@ -207,7 +207,8 @@ class Pipeline:
         features = self._features_key(self.initial)
         for name in ("scales", "target"):  # those of the maps; training has its own
             features["windows"].pop(name, None)
-        key = self._key(settings, [features], [corpus.names, self._objects])
+        start = self._network_head(self.config.end_to_end.dropout)
+        key = self._key(settings, [features, start and weights_digest(start)], [corpus.names, self._objects])
         if not again and self._is_done(path, key):
             return {"computed": False}
         checkpoint = path.with_suffix(".checkpoint")
@@ -215,7 +216,7 @@ class Pipeline:
             checkpoint.unlink(missing_ok=True)
         network, loss = end_to_end.train(
             corpus, self.initial, self.pooled_features, self.config.end_to_end,
-            checkpoint, key.data, self.config.run.seed, self.log,
+            checkpoint, key.data, self.config.run.seed, self.log, start,
         )  # fmt: skip
         _finish(path, key, network.state_dict(), head=network.head.description())
         checkpoint.unlink(missing_ok=True)
@@ -236,7 +237,7 @@ class Pipeline:
         if self.config.features == "pool5" or self.config.end_to_end.enabled:
             return None
         settings = {"finetune": asdict(self.config.finetune), "norm": self.config.svm.norm}
-        start = self._network_head()
+        start = self._network_head(self.config.finetune.dropout)
         depends = [self._shared_key, start and weights_digest(start)]
         key = self._key(settings, depends, [self.corpus.names, self._objects])
         if not again and self._is_done(self._head_path, key):
@@ -249,13 +250,13 @@ class Pipeline:
         _finish(self._head_path, key, tensors, head=head.description())
         return {"computed": True, "loss": loss and round(loss, 4)}
 
-    def _network_head(self) -> Head | None:
-        """The fc layers that fine-tuning begins with, where they are not random."""
+    def _network_head(self, dropout: float) -> Head | None:
+        """The fc layers that training begins with, where they are not random."""
         c = self.config
         if c.finetune.init == "random":
             return None
         state = network_state(c.backbone.name, c.backbone.weights)
-        return Head.of_network(c.backbone.name, state, c.finetune.dropout)
+        return Head.of_network(c.backbone.name, state, dropout)
 
     def _svm(self, again: bool) -> dict | None:
         if self.config.classifier == "softmax":

@@ -151,7 +151,7 @@ def break_one_class(root: Path) -> None:
         (lambda root: None, ["size=[48]"], "unknown key 'size'; did you mean 'sizes'?"),
         (lambda root: None, ["side=40"], "side: 40 is less than the largest of sizes, 48, which is cut from it"),
         (lambda root: None, ["test.side=40"], "test.views: crop cuts 48 x 48 from pictures of a shorter side of 40"),
-        (lambda root: None, ["epochs=0"], "epochs: expected more than 0, found 0"),
+        (lambda root: None, ["epochs=0"], "epochs: expected 1 or more, found 0"),
         (lambda root: None, ["backbone.weights=pretrain"], "backbone.weights: pretrain is for detection"),
     ],
 )
@@ -194,7 +194,7 @@ def test_other_pictures_can_be_measured(finished, capsys):
     [
         (["none"], "none: no run here; sppdet classify train ROOT run.dir=none makes one"),
         (["run", "levels=[6]"], "'levels=[6]': only data.*, test.*, device and workers can differ"),
-        (["run", "test.views=all"], "test.views: 'all' is none of crop, full, multi"),
+        (["run", "test.views=all"], "test.views: expected one of crop, full, multi, found 'all'"),
         (["run", "data.val=null"], "data.val: null; give a folder"),
     ],
 )

@@ -141,8 +141,8 @@ def test_override_copies():
         ("regions.scales=[0]", "regions.scales: expected one or more positive"),
         ("regions.scales=[4.5]", "regions.scales: expected int, found 4.5"),
         ("pooling.levels=[a]", "pooling.levels: expected int, found 'a'"),
-        ("pooling.kind=roi_align", "pooling.kind: 'roi_align' is none of max, average, align"),
-        ("pooling.samples=-1", "pooling.samples: expected a number of points, or 0, found -1"),
+        ("pooling.kind=roi_align", "pooling.kind: expected one of max, average, align, found 'roi_align'"),
+        ("pooling.samples=-1", "pooling.samples: expected 0 or more, found -1"),
         ("pooling.samples=2", "pooling.samples: max takes whole cells; set pooling.kind=align with it"),
         ("workers=two", "workers: expected int, found 'two'"),
         ("workers=true", "workers: expected int, found True"),
@@ -151,12 +151,17 @@ def test_override_copies():
         ("svm.C=null", "svm.C: expected float, found None"),
         ("bbox.enabled=1", "bbox.enabled: expected bool, found 1"),
         ("run.dir=[a]", "run.dir: expected str"),
-        ("features=fc8", "features: 'fc8' is none of pool5, fc6, fc7"),
-        ("svm.solver=primal", "svm.solver: 'primal' is none of dual, liblinear"),
-        ("regions.crop=squeeze", "regions.crop: 'squeeze' is none of none, warp, square, square_context"),
+        ("features=fc8", "features: expected one of pool5, fc6, fc7, found 'fc8'"),
+        ("svm.solver=primal", "svm.solver: expected one of dual, liblinear, found 'primal'"),
+        ("regions.crop=squeeze", "regions.crop: expected one of none, warp, square, square_context, found 'squeeze'"),
         ("data.limit_train=0", "data.limit_train: expected a positive number or null, found 0"),
         ("end_to_end.pictures_per_step=0", "end_to_end.pictures_per_step: expected 1 or more, found 0"),
-        ("end_to_end.hard_of=-1", "end_to_end.hard_of: expected a number of windows, or 0, found -1"),
+        ("end_to_end.hard_of=-1", "end_to_end.hard_of: expected 0 or more, found -1"),
+        ("end_to_end.epochs=0", "end_to_end.epochs: expected more than 0, found 0.0"),
+        ("end_to_end.dropout=1.5", "end_to_end.dropout: expected 0 to 1, found 1.5"),
+        ("end_to_end.background=0.5", "end_to_end.background: a window that overlaps an object by 0.5 is foreground"),
+        ("proposals.sigma=.nan", "proposals.sigma: expected a number, found nan"),
+        ("proposals.base_k=-50", "proposals.base_k: expected more than 0, found -50"),
         ("detection.vote=1.5", "detection.vote: expected 0 to 1, found 1.5"),
     ],
 )
@@ -178,6 +183,7 @@ ALEXNET = ["features=fc7", "finetune.init=imagenet", "backbone.name=alexnet", "p
         ([*ALEXNET, "pooling.levels=[6,3]"], r"reads one level of 6 x 6 bins; set pooling.levels=\[6\]"),
         ([*ALEXNET, "backbone.name=vgg16"], r"vgg16 reads one level of 7 x 7 bins; set pooling.levels=\[7\]"),
         ([*ALEXNET, "finetune.units=1024"], "set .* and finetune.units=4096"),
+        ([*ALEXNET, "end_to_end.enabled=true"], "set .* and end_to_end.units=4096"),
     ],
 )
 def test_fc_layers_that_are_not_there_are_refused(options, message):
@@ -191,6 +197,7 @@ def test_fc_layers_that_are_not_there_are_refused(options, message):
     ("texts", "message"),
     [
         (["classifier=softmax"], "classifier: softmax is a layer on fc7; set end_to_end.enabled=true and features=fc7"),
+        (["end_to_end.enabled=true", "backbone.weights=random"], "end_to_end.frozen_stride: random layers would stay"),
         (["regions.crop=warp", "regions.scales=[480,688]"], "regions.scales: crops have one size.*leave one scale"),
         (["regions.crop=warp", "regions.crop_size=63"], "regions.crop_size: expected 64 or more, found 63"),
         (
@@ -255,7 +262,7 @@ def test_the_classifiers_settings_are_read_by_the_same_rules(tmp_path):
         ("level=[6]", r"unknown key 'level'; did you mean 'levels'\?"),
         ("svm.C=1", "unknown key 'svm.C'"),
         ("sizes=[]", "sizes: expected one or more positive whole numbers"),
-        ("test.views=some", "test.views: 'some' is none of crop, full, multi"),
+        ("test.views=some", "test.views: expected one of crop, full, multi, found 'some'"),
         ("learning_rate=0", "learning_rate: expected more than 0"),
     ):
         with pytest.raises(SppdetError, match=message):

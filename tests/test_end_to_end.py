@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sppdet import boxes as geometry
 from sppdet import end_to_end
@@ -44,10 +45,10 @@ class Workplace:
             self.corpus.proposal_store.write(name, near.astype(np.float32))
         self.checkpoint = folder / "checkpoint"
 
-    def train(self, log=lambda text: None, key="key", **changes):
+    def train(self, log=lambda text: None, key="key", start=None, **changes):
         fresh = Backbone.create("small", "random", "cpu", "float32")
         settings = EndToEnd(**QUICK | changes)
-        return end_to_end.train(self.corpus, fresh, self.features, settings, self.checkpoint, key, 3, log)
+        return end_to_end.train(self.corpus, fresh, self.features, settings, self.checkpoint, key, 3, log, start)
 
 
 class FixedWindows:
@@ -105,8 +106,7 @@ def test_a_steps_gradients_are_those_of_one_graph(place, frozen):
     head = Head(place.features.pooled_dimension, 16, "fc7", 0.25, dropout=0.0)
     network = end_to_end.Network(place.backbone.trunk, head, len(place.corpus.dataset.classes)).train()
     freeze(network.trunk, frozen)
-    mean, deviation = np.full(4, 0.1), np.full(4, 2.0)
-    found = end_to_end.learn(network, place.backbone, place.features, pictures, mean, deviation, settings)
+    found = end_to_end.learn(network, place.backbone, place.features, pictures, settings)
     gradients = {name: value.grad for name, value in network.named_parameters()}
 
     # The plain form: all pictures in one graph, the scale applied to the vectors.
@@ -114,7 +114,7 @@ def test_a_steps_gradients_are_those_of_one_graph(place, frozen):
     pooled = torch.cat(
         [place.features.pool(network.trunk(p.pixels), p.windows, p.size, p.factor) * 0.25 for p in pictures]
     )
-    losses = end_to_end._window_losses(*network(pooled), pictures, mean, deviation, 0.0)
+    losses = end_to_end._window_losses(network, pooled, pictures, 0.0)
     count = sum(len(picture.labels) for picture in pictures)
     classification, moved = (one.sum() / count for one in losses)
     (classification + 0.7 * moved).backward()
@@ -166,7 +166,7 @@ def test_a_network_learns_from_crops(place, monkeypatch):
 
 
 def test_an_interrupted_training_goes_on_to_the_same_weights(place, monkeypatch):
-    monkeypatch.setattr(end_to_end, "_SAVE", 3)
+    monkeypatch.setattr(end_to_end, "_SAVE", 0)
     monkeypatch.setattr(end_to_end, "_REPORT", 4)
     whole, loss = place.train(dropout=0.5)
     place.checkpoint.unlink()
@@ -184,7 +184,7 @@ def test_an_interrupted_training_goes_on_to_the_same_weights(place, monkeypatch)
 
 
 def test_the_checkpoint_of_other_settings_is_not_gone_on_from(place, monkeypatch):
-    monkeypatch.setattr(end_to_end, "_SAVE", 3)
+    monkeypatch.setattr(end_to_end, "_SAVE", 0)
     _, loss = place.train(key="one")
     stored = place.checkpoint.read_bytes()
     _, again = place.train(key="other")
@@ -220,13 +220,74 @@ def test_losses_of_single_windows_by_hand():
     logits = torch.log(torch.tensor([[2.0, 1.0, 1.0], [1.0, 1.0, 2.0]]))
     shifts = torch.zeros(2, 2, 4)
     shifts[0, 0] = torch.tensor([0.5, 2.0, 0.0, 0.0])  # smooth L1: 0.5^2 / 2 and 2 - 1/2
+    network = end_to_end.Network(nn.Identity(), Head(4, 4, "fc7"), classes=2)
+    network.forward = lambda pooled: (logits, shifts)
     picture = picture_of([[0, 0, 9, 9], [20, 20, 30, 30]], [0, 2], 1)
-    unmoved, whole = np.zeros(4), np.ones(4)
-    losses = end_to_end._window_losses(logits, shifts, [picture], unmoved, whole, 0.0)
+    losses = end_to_end._window_losses(network, None, [picture], 0.0)
     assert losses[0].tolist() == pytest.approx([np.log(2), np.log(2)])
     assert losses[1].tolist() == pytest.approx([0.125 + 1.5, 0])
-    focal, _ = end_to_end._window_losses(logits, shifts, [picture], unmoved, whole, 2.0)
+    focal, _ = end_to_end._window_losses(network, None, [picture], 2.0)
     assert focal.tolist() == pytest.approx([np.log(2) / 4, np.log(2) / 4])
+    # The window's own class says how its target is whitened: here to (0.5, 0, 0, 0).
+    network.mean[0, 0], network.deviation[0, 0] = -1.0, 2.0
+    _, moved = end_to_end._window_losses(network, None, [picture], 0.0)
+    assert moved.tolist() == pytest.approx([1.5, 0])
+
+
+def test_shifts_are_the_same_whitened_or_not():
+    network = end_to_end.Network(nn.Identity(), Head(4, 4, "fc7", dropout=0.0), classes=2)
+    network.mean.copy_(torch.randn(2, 4))
+    network.deviation.copy_(torch.rand(2, 4) + 0.5)
+    nn.init.normal_(network.move.weight)
+    pooled = torch.randn(3, 4)
+    _, whitened = network(pooled)
+    expected = whitened * network.deviation + network.mean
+    network.unwhiten()
+    torch.testing.assert_close(network(pooled)[1], expected)
+    targets = np.ones((1, 4))
+    assert network.whitened(targets, torch.tensor([1])).tolist() == targets.tolist()
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_targets_are_measured_class_by_class(place, flip):
+    mean, deviation = end_to_end.target_statistics(place.corpus, flip)
+    dataset = place.corpus.dataset
+    rows = []
+    for i, sample in enumerate(dataset):
+        windows, objects = np.concatenate([sample.boxes, place.corpus.proposals(i)]), sample.boxes
+        views = [(windows, objects)]
+        views += [tuple(geometry.mirror(boxes, sample.width) for boxes in (windows, objects))] if flip else []
+        for seen, there in views:
+            for window in seen:
+                overlap = geometry.iou(window[None], there)[0]
+                if overlap.max() >= 0.5:
+                    best = overlap.argmax()
+                    rows.append((sample.labels[best], geometry.encode(window[None], there[best][None])[0]))
+    for k in range(len(dataset.classes)):
+        own = np.array([target for label, target in rows if label == k])
+        assert len(own) >= 10
+        np.testing.assert_allclose(mean[k], own.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(deviation[k], own.std(axis=0), atol=1e-5)
+    assert (mean[:, 0] == pytest.approx(0)) == flip
+
+
+def test_targets_of_a_rare_class_are_those_of_all(place, monkeypatch):
+    whole = end_to_end.target_statistics(place.corpus, True)
+    monkeypatch.setattr(end_to_end, "_FEW", 10**6)
+    mean, deviation = end_to_end.target_statistics(place.corpus, True)
+    assert (mean == mean[0]).all() and (deviation == deviation[0]).all()
+    assert not (whole[1] == whole[1][0]).all()
+
+
+def test_given_fc_layers_are_begun_with_at_the_trunks_rate(place):
+    start = Head(place.features.pooled_dimension, 16, "fc7", dropout=0.0)
+    given = start.fc6.weight.detach().clone()
+    network, _ = place.train(start=start, learning_rate=1e-30)
+    torch.testing.assert_close(network.head.fc6.weight, given)
+    settings = EndToEnd(**QUICK)
+    old, fresh = end_to_end._groups(network, settings, ("trunk.", "head."))
+    assert old["lr"] == settings.learning_rate * settings.trunk_rate and "lr" not in fresh
+    assert len(fresh["params"]) == 4  # weights and biases of the two layers on fc7
 
 
 def test_the_hardest_windows_are_chosen_and_near_ones_once():

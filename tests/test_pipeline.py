@@ -289,7 +289,9 @@ def test_two_runs_are_compared_on_the_same_pictures(trained, place, capsys):
 
 @pytest.mark.parametrize("together", [["classifier=softmax", "bbox.kind=joint"], ["bbox.kind=joint"]])
 def test_what_is_learned_for_all_classes_at_once_cannot_be_kept(place, capsys, together):
-    assert place.train("--keep", "features=fc7", "end_to_end.enabled=true", *together) == 2
+    assert (
+        place.train("--keep", "features=fc7", "end_to_end.enabled=true", "end_to_end.frozen_stride=0", *together) == 2
+    )
     (line,) = error_lines(capsys)
     assert "error: --keep:" in line and "classifier=svm and bbox.kind=ridge" in line and not place.run.exists()
 
@@ -431,7 +433,13 @@ def test_the_recipes_of_larger_networks_run(name, inputs, tmp_path, shapes_root)
 
 
 def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place):
-    options = ["end_to_end.enabled=true", "end_to_end.epochs=0.5", "end_to_end.scales=[96]", "end_to_end.units=16"]
+    options = [
+        "end_to_end.enabled=true",
+        "end_to_end.frozen_stride=0",
+        "end_to_end.epochs=0.5",
+        "end_to_end.scales=[96]",
+        "end_to_end.units=16",
+    ]
     assert place.train(*options) == 0
     trained = place.run / "stages" / "end_to_end.safetensors"
     written = trained.stat().st_mtime_ns
@@ -472,7 +480,7 @@ def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place)
         ("features=fc7 finetune.units=16 svd_ranks=[17,4]", "a layer of 16 units has no rank above 16"),
         ("svd_ranks=[4]", "features=pool5 has 0 fc layers; give as many ranks"),
         (
-            "end_to_end.enabled=true features=fc7 bbox.kind=joint end_to_end.box_weight=0",
+            "end_to_end.enabled=true end_to_end.frozen_stride=0 features=fc7 bbox.kind=joint end_to_end.box_weight=0",
             "joint boxes do not learn with end_to_end.box_weight=0",
         ),
         ("end_to_end.hard_of=10", "end_to_end.hard_of: 64 windows of 10 cannot be chosen"),
@@ -537,7 +545,7 @@ def test_a_class_is_added_to_rcnn_without_touching_the_others(tmp_path, trained_
 def test_rcnn_fine_tuned(tmp_path, trained):
     place = Workplace(tmp_path, trained.root, trained.cache)
     options = [
-        *RCNN, "end_to_end.enabled=true", "end_to_end.epochs=1", "end_to_end.units=16", "end_to_end.box_weight=0",
+        *RCNN, "end_to_end.enabled=true", "end_to_end.frozen_stride=0", "end_to_end.epochs=1", "end_to_end.units=16", "end_to_end.box_weight=0",
         "end_to_end.background=0", "end_to_end.pictures_per_step=4", "end_to_end.windows_per_picture=8", "features=fc7",
     ]  # fmt: skip
     assert place.train(*options) == 0
