@@ -7,14 +7,15 @@ of weights, one a row and one a column of bins, and costs the same whatever the 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from sppdet.compiled import compiled
 
 WHOLE_CELLS = -1  # in place of a number of samples: windows are of whole cells, which count alike
 
 _contract = {"contract"}  # a product and a sum may be one instruction
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _room(levels, sides):
     """What :func:`_level` writes to, for both axes and each bin: its first cell, how many, their weights, their sum."""
     n = levels.max()
@@ -26,7 +27,7 @@ def _room(levels, sides):
     )
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _level(window, n, samples, sides, first, count, weights, total):
     """The ``n`` bins of a window along x (index 0) and y (1); ``sides`` are the map's width and height."""
     for axis in range(2):
@@ -37,7 +38,7 @@ def _level(window, n, samples, sides, first, count, weights, total):
             _points(start, end, n, samples, sides[axis], first[axis], count[axis], weights[axis], total[axis])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _cells(start, end, n, first, count, weights, total):
     start, side = int(start), int(end) - int(start)
     for i in range(n):
@@ -47,7 +48,7 @@ def _cells(start, end, n, first, count, weights, total):
         total[i] = count[i]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _points(start, end, n, samples, side, first, count, weights, total):
     """Bilinear weights, in float32 operation by operation as torchvision's ``roi_align`` with ``aligned``.
 
@@ -76,7 +77,7 @@ def _points(start, end, n, samples, side, first, count, weights, total):
         total[i] = points
 
 
-@njit(nogil=True, cache=True, fastmath=_contract)
+@compiled(fastmath=_contract)
 def _add_weighted(row, row_weight, weights, out):
     """``out (C,)`` += ``row_weight`` times the cells of ``row (n, C)``, each by its weight."""
     n, channels = row.shape
@@ -93,7 +94,7 @@ def _add_weighted(row, row_weight, weights, out):
             out[k] += weight * a[k]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def average_windows(conv_map, windows, levels, samples, pooled):
     """``conv_map (H, W, C)`` and float32 ``windows (N, 4)`` -> ``pooled (N, M, C)``."""
     sides = np.array([conv_map.shape[1], conv_map.shape[0]])
@@ -115,7 +116,7 @@ def average_windows(conv_map, windows, levels, samples, pooled):
                     place += 1
 
 
-@njit(nogil=True, cache=True, fastmath=_contract)
+@compiled(fastmath=_contract)
 def spread_gradient(windows, levels, samples, gradient, start, end, found):
     """Add to ``found (H, W, C)`` each cell's share of each bin's average times the bin's ``gradient (N, M, C)``.
 

@@ -17,7 +17,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from sppdet.compiled import compiled
 
 _COLOURS = 25
 _SLOPES = 20  # of one derivative
@@ -67,10 +68,12 @@ def group(regions: Regions, weights: tuple[float, float, float, float]) -> np.nd
     lowest number is joined: its place in ``regions.pairs``, or the lowest number of the pairs that joining made one.
     """
     colours = regions.histograms.shape[1] // (_COLOURS + _DIRECTIONS * _SLOPES) * _COLOURS
-    return _group(regions.sizes, regions.boxes, regions.histograms, regions.pairs, colours, np.array(weights))
+    return _group(
+        regions.sizes, regions.boxes, regions.histograms, regions.pairs, colours, np.array(weights, np.float64)
+    )
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _histograms(planes, slopes, labels, count):
     """From planes uint8 ``(C, H, W)`` and their derivatives along x and y, int16 ``(C, 2, H, W)``."""
     channels, height, width = planes.shape
@@ -107,13 +110,13 @@ def _histograms(planes, slopes, labels, count):
     return histograms
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _slope_bin(slope):
     """Of -2048 to 2047, Scharr's answer to 64 grey levels a pixel; what is steeper counts in the outermost bins."""
     return np.int32((min(max(slope, -2048), 2047) + 2048) * _SLOPES >> 12)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _measure(labels, count):
     """Sizes and boxes of the regions, and keys of the pairs: regions that touch from the left, above or above left."""
     height, width = labels.shape
@@ -148,7 +151,7 @@ def _pairs(keys: np.ndarray, count: int) -> np.ndarray:
     return np.stack([keys // max(count, 1), keys % max(count, 1)], axis=1).astype(np.int32)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _renumber(pairs, labels, count):
     keys = np.empty(len(pairs), np.int64)
     found = 0
@@ -160,7 +163,7 @@ def _renumber(pairs, labels, count):
     return keys[:found]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _merge(sizes, boxes, histograms, labels, count):
     new_sizes = np.zeros(count, np.int32)
     new_boxes = np.empty((count, 4), np.int32)
@@ -173,7 +176,7 @@ def _merge(sizes, boxes, histograms, labels, count):
     return new_sizes, new_boxes, new_histograms
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _absorb(sizes, boxes, histograms, a, size, box, histogram):
     """Region ``a`` grows by another."""
     sizes[a] += size
@@ -186,14 +189,14 @@ def _absorb(sizes, boxes, histograms, a, size, box, histogram):
         row[i] += histogram[i]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _normalise(shares, histogram, size):
     scale = np.float32(_FULL) / np.float32(size)
     for i in range(len(shares)):
         shares[i] = np.uint16(np.float32(histogram[i]) * scale)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _intersection(a, b):
     total = np.int32(0)
     for i in range(len(a)):  # from 0: an index that might be negative would cost the vector instructions
@@ -201,7 +204,7 @@ def _intersection(a, b):
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _similarity(a, b, sizes, boxes, shares, colours, weights, pixels):
     """Of regions ``a`` and ``b``, from 0 to 1, in steps of 2^-30."""
     bins = shares.shape[1]
@@ -213,11 +216,11 @@ def _similarity(a, b, sizes, boxes, shares, colours, weights, pixels):
     both = np.int64(sizes[a]) + sizes[b]
     size = 1 - both / pixels
     fill = 1 - (np.int64(width) * height - both) / pixels
-    total = weights[0] * colour + weights[1] * texture + weights[2] * size + weights[3] * min(fill, 1.0)
+    total = weights[0] * colour + weights[1] * texture + weights[2] * size + weights[3] * fill
     return np.int64(total * 2**30)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _set(tree, leaf, key):
     """In a tournament tree (the winner of i's children 2i and 2i + 1 stands at i), the lowest key wins."""
     leaf += len(tree) // 2
@@ -227,7 +230,7 @@ def _set(tree, leaf, key):
         tree[leaf] = min(tree[2 * leaf], tree[2 * leaf + 1])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _group(sizes, boxes, histograms, pairs, colours, weights):
     count = len(sizes)
     pixels = sizes.sum()
@@ -280,12 +283,12 @@ def _group(sizes, boxes, histograms, pairs, colours, weights):
     return found[:made]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _key(pair, similarity):
     return ((np.int64(1) << 30) - similarity) << 32 | np.int64(pair)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _contract(a, b, others, lists, following, alive, seen, tree):
     """Region ``a`` takes over ``b``'s pairs. Of two pairs with the same region the lower number stays."""
     kept = -1

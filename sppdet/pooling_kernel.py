@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from sppdet.compiled import compiled
 
 
 def _max_of(lanes: int):
@@ -51,7 +53,7 @@ _LANES = 64  # four registers of AVX-512, eight of AVX2
 _max_of_lanes, _max_of_one = _max_of(_LANES), _max_of(1)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _max_into(source, first, rows, row_step, columns, column_step, out, to, channels):
     """``out[to:to + channels]`` = the maximum of the vectors at ``first + row * row_step + column * column_step``."""
     whole = channels // _LANES * _LANES
@@ -61,7 +63,7 @@ def _max_into(source, first, rows, row_step, columns, column_step, out, to, chan
         _max_of_one(source, first + c, rows, row_step, columns, column_step, out, to + c)
 
 
-@njit(nogil=True, cache=True, inline="always")
+@compiled(inline="always")
 def _max_of_columns(source, first, rows, row_step, columns, column_step, out, to, channels):
     # Most bins have few cells: with their number known the loops unroll, and there is no branch to be mispredicted.
     if columns == 1:
@@ -74,7 +76,7 @@ def _max_of_columns(source, first, rows, row_step, columns, column_step, out, to
         _max_into(source, first, rows, row_step, columns, column_step, out, to, channels)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _max_of_cells(source, first, rows, row_step, columns, column_step, out, to, channels):
     if rows == 1:
         _max_of_columns(source, first, 1, row_step, columns, column_step, out, to, channels)
@@ -86,7 +88,7 @@ def _max_of_cells(source, first, rows, row_step, columns, column_step, out, to, 
         _max_of_columns(source, first, rows, row_step, columns, column_step, out, to, channels)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def pool_windows(conv_map, map_width, channels, cells, levels, parents, starts, order, pooled):
     """``conv_map`` and ``pooled`` are flat; positions in them are counted in floats."""
     bins = starts[-1] + levels[-1] ** 2
@@ -118,7 +120,7 @@ def pool_windows(conv_map, map_width, channels, cells, levels, parents, starts, 
                         to += channels
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def spread_gradient(conv_map, cells, levels, starts, pooled, gradient, first, last, out):
     """Add each bin's gradient to the first of its cells, row by row, that holds the bin's maximum.
 

@@ -23,7 +23,8 @@ class SelectiveSearch:
         mode: ``fast``, ``quality``, or ``balanced`` (``native`` only): ``fast`` with five k.
         base_k, inc_k: the graph segmentation's k, lowest and step.
         sigma: its smoothing, in pixels of the working picture.
-        max_side: the picture is shrunk so that its longer side has at most this many pixels; 0 leaves it alone.
+        max_side: the picture is shrunk so that its longer side has at most this many pixels; 0 leaves it alone,
+            whatever time and memory that takes.
         min_size: windows with a side below this many pixels of the original picture are dropped (the original
             program's 20).
         max_windows: keep at most this many, of ``native`` the best by its ranks; 0 keeps all.
@@ -45,12 +46,12 @@ class SelectiveSearch:
 
     def settings(self) -> dict:
         """What the windows depend on, for the store's key."""
+        import cv2  # native too: it shrinks the picture and converts its colours
+
         if self.engine == "native":
             from sppdet.selective_search import VERSION
 
-            return {"version": VERSION, **asdict(self)}
-        import cv2
-
+            return {"version": VERSION, "opencv": cv2.__version__, **asdict(self)}
         return {"engine": "opencv", "opencv": cv2.__version__, "order": 1, **asdict(self)}
 
     def __call__(self, image: np.ndarray) -> np.ndarray:

@@ -19,7 +19,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numba import njit
+
+from sppdet.compiled import compiled
 
 # Weights are float32 cut to 12 bits of mantissa; those below 2^-7 of a grey level are 0. Up to 512, above the
 # distance of any two 8-bit colours of four channels, that is 16 bits: one counting sort brings them in order.
@@ -57,7 +58,7 @@ def sorted_edges(smoothed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return edges, weights.view(np.float32)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _convolve(padded, kernel, height, length, step):
     """Along rows of ``length`` values, of which neighbours are ``step`` apart, then along columns."""
     radius = len(kernel) // 2
@@ -76,19 +77,19 @@ def _convolve(padded, kernel, height, length, step):
     return out
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _weigh(out, values, weight):
     for x in range(len(out)):
         out[x] = weight * values[x]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _weigh_two(out, before, after, weight):
     for x in range(len(out)):
         out[x] += weight * (before[x] + after[x])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _distances(smoothed):
     """float32 ``(H, W, 2)``: weights of the edges to the right and down; 0 for those that leave the picture."""
     height, width, channels = smoothed.shape
@@ -107,7 +108,7 @@ def _distances(smoothed):
     return distances
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _sort(distances):
     """A stable counting sort of the edges that exist, by the bits of their distances ``(H, W, 2)``.
 
@@ -138,12 +139,12 @@ def _sort(distances):
     return edges, weights
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _rank(bits):
     return max((bits >> _CUT) - _LEAST, 0)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _find(parents, node):
     """The root of ``node``'s tree, which points to itself. Trees are two deep at most nearly always."""
     root = parents[parents[node]]
@@ -153,7 +154,7 @@ def _find(parents, node):
     return root
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _join(parents, sizes, a, b):
     """Join the trees of two roots; the larger one's root stays, and is returned."""
     if sizes[a] < sizes[b]:
@@ -163,7 +164,7 @@ def _join(parents, sizes, a, b):
     return a
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _number(parents):
     """Numbers from 0 for the trees, in the order of their first nodes: of every node, and how many."""
     numbers = np.full(len(parents), -1, np.int32)
@@ -178,7 +179,7 @@ def _number(parents):
     return of_node, count
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _segment(edges, weights, height, width, ks, min_size):
     pieces, sizes, heaviest, ends, kept = _common(edges, weights, height, width, ks.min(), ks.max())
     labels = np.empty((len(ks), len(sizes)), np.int32)
@@ -190,7 +191,7 @@ def _segment(edges, weights, height, width, ks, min_size):
     return pieces.reshape(height, width), labels[:, firsts]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _common(edges, weights, height, width, least, most):
     """The joins that are the same for every k from ``least`` to ``most``, and what is left to do.
 
@@ -232,13 +233,13 @@ def _common(edges, weights, height, width, least, most):
     return pieces, np.abs(sizes[roots]), heaviest[roots], ends, weights[kept]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _limit(a, sizes, heaviest, k):
     """The heaviest edge that may join segment ``a`` to another."""
     return heaviest[a] + k / np.float32(sizes[a])
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _lightest(edges, left, pieces, count, width):
     """Of the edges ``left`` between two pieces the first: if it does not join them, no other will.
 
@@ -266,7 +267,7 @@ def _lightest(edges, left, pieces, count, width):
     return ends[:found], kept[:found]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _finish(sizes, heaviest, ends, weights, k, min_size):
     """The segment of each piece, for one k."""
     parents = np.arange(len(sizes)).astype(np.int32)
@@ -291,7 +292,7 @@ def _finish(sizes, heaviest, ends, weights, k, min_size):
     return _number(parents)[0]
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _refinement(labels):
     """Pieces with equal columns of ``labels`` ``(K, P)`` become one: the new number of each, and a piece of each."""
     count = labels.shape[1]

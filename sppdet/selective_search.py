@@ -10,14 +10,14 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
-from sppdet import grouping
+from sppdet import grouping, segmentation
+from sppdet.compiled import marker
 from sppdet.grouping import Regions, group
 from sppdet.segmentation import segment
 
@@ -62,22 +62,32 @@ def selective_search(
 
     Neither they nor their order depend on ``threads``.
     """
-    if not _compiled():
-        print("selective search is compiled: once, half a minute", file=sys.stderr, flush=True)
     ks = [base_k + i * inc_k for i in range(recipe.segmentations)]
-    with _mapper(threads) as mapped:
+    with _announced(), _mapper(threads) as mapped:
         described = mapped(partial(_describe, image, ks=ks, sigma=sigma), recipe.colours)
         segmentations = list(itertools.chain.from_iterable(described))
         groupings = list(mapped(lambda work: group(*work), itertools.product(segmentations, recipe.mixes)))
     return _ranked(groupings, *image.shape[:2])
 
 
-def _compiled() -> bool:
-    """Whether the last function needed is in memory, or in Numba's cache on disk."""
-    function, source = grouping._group, Path(grouping.__file__)
-    python = "py{}{}".format(*sys.version_info)
-    indices = Path(function.stats.cache_path).glob(f"{source.stem}.{function.__name__}-*.{python}*.nbi")
-    return bool(function.signatures) or any(i.stat().st_mtime >= source.stat().st_mtime for i in indices)
+@contextmanager
+def _announced() -> Iterator[None]:
+    """Say so where what follows compiles first, and note on disk that it has."""
+    if _in_memory():
+        yield
+        return
+    done = marker(grouping._group, (segmentation.__file__, grouping.__file__))
+    if done is None or not done.exists():
+        print("selective search is compiled: once, half a minute", file=sys.stderr, flush=True)
+    yield
+    with suppress(OSError):
+        if done:
+            done.touch()
+
+
+def _in_memory() -> bool:
+    """Whether the last function needed is compiled in this process."""
+    return bool(grouping._group.signatures)
 
 
 @contextmanager

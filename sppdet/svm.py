@@ -20,9 +20,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from sppdet.compiled import compiled
 from sppdet.errors import SppdetError
 
 
@@ -141,7 +142,7 @@ def _widen(typing_context, bits):
     return types.float32(types.uint16), codegen
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _dot(bits, weight):
     total = np.float32(0)
     for d in range(weight.shape[0]):
@@ -149,13 +150,13 @@ def _dot(bits, weight):
     return total
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _add(factor, bits, weight):
     for d in range(weight.shape[0]):
         weight[d] += factor * _widen(bits[d])
 
 
-@njit(nogil=True, cache=True, fastmath=True)
+@compiled(fastmath=True)
 def _square(bits):
     total = np.float32(0)
     for d in range(bits.shape[0]):
@@ -164,13 +165,13 @@ def _square(bits):
     return total
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _dots(rows, index, weight, found):
     for i in range(index.shape[0]):
         found[i] = _dot(rows[index[i]], weight)
 
 
-@njit(nogil=True, cache=True)
+@compiled()
 def _descend(rows, index, labels, bounds, alpha, weight, scale, bias, tolerance, max_epochs, seed):
     """Hsieh et al. 2008, algorithm 3 (with shrinking); ``alpha`` and ``weight`` are updated in place."""
     np.random.seed(seed)

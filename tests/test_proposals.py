@@ -12,6 +12,7 @@ from sppdet import selective_search
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc
 from sppdet.errors import SppdetError
+from sppdet.files import fingerprint
 from sppdet.images import read_image
 from sppdet.parallel import run
 from sppdet.proposals import SelectiveSearch, best_overlaps, recall, recall_table, shrink
@@ -127,12 +128,38 @@ def test_the_balanced_mode_is_native_only(picture):
         SelectiveSearch(mode="balanced")
 
 
-def test_compiling_is_announced_once(picture, capsys, monkeypatch):
-    SelectiveSearch(engine="native")(picture)
-    assert not capsys.readouterr().err
-    monkeypatch.setattr(selective_search, "_compiled", lambda: False)
-    SelectiveSearch(engine="native")(picture)
-    assert "compiled" in capsys.readouterr().err
+def test_compiling_is_announced_where_nothing_says_that_it_was_done(picture, capsys, monkeypatch, tmp_path):
+    search = SelectiveSearch(engine="native")
+    search(picture)
+    capsys.readouterr()
+    search(picture)
+    assert not capsys.readouterr().err  # in memory
+    done = tmp_path / "compiled"
+    monkeypatch.setattr(selective_search, "marker", lambda function, sources: done)
+    monkeypatch.setattr(selective_search, "_in_memory", lambda: False)
+    search(picture)
+    assert "is compiled: once" in capsys.readouterr().err and done.exists()
+    search(picture)
+    assert not capsys.readouterr().err  # as in the next process
+    monkeypatch.setattr(selective_search, "marker", lambda function, sources: None)  # nothing can be kept
+    search(picture)
+    assert "is compiled: once" in capsys.readouterr().err
+
+
+def test_the_same_windows_on_every_machine():
+    # Digests of windows found on x86-64 with AVX-512; what differs elsewhere, differs in a picture's last grey level.
+    y, x = np.mgrid[:240, :320]
+    image = np.stack([(x * 7 // (1 + y // 40)) % 256, (y * 5 + x // 3) % 256, (x * y // 97) % 256], axis=2)
+    image = image.astype(np.uint8)
+    for max_side, digest in ((0, "29ecce684b4a60e4"), (200, "678374ebd3b92753")):
+        found = SelectiveSearch(engine="native", mode="quality", max_side=max_side)(image)
+        assert fingerprint(found.tolist()) == digest
+
+
+def test_a_large_picture_is_searched_whole():
+    image = cv2.resize(np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8), (2400, 1600))
+    found = SelectiveSearch(engine="native", max_side=0)(image)
+    assert len(found) > 50 and (found[:, 2:] <= [2400, 1600]).all()
 
 
 def test_settings_name_everything_that_windows_depend_on():
@@ -141,7 +168,8 @@ def test_settings_name_everything_that_windows_depend_on():
     for engine in ("opencv", "native"):
         base = SelectiveSearch(engine=engine)
         assert all(replace(base, **{key: value}).settings() != base.settings() for key, value in changes.items())
-    assert SelectiveSearch(engine="native").settings()["version"] == selective_search.VERSION
+    native = SelectiveSearch(engine="native").settings()
+    assert (native["version"], native["opencv"]) == (selective_search.VERSION, cv2.__version__)
 
 
 def test_settings_of_opencvs_windows_are_those_of_the_stores_that_exist():
