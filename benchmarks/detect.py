@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, random_svms, sample, size_of
-from sppdet.config import Detection
 from sppdet.detector import Detector
 from sppdet.head import Head
 from sppdet.images import read_image
@@ -66,7 +65,7 @@ def detector(made, features) -> Detector:
     regressors = BoxRegressors(np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32))
     return Detector(
         tuple(map(str, range(CLASSES))), made.backbone, features, FAST,
-        random_svms(features, CLASSES, vectors), regressors, Detection(),
+        random_svms(features, CLASSES, vectors), regressors, made.config.detection,
     )  # fmt: skip
 
 
@@ -83,8 +82,8 @@ def many(bench: Bench, model: Detector) -> list[Row]:
                 pass
         return meter
 
-    one, few, more = all_of(8, 1), all_of(MANY[0], 0), all_of(MANY[1], 0)
-    rate, single = MANY[1] / more.seconds, 8 / one.seconds
+    one, few, more = all_of(MANY[1], 1), all_of(MANY[0], 0), all_of(MANY[1], 0)
+    rate, single = MANY[1] / more.seconds, MANY[1] / one.seconds
     return [
         Row("many pictures, one core", single, "pictures/s"),
         Row(f"many pictures, {bench.cores} cores", rate, "pictures/s"),

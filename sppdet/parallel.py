@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import joblib
 import torch
@@ -54,14 +55,25 @@ def _results(function: Callable, items: Sequence, workers: int, threads: bool) -
 
 
 def _in_processes(function: Callable, items: Sequence, workers: int) -> Iterator:
+    function = partial(_with_one_thread, function)
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         pool = joblib.Parallel(n_jobs=workers, return_as="generator")
         yield from pool(joblib.delayed(function)(item) for item in items)
 
 
+def _with_one_thread(function: Callable, item):
+    import cv2  # which takes no notice of what joblib sets
+
+    cv2.setNumThreads(1)
+    return function(item)
+
+
 def in_threads(function: Callable, items: Sequence, workers: int) -> Iterator:
     """At most twice ``workers`` results wait for the consumer, so memory stays flat however slow that is."""
-    own_threads = torch.get_num_threads()
+    import cv2
+
+    own_threads, of_opencv = torch.get_num_threads(), cv2.getNumThreads()
+    cv2.setNumThreads(1)  # of all threads
     # OpenMP's setting belongs to the calling thread, so every worker makes it for itself.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     waiting: deque[Future] = deque()
@@ -75,3 +87,4 @@ def in_threads(function: Callable, items: Sequence, workers: int) -> Iterator:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         torch.set_num_threads(own_threads)
+        cv2.setNumThreads(of_opencv)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 
+import cv2
 import pytest
 import torch
 
@@ -51,6 +52,17 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+def opencv_threads(_) -> int:
+    return cv2.getNumThreads()
+
+
+@pytest.mark.parametrize("threads", [True, False])
+def test_opencv_has_one_thread_in_a_worker(threads):
+    before = cv2.getNumThreads()
+    assert list(run(opencv_threads, range(4), 2, "threads", threads)) == [1, 1, 1, 1]
+    assert cv2.getNumThreads() == before
 
 
 def test_workers_have_one_thread_each_and_the_callers_count_comes_back(two_threads):
