@@ -16,7 +16,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch.nn import functional
-from torchvision.ops import roi_align
 
 from sppdet.pooling import CHANNELS, PART, bins, check_cells, output_array, share
 
@@ -72,6 +71,8 @@ def average_pool_torch(
     """The same in plain PyTorch: torchvision's ``roi_align`` with ``aligned``, or for whole cells a table of sums."""
     if samples is None:
         return _means_of_cells(conv_map, np.asarray(windows, np.int64), levels)
+    from torchvision.ops import roi_align  # takes longer to import than torch
+
     rois = [torch.from_numpy(np.asarray(windows, np.float32)).to(conv_map)]
     pooled = [roi_align(conv_map[None], rois, n, sampling_ratio=samples or -1, aligned=True) for n in levels]
     return torch.cat([level.flatten(2) for level in pooled], dim=2).transpose(1, 2)

@@ -1,83 +1,27 @@
-"""Conv trunks: the layers below the pyramid, run once per picture and scale.
+"""Backbones: a trunk of conv layers (:mod:`sppdet.trunks`) with its weights, run once per picture and scale.
 
-A trunk is a torchvision network cut after its last conv block at stride 16. Stride and first-cell centre are derived
-from its layers by :func:`cell_grid`, so that another network or cut needs no table.
+Stride and first-cell centre are derived from the layers by :func:`cell_grid`, so that another network or cut needs no
+table.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import fx, nn
 
 from sppdet.errors import SppdetError
 from sppdet.regions import CellGrid, scaled_size
+from sppdet.trunks import build_trunk
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's, RGB in 0..1
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 _MIN_INPUT = 64  # pixels a side; smaller pictures are padded, or the pools of a trunk would have nothing left
-
-
-def small() -> nn.Module:
-    """Five conv layers like AlexNet's, narrow enough to be trained from nothing on a CPU in a minute.
-
-    Strided convolutions take the place of its pools: they cost a third.
-    """
-    layers = []
-    for inputs, outputs, kernel, stride in (
-        (3, 32, 5, 4),
-        (32, 64, 3, 2),
-        (64, 128, 3, 2),
-        (128, 128, 3, 1),
-        (128, 128, 3, 1),
-    ):
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        layers += [conv, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-    network = nn.Module()
-    network.features = nn.Sequential(*layers)
-    return network
-
-
-# Where each network is cut: the children kept. The last layer kept is a ReLU (or a block that ends in one), as
-# conv5 of the paper; the pool after it is what the pyramid replaces.
-_CUTS = {
-    "alexnet": ("features", 12),
-    "vgg16": ("features", 30),
-    "squeezenet1_0": ("features", 13),
-    "squeezenet1_1": ("features", 13),
-    "resnet18": ("layer3", None),
-    "resnet50": ("layer3", None),
-    "small": ("features", 15),
-}
-
-
-def names() -> list[str]:
-    return sorted(_CUTS)
-
-
-def build_trunk(name: str, seed: int = 0) -> nn.Sequential:
-    """The trunk with random weights; its state_dict keeps the keys of the whole torchvision network."""
-    if name not in _CUTS:
-        raise SppdetError(f"backbone.name: '{name}' is none of {', '.join(names())}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = small() if name == "small" else torchvision.models.get_model(name, weights=None)
-    last, count = _CUTS[name]
-    if last == "features":
-        return nn.Sequential(OrderedDict(features=network.features[:count]))
-    kept = nn.Sequential()
-    for child_name, child in network.named_children():
-        kept.add_module(child_name, child)
-        if child_name == last:
-            return kept
-    raise AssertionError(f"{name} has no child {last}")
 
 
 def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
@@ -107,8 +51,10 @@ def network_state(name: str, weights: str) -> dict[str, torch.Tensor]:
 def _imagenet_state(name: str) -> dict:
     if name == "small":
         raise SppdetError("backbone.weights: there are no imagenet weights of 'small'; use pretrain, random or a file")
+    from torchvision.models import get_model_weights  # takes longer to import than torch
+
     try:
-        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+        return get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
     except (OSError, RuntimeError) as error:
         raise SppdetError(
             f"backbone.weights: the download of torchvision's {name} weights failed ({error}); "
@@ -187,7 +133,10 @@ def freeze(trunk: nn.Module, stride: int) -> None:
 
 def normalise(image: np.ndarray) -> np.ndarray:
     """An RGB uint8 picture as trunks see it: float32 ``(H, W, 3)``, in which 0 is the mean colour of ImageNet."""
-    return (image * (1 / 255 / STD) - MEAN / STD).astype(np.float32, copy=False)
+    import cv2
+
+    every = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+    return cv2.LUT(image, (every * (1 / 255 / STD) - MEAN / STD).astype(np.float32, copy=False))
 
 
 def resolve_device(device: str) -> torch.device:

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sppdet.backbone import Backbone, build_trunk
+from sppdet.backbone import Backbone
 from sppdet.config import Views
 from sppdet.data.folders import Pictures
 from sppdet.errors import SppdetError
@@ -27,6 +27,7 @@ from sppdet.images import read_image, to_rgb
 from sppdet.parallel import run
 from sppdet.pooling import SpatialPyramidPooling
 from sppdet.regions import project, scale_factor, scaled_size
+from sppdet.trunks import build_trunk
 
 _FORMAT = 1
 _UNBOUNDED = 10**9  # no limit to the longer side

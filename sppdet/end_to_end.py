@@ -26,7 +26,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.ops import nms
 from tqdm import tqdm
 
 from sppdet import boxes as geometry
@@ -40,6 +39,7 @@ from sppdet.finetune import make_optimizer, sample_windows, warm_cosine
 from sppdet.head import Head
 from sppdet.images import read_image
 from sppdet.parallel import in_threads
+from sppdet.suppression import nms
 
 _REPORT = 50  # steps between two lines of the log
 _SAVE = 60  # seconds between two checkpoints
@@ -245,8 +245,7 @@ def _hardest(picture: Picture, losses: torch.Tensor, count: int) -> np.ndarray:
 
     Online hard example mining (arXiv 1604.03540), section 4.2.
     """
-    survivors = nms(torch.from_numpy(picture.windows), losses.cpu(), 0.7)
-    return np.sort(survivors[:count].numpy())
+    return np.sort(nms(picture.windows, losses.cpu().numpy(), 0.7)[:count])
 
 
 def _maps(trunk: nn.Module, backbone: Backbone, pixels: torch.Tensor) -> torch.Tensor:

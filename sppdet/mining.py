@@ -21,10 +21,8 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
-from torchvision.ops import nms
 
 from sppdet import svm
 from sppdet.config import Svm
@@ -33,6 +31,7 @@ from sppdet.features import WindowFeatures, Windows
 from sppdet.files import atomic_write, part
 from sppdet.linear import LinearSVMs
 from sppdet.parallel import run
+from sppdet.suppression import nms
 
 
 def feature_scale(corpus: Corpus, features: WindowFeatures, norm: float, seed: int, workers: int) -> float:
@@ -269,13 +268,13 @@ class Miner:
         """Of hard negatives that overlap by more than ``duplicate_overlap`` the hardest stays (paper, 4.1)."""
         first = np.full(len(windows.cells), -1)
         first[windows.group[::-1]] = np.arange(len(boxes))[::-1]
-        places = torch.from_numpy(boxes[first])
+        places = boxes[first]
         for k in range(wanted.shape[1]):
             rows = np.flatnonzero(wanted[:, k])
             if len(rows):
-                kept = nms(places[rows], torch.from_numpy(score[rows, k]), self.settings.duplicate_overlap)
+                kept = nms(places[rows], score[rows, k], self.settings.duplicate_overlap)
                 wanted[:, k] = False
-                wanted[rows[kept[: self.settings.hard_per_picture].numpy()], k] = True
+                wanted[rows[kept[: self.settings.hard_per_picture]], k] = True
 
     def _fit(self) -> LinearSVMs:
         fits = [fitted for classes in self._parts() for fitted in self._fit_classes(classes)]

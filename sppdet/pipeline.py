@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sppdet import bbox_regression, end_to_end, finetune
-from sppdet.backbone import Backbone, build_trunk, network_state, weights_digest
+from sppdet.backbone import Backbone, network_state, weights_digest
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
 from sppdet.corpus import Corpus, fill_each, fill_maps, load_split, open_corpus
@@ -44,6 +44,7 @@ from sppdet.meter import Meter
 from sppdet.mining import Miner, feature_scale
 from sppdet.pretraining import pretrain
 from sppdet.proposals import recall_line
+from sppdet.trunks import restore_trunk
 from sppdet.versions import versions
 from sppdet.warp import Crop
 
@@ -107,8 +108,7 @@ class Pipeline:
         """What makes the maps."""
         if not self.config.end_to_end.enabled:
             return self.initial
-        trunk = build_trunk(self.initial.name)
-        trunk.load_state_dict(part(load_file(self._end_to_end_path), "trunk."))
+        trunk = restore_trunk(self.initial.name, part(load_file(self._end_to_end_path), "trunk."))
         return Backbone.wrap(self.initial.name, trunk, self.config.device, self.config.backbone.precision)
 
     @cached_property

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
-from torchvision.ops import roi_pool
 
 
 def bins(levels: Sequence[int]) -> int:
@@ -69,8 +68,8 @@ PART = 64  # windows that a thread takes at a time: small enough to share window
 
 
 def output_array(out: np.ndarray | None, shape: tuple[int, int, int]) -> np.ndarray:
-    """``out``, or a new array where it is None."""
-    pooled = np.empty(shape, np.float32) if out is None else out
+    """``out``, or a new array where it is None: torch's begin on a cache line, numpy's do not."""
+    pooled = torch.empty(shape).numpy() if out is None else out
     if pooled.shape != shape or pooled.dtype != np.float32 or not pooled.flags.c_contiguous:
         raise ValueError(f"out must be a contiguous float32 array of shape {shape}")
     return pooled
@@ -133,6 +132,8 @@ def pyramid_pool_batch(conv_map: torch.Tensor, cells: np.ndarray, levels: Sequen
     """
     if conv_map.device.type == "cpu" and conv_map.dtype == torch.float32:
         return _CompiledPyramid.apply(conv_map, cells, levels)
+    from torchvision.ops import roi_pool  # takes longer to import than torch
+
     rois = torch.from_numpy(np.asarray(cells) - [0, 0, 1, 1]).to(conv_map)  # the last cell belongs to a RoI
     _, parents, _, order = _plan(tuple(levels))
     pooled: dict[int, torch.Tensor] = {}

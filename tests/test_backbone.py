@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sppdet import backbone as module
-from sppdet.backbone import Backbone, build_trunk, cell_grid, freeze, load_weights, weights_digest
+from sppdet.backbone import Backbone, cell_grid, freeze, load_weights, weights_digest
 from sppdet.errors import SppdetError
+from sppdet.trunks import build_trunk
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +192,15 @@ def test_a_map_of_an_enlarged_picture(small):
 def test_tiny_pictures_have_maps(small, shape):
     conv_map = small(np.zeros((*shape, 3), np.uint8), 1.0)
     assert min(conv_map.shape[:2]) >= 4 and np.isfinite(conv_map).all()
+
+
+def test_colours_are_normalised_as_torchvision_does():
+    image = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    expected = (image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+    for seen, wanted in ((image, expected), (image[:, ::-1], expected[:, ::-1])):
+        found = module.normalise(seen)
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, wanted, atol=1e-6)
 
 
 def test_settings_follow_the_weights(small):

@@ -9,10 +9,11 @@ from torchvision.ops import roi_align, roi_pool
 
 from sppdet import features as module
 from sppdet.averaging import average_pool
-from sppdet.backbone import build_trunk, cell_grid
+from sppdet.backbone import cell_grid
 from sppdet.features import PyramidFeatures
 from sppdet.pooling import pyramid_pool
 from sppdet.regions import CellGrid
+from sppdet.trunks import build_trunk
 
 WHOLE = (64, 64)
 

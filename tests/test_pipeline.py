@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 
 import sppdet
 from sppdet import bbox_regression, config
-from sppdet.backbone import build_trunk
 from sppdet.evaluate import main as evaluate
 from sppdet.mining import Miner
 from sppdet.proposals import SelectiveSearch
 from sppdet.train import main
+from sppdet.trunks import build_trunk
 
 TINY = {
     "backbone": {"name": "small", "weights": "random", "precision": "float32"},
@@ -545,8 +545,9 @@ def test_a_class_is_added_to_rcnn_without_touching_the_others(tmp_path, trained_
 def test_rcnn_fine_tuned(tmp_path, trained):
     place = Workplace(tmp_path, trained.root, trained.cache)
     options = [
-        *RCNN, "end_to_end.enabled=true", "end_to_end.frozen_stride=0", "end_to_end.epochs=1", "end_to_end.units=16", "end_to_end.box_weight=0",
-        "end_to_end.background=0", "end_to_end.pictures_per_step=4", "end_to_end.windows_per_picture=8", "features=fc7",
+        *RCNN, "end_to_end.enabled=true", "end_to_end.frozen_stride=0", "end_to_end.epochs=1", "end_to_end.units=16",
+        "end_to_end.box_weight=0", "end_to_end.background=0", "end_to_end.pictures_per_step=4",
+        "end_to_end.windows_per_picture=8", "features=fc7",
     ]  # fmt: skip
     assert place.train(*options) == 0
     learned = load_file(place.run / "stages" / "end_to_end.safetensors")

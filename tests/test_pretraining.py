@@ -11,10 +11,10 @@ from PIL import Image
 
 from sppdet import boxes as geometry
 from sppdet import pretraining
-from sppdet.backbone import build_trunk
 from sppdet.config import Pretrain
 from sppdet.data import Dataset, Sample
 from sppdet.errors import SppdetError
+from sppdet.trunks import build_trunk
 
 COLOURS = ([220, 30, 30], [30, 30, 220])
 

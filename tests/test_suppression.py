@@ -1,0 +1,40 @@
+"""Non-maximum suppression: by hand, and against torchvision's on boxes that overlap in every way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from sppdet.suppression import nms
+
+
+def test_the_best_of_those_that_overlap_stays():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 5], [20, 20, 30, 30]])
+    assert nms(boxes, np.array([0.5, 0.9, 0.7, 0.1]), 0.6).tolist() == [1, 2, 3]
+    # The IoU of the first and the third is exactly a half: not above it.
+    assert nms(boxes[[0, 2]], np.array([2.0, 1.0]), 0.5).tolist() == [0, 1]
+    assert nms(boxes[[0, 2]], np.array([2.0, 1.0]), 0.49).tolist() == [0]
+
+
+def test_of_equal_scores_the_first_comes_first():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 0, 60, 10]])
+    assert nms(boxes, np.zeros(3), 0.5).tolist() == [0, 2]
+
+
+def test_nothing_and_boxes_without_area():
+    assert nms(np.zeros((0, 4)), np.zeros(0), 0.3).tolist() == []
+    assert nms(np.zeros((2, 4)), np.zeros(2), 0.3).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_torchvisions_survivors(seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 40, (300, 2)) if seed % 2 else rng.uniform(0, 40, (300, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0, 30, (300, 2))], axis=1).astype(np.float32)
+    boxes[rng.integers(0, 300, 20)] = boxes[rng.integers(0, 300, 20)]
+    scores = rng.integers(0, 50, 300).astype(np.float32)  # many ties
+    overlap = rng.choice([0.0, 0.3, 0.5, 0.7, 1.0])
+    expected = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap)
+    assert nms(boxes, scores, overlap).tolist() == expected.tolist()
