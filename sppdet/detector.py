@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torchvision.ops import nms
 
 from sppdet import boxes as geometry
-from sppdet.backbone import Backbone, build_trunk
+from sppdet.backbone import Backbone
 from sppdet.config import Detection
 from sppdet.crops import CropFeatures
 from sppdet.detections import Detections
@@ -24,6 +24,8 @@ from sppdet.head import Head
 from sppdet.images import to_rgb
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.proposals import SelectiveSearch
+from sppdet.suppression import nms
+from sppdet.trunks import restore_trunk
 from sppdet.warp import Crop
 
 _FORMAT = 2
@@ -50,13 +52,36 @@ class Detector:
     detection: Detection
     head: Head | None = None
 
+    @cached_property
+    def joint(self) -> bool:
+        """Whether all windows' shifts are computed with their margins.
+
+        Behind fc layers vectors are short, and dear to compute twice; with voting most windows are candidates.
+        """
+        if self.regressors is None:
+            return False
+        return self.regressors.of_head or (self.head is None and self.detection.vote > 0)
+
+    @cached_property
+    def layer(self) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and biases of the classifier, below them those of the box regressors if they are ``joint``.
+
+        With zeros below, so that :meth:`WindowFeatures.linear` need not copy them for every picture.
+        """
+        layers = [(self.classifier.weight, self.classifier.bias)]
+        if self.joint:
+            layers.append((self.regressors.weight.reshape(-1, layers[0][0].shape[1]), self.regressors.bias.reshape(-1)))
+        weight, bias = (np.concatenate(values) for values in zip(*layers))
+        missing = -len(bias) % 16
+        return np.pad(weight, ((0, missing), (0, 0))), np.pad(bias, (0, missing))
+
     def predict(self, image) -> Detections:
         """Find objects in a picture: a path, a Pillow image, or an RGB uint8 array ``(H, W, 3)``."""
         image = to_rgb(image)
         size = (image.shape[1], image.shape[0])
         threads = torch.get_num_threads()
-        # One thread: one of many workers, and other pictures take the other cores.
-        if threads == 1 or self.features.needs_windows:
+        # One thread: one of many workers, and other pictures take the other cores. The native search uses all cores.
+        if threads == 1 or self.features.needs_windows or self.search.engine == "native":
             proposals = self.search(image)
             return self.detect(self.read(image, proposals), proposals, size, self.read_mirrored(image, proposals))
         with ThreadPoolExecutor(1) as helper:
@@ -148,9 +173,8 @@ class Detector:
         kept = []
         for k in np.unique(found.labels):
             rows = np.flatnonzero(found.labels == k)
-            boxes, scores = torch.from_numpy(found.boxes[rows]), torch.from_numpy(found.scores[rows])
-            survivors = nms(boxes, scores, self.detection.nms)
-            kept.append(rows[survivors[: self.detection.max_per_class].numpy()])
+            survivors = nms(found.boxes[rows], found.scores[rows], self.detection.nms)
+            kept.append(rows[survivors[: self.detection.max_per_class]])
         return np.concatenate([np.zeros(0, np.int64), *kept])
 
     def save(self, folder: str | Path) -> None:
@@ -200,22 +224,18 @@ class View:
     def __init__(self, detector: Detector, maps, proposals: np.ndarray, size: tuple[int, int]):
         self._features, self._regressors, self._maps = detector.features, detector.regressors, maps
         self._windows = detector.features.windows(proposals, size, maps)
-        weights, biases = [detector.classifier.weight], [detector.classifier.bias]
-        # Vectors behind fc layers are short and dear: all shifts at once cost less than the same vectors once more.
-        self._joint = self._regressors is not None and self._regressors.of_head
-        if self._joint:
-            weights.append(self._regressors.weight.reshape(-1, weights[0].shape[1]))
-            biases.append(self._regressors.bias.reshape(-1))
-        self._products = self._features.linear(maps, self._windows, np.concatenate(weights), np.concatenate(biases))
-        own = self._products[:, : len(biases[0])]
-        self.margins = detector.classifier.margins(own)[self._windows.group]
+        products = self._features.linear(maps, self._windows, *detector.layer)
+        count = len(detector.classifier.bias)
+        self.margins = detector.classifier.margins(products[:, :count])[self._windows.group]
+        self._shifts = None
+        if detector.joint:
+            self._shifts = products[:, count : count + self._regressors.bias.size]
 
     def deltas(self, chosen: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """``(n, 4)`` shifts of the proposals ``chosen`` ``(n,)``, each by the regressor of its label ``(n,)``."""
         group = self._windows.group[chosen]
-        classes = len(self._regressors.bias)
-        if self._joint:
-            return self._products[:, -4 * classes :].reshape(-1, classes, 4)[group, labels]
+        if self._shifts is not None:
+            return self._shifts.reshape(len(self._shifts), -1, 4)[group, labels]
         present, column = np.unique(labels, return_inverse=True)
         weight = self._regressors.weight[present].reshape(4 * len(present), -1)
         bias = self._regressors.bias[present].reshape(-1)
@@ -259,9 +279,8 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
         raise SppdetError(f"{folder}/model.safetensors: cannot be read ({error}); train again") from None
 
     name, precision = description["backbone"]["name"], description["backbone"]["precision"]
-    trunk = build_trunk(name)
     try:
-        trunk.load_state_dict(part(tensors, "trunk."))
+        trunk = restore_trunk(name, part(tensors, "trunk."))
     except RuntimeError:
         raise SppdetError(f"{folder}: its weights do not fit this version's {name}; train again") from None
     # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.

@@ -101,7 +101,7 @@ class WindowFeatures(ABC):
         position = torch.empty(len(windows.cells), dtype=torch.int64)
         position[rows] = torch.arange(len(rows))
         # Through torch: numpy converts to half precision a number at a time, 40 times slower.
-        found = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
+        found = torch.empty((len(rows), self.dimension), dtype=torch.float16 if dtype == np.float16 else torch.float32)
         for block, vectors in self.blocks(maps, windows, rows):
             found[position[block]] = torch.from_numpy(vectors).to(found.dtype)
         return found.numpy()
@@ -120,9 +120,8 @@ class WindowFeatures(ABC):
         """
         # torch, because its threads are the ones that sppdet.parallel holds to one a worker
         # and of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are
-        padded = np.zeros((-(-len(weight) // 16) * 16, weight.shape[1]), np.float32)
-        padded[: len(weight)] = weight
-        transposed = torch.from_numpy(padded).T
+        missing = -len(weight) % 16
+        transposed = torch.from_numpy(np.pad(weight, ((0, missing), (0, 0))) if missing else weight).T
         found = np.empty((len(windows.cells), len(weight)), np.float32)
         for block, vectors in self.blocks(maps, windows, rows):
             found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()[:, : len(weight)] + bias
@@ -221,7 +220,7 @@ class PyramidFeatures(WindowFeatures):
         self, maps: Sequence[np.ndarray], windows: Windows, rows: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
-        buffer = np.empty((min(_BLOCK, len(rows)), bins(self.levels), self.channels), np.float32)
+        buffer = torch.empty((min(_BLOCK, len(rows)), bins(self.levels), self.channels)).numpy()  # on a cache line
         for s, conv_map in enumerate(maps):
             here = rows[windows.scales[rows] == s]
             for start in range(0, len(here), _BLOCK):
