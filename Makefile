@@ -69,7 +69,7 @@ lint: setup  ## check style and formatting
 table-voc: setup  ## train and measure the rows of the paper's table, and write docs/accuracy.md; hours
 	$(python) scripts/compare.py ablation --voc-root $(VOC_ROOT) --write docs/accuracy.md $(ARGS)
 
-compare: setup  ## train and measure every system on the same pictures, and write docs/systems.md; 2 hours
+compare: setup  ## train and measure every system on the same pictures, and write docs/systems.md; an hour and a half
 	$(python) scripts/compare.py systems --voc-root $(VOC_ROOT) --write docs/systems.md $(ARGS)
 
 bench: setup  ## measure every stage beside what it replaces, and write docs/performance.md; half an hour

@@ -40,10 +40,10 @@ def test_a_document_holds_what_the_runs_found(monkeypatch, tmp_path, capsys):
     assert "trained on 20 pictures and tested on 7" in text
     assert "| SPP-net | 40.0 | 42.0 | 43.0 |  |" in text
     assert "| cat | 40.0 | 50.0 |" in text and "| dog | - | - |" in text
-    heads = "peak memory, MB | disk, MB | a picture: proposals | network | the rest"
+    heads = "training | peak memory, MB | disk, MB | a picture: proposals | network | the rest"
     assert f"| | proposals | end_to_end | svm | {heads} |" in text
-    assert "| SPP-net | 10 |  | 20 | 2000 | 30 | 0.050 | 0.123 | 0.020 |" in text
-    assert "| Fast R-CNN |  | 30 |  | 3000 | 30 | 0.050 | 0.123 | 0.020 |" in text
+    assert "| SPP-net | 10 |  | 20 | 30 | 2000 | 30 | 0.050 | 0.123 | 0.020 |" in text
+    assert "| Fast R-CNN |  | 30 |  | 40 | 3000 | 30 | 0.050 | 0.123 | 0.020 |" in text
     assert "| SPP-net, fine-tuned fc7, 1 scale | ZF-5 | 54.5 | 58.0 | 0.142 |" in text
 
 
