@@ -63,7 +63,8 @@ def study(options: argparse.Namespace) -> int:
             if name not in rows or worth(done[key]) > worth(rows[name]):
                 rows[name] = done[key] | {"C": C}
     print_table(rows)
-    atomic_write(Path(options.plot), lambda temporary: plot(rows).save(temporary))
+    if options.plot:
+        atomic_write(Path(options.plot), lambda temporary: plot(rows).save(temporary))
     return 0
 
 
@@ -187,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
     made.add_argument("--validate", type=int, default=200, help="pictures to compare on; default: %(default)s")
     made.add_argument("--kinds", nargs="+", choices=KINDS, metavar="NAME", help="only these")
     made.add_argument("--C", nargs="+", type=float, help="of the SVMs; default: the config's")
-    made.add_argument("--plot", default="docs/pooling.png", metavar="FILE")
+    made.add_argument("--plot", metavar="FILE", help="draw the table too, such as docs/pooling.png")
     return cli.run(study, made.parse_intermixed_args(arguments))
 
 

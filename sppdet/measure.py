@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from sppdet import coco, config, evaluation
-from sppdet.config import Config, to_dict
+from sppdet import coco, evaluation
+from sppdet.config import Config, from_dict, override, to_dict
 from sppdet.corpus import Corpus, fill_maps, load_split, open_corpus
 from sppdet.data import Dataset
 from sppdet.detections import Detections
@@ -94,7 +94,7 @@ def last_measured(folder: str | Path, overrides: Iterable[str] = ()) -> Measured
         if not (folder / name).is_file():
             raise SppdetError(f"{folder / name}: is not there; python -m sppdet.evaluate {folder} measures the run")
     metrics = read_json(folder / "metrics.json")
-    settings = config.override(config.from_dict(metrics["config"]), [*overrides, f"run.dir={folder}"])
+    settings = override(from_dict(metrics["config"]), [*overrides, f"run.dir={folder}"])
     dataset = load_split(settings, settings.data.test_split, list(metrics["AP"]), settings.data.limit_test)
     detections = evaluation.read_devkit_results(folder / "detections", dataset, settings.data.test_split)
     found, measured = evaluation.evaluate_voc(dataset, detections)["mAP"], metrics["mAP"]
