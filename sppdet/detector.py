@@ -60,7 +60,7 @@ class Detector:
         """
         if self.regressors is None:
             return False
-        return self.regressors.of_head or (self.head is None and self.detection.vote > 0)
+        return self.regressors.of_head or (self.features.head is None and self.detection.vote > 0)
 
     @cached_property
     def layer(self) -> tuple[np.ndarray, np.ndarray]:
