@@ -17,14 +17,13 @@ stays, whatever pictures and objects it was learned from. RUN/stages.json record
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from sppdet import bbox_regression, end_to_end, finetune
 from sppdet.backbone import Backbone, network_state, weights_digest
@@ -36,8 +35,9 @@ from sppdet.detector import Detector
 from sppdet.errors import SppdetError
 from sppdet.evaluation import check_names
 from sppdet.features import PyramidFeatures, WindowFeatures
-from sppdet.files import atomic_write, file_digest, fingerprint, part, read_json, write_json
+from sppdet.files import file_digest, fingerprint, part, read_json, write_json
 from sppdet.head import Head
+from sppdet.keyed import Key, finish, is_done
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.measure import evaluate_run, read_costs, summary
 from sppdet.meter import Meter
@@ -186,7 +186,7 @@ class Pipeline:
             self.train, backbone.name, backbone.precision, self.config.pretrain, levels,
             self.config.run.seed, self.config.device, self.config.workers, self.log,
         )  # fmt: skip
-        _finish(self._pretrained, key, trunk.state_dict())
+        finish(self._pretrained, key, trunk.state_dict())
         return {"computed": True, "training_accuracy": round(accuracy, 3)}
 
     def _proposals(self, again: bool) -> dict:
@@ -218,7 +218,7 @@ class Pipeline:
             corpus, self.initial, self.pooled_features, self.config.end_to_end,
             checkpoint, key.data, self.config.run.seed, self.log, start,
         )  # fmt: skip
-        _finish(path, key, network.state_dict(), head=network.head.description())
+        finish(path, key, network.state_dict(), head=network.head.description())
         checkpoint.unlink(missing_ok=True)
         return {"computed": True, "loss": round(loss, 4)}
 
@@ -247,7 +247,7 @@ class Pipeline:
             self.config.run.seed, self.config.workers, self.log, start,
         )  # fmt: skip
         tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
-        _finish(self._head_path, key, tensors, head=head.description())
+        finish(self._head_path, key, tensors, head=head.description())
         return {"computed": True, "loss": loss and round(loss, 4)}
 
     def _network_head(self, dropout: float) -> Head | None:
@@ -290,15 +290,15 @@ class Pipeline:
 
     def _unfinished(self, stage: str, again: bool) -> list[int]:
         """The classes that ``stage`` has no result for."""
-        keys = {k: self._class_key(stage, k) for k in self.labels}
-        missing = [k for k in self.labels if again or not self._is_done(self._class_path(stage, k), keys[k])]
+        done = [not again and self._is_done(self._class_path(stage, k), self._class_key(stage, k)) for k in self.labels]
+        missing = [k for k in self.labels if not done[k]]
         if 0 < len(missing) < len(self.labels):
             self.log(f"{stage}: learning {', '.join(self.train.classes[k] for k in missing)} alone")
         return missing
 
     def _finish_classes(self, stage: str, labels: list[int], weight: np.ndarray, bias: np.ndarray) -> None:
         for k, *values in zip(labels, weight, bias):
-            _finish(self._class_path(stage, k), self._class_key(stage, k), dict(zip(("weight", "bias"), values)))
+            finish(self._class_path(stage, k), self._class_key(stage, k), dict(zip(("weight", "bias"), values)))
 
     def _finished_classes(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
         tensors = [load_file(self._class_path(stage, k)) for k in self.labels]
@@ -351,13 +351,10 @@ class Pipeline:
         return [len(self.labels), [[s.boxes.tolist(), s.labels.tolist()] for s in self.train]]
 
     def _key(self, settings: dict, depends: list, data: list) -> Key:
-        recipe = fingerprint([settings, self.config.run.seed, depends])
-        return Key(recipe, fingerprint([recipe, data]))
+        return Key.of([settings, self.config.run.seed, depends], data)
 
     def _is_done(self, path: Path, key: Key) -> bool:
-        note = path.with_suffix(".json")
-        found = read_json(note) if path.exists() and note.exists() else {}
-        return found.get("data") == key.data or (self.keep and found.get("recipe") == key.recipe)
+        return is_done(path, key, self.keep)
 
     def _features_key(self, backbone: Backbone) -> dict:
         return {
@@ -380,22 +377,6 @@ class Pipeline:
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
-
-
-@dataclass(frozen=True)
-class Key:
-    """What a result depends on: settings and features, and with ``data`` the pictures and objects too."""
-
-    recipe: str
-    data: str
-
-
-def _finish(path: Path, key: Key, tensors: dict, **description) -> None:
-    """Write a result, then the note that says what it depends on: a result without its note does not count."""
-    path.with_suffix(".json").unlink(missing_ok=True)
-    tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in tensors.items()}
-    atomic_write(path, lambda temporary: save_file(tensors, temporary))
-    write_json(path.with_suffix(".json"), {**asdict(key), **description})
 
 
 def _stage_line(stage: str, cost: dict) -> str:

@@ -1,0 +1,40 @@
+"""Results on disk, each with a note of what it depends on: one that still holds is not computed again."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from sppdet.files import atomic_write, fingerprint, read_json, write_json
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a result depends on: ``recipe`` of settings and features, ``data`` of the pictures and objects as well."""
+
+    recipe: str
+    data: str
+
+    @classmethod
+    def of(cls, recipe: list, data: list) -> Key:
+        """From what their JSON forms are."""
+        digest = fingerprint(recipe)
+        return cls(digest, fingerprint([digest, data]))
+
+
+def is_done(path: Path, key: Key, keep: bool) -> bool:
+    """Whether the result at ``path`` is of this key; with ``keep`` one of other pictures or objects will do."""
+    note = path.with_suffix(".json")
+    found = read_json(note) if path.exists() and note.exists() else {}
+    return found.get("data") == key.data or (keep and found.get("recipe") == key.recipe)
+
+
+def finish(path: Path, key: Key, tensors: dict, **description) -> None:
+    """Write a result, then the note that says what it depends on: a result without its note does not count."""
+    path.with_suffix(".json").unlink(missing_ok=True)
+    tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in tensors.items()}
+    atomic_write(path, lambda temporary: save_file(tensors, temporary))
+    write_json(path.with_suffix(".json"), {**asdict(key), **description})

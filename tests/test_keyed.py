@@ -1,0 +1,29 @@
+"""What counts as done: a result with its note, of the same recipe and data, or where that will do of the recipe alone."""
+
+from __future__ import annotations
+
+import torch
+from safetensors.torch import load_file
+
+from sppdet.files import read_json
+from sppdet.keyed import Key, finish, is_done
+
+KEY = Key.of([{"C": 1}, 3], ["a.jpg"])
+OTHER_DATA, OTHER_RECIPE = Key.of([{"C": 1}, 3], ["b.jpg"]), Key.of([{"C": 2}, 3], ["a.jpg"])
+
+
+def test_a_result_is_found_by_what_it_depends_on(tmp_path):
+    path = tmp_path / "stages" / "cat.safetensors"
+    assert not is_done(path, KEY, keep=True)
+    finish(path, KEY, {"weight": torch.ones(2, 3).T}, layer="fc7")
+    assert torch.equal(load_file(path)["weight"], torch.ones(3, 2)) and read_json(path.with_suffix(".json"))["layer"]
+    assert is_done(path, Key.of([{"C": 1}, 3], ["a.jpg"]), keep=False)
+    assert not is_done(path, OTHER_DATA, keep=False) and is_done(path, OTHER_DATA, keep=True)
+    assert not is_done(path, OTHER_RECIPE, keep=True)
+
+
+def test_a_result_without_its_note_does_not_count(tmp_path):
+    path = tmp_path / "cat.safetensors"
+    finish(path, KEY, {"weight": torch.ones(1)})
+    path.with_suffix(".json").unlink()
+    assert not is_done(path, KEY, keep=True)
