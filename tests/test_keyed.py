@@ -1,4 +1,4 @@
-"""What counts as done: a result with its note, of the same recipe and data, or where that will do of the recipe alone."""
+"""What counts as done: a result with its note, of the same recipe and data, or with ``keep`` of the recipe alone."""
 
 from __future__ import annotations
 
