@@ -265,6 +265,7 @@ def diagnose_run(folder: str | Path, overrides: Iterable[str] = ()) -> dict:
     search = SelectiveSearch(**read_json(folder / "model.json")["proposals"])
     stored = _stored_proposals(last.dataset, last.settings.run.cache, search, folder)
     result = diagnose(last.dataset, last.detections, stored)
+    last.check(result["mAP"])
     write_json(folder / "diagnosis.json", result)
     text = report(result)
     atomic_write(folder / "diagnosis.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))

@@ -77,17 +77,30 @@ def detect_all(detector: Detector, corpus: Corpus, workers: int) -> tuple[list[D
 class Measured:
     """What the last evaluation of a run left: its settings, pictures, detections and figures."""
 
+    folder: Path
     settings: Config
     dataset: Dataset
     detections: list[Detections]
     metrics: dict
+
+    def check(self, found: float | None) -> None:
+        """Refuse detections, of mAP ``found``, that metrics.json does not speak of.
+
+        Rounded corners may move a box over a threshold.
+        """
+        measured = self.metrics["mAP"]
+        if (found is None) != (measured is None) or (found is not None and abs(found - measured) > 0.5):
+            raise SppdetError(
+                f"{self.folder}: the detections have mAP {found}, metrics.json says {measured}; "
+                f"python -m sppdet.evaluate {self.folder} --force writes both again"
+            )
 
 
 def last_measured(folder: str | Path, overrides: Iterable[str] = ()) -> Measured:
     """Read it from the run's folder; ``overrides`` are ``key=value`` for what has moved since, such as ``data.root``.
 
     Raises:
-        SppdetError: a file that is missing, or detections that metrics.json does not speak of.
+        SppdetError: a file that is missing or cannot be read.
     """
     folder = Path(folder)
     for name in ("metrics.json", "model.json"):
@@ -97,14 +110,7 @@ def last_measured(folder: str | Path, overrides: Iterable[str] = ()) -> Measured
     settings = override(from_dict(metrics["config"]), [*overrides, f"run.dir={folder}"])
     dataset = load_split(settings, settings.data.test_split, list(metrics["AP"]), settings.data.limit_test)
     detections = evaluation.read_devkit_results(folder / "detections", dataset, settings.data.test_split)
-    found, measured = evaluation.evaluate_voc(dataset, detections)["mAP"], metrics["mAP"]
-    # Rounded corners may move a box over a threshold.
-    if (found is None) != (measured is None) or (found is not None and abs(found - measured) > 0.5):
-        raise SppdetError(
-            f"{folder}: the detections have mAP {found}, metrics.json says {measured}; "
-            f"python -m sppdet.evaluate {folder} --force writes both again"
-        )
-    return Measured(settings, dataset, detections, metrics)
+    return Measured(folder, settings, dataset, detections, metrics)
 
 
 def summary(metrics: dict) -> str:

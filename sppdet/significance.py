@@ -33,6 +33,8 @@ def compare_runs(folder: str | Path, other: str | Path, overrides: Sequence[str]
         raise SppdetError(f"{other}: was measured on other pictures or classes than {folder}")
     dataset = runs[0].dataset
     found = [evaluate_voc(dataset, run.detections)["mAP"] for run in runs]
+    for run, figure in zip(runs, found):
+        run.check(figure)
     if None in found:
         raise SppdetError(f"{folder}: without objects in its test pictures there is nothing to compare")
     counts = draw(len(dataset), times)
