@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import numba
+
+from sppdet.files import file_digest, fingerprint
 
 
 def compiled(**options) -> Callable:
@@ -43,7 +44,5 @@ def marker(function, sources: tuple[str, ...]) -> Path | None:
     folder = getattr(function.stats, "cache_path", None)
     if not folder:
         return None
-    digest = hashlib.blake2b(f"{numba.__version__} {get_host_cpu_name()}".encode(), digest_size=8)
-    for source in sources:
-        digest.update(Path(source).read_bytes())
-    return Path(folder) / f"{function.__name__}-{digest.hexdigest()}.compiled"
+    key = fingerprint([numba.__version__, get_host_cpu_name(), *map(file_digest, sources)])
+    return Path(folder) / f"{function.__name__}-{key}.compiled"
