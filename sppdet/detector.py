@@ -18,7 +18,7 @@ from sppdet.config import Detection
 from sppdet.crops import CropFeatures
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures, WindowFeatures
+from sppdet.features import PyramidFeatures, WindowFeatures, in_sixteens
 from sppdet.files import atomic_write, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.images import to_rgb
@@ -71,9 +71,7 @@ class Detector:
         layers = [(self.classifier.weight, self.classifier.bias)]
         if self.joint:
             layers.append((self.regressors.weight.reshape(-1, layers[0][0].shape[1]), self.regressors.bias.reshape(-1)))
-        weight, bias = (np.concatenate(values) for values in zip(*layers))
-        missing = -len(bias) % 16
-        return np.pad(weight, ((0, missing), (0, 0))), np.pad(bias, (0, missing))
+        return tuple(in_sixteens(np.concatenate(values)) for values in zip(*layers))
 
     def predict(self, image) -> Detections:
         """Find objects in a picture: a path, a Pillow image, or an RGB uint8 array ``(H, W, 3)``."""

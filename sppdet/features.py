@@ -101,7 +101,7 @@ class WindowFeatures(ABC):
         position = torch.empty(len(windows.cells), dtype=torch.int64)
         position[rows] = torch.arange(len(rows))
         # Through torch: numpy converts to half precision a number at a time, 40 times slower.
-        found = torch.empty((len(rows), self.dimension), dtype=torch.float16 if dtype == np.float16 else torch.float32)
+        found = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
         for block, vectors in self.blocks(maps, windows, rows):
             found[position[block]] = torch.from_numpy(vectors).to(found.dtype)
         return found.numpy()
@@ -120,12 +120,17 @@ class WindowFeatures(ABC):
         """
         # torch, because its threads are the ones that sppdet.parallel holds to one a worker
         # and of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are
-        missing = -len(weight) % 16
-        transposed = torch.from_numpy(np.pad(weight, ((0, missing), (0, 0))) if missing else weight).T
+        transposed = torch.from_numpy(in_sixteens(weight)).T
         found = np.empty((len(windows.cells), len(weight)), np.float32)
         for block, vectors in self.blocks(maps, windows, rows):
             found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()[:, : len(weight)] + bias
         return found
+
+
+def in_sixteens(rows: np.ndarray) -> np.ndarray:
+    """``rows`` ``(n, ...)``, with zeros below up to the next multiple of 16; not copied where n is one."""
+    missing = -len(rows) % 16
+    return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1)) if missing else rows
 
 
 @dataclass(frozen=True)
