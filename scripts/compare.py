@@ -107,12 +107,13 @@ def measure(row: Row, options: argparse.Namespace) -> dict:
 
     folder = options.runs / row.folder
     places = {"data.root": options.voc_root, "backbone.weights": options.weights, "run.cache": options.cache}
-    changes = [f"{key}={value}" for key, value in places.items()] + [f"run.dir={folder}", *row.changes]
     few = FEW if options.table == "systems" and not options.all else ()
-    settings = config.load(ROOT / row.config, [*changes, *few, *options.overrides])
+    changes = [f"{key}={value}" for key, value in places.items()]
+    changes += [f"run.dir={folder}", *row.changes, *few, *options.overrides]
+    settings = config.load(ROOT / row.config, changes)
     borrow(folder, options.runs)
     print(f"\n{row.name}: {row.config} {' '.join(row.changes)}", flush=True)
-    train(row, [*changes, *few, *options.overrides])
+    train(row, changes)
     pipeline = Pipeline(settings)
     paths = [sample.path for sample in pipeline.test][:TIMED]
     found = {"training_pictures": len(pipeline.train), "detection": seconds(folder, paths)}

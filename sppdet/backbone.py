@@ -21,6 +21,10 @@ from sppdet.trunks import build_trunk
 
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's, RGB in 0..1
 STD = np.array([0.229, 0.224, 0.225], np.float32)
+_COLOURS = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
+_NORMALISED = (_COLOURS * (1 / 255 / STD) - MEAN / STD).astype(
+    np.float32, copy=False
+)  # each grey level of each channel
 _MIN_INPUT = 64  # pixels a side; smaller pictures are padded, or the pools of a trunk would have nothing left
 
 
@@ -135,8 +139,7 @@ def normalise(image: np.ndarray) -> np.ndarray:
     """An RGB uint8 picture as trunks see it: float32 ``(H, W, 3)``, in which 0 is the mean colour of ImageNet."""
     import cv2
 
-    every = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
-    return cv2.LUT(image, (every * (1 / 255 / STD) - MEAN / STD).astype(np.float32, copy=False))
+    return cv2.LUT(image, _NORMALISED)
 
 
 def resolve_device(device: str) -> torch.device:
