@@ -64,7 +64,7 @@ def _check_crops(config: Config) -> None:
 
 
 def _check_ranks(config: Config) -> None:
-    layers = {"pool5": 0, "fc6": 1, "fc7": 2}[config.features]
+    layers = {"pool5": 0, "fc6": 1, "fc7": 2, "pool5+fc7": 2}[config.features]
     units = config.end_to_end.units if config.end_to_end.enabled else config.finetune.units
     if len(config.svd_ranks) != layers:
         raise SppdetError(f"svd_ranks: features={config.features} has {layers} fc layers; give as many ranks, or []")

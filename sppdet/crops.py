@@ -88,8 +88,7 @@ class CropFeatures(WindowFeatures):
         rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            pooled = torch.from_numpy(maps.vectors[windows.cells[block, 0].astype(np.int64)]).float().numpy()
-            yield block, self.head(pooled) if self.head else pooled
+            yield block, torch.from_numpy(maps.vectors[windows.cells[block, 0].astype(np.int64)]).float().numpy()
 
     # What training the trunk asks
 

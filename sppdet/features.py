@@ -40,11 +40,13 @@ class Windows:
 class WindowFeatures(ABC):
     """How the windows of a picture become vectors, whatever these are made of; ``head`` may follow the pooling.
 
+    Its vectors then take the place of the pooled ones, or, with ``beside``, stand behind them.
     ``maps`` is what :meth:`read` makes of a picture: conv maps here, a list of vectors in :mod:`sppdet.crops`.
     """
 
     head: Callable[[np.ndarray], np.ndarray] | None = None
     head_dimension: int = 0
+    beside: bool = False
 
     needs_windows: ClassVar[bool]  # whether :meth:`read` wants to know the windows
 
@@ -67,7 +69,7 @@ class WindowFeatures(ABC):
 
     @abstractmethod
     def blocks(self, maps, windows: Windows, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Vectors of all U windows, or of those at ``rows``, a block at a time: ``rows, (len(rows), D)``.
+        """Pooled vectors of all U windows, or of those at ``rows``, a block at a time: ``rows, (len(rows), D)``.
 
         The next block may overwrite the vectors.
         """
@@ -84,8 +86,10 @@ class WindowFeatures(ABC):
 
     @property
     def dimension(self) -> int:
-        """D, of the vectors that :meth:`blocks` and :meth:`vectors` return."""
-        return self.head_dimension if self.head else self.pooled_dimension
+        """D, of the vectors that :meth:`vectors` returns and :meth:`linear` multiplies."""
+        if self.head is None:
+            return self.pooled_dimension
+        return self.head_dimension + (self.pooled_dimension if self.beside else 0)
 
     @property
     def pooled(self) -> WindowFeatures:
@@ -94,7 +98,16 @@ class WindowFeatures(ABC):
 
     def under(self, head) -> WindowFeatures:
         """The same below a :class:`sppdet.head.Head`."""
-        return replace(self, head=head.vectors, head_dimension=head.dimension)
+        return replace(self, head=head.vectors, head_dimension=head.dimension, beside=head.beside)
+
+    def _parts(self, pooled: np.ndarray) -> list[tuple[slice, np.ndarray]]:
+        """What a block's pooled vectors become, and the columns where that stands. They are not put side by side, as
+        copying takes longer than pooling."""
+        if self.head is None:
+            return [(slice(None), pooled)]
+        behind = slice(-self.head_dimension, None)
+        front = [(slice(0, self.pooled_dimension), pooled)] if self.beside else []
+        return [*front, (behind, self.head(pooled))]
 
     def vectors(self, maps, windows: Windows, rows: np.ndarray, dtype=np.float32) -> np.ndarray:
         """``(len(rows), D)`` vectors of the windows at ``rows``, which must not repeat."""
@@ -102,8 +115,9 @@ class WindowFeatures(ABC):
         position[rows] = torch.arange(len(rows))
         # Through torch: numpy converts to half precision a number at a time, 40 times slower.
         found = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
-        for block, vectors in self.blocks(maps, windows, rows):
-            found[position[block]] = torch.from_numpy(vectors).to(found.dtype)
+        for block, pooled in self.blocks(maps, windows, rows):
+            for columns, part in self._parts(pooled):
+                found[position[block], columns] = torch.from_numpy(part).to(found.dtype)
         return found.numpy()
 
     def of_boxes(self, maps, boxes: np.ndarray, size: tuple[int, int], dtype=np.float32):
@@ -122,8 +136,10 @@ class WindowFeatures(ABC):
         # and of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are
         transposed = torch.from_numpy(in_sixteens(weight)).T
         found = np.empty((len(windows.cells), len(weight)), np.float32)
-        for block, vectors in self.blocks(maps, windows, rows):
-            found[block] = torch.mm(torch.from_numpy(vectors), transposed).numpy()[:, : len(weight)] + bias
+        for block, pooled in self.blocks(maps, windows, rows):
+            parts = self._parts(pooled)
+            products = sum(torch.mm(torch.from_numpy(part), transposed[columns]) for columns, part in parts)
+            found[block] = products.numpy()[:, : len(weight)] + bias
         return found
 
 
@@ -231,8 +247,7 @@ class PyramidFeatures(WindowFeatures):
             for start in range(0, len(here), _BLOCK):
                 block = here[start : start + _BLOCK]
                 pooled = self.pool_placed(conv_map, windows.cells[block], buffer[: len(block)])
-                pooled = pooled.reshape(len(block), -1)
-                yield block, self.head(pooled) if self.head else pooled
+                yield block, pooled.reshape(len(block), -1)
 
     def trunk_input(
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int

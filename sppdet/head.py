@@ -21,10 +21,11 @@ class Head(nn.Module):
     Args:
         inputs: D, the pooled vector's length.
         units: outputs of fc6 and of fc7.
-        layer: ``fc6`` or ``fc7``.
+        layer: ``fc6``, ``fc7``, or ``pool5+fc7``: fc7 behind the pooled vector.
         scale: the pooled vector is multiplied by this first, so that its size does not depend on the backbone.
         dropout: after each layer while training; none otherwise, and no rescaling then (inverted dropout).
         ranks: of fc6 and fc7 as products of two thin matrices, see :meth:`truncated`; 0 is a whole layer.
+        balance: for ``pool5+fc7``, what fc7 is multiplied by, so that it counts as much as the pooled vector.
 
     With ``half`` set, :meth:`vectors` multiplies in bfloat16, as the backbone does where the processor can.
     """
@@ -39,9 +40,11 @@ class Head(nn.Module):
         scale: float = 1.0,
         dropout: float = 0.5,
         ranks: Sequence[int] = (0, 0),
+        balance: float = 1.0,
     ):
         super().__init__()
         self.units, self.layer, self.scale, self.dropout, self.ranks = units, layer, scale, dropout, tuple(ranks)
+        self.balance = balance
         self.fc6 = _fully_connected(inputs, units, ranks[0])
         self.fc7 = _fully_connected(units, units, ranks[1])
         self.drop = nn.Dropout(dropout)
@@ -86,9 +89,14 @@ class Head(nn.Module):
     def dimension(self) -> int:
         return self.units
 
+    @property
+    def beside(self) -> bool:
+        """Whether the SVMs see the pooled vector too, before :meth:`vectors`."""
+        return self.layer == "pool5+fc7"
+
     def description(self) -> dict:
         """The arguments that rebuild it, apart from ``inputs``."""
-        return {name: getattr(self, name) for name in ("units", "layer", "scale", "dropout", "ranks")}
+        return {name: getattr(self, name) for name in ("units", "layer", "scale", "dropout", "ranks", "balance")}
 
     def truncated(self, ranks: Sequence[int]) -> Head:
         """The same layers as products of two thin matrices by truncated SVD, for quick detection.
@@ -122,12 +130,12 @@ class Head(nn.Module):
 
     @torch.inference_mode()
     def vectors(self, pooled: np.ndarray) -> np.ndarray:
-        """``(n, inputs) -> (n, units)`` float32: the output of ``layer``, after its ReLU, as the SVMs see it."""
+        """``(n, inputs) -> (n, units)`` float32: the output of fc6 or fc7, after its ReLU, as the SVMs see it."""
         kind = torch.bfloat16 if self.half else torch.float32
         hidden = (torch.from_numpy(pooled) * self.scale).to(kind)
         for layer in self._layers(kind)[: 1 if self.layer == "fc6" else 2]:
             hidden = torch.relu(layer(hidden))
-        return hidden.float().numpy()
+        return (hidden.float() * self.balance).numpy()
 
     def _layers(self, kind: torch.dtype) -> list[nn.Module]:
         """fc6 and fc7; converted once, if they are of another kind."""

@@ -8,7 +8,7 @@ from sppdet.errors import SppdetError
 from sppdet.warp import KINDS
 
 _CHOICES = {
-    "features": ("pool5", "fc6", "fc7"),
+    "features": ("pool5", "fc6", "fc7", "pool5+fc7"),
     "classifier": ("svm", "softmax"),
     "pooling.kind": ("max", "average", "align"),
     "bbox.kind": ("ridge", "joint"),

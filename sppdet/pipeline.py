@@ -17,7 +17,7 @@ stays, whatever pictures and objects it was learned from. RUN/stages.json record
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -152,7 +152,19 @@ class Pipeline:
         path = self._end_to_end_path if self.config.end_to_end.enabled else self._head_path
         description = read_json(path.with_suffix(".json"))["head"] | {"layer": self.config.features}
         inputs, tensors = self.pooled_features.pooled_dimension, part(load_file(path), "head.")
-        return Head.restore(inputs, description, tensors, self.backbone.half)
+        head = Head.restore(inputs, description, tensors, self.backbone.half)
+        if head.beside:
+            head.balance = self._balance(head)
+        return head
+
+    def _balance(self, head: Head) -> float:
+        """What brings fc7 to the pooled vectors' norm. Stored, as the SVMs learned so far are right for it alone."""
+        path = self.folder / "stages" / "balance.safetensors"
+        key = self._key({"balance": 1}, [self._shared_key, weights_digest(head)], [self.corpus.names])
+        if not self._is_done(path, key):
+            alone = replace(self.pooled_features.under(head), beside=False)
+            finish(path, key, {"balance": self._scale(alone) / self.scale})
+        return float(load_file(path)["balance"])
 
     @cached_property
     def features(self) -> WindowFeatures:

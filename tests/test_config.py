@@ -151,7 +151,7 @@ def test_override_copies():
         ("svm.C=null", "svm.C: expected float, found None"),
         ("bbox.enabled=1", "bbox.enabled: expected bool, found 1"),
         ("run.dir=[a]", "run.dir: expected str"),
-        ("features=fc8", "features: expected one of pool5, fc6, fc7, found 'fc8'"),
+        ("features=fc8", "features: expected one of pool5, fc6, fc7, pool5.fc7, found 'fc8'"),
         ("svm.solver=primal", "svm.solver: expected one of dual, liblinear, found 'primal'"),
         ("regions.crop=squeeze", "regions.crop: expected one of none, warp, square, square_context, found 'squeeze'"),
         ("data.limit_train=0", "data.limit_train: expected a positive number or null, found 0"),

@@ -184,3 +184,16 @@ def test_the_head_sees_pooled_vectors(many, tiny_features):
     rows = np.arange(len(expected))
     np.testing.assert_array_equal(headed.vectors(maps, windows, rows), 2 * expected[:, :4])
     np.testing.assert_array_equal(headed.pooled.vectors(maps, windows, rows), expected)
+
+
+def test_a_head_beside_the_pooled_vectors_stands_behind_them(many, tiny_features):
+    _, maps, windows, expected = many
+    head = {"head": lambda pooled: 2 * pooled[:, :4], "head_dimension": 4}
+    both = tiny_features(3, scales=(64, 128), target=32, beside=True, **head)
+    assert both.dimension == 19 and both.pooled.dimension == 15
+    rows = np.random.default_rng(2).permutation(len(expected))
+    whole = np.concatenate([expected, 2 * expected[:, :4]], axis=1)
+    np.testing.assert_array_equal(both.vectors(maps, windows, rows), whole[rows])
+    rng = np.random.default_rng(3)
+    weight, bias = rng.normal(size=(4, 19)).astype(np.float32), rng.normal(size=4).astype(np.float32)
+    np.testing.assert_allclose(both.linear(maps, windows, weight, bias), whole @ weight.T + bias, atol=1e-5)

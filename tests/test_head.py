@@ -31,6 +31,13 @@ def test_layers_by_hand():
     assert known("fc7").vectors(pooled).tolist() == [[13, 0]]
 
 
+def test_beside_the_pooled_vector_fc7_is_balanced():
+    head = known("pool5+fc7")
+    head.balance = 0.5
+    assert head.vectors(np.array([[2.0]], np.float32)).tolist() == [[6.5, 0]]
+    assert head.beside and not known("fc7").beside
+
+
 @pytest.mark.parametrize("layer", ["fc6", "fc7"])
 def test_vectors_have_no_dropout_even_while_training(layer):
     head = Head(10, 40, layer, dropout=0.5).train()
@@ -95,7 +102,8 @@ def test_the_fc_layers_of_a_network_give_what_they_give_in_it(name, cut, cells, 
         expected = whole.classifier[: place + 2](inputs).detach()
         assert expected.any()
         np.testing.assert_allclose(head.vectors(pooled.reshape(1, -1)), expected, atol=1e-5)
-    assert head.description() == {"units": 8, "layer": "fc7", "scale": 1.0, "dropout": 0.5, "ranks": (0, 0)}
+    expected = {"units": 8, "layer": "fc7", "scale": 1.0, "dropout": 0.5, "ranks": (0, 0), "balance": 1.0}
+    assert head.description() == expected
 
 
 def test_weights_without_fc_layers_are_told(monkeypatch):

@@ -454,6 +454,13 @@ def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place)
     assert sppdet.load(place.run, device="cpu").features.dimension == 16
     assert "finetune" not in json.loads((place.run / "stages.json").read_text())
 
+    # SVMs on the pooled vectors and on fc7 behind them, at their own norms' balance.
+    assert place.train(*options, "features=pool5+fc7") == 0
+    assert trained.stat().st_mtime_ns == written
+    detector = sppdet.load(place.run, device="cpu")
+    assert detector.features.dimension == detector.features.pooled_dimension + 16 == detector.classifier.weight.shape[1]
+    assert detector.head.balance == load_file(place.run / "stages" / "balance.safetensors")["balance"].item() != 1
+
     # The layers learned with it can take the place of SVMs and ridge regression: Fast R-CNN.
     assert place.train(*options, "features=fc7", "classifier=softmax", "bbox.kind=joint") == 0
     assert trained.stat().st_mtime_ns == written
