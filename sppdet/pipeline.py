@@ -171,6 +171,16 @@ class Pipeline:
         """What the SVMs see."""
         return self.pooled_features if self.head is None else self.pooled_features.under(self.head)
 
+    @cached_property
+    def features_scale(self) -> float:
+        """What brings that to the norm of the SVMs."""
+        return self.scale if self.head is None else self._scale(self.features)
+
+    def _sees_head(self, stage: str) -> bool:
+        """Whether ``svm`` or ``bbox`` learns from the head's vectors. Box regression is of the pooled ones, as in the
+        originals, but where the SVMs see both, so does it, and one product serves them."""
+        return self.features.beside if stage == "bbox" else self.head is not None
+
     @property
     def _pretrained(self) -> Path:
         return self.folder / "stages" / "pretrain.safetensors"
@@ -275,9 +285,8 @@ class Pipeline:
             return None
         missing = self._unfinished("svm", again)
         if missing:
-            scale = self.scale if self.head is None else self._scale(self.features)
             miner = Miner(
-                self.corpus, self.features, missing, self.config.svm, scale,
+                self.corpus, self.features, missing, self.config.svm, self.features_scale,
                 self.config.run.seed, self.config.workers, self.log,
             )  # fmt: skip
             checkpoint = self.folder / "stages" / "svm.checkpoint"
@@ -293,8 +302,10 @@ class Pipeline:
             return None
         missing = self._unfinished("bbox", again)
         if missing:
+            pooled = self.pooled_features, self.scale
+            features, scale = (self.features, self.features_scale) if self._sees_head("bbox") else pooled
             regressors = bbox_regression.train(
-                self.corpus, self.pooled_features, missing, self.config.bbox, self.scale,
+                self.corpus, features, missing, self.config.bbox, scale,
                 self.config.run.seed, self.config.workers,
             )  # fmt: skip
             self._finish_classes("bbox", missing, regressors.weight, regressors.bias)
@@ -348,7 +359,7 @@ class Pipeline:
         if not self.config.bbox.enabled:
             return None
         if self.config.bbox.kind == "ridge":
-            return BoxRegressors(*self._finished_classes("bbox"))
+            return BoxRegressors(*self._finished_classes("bbox"), of_head=self._sees_head("bbox"))
         layer, classes = self._learned("move."), len(self.labels)
         return BoxRegressors(layer["weight"].reshape(classes, 4, -1), layer["bias"].reshape(classes, 4), of_head=True)
 
@@ -377,8 +388,7 @@ class Pipeline:
 
     def _class_key(self, stage: str, k: int) -> Key:
         settings = asdict(getattr(self.config, stage)) | {"stage": stage, "norm": self.config.svm.norm}
-        of_head = stage == "svm" and self.head is not None
-        head = [weights_digest(self.head), self.head.layer] if of_head else None
+        head = [weights_digest(self.head), self.head.layer] if self._sees_head(stage) else None
         objects = [sample.boxes[sample.labels == k].tolist() for sample in self.train]
         depends = [self._shared_key, head, self.train.classes[k]]
         return self._key(settings, depends, [self.corpus.names, objects])

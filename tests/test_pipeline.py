@@ -459,6 +459,7 @@ def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place)
     assert trained.stat().st_mtime_ns == written
     detector = sppdet.load(place.run, device="cpu")
     assert detector.features.dimension == detector.features.pooled_dimension + 16 == detector.classifier.weight.shape[1]
+    assert detector.regressors.of_head and detector.regressors.weight.shape[2] == detector.features.dimension
     assert detector.head.balance == load_file(place.run / "stages" / "balance.safetensors")["balance"].item() != 1
 
     # The layers learned with it can take the place of SVMs and ridge regression: Fast R-CNN.
