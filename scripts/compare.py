@@ -26,8 +26,8 @@ from sppdet.proposals import recall_line
 from sppdet.versions import machine
 
 ROOT = Path(__file__).resolve().parents[1]
-SPP, END, FAST, RCNN = (
-    f"configs/voc07_{name}_squeezenet.yaml" for name in ("sppnet", "sppnet_end_to_end", "fast_rcnn", "rcnn")
+SPP, END, FAST, RCNN, BEST = (
+    f"configs/voc07_{name}_squeezenet.yaml" for name in ("sppnet", "sppnet_end_to_end", "fast_rcnn", "rcnn", "best")
 )
 FIVE = "regions.scales=[480,576,688,864,1200]"
 TIMED = 8  # pictures on which detection is timed
@@ -55,9 +55,10 @@ ABLATION = (
     Row("pool5, 5 scales", SPP, (FIVE,), ("44.9", "")),
     Row("fine-tuned fc6, 5 scales", SPP, (FIVE, "features=fc6"), ("53.7", "")),
     Row("fine-tuned fc7, 5 scales", SPP, (FIVE, "features=fc7"), ("55.2", "59.2")),
-    Row("end to end, pool5", END, ("features=pool5", "classifier=svm", "bbox.kind=ridge")),
-    Row("end to end, fc7, SVMs", END, ("features=fc7", "classifier=svm", "bbox.kind=ridge")),
-    Row("end to end, fc7, softmax", END),
+    Row("end to end, softmax", END),
+    Row("end to end, SVMs on pool5", BEST, ("features=pool5",)),
+    Row("end to end, SVMs on fc7", BEST, ("features=fc7",)),
+    Row("end to end, SVMs on both", BEST),
 )
 # He et al. 2014, table 9, pool5: SPP-net with ZF-5, R-CNN with AlexNet. Girshick 2015, table 4: CaffeNet.
 SYSTEMS = (

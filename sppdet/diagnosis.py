@@ -292,7 +292,7 @@ def _stored_proposals(dataset: Dataset, cache: str, search: SelectiveSearch, fol
 _ADVICE = {
     "localisation": "bbox.*, detection.vote, proposals with a higher recall@0.7",
     "duplicate": "detection.nms",
-    "similar": "better features: another backbone, features=fc7, end_to_end",
+    "similar": "better features: another backbone, or end_to_end with features=pool5+fc7",
     "other": "better features; more hard negatives",
     "background": "svm.max_negatives, svm.hard_per_picture, svm.passes; objects that nobody annotated",
     "outranked": "the detections above: the kinds before this line",

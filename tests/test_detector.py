@@ -210,29 +210,29 @@ def picture() -> np.ndarray:
     return image
 
 
-def random_detector(with_head: bool = False, with_regressors: bool = True, **pooling) -> Detector:
+def random_detector(layer: str | None = None, with_regressors: bool = True, **pooling) -> Detector:
     rng = np.random.default_rng(0)
     backbone = Backbone.create("small", "random", "cpu", "float32", seed=3)
     features = PyramidFeatures(backbone.grid, backbone.channels, (120, 160), 1000, 64, 6.5, (2, 1), **pooling)
     pooled, head = features.dimension, None
-    if with_head:
+    if layer:
         torch.manual_seed(0)
-        head = Head(pooled, 16, "fc6", 0.5).eval()
-        features = replace(features, head=head.vectors, head_dimension=16)
+        head = Head(pooled, 16, layer, 0.5, balance=0.7).eval()
+        features = features.under(head)
     weight = rng.normal(size=(3, features.dimension)).astype(np.float32)
     regressors = None
     if with_regressors:
-        regressors = BoxRegressors(
-            rng.normal(0, 0.002, (3, 4, pooled)).astype(np.float32), rng.normal(0, 0.1, (3, 4)).astype(np.float32)
-        )
+        moves, inputs = rng.normal(0, 0.1, (3, 4)).astype(np.float32), features.dimension if features.beside else pooled
+        moving = rng.normal(0, 0.002, (3, 4, inputs)).astype(np.float32)
+        regressors = BoxRegressors(moving, moves, of_head=features.beside)
     svms = LinearSVMs(weight, np.zeros(3, np.float32))
     detection = Detection(nms=0.4, min_margin=-0.2, max_per_class=9)
     return Detector(("a", "b c", "ü"), backbone, features, SelectiveSearch(), svms, regressors, detection, head)
 
 
-@pytest.mark.parametrize(("head", "regressors"), [(False, True), (True, True), (False, False)])
-def test_a_saved_detector_finds_exactly_the_same(tmp_path, picture, head, regressors):
-    detector = random_detector(head, regressors)
+@pytest.mark.parametrize(("layer", "regressors"), [(None, True), ("fc6", True), ("pool5+fc7", True), (None, False)])
+def test_a_saved_detector_finds_exactly_the_same(tmp_path, picture, layer, regressors):
+    detector = random_detector(layer, regressors)
     expected = detector.predict(picture)
     assert len(expected) > 3
     detector.save(tmp_path / "model")
@@ -242,7 +242,7 @@ def test_a_saved_detector_finds_exactly_the_same(tmp_path, picture, head, regres
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
     assert found.classes == expected.classes == ("a", "b c", "ü")
     assert loaded.detection == detector.detection and loaded.search == detector.search
-    assert (loaded.regressors is None) != regressors and (loaded.head is None) != head
+    assert (loaded.regressors is None) != regressors and (loaded.head is None) == (layer is None)
 
 
 @pytest.mark.parametrize("pooling", [{"kind": "average"}, {"kind": "align", "samples": 3}])
@@ -267,7 +267,7 @@ def test_models_from_before_there_were_kinds_take_the_maximum(tmp_path):
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path):
-    random_detector(with_head=True).save(tmp_path / "a")
+    random_detector("fc6").save(tmp_path / "a")
     module.load(tmp_path / "a", device="cpu").save(tmp_path / "b")
     for name in ("model.json", "model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
