@@ -217,6 +217,13 @@ def test_another_kind_of_pooling_is_learned_from_the_same_maps(place, trained):
     assert not set(place.times("run/stages/svm/*").items()) & set(svms.items())
 
 
+def rename_objects(annotation: Path, name: str) -> None:
+    tree = ET.parse(annotation)
+    for old in tree.getroot().iter("name"):
+        old.text = name
+    tree.write(annotation)
+
+
 def test_a_changed_box_retrains_its_class_alone(tmp_path, trained, own_data):
     place = Workplace(tmp_path, own_data, trained.cache)
     assert place.train("--stage", "svm") == 0
@@ -242,11 +249,7 @@ def test_a_class_with_new_pictures_is_learned_alone_where_the_others_are_kept(tm
     before = place.times("run/stages/*/*.safetensors")
 
     listed.write_text(every)
-    annotation = own_data / "Annotations" / f"{new}.xml"
-    tree = ET.parse(annotation)
-    for name in tree.getroot().iter("name"):
-        name.text = "comet"
-    tree.write(annotation)
+    rename_objects(own_data / "Annotations" / f"{new}.xml", "comet")
     capsys.readouterr()
     assert place.train("--keep") == 0
     after = place.times("run/stages/*/*.safetensors")
@@ -263,6 +266,20 @@ def test_a_class_with_new_pictures_is_learned_alone_where_the_others_are_kept(tm
     assert other.train("--stage", "svm") == 0
     name = "stages/svm/comet.safetensors"
     assert (other.run / name).read_bytes() == (place.run / name).read_bytes()
+
+
+def test_a_class_is_learned_alone_above_a_network_that_was_trained_for_the_others(tmp_path, trained, own_data, capsys):
+    place = Workplace(tmp_path, own_data, trained.cache)
+    options = ["features=pool5+fc7", "end_to_end.enabled=true", "end_to_end.frozen_stride=0", "end_to_end.epochs=0.3"]
+    options += ["end_to_end.units=16", "end_to_end.scales=[96]"]
+    assert place.train("--stage", "bbox", *options) == 0
+    before = place.times("run/stages/**/*.safetensors")
+    rename_objects(own_data / "Annotations" / "train_00000.xml", "comet")
+    capsys.readouterr()
+    assert place.train("--stage", "bbox", "--keep", *options) == 0
+    after = place.times("run/stages/**/*.safetensors")
+    assert {Path(path).name for path in after.keys() - before.keys()} == {"comet.safetensors"}
+    assert all(after[path] == before[path] for path in before)  # the network, the balance, the other classes
 
 
 def test_other_settings_are_not_kept(place):
