@@ -12,13 +12,17 @@ if TYPE_CHECKING:
 
 FC_BINS = {"alexnet": 6, "vgg16": 7}  # networks that bring fc6 and fc7, and the bins a side that their fc6 reads
 FC_UNITS = 4096
+_FC7 = ["fc7", "pool5+fc7"]  # features with it
 
 
 def check(config: Config) -> None:
     """Refuse choices that do not go together."""
-    for key, value in (("classifier", config.classifier), ("bbox.kind", config.bbox.kind)):
-        if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features == "fc7"):
-            raise SppdetError(f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it")
+    for key, value, seen in (("classifier", config.classifier, ["fc7"]), ("bbox.kind", config.bbox.kind, _FC7)):
+        if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features in seen):
+            features = " or ".join(seen)
+            raise SppdetError(
+                f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features={features} with it"
+            )
     if config.pooling.samples and config.pooling.kind != "align":
         raise SppdetError(
             f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"

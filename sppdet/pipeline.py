@@ -361,7 +361,10 @@ class Pipeline:
         if self.config.bbox.kind == "ridge":
             return BoxRegressors(*self._finished_classes("bbox"), of_head=self._sees_head("bbox"))
         layer, classes = self._learned("move."), len(self.labels)
-        return BoxRegressors(layer["weight"].reshape(classes, 4, -1), layer["bias"].reshape(classes, 4), of_head=True)
+        weight = layer["weight"].reshape(classes, 4, -1)
+        if self.features.beside:  # it sees the pooled vector too, and fc7 multiplied
+            weight = np.pad(weight / self.head.balance, [(0, 0), (0, 0), (self.features.pooled_dimension, 0)])
+        return BoxRegressors(weight, layer["bias"].reshape(classes, 4), of_head=True)
 
     def _learned(self, prefix: str) -> dict[str, np.ndarray]:
         """A layer of the end-to-end training."""

@@ -479,6 +479,14 @@ def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place)
     assert detector.regressors.of_head and detector.regressors.weight.shape[2] == detector.features.dimension
     assert detector.head.balance == load_file(place.run / "stages" / "balance.safetensors")["balance"].item() != 1
 
+    # There too the boxes can be those that were learned with fc7, whatever it was multiplied by.
+    assert place.train(*options, "features=pool5+fc7", "bbox.kind=joint") == 0
+    detector, moving = sppdet.load(place.run, device="cpu"), learned["move.weight"].numpy()
+    pooled = detector.features.pooled_dimension
+    found = detector.regressors.weight.reshape(len(moving), -1)
+    assert detector.regressors.of_head and not found[:, :pooled].any()
+    np.testing.assert_allclose(found[:, pooled:] * detector.head.balance, moving, rtol=1e-5)
+
     # The layers learned with it can take the place of SVMs and ridge regression: Fast R-CNN.
     assert place.train(*options, "features=fc7", "classifier=softmax", "bbox.kind=joint") == 0
     assert trained.stat().st_mtime_ns == written
