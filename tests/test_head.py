@@ -144,6 +144,8 @@ def test_truncated_layers_are_those_of_the_singular_value_decomposition():
 
 
 def test_truncated_layers_are_restored():
-    head, pooled = Head(30, 8, "fc6").eval().truncated((3, 2)), np.ones((1, 30), np.float32)
+    whole = Head(30, 8, "pool5+fc7", balance=2.0).eval()
+    head, pooled = whole.truncated((3, 2)), np.ones((1, 30), np.float32)
+    assert head.beside and head.balance == 2
     again = Head.restore(30, head.description(), head.state_dict(), half=False)
     np.testing.assert_array_equal(again.vectors(pooled), head.vectors(pooled))
