@@ -26,6 +26,17 @@ def read_costs(folder: Path) -> dict[str, dict]:
     return read_json(path) if path.exists() else {}
 
 
+def stage_line(stage: str, cost: dict) -> str:
+    """What a stage took, for a terminal."""
+    parts = [f"{stage:<10} {cost.get('seconds', 0):7.1f} s {cost.get('peak_memory_mb', 0):6.0f} MB memory"]
+    if "disk_mb" in cost:
+        parts.append(f"{cost['disk_mb']:.0f} MB disk")
+    for split in ("train", "test"):
+        if split in cost:
+            parts.append(f"{split}: {cost[split]['windows']:.0f} windows, {recall_line(cost[split])}")
+    return "  ".join(parts)
+
+
 def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool = False) -> dict:
     """Measure the model in ``config.run.dir`` on ``config.data.test_split``; returns what metrics.json holds.
 

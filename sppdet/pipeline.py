@@ -39,11 +39,10 @@ from sppdet.files import file_digest, fingerprint, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.keyed import Key, finish, is_done
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
-from sppdet.measure import evaluate_run, read_costs, summary
+from sppdet.measure import evaluate_run, read_costs, stage_line, summary
 from sppdet.meter import Meter
 from sppdet.mining import Miner, feature_scale
 from sppdet.pretraining import pretrain
-from sppdet.proposals import recall_line
 from sppdet.trunks import restore_trunk
 from sppdet.versions import versions
 from sppdet.warp import Crop
@@ -90,7 +89,7 @@ class Pipeline:
                 continue
             if cost.pop("computed"):
                 write_json(self.folder / "stages.json", costs | {stage: meter.cost() | cost})
-            self.log(_stage_line(stage, read_costs(self.folder).get(stage, cost)))
+            self.log(stage_line(stage, read_costs(self.folder).get(stage, cost)))
         if last == STAGES[-1]:
             self.log(summary(read_json(self.folder / "metrics.json")))
 
@@ -173,13 +172,17 @@ class Pipeline:
 
     @cached_property
     def features_scale(self) -> float:
-        """What brings that to the norm of the SVMs."""
-        return self.scale if self.head is None else self._scale(self.features)
+        """What brings vectors with the head's to the norm of the SVMs."""
+        return self._scale(self.features)
 
     def _sees_head(self, stage: str) -> bool:
         """Whether ``svm`` or ``bbox`` learns from the head's vectors. Box regression is of the pooled ones, as in the
         originals, but where the SVMs see both, so does it, and one product serves them."""
         return self.features.beside if stage == "bbox" else self.head is not None
+
+    def _learns_from(self, stage: str) -> tuple[WindowFeatures, float]:
+        """The vectors that ``svm`` or ``bbox`` learns from, and what brings them to the norm of the SVMs."""
+        return (self.features, self.features_scale) if self._sees_head(stage) else (self.pooled_features, self.scale)
 
     @property
     def _pretrained(self) -> Path:
@@ -285,8 +288,9 @@ class Pipeline:
             return None
         missing = self._unfinished("svm", again)
         if missing:
+            features, scale = self._learns_from("svm")
             miner = Miner(
-                self.corpus, self.features, missing, self.config.svm, self.features_scale,
+                self.corpus, features, missing, self.config.svm, scale,
                 self.config.run.seed, self.config.workers, self.log,
             )  # fmt: skip
             checkpoint = self.folder / "stages" / "svm.checkpoint"
@@ -302,8 +306,7 @@ class Pipeline:
             return None
         missing = self._unfinished("bbox", again)
         if missing:
-            pooled = self.pooled_features, self.scale
-            features, scale = (self.features, self.features_scale) if self._sees_head("bbox") else pooled
+            features, scale = self._learns_from("bbox")
             regressors = bbox_regression.train(
                 self.corpus, features, missing, self.config.bbox, scale,
                 self.config.run.seed, self.config.workers,
@@ -391,10 +394,14 @@ class Pipeline:
 
     def _class_key(self, stage: str, k: int) -> Key:
         settings = asdict(getattr(self.config, stage)) | {"stage": stage, "norm": self.config.svm.norm}
-        head = [weights_digest(self.head), self.head.layer] if self._sees_head(stage) else None
+        head = [self._head_digest, self.head.layer] if self._sees_head(stage) else None
         objects = [sample.boxes[sample.labels == k].tolist() for sample in self.train]
         depends = [self._shared_key, head, self.train.classes[k]]
         return self._key(settings, depends, [self.corpus.names, objects])
+
+    @cached_property
+    def _head_digest(self) -> str:
+        return weights_digest(self.head)
 
     @cached_property
     def _shared_key(self) -> dict:
@@ -402,13 +409,3 @@ class Pipeline:
 
     def _class_path(self, stage: str, k: int) -> Path:
         return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"
-
-
-def _stage_line(stage: str, cost: dict) -> str:
-    parts = [f"{stage:<10} {cost.get('seconds', 0):7.1f} s {cost.get('peak_memory_mb', 0):6.0f} MB memory"]
-    if "disk_mb" in cost:
-        parts.append(f"{cost['disk_mb']:.0f} MB disk")
-    for split in ("train", "test"):
-        if split in cost:
-            parts.append(f"{split}: {cost[split]['windows']:.0f} windows, {recall_line(cost[split])}")
-    return "  ".join(parts)
