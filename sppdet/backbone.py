@@ -22,9 +22,8 @@ from sppdet.trunks import build_trunk
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's, RGB in 0..1
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 _COLOURS = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
-_NORMALISED = (_COLOURS * (1 / 255 / STD) - MEAN / STD).astype(
-    np.float32, copy=False
-)  # each grey level of each channel
+# What each level of each channel becomes.
+_NORMALISED = (_COLOURS * (1 / 255 / STD) - MEAN / STD).astype(np.float32, copy=False)
 _MIN_INPUT = 64  # pixels a side; smaller pictures are padded, or the pools of a trunk would have nothing left
 
 
