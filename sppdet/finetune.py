@@ -8,21 +8,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from sppdet import boxes as geometry
+from sppdet import checkpoint as checkpoints
 from sppdet.config import EndToEnd, Finetune
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
 from sppdet.features import WindowFeatures
 from sppdet.head import Head
-from sppdet.parallel import run
+from sppdet.parallel import in_threads, worker_count
 
 _PICTURES_AT_ONCE = 256  # whose windows are shuffled together: 256 x 64 windows x 25,600 float16 are 0.8 GB
+_REPORT = 100  # steps
+_SAVE = 60  # seconds between checkpoints
 
 
 def train(
@@ -30,6 +36,9 @@ def train(
     features: WindowFeatures,
     settings: Finetune,
     scale: float,
+    half: bool,
+    checkpoint: Path,
+    key: str,
     seed: int,
     workers: int,
     log: Callable[[str], None],
@@ -38,44 +47,59 @@ def train(
     """Train a head; returns it and the mean loss of the last tenth of the steps (None if there are none).
 
     It begins as ``start``, or with random weights; then ``scale`` brings the pooled vectors to a fixed norm, so that
-    one learning rate fits every backbone.
+    one learning rate fits every backbone. With ``half`` products are of bfloat16, weights of float32.
+
+    ``checkpoint`` is written now and then, and gone on from if it was left by an interrupted training of the same
+    ``key``: the weights come out the same, because all that is random is drawn anew for each draw of pictures.
     """
     torch.manual_seed(seed)
-    classes = len(corpus.dataset.classes)
     # Norm 20 over D features makes inputs far smaller than the unit variance that initialisations expect.
     unit = scale * math.sqrt(features.pooled_dimension) / 20
     head = start or Head(features.pooled_dimension, settings.units, "fc7", unit, settings.dropout)
     if not settings.steps:  # the given layers as they are
         return head.eval(), None
-    fc8 = nn.Linear(settings.units, classes + 1)
+    fc8 = nn.Linear(settings.units, len(corpus.dataset.classes) + 1)
     nn.init.normal_(fc8.weight, std=0.01)
     nn.init.zeros_(fc8.bias)
     network = nn.Sequential(head, fc8).train()
     optimizer = make_optimizer(network.parameters(), settings)
     share = {"cosine": warm_cosine, "step": step_decay}[settings.schedule]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: share(step, settings.steps))
-    losses = []
-    rng = np.random.default_rng(seed)
-    while len(losses) < settings.steps:
-        vectors, labels = _draw(corpus, features, settings, rng, workers)
-        order = rng.permutation(len(labels))
-        for first in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
-            batch = order[first : first + settings.batch_size]
-            x = torch.from_numpy(vectors[batch].astype(np.float32))
-            loss = nn.functional.cross_entropy(network(x), torch.from_numpy(labels[batch]))
-            if not torch.isfinite(loss):
-                raise SppdetError("finetune: the loss is not finite; lower finetune.learning_rate")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-            if len(losses) % 100 == 0:
-                log(json.dumps({"step": len(losses), "loss": round(float(np.mean(losses[-100:])), 4)}))
-            if len(losses) == settings.steps:
-                break
+    left = checkpoints.restore(checkpoint, key, network, optimizer)
+    losses, draws = (left[0]["losses"].tolist(), int(left[0]["draws"])) if left else ([], 0)
+    saved = time.monotonic()
+    with tqdm(total=settings.steps, initial=len(losses), desc="fine-tuning", mininterval=1, unit="") as progress:
+        while len(losses) < settings.steps:
+            torch.manual_seed(seed + draws)  # dropout
+            for x, labels in _batches(corpus, features, settings, [seed, draws], workers):
+                if len(losses) == settings.steps:
+                    break
+                optimizer.param_groups[0]["lr"] = settings.learning_rate * share(len(losses), settings.steps)
+                losses.append(_learn(network, optimizer, x, labels, half))
+                progress.update()
+                if len(losses) % _REPORT == 0:
+                    log(json.dumps({"step": len(losses), "loss": round(float(np.mean(losses[-_REPORT:])), 4)}))
+            draws += 1
+            if time.monotonic() - saved > _SAVE and len(losses) < settings.steps:
+                more = {"losses": torch.tensor(losses, dtype=torch.float64), "draws": torch.tensor(draws)}
+                checkpoints.save(checkpoint, key, network, optimizer, more)
+                saved = time.monotonic()
     tail = losses[-max(1, len(losses) // 10) :]
     return head.eval(), float(np.mean(tail))
+
+
+def _learn(
+    network: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, labels: torch.Tensor, half: bool
+) -> float:
+    """Learn from a batch; its loss before that."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        logits = network(x).float()
+    loss = nn.functional.cross_entropy(logits, labels)
+    if not torch.isfinite(loss):
+        raise SppdetError("finetune: the loss is not finite; lower finetune.learning_rate")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
 
 
 def warm_cosine(step: int, steps: int) -> float:
@@ -96,31 +120,35 @@ def make_optimizer(parameters, settings: Finetune | EndToEnd) -> torch.optim.Opt
     return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
 
 
-def _draw(
-    corpus: Corpus, features: WindowFeatures, settings: Finetune, rng: np.random.Generator, workers: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Float16 vectors ``(n, D)`` and labels ``(n,)`` of windows from many pictures; background is label K."""
+def _batches(
+    corpus: Corpus, features: WindowFeatures, settings: Finetune, seed: list[int], workers: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Vectors ``(batch_size, D)`` and labels of windows from many pictures, shuffled; background is label K."""
+    rng = np.random.default_rng(seed)
     least = -(-settings.batch_size // settings.windows_per_image)
     count = min(max(_PICTURES_AT_ONCE, 2 * least), 4 * max(len(corpus), least))
     pictures = rng.integers(0, len(corpus), count)
-    jobs = [(int(i), int(seed)) for i, seed in zip(pictures, rng.integers(0, 2**31, count))]
+    jobs = [(int(i), int(own)) for i, own in zip(pictures, rng.integers(0, 2**31, count))]
 
     def sample(job: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        i, seed = job
-        rng = np.random.default_rng(seed)
+        i, own = job
+        rng = np.random.default_rng(own)
         boxes, labels, _ = sample_windows(corpus, i, settings.windows_per_image, settings.foreground, rng)
         if not len(boxes):
             return np.zeros((0, features.dimension), np.float16), labels
         return features.of_boxes(corpus.maps(i), boxes, corpus.size(i), np.float16), labels
 
-    parts = list(run(sample, jobs, workers, "windows", threads=True))
+    parts = list(in_threads(sample, jobs, worker_count(workers)))
     vectors, labels = (np.concatenate(part) for part in zip(*parts))
     if len(labels) < settings.batch_size:
         raise SppdetError(
             f"finetune: only {len(labels)} windows in {count} pictures overlap an object by 0.1 or more; "
             "lower finetune.batch_size or use features=pool5"
         )
-    return vectors, labels
+    order = rng.permutation(len(labels))
+    for first in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
+        batch = order[first : first + settings.batch_size]
+        yield torch.from_numpy(vectors[batch]).float(), torch.from_numpy(labels[batch])
 
 
 def sample_windows(

@@ -267,12 +267,16 @@ class Pipeline:
         key = self._key(settings, depends, [self.corpus.names, self._objects])
         if not again and self._is_done(self._head_path, key):
             return {"computed": False}
+        checkpoint = self._head_path.with_suffix(".checkpoint")
+        if again:
+            checkpoint.unlink(missing_ok=True)
         head, loss = finetune.train(
-            self.corpus, self.pooled_features, self.config.finetune, self.scale,
-            self.config.run.seed, self.config.workers, self.log, start,
+            self.corpus, self.pooled_features, self.config.finetune, self.scale, self.backbone.half,
+            checkpoint, key.data, self.config.run.seed, self.config.workers, self.log, start,
         )  # fmt: skip
         tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
         finish(self._head_path, key, tensors, head=head.description())
+        checkpoint.unlink(missing_ok=True)
         return {"computed": True, "loss": loss and round(loss, 4)}
 
     def _network_head(self, dropout: float) -> Head | None:

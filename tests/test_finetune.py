@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from sppdet import boxes as geometry
 from sppdet import finetune
@@ -17,9 +18,15 @@ from sppdet.head import Head
 QUICK = {"units": 32, "steps": 12, "batch_size": 32, "windows_per_image": 16, "learning_rate": 3e-3}
 
 
-def train(corpus, features, log=lambda text: None, start=None, **changes):
-    settings = Finetune(**QUICK | changes)
-    return finetune.train(corpus, features, settings, 1.0, seed=3, workers=1, log=log, start=start)
+@pytest.fixture
+def train(tmp_path):
+    """Fine-tune from fresh, or from what an interrupted training of the same ``key`` left."""
+
+    def call(corpus, features, log=lambda text: None, start=None, half=False, key="key", **changes):
+        settings, path = Finetune(**QUICK | changes), tmp_path / "checkpoint"
+        return finetune.train(corpus, features, settings, 1.0, half, path, key, seed=3, workers=1, log=log, start=start)
+
+    return call
 
 
 def test_sampled_windows_have_the_overlaps_their_labels_say(random_corpus):
@@ -57,7 +64,7 @@ def test_a_picture_without_proposals_gives_its_objects(make_corpus):
     assert found == {(0, 0, 8, 8): 1, (8, 8, 16, 16): 0}
 
 
-def test_the_loss_falls(random_corpus, tiny_features):
+def test_the_loss_falls(train, random_corpus, tiny_features):
     corpus, features = random_corpus(pictures=10), tiny_features(8)
     lines = []
     _, loss = train(corpus, features, steps=200, dropout=0.0, log=lines.append)
@@ -66,7 +73,7 @@ def test_the_loss_falls(random_corpus, tiny_features):
     assert loss < 0.75 * records[0]["loss"] < 0.75 * np.log(4)  # better than knowing nothing of four classes
 
 
-def test_the_same_seed_is_the_same_head(random_corpus, tiny_features):
+def test_the_same_seed_is_the_same_head(train, random_corpus, tiny_features):
     corpus, features = random_corpus(pictures=6), tiny_features(8)
     (a, first), (b, second) = train(corpus, features), train(corpus, features)
     assert first == second
@@ -74,13 +81,47 @@ def test_the_same_seed_is_the_same_head(random_corpus, tiny_features):
     np.testing.assert_array_equal(a.vectors(pooled), b.vectors(pooled))
 
 
+def test_products_of_bfloat16_learn_nearly_the_same(train, random_corpus, tiny_features):
+    corpus, features = random_corpus(pictures=6), tiny_features(8)
+    (a, exact), (b, rounded) = (train(corpus, features, half=half) for half in (False, True))
+    assert rounded == pytest.approx(exact, rel=0.02) and rounded != exact
+    assert a.fc6.weight.dtype == b.fc6.weight.dtype == torch.float32
+
+
+def test_an_interrupted_training_ends_with_the_same_head(train, random_corpus, tiny_features, monkeypatch, tmp_path):
+    corpus, features = random_corpus(pictures=6), tiny_features(8)
+    whole, loss = train(corpus, features, steps=30)
+    monkeypatch.setattr(finetune, "_SAVE", -1)  # after every draw of pictures
+
+    def interrupt(text: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(finetune, "_REPORT", 20)
+    with pytest.raises(KeyboardInterrupt):
+        train(corpus, features, steps=30, log=interrupt)
+    assert (tmp_path / "checkpoint").exists()
+    monkeypatch.setattr(finetune, "_REPORT", 1)
+    lines = []
+    again, same_loss = train(corpus, features, steps=30, log=lines.append)
+    assert same_loss == loss and weights_digest(again) == weights_digest(whole)
+    assert 1 < json.loads(lines[0])["step"] <= 20  # not from the beginning
+
+
+def test_the_checkpoint_of_another_training_is_not_gone_on_from(train, random_corpus, tiny_features, monkeypatch):
+    corpus, features = random_corpus(pictures=6), tiny_features(8)
+    _, loss = train(corpus, features)
+    monkeypatch.setattr(finetune, "_SAVE", -1)
+    train(corpus, features, key="other", learning_rate=1e-4)
+    assert train(corpus, features)[1] == loss
+
+
 @pytest.mark.parametrize("steps", [1, 20])
-def test_any_number_of_steps(random_corpus, tiny_features, steps):
+def test_any_number_of_steps(train, random_corpus, tiny_features, steps):
     _, loss = train(random_corpus(pictures=6), tiny_features(8), steps=steps)
     assert np.isfinite(loss)
 
 
-def test_it_goes_on_from_given_layers(random_corpus, tiny_features):
+def test_it_goes_on_from_given_layers(train, random_corpus, tiny_features):
     corpus, features = random_corpus(pictures=6), tiny_features(8)
     start = Head(features.pooled_dimension, 32, "fc7", scale=0.7)
     before = weights_digest(start)
@@ -96,23 +137,23 @@ def test_the_step_schedule_is_the_papers():
     assert rates == [1, 1, 0.1, 0.1]
 
 
-def test_schedules_differ(random_corpus, tiny_features):
+def test_schedules_differ(train, random_corpus, tiny_features):
     corpus, features = random_corpus(pictures=6), tiny_features(8)
     (a, _), (b, _) = (train(corpus, features, schedule=schedule) for schedule in ("cosine", "step"))
     assert weights_digest(a) != weights_digest(b)
 
 
-def test_sgd(random_corpus, tiny_features):
+def test_sgd(train, random_corpus, tiny_features):
     _, loss = train(random_corpus(pictures=6), tiny_features(8), optimizer="sgd", weight_decay=5e-4)
     assert np.isfinite(loss)
 
 
-def test_a_runaway_learning_rate_is_told(random_corpus, tiny_features):
+def test_a_runaway_learning_rate_is_told(train, random_corpus, tiny_features):
     with pytest.raises(SppdetError, match=r"loss is not finite; lower finetune\.learning_rate"):
         train(random_corpus(pictures=6), tiny_features(8), optimizer="sgd", learning_rate=1e30, steps=50)
 
 
-def test_too_few_windows_are_told(make_corpus, tiny_features):
+def test_too_few_windows_are_told(train, make_corpus, tiny_features):
     corpus = make_corpus([(np.ones((16, 16, 8)), [[40, 40, 48, 48]], [], [])] * 2, ("a",))
     with pytest.raises(SppdetError, match=r"only 0 windows .* lower finetune\.batch_size"):
         train(corpus, tiny_features(8))
