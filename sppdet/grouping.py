@@ -6,10 +6,10 @@ histograms), size (small regions first) and fill (regions that fit into each oth
 
 Names: R regions, P pairs of neighbours, C channels, B = 105 C bins. Histograms hold pixels, bin by bin: for each
 channel 25 bins of its value, then for each channel the 20 bins (10 below 0, 10 above) of each of its four
-derivatives: along x, y and the two diagonals. OpenCV takes the diagonal ones in a picture turned by 45 degrees, and
-stretches each derivative to its range in the picture; here they are sums of the first two, and the range is fixed.
+derivatives (:mod:`sppdet.texture`).
 
-All sums are of whole numbers: the order of adding, and so the machine, does not matter.
+Windows are OpenCV's but for one in some hundreds: histograms are sums of whole numbers here, so that the order of
+adding does not matter, and two similarities that differ by less than OpenCV's rounding may change places.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from sppdet.compiled import compiled
+from sppdet.texture import DIRECTIONS, SLOPES, bins_of_slopes
 
 _COLOURS = 25
-_SLOPES = 20  # of one derivative
-_DIRECTIONS = 4
 _FULL = 65535  # a bin that holds all pixels of its region
 _NONE = np.int64(2**63 - 1)  # the key of a pair that is no more
 
@@ -46,11 +45,7 @@ class Regions:
     @classmethod
     def of(cls, image: np.ndarray, labels: np.ndarray, count: int) -> Regions:
         """The ``count`` regions of a uint8 picture ``(H, W, C)`` that ``labels`` ``(H, W)`` numbers."""
-        import cv2
-
-        planes = [np.ascontiguousarray(plane) for plane in np.moveaxis(image, 2, 0)]
-        slopes = [[cv2.Scharr(plane, cv2.CV_16S, *axis) for axis in ((1, 0), (0, 1))] for plane in planes]
-        histograms = _histograms(np.stack(planes), np.array(slopes), labels, count)
+        histograms = _histograms(image, bins_of_slopes(image), labels, count)
         sizes, boxes, keys = _measure(labels, count)
         return cls(sizes, boxes, histograms, _pairs(keys, count))
 
@@ -67,58 +62,43 @@ def group(regions: Regions, weights: tuple[float, float, float, float]) -> np.nd
     ``weights`` are those of colour, texture, size and fill; their sum is 1. Of equally similar pairs the one with the
     lowest number is joined: its place in ``regions.pairs``, or the lowest number of the pairs that joining made one.
     """
-    colours = regions.histograms.shape[1] // (_COLOURS + _DIRECTIONS * _SLOPES) * _COLOURS
+    colours = regions.histograms.shape[1] // (_COLOURS + DIRECTIONS * SLOPES) * _COLOURS
     return _group(
         regions.sizes, regions.boxes, regions.histograms, regions.pairs, colours, np.array(weights, np.float64)
     )
 
 
 @compiled()
-def _histograms(planes, slopes, labels, count):
-    """From planes uint8 ``(C, H, W)`` and their derivatives along x and y, int16 ``(C, 2, H, W)``."""
-    channels, height, width = planes.shape
+def _histograms(image, slopes, labels, count):
+    """Of the regions of a picture uint8 ``(H, W, C)``; ``slopes`` uint8 ``(4, H, W * C)`` are its derivatives' bins."""
+    height, width, channels = image.shape
     texture = channels * _COLOURS
-    bins = texture + channels * _DIRECTIONS * _SLOPES
+    bins = texture + channels * DIRECTIONS * SLOPES
     histograms = np.zeros((count, bins), np.int32)
-    codes = np.empty((channels * (1 + _DIRECTIONS), width), np.uint16)  # the bins in which a row's pixels count
     for y in range(height):
-        row = 0
-        for c in range(channels):
-            along, down = slopes[c, 0, y], slopes[c, 1, y]
-            start = texture + c * _DIRECTIONS * _SLOPES
-            for x in range(width):
-                codes[row, x] = c * _COLOURS + (planes[c, y, x] * np.int32(_COLOURS) >> 8)
-            for x in range(width):
-                codes[row + 1, x] = start + _slope_bin(np.int32(along[x]))
-                codes[row + 2, x] = start + _SLOPES + _slope_bin(np.int32(down[x]))
-            for x in range(width):  # 181 / 256 is the root of 1/2
-                codes[row + 3, x] = start + 2 * _SLOPES + _slope_bin((np.int32(along[x]) + down[x]) * 181 >> 8)
-                codes[row + 4, x] = start + 3 * _SLOPES + _slope_bin((np.int32(along[x]) - down[x]) * 181 >> 8)
-            row += 1 + _DIRECTIONS
         for x in range(width):
             histogram = histograms[labels[y, x]]
-            for i in range(len(codes)):
-                histogram[codes[i, x]] += 1
+            for c in range(channels):
+                histogram[c * _COLOURS + (image[y, x, c] * np.int32(_COLOURS) >> 8)] += 1
+                for d in range(DIRECTIONS):
+                    histogram[texture + (c * DIRECTIONS + d) * SLOPES + slopes[d, y, x * channels + c]] += 1
     # Both halves count all pixels: one that rises counts as 0 among the falling ones, and the other way round.
-    half = _SLOPES // 2
+    half = SLOPES // 2
     for r in range(count):
-        for start in range(texture, bins, _SLOPES):
+        for start in range(texture, bins, SLOPES):
             falling = histograms[r, start : start + half].sum()
-            rising = histograms[r, start + half : start + _SLOPES].sum()
+            rising = histograms[r, start + half : start + SLOPES].sum()
             histograms[r, start + half - 1] += rising
             histograms[r, start + half] += falling
     return histograms
 
 
 @compiled()
-def _slope_bin(slope):
-    """Of -2048 to 2047, Scharr's answer to 64 grey levels a pixel; what is steeper counts in the outermost bins."""
-    return np.int32((min(max(slope, -2048), 2047) + 2048) * _SLOPES >> 12)
-
-
-@compiled()
 def _measure(labels, count):
-    """Sizes and boxes of the regions, and keys of the pairs: regions that touch from the left, above or above left."""
+    """Sizes and boxes of the regions, and keys of the pairs: regions that touch from the left, above or above left.
+
+    In the first row and column OpenCV looks for no pairs.
+    """
     height, width = labels.shape
     sizes = np.zeros(count, np.int32)
     boxes = np.empty((count, 4), np.int32)
@@ -136,13 +116,14 @@ def _measure(labels, count):
             box[1] = min(box[1], y)
             box[2] = max(box[2], x + 1)
             box[3] = max(box[3], y + 1)
+            if y == 0 or x == 0:
+                continue
             for i, (dy, dx) in enumerate(((0, 1), (1, 0), (1, 1))):
-                if y >= dy and x >= dx:
-                    b = labels[y - dy, x - dx]
-                    key = np.int64(min(a, b)) * count + max(a, b)
-                    if a != b and key != last[i]:
-                        keys[found] = last[i] = key
-                        found += 1
+                b = labels[y - dy, x - dx]
+                key = np.int64(min(a, b)) * count + max(a, b)
+                if a != b and key != last[i]:
+                    keys[found] = last[i] = key
+                    found += 1
     return sizes, boxes, keys[:found]
 
 
@@ -210,7 +191,7 @@ def _similarity(a, b, sizes, boxes, shares, colours, weights, pixels):
     bins = shares.shape[1]
     # Shares add up to _FULL a channel, and to _FULL for each half of each derivative.
     colour = _intersection(shares[a, :colours], shares[b, :colours]) / (_FULL * (colours / _COLOURS))
-    texture = _intersection(shares[a, colours:], shares[b, colours:]) / (_FULL * ((bins - colours) / (_SLOPES / 2)))
+    texture = _intersection(shares[a, colours:], shares[b, colours:]) / (_FULL * ((bins - colours) / (SLOPES / 2)))
     width = max(boxes[a, 2], boxes[b, 2]) - min(boxes[a, 0], boxes[b, 0])
     height = max(boxes[a, 3], boxes[b, 3]) - min(boxes[a, 1], boxes[b, 1])
     both = np.int64(sizes[a]) + sizes[b]

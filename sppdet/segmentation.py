@@ -11,7 +11,7 @@ each k goes on alone.
 
 Names: H, W, C height, width and channels of the picture; P pieces; K values of k. Edge 2p goes from pixel p (counted
 row by row) to its right neighbour, edge 2p + 1 to the one below; of equal weights the lower number comes first.
-Arithmetic is in a fixed order without fused operations, so that every machine gives the same segments.
+The arithmetic is that of OpenCV's GraphSegmentation, so that segments are the same but for what a tie decides there.
 """
 
 from __future__ import annotations
@@ -21,11 +21,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from sppdet.compiled import compiled
-
-# Weights are float32 cut to 12 bits of mantissa; those below 2^-7 of a grey level are 0. Up to 512, above the
-# distance of any two 8-bit colours of four channels, that is 16 bits: one counting sort brings them in order.
-_CUT = 11
-_LEAST = int(np.float32(2**-7).view(np.int32)) >> _CUT
 
 
 def segment(image: np.ndarray, ks: Sequence[float], sigma: float, min_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,106 +37,75 @@ def segment(image: np.ndarray, ks: Sequence[float], sigma: float, min_size: int)
 
 
 def smooth(image: np.ndarray, sigma: float) -> np.ndarray:
-    """A uint8 picture ``(H, W, C)`` through a Gaussian, float32; kernel size and reflected border are OpenCV's."""
-    height, width, channels = image.shape
-    radius = (round(8 * max(sigma, 0) + 1) | 1) // 2
-    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / max(sigma, 1e-3)) ** 2)
-    # In steps of 2^-16, so that the last bit of some machine's exp() never shows.
-    kernel = np.rint(kernel / kernel.sum() * 2**16).astype(np.float32) / np.float32(2**16)
-    padded = np.pad(image, ((radius, radius), (radius, radius), (0, 0)), "reflect")
-    return _convolve(padded.reshape(len(padded), -1), kernel, height, width * channels, channels).reshape(image.shape)
+    """A uint8 picture ``(H, W, C)`` through a Gaussian, float32."""
+    import cv2
+
+    sigma = max(sigma, 0.001)  # OpenCV's segmentation does so too
+    return cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigma).reshape(image.shape)
 
 
 def sorted_edges(smoothed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers (int32) and weights (float32, in grey levels) of the edges of ``(H, W, C)``, lightest first."""
-    edges, weights = _sort(_distances(smoothed).view(np.int32))
-    return edges, weights.view(np.float32)
-
-
-@compiled()
-def _convolve(padded, kernel, height, length, step):
-    """Along rows of ``length`` values, of which neighbours are ``step`` apart, then along columns."""
-    radius = len(kernel) // 2
-    rows = np.empty((height + 2 * radius, length), np.float32)
-    line = np.empty(padded.shape[1], np.float32)
-    for y in range(len(rows)):
-        line[:] = padded[y]
-        _weigh(rows[y], line[radius * step :], kernel[radius])
-        for t in range(radius):
-            _weigh_two(rows[y], line[t * step :], line[(2 * radius - t) * step :], kernel[t])
-    out = np.empty((height, length), np.float32)
-    for y in range(height):
-        _weigh(out[y], rows[y + radius], kernel[radius])
-        for t in range(radius):
-            _weigh_two(out[y], rows[y + t], rows[y + 2 * radius - t], kernel[t])
-    return out
-
-
-@compiled()
-def _weigh(out, values, weight):
-    for x in range(len(out)):
-        out[x] = weight * values[x]
-
-
-@compiled()
-def _weigh_two(out, before, after, weight):
-    for x in range(len(out)):
-        out[x] += weight * (before[x] + after[x])
+    return _sort(_distances(smoothed))
 
 
 @compiled()
 def _distances(smoothed):
-    """float32 ``(H, W, 2)``: weights of the edges to the right and down; 0 for those that leave the picture."""
+    """float32 ``(H, W, 2)``: weights of the edges to the right and down; -1 for those that leave the picture."""
     height, width, channels = smoothed.shape
-    distances = np.zeros((height, width, 2), np.float32)
+    rows = smoothed.reshape(height, width * channels)
+    distances = np.full((height, width, 2), np.float32(-1))
+    squares = np.empty(width * channels, np.float64)
     for y in range(height):
-        for x in range(width):
-            right = down = np.float32(0)
-            for c in range(channels):
-                value = smoothed[y, x, c]
-                if x + 1 < width:
-                    right += (smoothed[y, x + 1, c] - value) ** 2
-                if y + 1 < height:
-                    down += (smoothed[y + 1, x, c] - value) ** 2
-            distances[y, x, 0] = np.sqrt(right)
-            distances[y, x, 1] = np.sqrt(down)
+        _measure(distances[y, : width - 1, 0], rows[y], rows[y, channels:], squares, channels)
+        if y + 1 < height:
+            _measure(distances[y, :, 1], rows[y], rows[y + 1], squares, channels)
     return distances
 
 
 @compiled()
-def _sort(distances):
-    """A stable counting sort of the edges that exist, by the bits of their distances ``(H, W, 2)``.
+def _measure(out, a, b, squares, channels):
+    for i in range(len(b)):
+        squares[i] = np.float64(a[i] - b[i]) ** 2  # C++ squares by pow(), in double precision
+    for x in range(len(out)):
+        total = np.float32(0)
+        for c in range(channels):
+            total = np.float32(total + squares[x * channels + c])
+        out[x] = np.sqrt(total)
 
-    Returns their numbers and the bits of their weights.
-    """
-    height, width = distances.shape[:2]
-    starts = np.zeros(2**16 + 1, np.int64)
-    for y in range(height):
-        for x in range(width):
-            if x + 1 < width:
-                starts[_rank(distances[y, x, 0]) + 1] += 1
-            if y + 1 < height:
-                starts[_rank(distances[y, x, 1]) + 1] += 1
-    for rank in range(2**16):
-        starts[rank + 1] += starts[rank]
-    edges = np.empty(starts[-1], np.int32)
-    weights = np.zeros(starts[-1], np.int32)
-    for y in range(height):
-        for x in range(width):
-            for down in range(2):
-                if y + 1 < height if down else x + 1 < width:
-                    rank = _rank(distances[y, x, down])
-                    place = starts[rank]
-                    starts[rank] += 1
-                    edges[place] = 2 * (y * width + x) + down
-                    if rank > 0:
-                        weights[place] = (rank + _LEAST) << _CUT
-    return edges, weights
+
+_DIGIT = 11  # bits: three passes, and their counts stay in the first cache
 
 
 @compiled()
-def _rank(bits):
-    return max((bits >> _CUT) - _LEAST, 0)
+def _sort(distances):
+    """A stable radix sort of the edges that exist by their distances ``(H, W, 2)``: their numbers and weights."""
+    bits, exist = (
+        distances.reshape(-1).view(np.int32),
+        distances.reshape(-1) >= 0,
+    )  # floats above 0 sort as whole numbers do
+    keys = np.empty(len(bits), np.int64)
+    found = 0
+    counts = np.zeros((3, 1 << _DIGIT), np.int64)
+    for edge in range(len(bits)):
+        if exist[edge]:
+            keys[found] = np.int64(bits[edge]) << 32 | edge
+            found += 1
+            for digit in range(3):
+                counts[digit, bits[edge] >> digit * _DIGIT & (1 << _DIGIT) - 1] += 1
+    keys, others = keys[:found], np.empty(found, np.int64)
+    for digit in range(3):
+        starts = np.cumsum(counts[digit]) - counts[digit]
+        for key in keys:
+            at = key >> 32 + digit * _DIGIT & (1 << _DIGIT) - 1
+            others[starts[at]] = key
+            starts[at] += 1
+        keys, others = others, keys
+    edges, weights = np.empty(found, np.int32), np.empty(found, np.int32)
+    for place in range(found):
+        edges[place] = keys[place] & 0xFFFFFFFF
+        weights[place] = keys[place] >> 32
+    return edges, weights.view(np.float32)
 
 
 @compiled()

@@ -12,10 +12,9 @@ from sppdet import selective_search
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc
 from sppdet.errors import SppdetError
-from sppdet.files import fingerprint
 from sppdet.images import read_image
 from sppdet.parallel import run
-from sppdet.proposals import SelectiveSearch, best_overlaps, recall, recall_table, shrink
+from sppdet.proposals import SelectiveSearch, best_overlaps, recall_table, shrink
 
 
 @pytest.fixture(scope="module")
@@ -109,16 +108,21 @@ def test_threads_do_not_show_in_the_windows(picture):
         np.testing.assert_array_equal(found, search(picture))
 
 
-def test_native_windows_are_as_many_and_as_good_as_opencvs(tmp_path):
-    dataset = read_voc(make_shapes(tmp_path, train=1, test=8), "test")
-    tables = []
-    for engine in ("opencv", "native"):
-        found = [SelectiveSearch(engine=engine, max_side=240)(read_image(sample.path)) for sample in dataset]
-        tables.append(recall(found, (sample.boxes for sample in dataset)))
-    opencv, native = tables
-    assert abs(native["windows"] / opencv["windows"] - 1) < 0.1
-    assert native["recall@0.5"] >= opencv["recall@0.5"] and native["recall@0.7"] >= opencv["recall@0.7"]
-    assert native["average_best_overlap"] >= opencv["average_best_overlap"] - 0.01
+@pytest.mark.parametrize("mode", ["fast", "quality"])
+@pytest.mark.parametrize("shape", [(90, 120), (150, 110), (60, 200)], ids=str)  # the last is a long one to OpenCV
+def test_native_windows_are_opencvs(shape, mode):
+    noise = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 3)
+    opencv, native = (set(map(tuple, SelectiveSearch(engine=e, mode=mode)(image))) for e in ("opencv", "native"))
+    assert opencv == native and len(opencv) > 50
+
+
+def test_windows_of_pictures_full_of_ties_are_nearly_opencvs(tmp_path):
+    """Of regions that are equally similar OpenCV joins those that an unstable sort leaves last."""
+    for sample in read_voc(make_shapes(tmp_path, train=1, test=8), "test"):
+        image = read_image(sample.path)
+        opencv, native = (set(map(tuple, SelectiveSearch(engine=e, max_side=240)(image))) for e in ("opencv", "native"))
+        assert len(opencv & native) > 0.9 * len(opencv | native)
 
 
 def test_the_balanced_mode_is_native_only(picture):
@@ -144,16 +148,6 @@ def test_compiling_is_announced_where_nothing_says_that_it_was_done(picture, cap
     monkeypatch.setattr(selective_search, "marker", lambda function, sources: None)  # nothing can be kept
     search(picture)
     assert "is compiled: once" in capsys.readouterr().err
-
-
-def test_the_same_windows_on_every_machine():
-    # Digests of windows found on x86-64 with AVX-512; what differs elsewhere, differs in a picture's last grey level.
-    y, x = np.mgrid[:240, :320]
-    image = np.stack([(x * 7 // (1 + y // 40)) % 256, (y * 5 + x // 3) % 256, (x * y // 97) % 256], axis=2)
-    image = image.astype(np.uint8)
-    for max_side, digest in ((0, "29ecce684b4a60e4"), (200, "678374ebd3b92753")):
-        found = SelectiveSearch(engine="native", mode="quality", max_side=max_side)(image)
-        assert fingerprint(found.tolist()) == digest
 
 
 def test_a_large_picture_is_searched_whole():

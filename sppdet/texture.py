@@ -1,0 +1,90 @@
+"""Which way and how steeply a picture's brightness changes: the texture of selective search (IJCV 2013, section 3.2).
+
+As OpenCV's SelectiveSearchSegmentationStrategyTexture has it: Scharr's derivatives along x and y, and along x and y of
+the picture turned by 45 degrees, turned back. What rises and what falls are two pictures each, stretched to the range
+they have in the whole picture.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sppdet.compiled import compiled
+
+DIRECTIONS = 4
+SLOPES = 20  # bins of one derivative: 10 of what falls, steepest first, 10 of what rises, steepest last
+
+_AXES = ((1, 0), (0, 1))
+
+
+def bins_of_slopes(image: np.ndarray) -> np.ndarray:
+    """The bin of each pixel of a uint8 picture ``(H, W, C)``: uint8 ``(4, H, W * C)``; level ones count as falling."""
+    height, width, channels = image.shape
+    bins = np.empty((DIRECTIONS, height, width * channels), np.uint8)
+    for own, slopes in zip(bins, derivatives(image)):
+        _quantise(slopes.reshape(height, -1), channels, own)
+    return bins
+
+
+def derivatives(image: np.ndarray) -> list[np.ndarray]:
+    """The four derivatives of a uint8 picture ``(H, W, C)``, float32 of its shape."""
+    import cv2
+
+    height, width = image.shape[:2]
+    turned, back, (left, top) = _turned(image)
+    # Turned back only as far as it is needed: rows from `top` on, columns up to the last one.
+    back[:, 2] += back[:, 1] * top
+    found = [cv2.Scharr(image, cv2.CV_32F, *axis) for axis in _AXES]
+    for axis in _AXES:
+        slopes = cv2.Scharr(turned, cv2.CV_32F, *axis)
+        slopes = cv2.warpAffine(slopes, back, (left + width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+        found.append(np.ascontiguousarray(slopes[:, left:]))
+    return [slopes.reshape(image.shape) for slopes in found]
+
+
+def _turned(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+    """A picture turned by 45 degrees, the map from its turning back to it, and where the picture then begins."""
+    import cv2
+
+    height, width = image.shape[:2]
+    centre = (width / 2, height / 2)
+    corners = cv2.boxPoints((centre, (width, height), 45.0))
+    size = (np.ceil(corners.max(axis=0)) - np.floor(corners.min(axis=0))).astype(int) + 1
+    turn = cv2.getRotationMatrix2D(centre, 45.0, 1.0)
+    turn[:, 2] += size / 2 - centre
+    back = cv2.invertAffineTransform(cv2.getRotationMatrix2D((size // 2).tolist(), -45.0, 1.0))
+    left, top = np.maximum(size - (width, height), 0) // 2  # a long picture's turned box is shorter than the picture
+    return cv2.warpAffine(image, turn, size.tolist()), back, (int(left), int(top))
+
+
+@compiled()
+def _quantise(slopes, channels, bins):
+    """Bins of one derivative ``(H, W * C)``: each channel's rising and falling part are stretched to 0 to 255."""
+    height, length = slopes.shape
+    lowest, highest = slopes[0].copy(), slopes[0].copy()
+    for y in range(1, height):
+        for i in range(length):
+            lowest[i] = min(lowest[i], slopes[y, i])
+            highest[i] = max(highest[i], slopes[y, i])
+    # Of every number of a row: what it is multiplied with and what is added, where it rises and where it falls.
+    rising, falling = np.empty((2, length), np.float32), np.empty((2, length), np.float32)
+    for c in range(channels):
+        low, high = np.float64(lowest[c::channels].min()), np.float64(highest[c::channels].max())
+        rising[0, c::channels], rising[1, c::channels] = _stretch(max(low, 0.0), max(high, 0.0))
+        falling[0, c::channels], falling[1, c::channels] = _stretch(min(low, 0.0), min(high, 0.0))
+    for y in range(height):
+        for i in range(length):
+            slope = slopes[y, i]
+            if slope > 0:
+                level = np.rint(slope * rising[0, i] + rising[1, i])
+            else:
+                level = np.rint(slope * falling[0, i] + falling[1, i])
+            bins[y, i] = (np.int32(level) * np.int32(10) >> 8) + (np.int32(10) if slope > 0 else np.int32(0))
+
+
+@compiled()
+def _stretch(low, high):
+    """Factor and summand that bring numbers from ``low`` to ``high`` to the range from 0 to 255."""
+    if low == high:
+        return np.float32(0), np.float32(255)
+    return np.float32(255 / (high - low)), np.float32(-255 * low / (high - low))
