@@ -45,10 +45,15 @@ def run(bench: Bench) -> list[Row]:
     rate = limits.bfloat16 if made.backbone.half else limits.float32
     windows = plain.features.windows(boxes, size, maps_of(made, plain.features, image))
     work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
+    numbers = len(windows.cells) * plain.features.dimension
+    least = times["backbone"] + 4 * numbers / limits.write + 2 * numbers * len(plain.layer[0]) / limits.float32
     rows = [
         Row("proposals, OpenCV fast 50, 50", times["proposals"], "s"),
         Row("conv map, one scale", times["backbone"], "s"),
-        at_most("all but the proposals, SVMs on pool5", times["pool5"] / times["proposals"], 1 / 8, "of their time"),
+        at_most(
+            "all but the proposals, SVMs on pool5", times["pool5"] / times["proposals"], 1 / 8, "of their time",
+            f"{times['pool5'] / least:.1f} x the map, writing the vectors and the products at the matrix rate",
+        ),
         at_most(
             "all but the proposals, SVMs on fc7 of 4096", times["fc7"] / times["proposals"], 1 / 2, "of their time",
             f"{times['fc7'] / (work / rate):.1f} x fc6 and fc7 at the matrix rate, {work / 1e9:.0f} Gop",

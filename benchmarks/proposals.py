@@ -40,6 +40,7 @@ def run(bench: Bench) -> list[Row]:
         Row("windows a picture, OpenCV", count["opencv"], "windows"),
         Row("windows a picture, native", count["native"], "windows"),
         at_most("their difference", abs(count["native"] / count["opencv"] - 1), 0.1, "of OpenCV's"),
+        Row("windows that both find", shared(found["opencv"], found["native"]), "of all that either finds"),
     ]
     for name in ("recall@0.5", "recall@0.7", "average_best_overlap"):
         rows += [
@@ -54,6 +55,12 @@ def run(bench: Bench) -> list[Row]:
         at_least("recall@0.5 less that mode's", few_recall["native"] - few_recall["default"], 0, ""),
         *throughput(bench, [sample.path for sample in samples[: 20 * FEW]]),
     ]
+
+
+def shared(some: list[np.ndarray], others: list[np.ndarray]) -> float:
+    """Of the windows of two searches in the same pictures, what share both have."""
+    pairs = [(set(map(tuple, a)), set(map(tuple, b))) for a, b in zip(some, others)]
+    return sum(len(a & b) for a, b in pairs) / sum(len(a | b) for a, b in pairs)
 
 
 def in_turns(

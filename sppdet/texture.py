@@ -7,6 +7,8 @@ they have in the whole picture.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 from sppdet.compiled import compiled
@@ -21,25 +23,31 @@ def bins_of_slopes(image: np.ndarray) -> np.ndarray:
     """The bin of each pixel of a uint8 picture ``(H, W, C)``: uint8 ``(4, H, W * C)``; level ones count as falling."""
     height, width, channels = image.shape
     bins = np.empty((DIRECTIONS, height, width * channels), np.uint8)
-    for own, slopes in zip(bins, derivatives(image)):
-        _quantise(slopes.reshape(height, -1), channels, own)
+    for own, (slopes, first) in zip(bins, derivatives(image)):
+        _quantise(slopes, first, channels, own)
     return bins
 
 
-def derivatives(image: np.ndarray) -> list[np.ndarray]:
-    """The four derivatives of a uint8 picture ``(H, W, C)``, float32 of its shape."""
+def derivatives(image: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
+    """The four derivatives of a uint8 picture ``(H, W, C)``: float32 ``(H, n)``, and where a row's ``W * C`` begin.
+
+    They share memory: each holds until the next is asked for. (Fresh memory costs more than the arithmetic.)
+    """
     import cv2
 
-    height, width = image.shape[:2]
-    turned, back, (left, top) = _turned(image)
-    # Turned back only as far as it is needed: rows from `top` on, columns up to the last one.
-    back[:, 2] += back[:, 1] * top
-    found = [cv2.Scharr(image, cv2.CV_32F, *axis) for axis in _AXES]
+    height, width, channels = image.shape
+    slopes = None
     for axis in _AXES:
-        slopes = cv2.Scharr(turned, cv2.CV_32F, *axis)
-        slopes = cv2.warpAffine(slopes, back, (left + width, height), flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
-        found.append(np.ascontiguousarray(slopes[:, left:]))
-    return [slopes.reshape(image.shape) for slopes in found]
+        slopes = cv2.Scharr(image, cv2.CV_32F, *axis, dst=slopes)
+        yield slopes.reshape(height, -1), 0
+    turned, back, (left, top) = _turned(image)
+    back[:, 2] += back[:, 1] * top  # turned back as far as it is needed: rows from `top` on, columns up to the last one
+    slopes = straight = None
+    for axis in _AXES:
+        slopes = cv2.Scharr(turned, cv2.CV_32F, *axis, dst=slopes)
+        how = {"dst": straight, "flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP}
+        straight = cv2.warpAffine(slopes, back, (left + width, height), **how)
+        yield straight.reshape(height, -1), left * channels
 
 
 def _turned(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
@@ -58,14 +66,15 @@ def _turned(image: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[int, int]]
 
 
 @compiled()
-def _quantise(slopes, channels, bins):
-    """Bins of one derivative ``(H, W * C)``: each channel's rising and falling part are stretched to 0 to 255."""
-    height, length = slopes.shape
-    lowest, highest = slopes[0].copy(), slopes[0].copy()
+def _quantise(slopes, first, channels, bins):
+    """``bins`` ``(H, W * C)`` of one derivative: each channel's rising and falling part are stretched to 0 to 255."""
+    height, length = bins.shape
+    lowest, highest = slopes[0, first : first + length].copy(), slopes[0, first : first + length].copy()
     for y in range(1, height):
+        row = slopes[y, first : first + length]
         for i in range(length):
-            lowest[i] = min(lowest[i], slopes[y, i])
-            highest[i] = max(highest[i], slopes[y, i])
+            lowest[i] = min(lowest[i], row[i])
+            highest[i] = max(highest[i], row[i])
     # Of every number of a row: what it is multiplied with and what is added, where it rises and where it falls.
     rising, falling = np.empty((2, length), np.float32), np.empty((2, length), np.float32)
     for c in range(channels):
@@ -73,8 +82,9 @@ def _quantise(slopes, channels, bins):
         rising[0, c::channels], rising[1, c::channels] = _stretch(max(low, 0.0), max(high, 0.0))
         falling[0, c::channels], falling[1, c::channels] = _stretch(min(low, 0.0), min(high, 0.0))
     for y in range(height):
+        row = slopes[y, first : first + length]
         for i in range(length):
-            slope = slopes[y, i]
+            slope = row[i]
             if slope > 0:
                 level = np.rint(slope * rising[0, i] + rising[1, i])
             else:

@@ -60,18 +60,20 @@ PICTURES = {
 
 @pytest.mark.parametrize("image", PICTURES.values(), ids=PICTURES)
 def test_derivatives_are_those_of_each_channel(image):
+    found = [rows[:, first : first + image[0].size].reshape(image.shape).copy() for rows, first in derivatives(image)]
     for c in range(image.shape[2]):
         plane = np.ascontiguousarray(image[..., c])
-        for own, expected in zip(derivatives(image), plain_derivatives(plane), strict=True):
+        for own, expected in zip(found, plain_derivatives(plane), strict=True):
             np.testing.assert_array_equal(own[..., c], expected)
 
 
 @pytest.mark.parametrize("image", PICTURES.values(), ids=PICTURES)
 def test_bins_are_those_of_each_channel(image):
     bins = bins_of_slopes(image).reshape(4, *image.shape)
-    for own, slopes in zip(bins, derivatives(image), strict=True):
-        for c in range(image.shape[2]):
-            np.testing.assert_array_equal(own[..., c], plain_bins(slopes[..., c]))
+    for c in range(image.shape[2]):
+        plane = np.ascontiguousarray(image[..., c])
+        for own, slopes in zip(bins, plain_derivatives(plane), strict=True):
+            np.testing.assert_array_equal(own[..., c], plain_bins(slopes))
 
 
 def test_a_steep_edge_is_in_the_outermost_bins():
