@@ -20,7 +20,7 @@ from sppdet.parallel import run as run_all
 from sppdet.proposals import SelectiveSearch
 
 CLASSES = 20
-FAST = SelectiveSearch(base_k=50, inc_k=50)
+FAST = SelectiveSearch(engine="opencv")
 MANY = (16, 48)
 
 

@@ -14,8 +14,8 @@ from sppdet.images import read_image
 from sppdet.parallel import run as run_all
 from sppdet.proposals import SelectiveSearch, recall
 
-OPENCV, NATIVE = SelectiveSearch(), SelectiveSearch(engine="native")
-DEFAULT = SelectiveSearch(base_k=150, inc_k=150)  # OpenCV's own fast mode
+OPENCV, NATIVE = SelectiveSearch(engine="opencv"), SelectiveSearch()
+DEFAULT = SelectiveSearch(base_k=150, inc_k=150, engine="opencv")  # OpenCV's own fast mode
 FEW = 16
 
 

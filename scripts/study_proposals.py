@@ -57,7 +57,7 @@ def study(options: argparse.Namespace) -> int:
 
     found, by_count = {}, {}
     fast = partial(native, recipe=RECIPES["fast"], max_side=500)
-    for engine, search in (("opencv", SelectiveSearch()), ("native", fast)):
+    for engine, search in (("opencv", SelectiveSearch(engine="opencv")), ("native", fast)):
         by_count[engine, "all"], found[engine] = measure(search, samples, images)
     for count in COUNTS:
         for engine, windows in found.items():

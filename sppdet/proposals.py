@@ -1,4 +1,4 @@
-"""Object proposals by selective search (Uijlings et al. 2013), OpenCV's made deterministic or our own, and recall."""
+"""Object proposals by selective search (Uijlings et al. 2013), our own or OpenCV's made deterministic, and recall."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sppdet.errors import SppdetError
 
 @dataclass(frozen=True)
 class SelectiveSearch:
-    """Selective search as OpenCV implements it, or our own engine for the same, with OpenCV's two presets.
+    """Selective search by our own engine or by OpenCV's, with OpenCV's two presets.
 
     ``fast`` groups HSV and Lab segmentations at k = base_k, base_k + inc_k, base_k + 2 inc_k by two similarity
     mixes; ``quality`` takes five colour spaces and four mixes. OpenCV's own default (k from 150 by 150) gives about
@@ -28,7 +28,8 @@ class SelectiveSearch:
         min_size: windows with a side below this many pixels of the original picture are dropped (the original
             program's 20).
         max_windows: keep at most this many, of ``native`` the best by its ranks; 0 keeps all.
-        engine: ``opencv``, or ``native`` (:mod:`sppdet.selective_search`), a small part of OpenCV's time.
+        engine: ``native`` (:mod:`sppdet.selective_search`), or ``opencv``: the same windows but for ties between
+            regions that are equally similar, in many times the time and without an order.
     """
 
     mode: str = "fast"
@@ -38,7 +39,7 @@ class SelectiveSearch:
     max_side: int = 500
     min_size: float = 20.0
     max_windows: int = 0
-    engine: str = "opencv"
+    engine: str = "native"
 
     def __post_init__(self):
         if self.engine == "opencv" and self.mode == "balanced":

@@ -66,7 +66,7 @@ def test_the_papers_config_says_what_the_paper_does():
     # What its text says of defaults; a default that changes must be written into the file.
     kept = {
         "pooling.levels": [6, 3, 2, 1], "regions.target": 224, "backbone.name": "squeezenet1_0",
-        "proposals.engine": "opencv", "proposals.mode": "fast", "proposals.base_k": 50, "proposals.inc_k": 50,
+        "proposals.engine": "native", "proposals.mode": "fast", "proposals.base_k": 50, "proposals.inc_k": 50,
         "proposals.max_side": 500, "proposals.min_size": 20.0, "finetune.dropout": 0.5, "finetune.foreground": 0.25,
         "finetune.init": "random", "svm.C": 1e-3, "svm.positive_weight": 2.0, "svm.bias": 10.0, "svm.norm": 20.0,
         "svm.negative_overlap": 0.3, "svm.passes": 1, "svm.hard_margin": -1.0001, "svm.evict_margin": -1.2,

@@ -119,7 +119,7 @@ def test_an_interrupted_run_ends_at_the_same_model(tmp_path, trained, shapes_roo
 
     def until_the_fifth(self, image):
         calls.append(1)
-        if len(calls) == 5:
+        if len(calls) == 1 + 5:  # the first is to compile
             raise KeyboardInterrupt
         return search(self, image)
 

@@ -129,7 +129,7 @@ def test_the_balanced_mode_is_native_only(picture):
     fast, balanced = (SelectiveSearch(mode=mode, engine="native")(picture) for mode in ("fast", "balanced"))
     assert set(map(tuple, fast)) < set(map(tuple, balanced))
     with pytest.raises(SppdetError, match="engine=native"):
-        SelectiveSearch(mode="balanced")
+        SelectiveSearch(mode="balanced", engine="opencv")
 
 
 def test_compiling_is_announced_where_nothing_says_that_it_was_done(picture, capsys, monkeypatch, tmp_path):
@@ -167,7 +167,7 @@ def test_settings_name_everything_that_windows_depend_on():
 
 
 def test_settings_of_opencvs_windows_are_those_of_the_stores_that_exist():
-    assert SelectiveSearch().settings() == {
+    assert SelectiveSearch(engine="opencv").settings() == {
         "engine": "opencv",
         "opencv": cv2.__version__,
         "order": 1,
