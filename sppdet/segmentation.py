@@ -57,14 +57,15 @@ def _distances(smoothed):
     distances = np.full((height, width, 2), np.float32(-1))
     squares = np.empty(width * channels, np.float64)
     for y in range(height):
-        _measure(distances[y, : width - 1, 0], rows[y], rows[y, channels:], squares, channels)
+        _lengths(distances[y, : width - 1, 0], rows[y], rows[y, channels:], squares, channels)
         if y + 1 < height:
-            _measure(distances[y, :, 1], rows[y], rows[y + 1], squares, channels)
+            _lengths(distances[y, :, 1], rows[y], rows[y + 1], squares, channels)
     return distances
 
 
 @compiled()
-def _measure(out, a, b, squares, channels):
+def _lengths(out, a, b, squares, channels):
+    """``out`` = the distances of the colours of two rows of pixels; ``squares`` is room for what lies between."""
     for i in range(len(b)):
         squares[i] = np.float64(a[i] - b[i]) ** 2  # C++ squares by pow(), in double precision
     for x in range(len(out)):
@@ -80,15 +81,12 @@ _DIGIT = 11  # bits: three passes, and their counts stay in the first cache
 @compiled()
 def _sort(distances):
     """A stable radix sort of the edges that exist by their distances ``(H, W, 2)``: their numbers and weights."""
-    bits, exist = (
-        distances.reshape(-1).view(np.int32),
-        distances.reshape(-1) >= 0,
-    )  # floats above 0 sort as whole numbers do
+    bits = distances.reshape(-1).view(np.int32)  # in the order of the floats, as none that counts is below 0
     keys = np.empty(len(bits), np.int64)
     found = 0
     counts = np.zeros((3, 1 << _DIGIT), np.int64)
     for edge in range(len(bits)):
-        if exist[edge]:
+        if bits[edge] >= 0:
             keys[found] = np.int64(bits[edge]) << 32 | edge
             found += 1
             for digit in range(3):
