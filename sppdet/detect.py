@@ -94,6 +94,7 @@ def detect(options: argparse.Namespace) -> int:
     from sppdet.parallel import few_or_many
 
     detector = load(model, options.device)
+    detector.search.warm_up()
     # The detector's own floor must not hide what is asked for.
     floor = min(detector.detection.min_margin, options.threshold)
     detector.detection = replace(detector.detection, min_margin=floor)

@@ -10,6 +10,8 @@ import numpy as np
 from sppdet import boxes as geometry
 from sppdet.errors import SppdetError
 
+_LONGEST = 32_000  # width and height: OpenCV turns pictures of fewer than 2^15 pixels a side
+
 
 @dataclass(frozen=True)
 class SelectiveSearch:
@@ -105,6 +107,11 @@ def _native(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float)
     from sppdet.parallel import thread_count  # torch: not to be waited for by those who only read a config
     from sppdet.selective_search import RECIPES, selective_search
 
+    height, width = image.shape[:2]
+    if height + width > _LONGEST:
+        raise SppdetError(
+            f"a picture of {width} x {height} pixels is too long to be searched whole; set proposals.max_side"
+        )
     return selective_search(image, RECIPES[mode], base_k, inc_k, sigma, thread_count())
 
 

@@ -156,6 +156,14 @@ def test_a_large_picture_is_searched_whole():
     assert len(found) > 50 and (found[:, 2:] <= [2400, 1600]).all()
 
 
+def test_a_picture_too_long_to_be_searched_whole_is_told():
+    long = np.zeros((1, 32_000, 3), np.uint8)
+    with pytest.raises(SppdetError, match=r"32000 x 1 pixels .* set proposals\.max_side"):
+        SelectiveSearch(max_side=0)(long)
+    assert len(SelectiveSearch(max_side=500)(long)) == 0
+    assert len(SelectiveSearch(max_side=0)(long[:, :31_999])) == 0  # one region, thinner than a window may be
+
+
 def test_settings_name_everything_that_windows_depend_on():
     changes = {"mode": "quality", "base_k": 100, "inc_k": 100, "sigma": 0.5, "max_side": 0, "min_size": 5}
     changes["max_windows"] = 9
