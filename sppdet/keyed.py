@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +32,17 @@ def is_done(path: Path, key: Key, keep: bool) -> bool:
     note = path.with_suffix(".json")
     found = read_json(note) if path.exists() and note.exists() else {}
     return found.get("data") == key.data or (keep and found.get("recipe") == key.recipe)
+
+
+@contextmanager
+def checkpoint_of(path: Path, again: bool) -> Iterator[Path]:
+    """Where the training of the result at ``path`` keeps what it goes on from: not there before it if ``again``, nor
+    once it has ended."""
+    checkpoint = path.with_suffix(".checkpoint")
+    if again:
+        checkpoint.unlink(missing_ok=True)
+    yield checkpoint
+    checkpoint.unlink(missing_ok=True)  # an interruption does not come here
 
 
 def finish(path: Path, key: Key, tensors: dict, **description) -> None:

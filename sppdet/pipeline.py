@@ -37,7 +37,7 @@ from sppdet.evaluation import check_names
 from sppdet.features import PyramidFeatures, WindowFeatures
 from sppdet.files import file_digest, fingerprint, part, read_json, write_json
 from sppdet.head import Head
-from sppdet.keyed import Key, finish, is_done
+from sppdet.keyed import Key, checkpoint_of, finish, is_done
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.measure import evaluate_run, read_costs, stage_line, summary
 from sppdet.meter import Meter
@@ -236,15 +236,12 @@ class Pipeline:
         key = self._key(settings, [features, start and weights_digest(start)], [corpus.names, self._objects])
         if not again and self._is_done(path, key):
             return {"computed": False}
-        checkpoint = path.with_suffix(".checkpoint")
-        if again:
-            checkpoint.unlink(missing_ok=True)
-        network, loss = end_to_end.train(
-            corpus, self.initial, self.pooled_features, self.config.end_to_end,
-            checkpoint, key.data, self.config.run.seed, self.log, start,
-        )  # fmt: skip
-        finish(path, key, network.state_dict(), head=network.head.description())
-        checkpoint.unlink(missing_ok=True)
+        with checkpoint_of(path, again) as checkpoint:
+            network, loss = end_to_end.train(
+                corpus, self.initial, self.pooled_features, self.config.end_to_end,
+                checkpoint, key.data, self.config.run.seed, self.log, start,
+            )  # fmt: skip
+            finish(path, key, network.state_dict(), head=network.head.description())
         return {"computed": True, "loss": round(loss, 4)}
 
     def _maps(self, again: bool) -> dict:
@@ -267,16 +264,13 @@ class Pipeline:
         key = self._key(settings, depends, [self.corpus.names, self._objects])
         if not again and self._is_done(self._head_path, key):
             return {"computed": False}
-        checkpoint = self._head_path.with_suffix(".checkpoint")
-        if again:
-            checkpoint.unlink(missing_ok=True)
-        head, loss = finetune.train(
-            self.corpus, self.pooled_features, self.config.finetune, self.scale, self.backbone.half,
-            checkpoint, key.data, self.config.run.seed, self.config.workers, self.log, start,
-        )  # fmt: skip
-        tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
-        finish(self._head_path, key, tensors, head=head.description())
-        checkpoint.unlink(missing_ok=True)
+        with checkpoint_of(self._head_path, again) as checkpoint:
+            head, loss = finetune.train(
+                self.corpus, self.pooled_features, self.config.finetune, self.scale, self.backbone.half,
+                checkpoint, key.data, self.config.run.seed, self.config.workers, self.log, start,
+            )  # fmt: skip
+            tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
+            finish(self._head_path, key, tensors, head=head.description())
         return {"computed": True, "loss": loss and round(loss, 4)}
 
     def _network_head(self, dropout: float) -> Head | None:
@@ -297,12 +291,9 @@ class Pipeline:
                 self.corpus, features, missing, self.config.svm, scale,
                 self.config.run.seed, self.config.workers, self.log,
             )  # fmt: skip
-            checkpoint = self.folder / "stages" / "svm.checkpoint"
-            if again:
-                checkpoint.unlink(missing_ok=True)
-            svms = miner.train(checkpoint, fingerprint([self._class_key("svm", k).data for k in missing]))
-            self._finish_classes("svm", missing, svms.weight, svms.bias[:, None])
-            checkpoint.unlink(missing_ok=True)
+            with checkpoint_of(self.folder / "stages" / "svm", again) as checkpoint:
+                svms = miner.train(checkpoint, fingerprint([self._class_key("svm", k).data for k in missing]))
+                self._finish_classes("svm", missing, svms.weight, svms.bias[:, None])
         return {"computed": bool(missing), "classes": len(missing)}
 
     def _bbox(self, again: bool) -> dict | None:

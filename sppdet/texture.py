@@ -42,11 +42,10 @@ def derivatives(image: np.ndarray) -> Iterator[tuple[np.ndarray, int]]:
         yield slopes.reshape(height, -1), 0
     turned, back, (left, top) = _turned(image)
     back[:, 2] += back[:, 1] * top  # turned back as far as it is needed: rows from `top` on, columns up to the last one
-    slopes = straight = None
+    slopes, straight, linear = None, None, cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
     for axis in _AXES:
         slopes = cv2.Scharr(turned, cv2.CV_32F, *axis, dst=slopes)
-        how = {"dst": straight, "flags": cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP}
-        straight = cv2.warpAffine(slopes, back, (left + width, height), **how)
+        straight = cv2.warpAffine(slopes, back, (left + width, height), straight, linear)
         yield straight.reshape(height, -1), left * channels
 
 

@@ -14,7 +14,7 @@ from sppdet.data.voc import read_voc
 from sppdet.errors import SppdetError
 from sppdet.images import read_image
 from sppdet.parallel import run
-from sppdet.proposals import SelectiveSearch, best_overlaps, recall_table, shrink
+from sppdet.proposals import SelectiveSearch, best_overlaps, recall, recall_table, shrink
 
 
 @pytest.fixture(scope="module")
@@ -119,10 +119,18 @@ def test_native_windows_are_opencvs(shape, mode):
 
 def test_windows_of_pictures_full_of_ties_are_nearly_opencvs(tmp_path):
     """Of regions that are equally similar OpenCV joins those that an unstable sort leaves last."""
-    for sample in read_voc(make_shapes(tmp_path, train=1, test=8), "test"):
-        image = read_image(sample.path)
-        opencv, native = (set(map(tuple, SelectiveSearch(engine=e, max_side=240)(image))) for e in ("opencv", "native"))
-        assert len(opencv & native) > 0.9 * len(opencv | native)
+    dataset = read_voc(make_shapes(tmp_path, train=1, test=8), "test")
+    found = {
+        engine: [SelectiveSearch(engine=engine, max_side=240)(read_image(sample.path)) for sample in dataset]
+        for engine in ("opencv", "native")
+    }
+    for pair in zip(*found.values()):
+        theirs, ours = (set(map(tuple, windows)) for windows in pair)
+        assert len(theirs & ours) > 0.9 * len(theirs | ours)
+    opencv, native = (recall(windows, (sample.boxes for sample in dataset)) for windows in found.values())
+    assert abs(native["windows"] / opencv["windows"] - 1) < 0.1
+    assert native["recall@0.5"] >= opencv["recall@0.5"] and native["recall@0.7"] >= opencv["recall@0.7"]
+    assert native["average_best_overlap"] >= opencv["average_best_overlap"] - 0.01
 
 
 def test_the_balanced_mode_is_native_only(picture):
