@@ -46,7 +46,9 @@ def run(bench: Bench) -> list[Row]:
     windows = plain.features.windows(boxes, size, maps_of(made, plain.features, image))
     work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
     numbers = len(windows.cells) * plain.features.dimension
-    least = times["backbone"] + 4 * numbers / limits.write + 2 * numbers * len(plain.layer[0]) / limits.float32
+    rates = {torch.float32: limits.float32, torch.bfloat16: limits.bfloat16}
+    products = sum(2 * numbers * len(weight) / rates[weight.dtype] for weight in plain.weights)
+    least = times["backbone"] + 4 * numbers / limits.write + products
     rows = [
         Row("proposals, OpenCV fast 50, 50", times["proposals"], "s"),
         Row("conv map, one scale", times["backbone"], "s"),

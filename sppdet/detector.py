@@ -24,7 +24,7 @@ from sppdet.head import Head
 from sppdet.images import to_rgb
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.proposals import SelectiveSearch
-from sppdet.suppression import nms
+from sppdet.suppression import nms, vote
 from sppdet.trunks import restore_trunk
 from sppdet.warp import Crop
 
@@ -63,15 +63,17 @@ class Detector:
         return self.regressors.of_head or (self.features.head is None and self.detection.vote > 0)
 
     @cached_property
-    def layer(self) -> tuple[np.ndarray, np.ndarray]:
-        """Weights and biases of the classifier, below them those of the box regressors if they are ``joint``.
+    def weights(self) -> list[torch.Tensor]:
+        """Those of the classifier ``(K, D)`` and, if they are ``joint``, of the box regressors ``(4 K, D)``.
 
-        With zeros below, so that :meth:`WindowFeatures.linear` need not copy them for every picture.
+        With zeros below, so that :meth:`WindowFeatures.products` need not copy them for every picture. Where maps are
+        of bfloat16, so are the shifts: most products are theirs, and half a percent of a shift does not matter.
         """
-        layers = [(self.classifier.weight, self.classifier.bias)]
+        weights = [torch.from_numpy(self.classifier.weight)]
         if self.joint:
-            layers.append((self.regressors.weight.reshape(-1, layers[0][0].shape[1]), self.regressors.bias.reshape(-1)))
-        return tuple(in_sixteens(np.concatenate(values)) for values in zip(*layers))
+            moves = torch.from_numpy(self.regressors.weight).flatten(0, 1)
+            weights.append(moves.bfloat16() if self.backbone.half else moves)
+        return [in_sixteens(weight) for weight in weights]
 
     def predict(self, image) -> Detections:
         """Find objects in a picture: a path, a Pillow image, or an RGB uint8 array ``(H, W, 3)``."""
@@ -222,45 +224,24 @@ class View:
     def __init__(self, detector: Detector, maps, proposals: np.ndarray, size: tuple[int, int]):
         self._features, self._regressors, self._maps = detector.features, detector.regressors, maps
         self._windows = detector.features.windows(proposals, size, maps)
-        products = self._features.linear(maps, self._windows, *detector.layer)
-        count = len(detector.classifier.bias)
-        self.margins = detector.classifier.margins(products[:, :count])[self._windows.group]
+        products = self._features.products(maps, self._windows, detector.weights)
+        bias = detector.classifier.bias
+        self.margins = detector.classifier.margins(products[0][:, : len(bias)] + bias)[self._windows.group]
         self._shifts = None
         if detector.joint:
-            self._shifts = products[:, count : count + self._regressors.bias.size]
+            bias = self._regressors.bias
+            self._shifts = products[1][:, : bias.size].reshape(-1, *bias.shape) + bias
 
     def deltas(self, chosen: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """``(n, 4)`` shifts of the proposals ``chosen`` ``(n,)``, each by the regressor of its label ``(n,)``."""
         group = self._windows.group[chosen]
         if self._shifts is not None:
-            return self._shifts.reshape(len(self._shifts), -1, 4)[group, labels]
+            return self._shifts[group, labels]
         present, column = np.unique(labels, return_inverse=True)
         weight = self._regressors.weight[present].reshape(4 * len(present), -1)
         bias = self._regressors.bias[present].reshape(-1)
         products = self._features.pooled.linear(self._maps, self._windows, weight, bias, np.unique(group))
         return products.reshape(-1, len(present), 4)[group, column]
-
-
-def vote(
-    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, survivors: np.ndarray, overlap: float
-) -> np.ndarray:
-    """Box voting (Gidaris and Komodakis, arXiv 1505.01749, section 5): float32 ``(S, 4)``, a box for each survivor.
-
-    A survivor becomes the mean of the boxes of its label that overlap it by ``overlap`` or more, itself among them.
-    Scores are margins, so a weight is ``exp(3 * score)``: positive, and the same whatever the lowest margin is.
-
-    Args:
-        boxes, scores, labels: ``(n, 4)``, ``(n,)`` and ``(n,)`` of all candidates.
-        survivors: ``(S,)`` rows of them.
-    """
-    voted = np.empty((len(survivors), 4), np.float32)
-    for k in np.unique(labels[survivors]):
-        own, rows = np.flatnonzero(labels[survivors] == k), np.flatnonzero(labels == k)
-        near = geometry.iou(boxes[survivors[own]], boxes[rows]) >= overlap
-        near[np.arange(len(own)), np.searchsorted(rows, survivors[own])] = True  # a box without area overlaps nothing
-        weight = near * np.exp(3 * scores[rows].astype(np.float64))
-        voted[own] = weight @ boxes[rows] / weight.sum(axis=1, keepdims=True)
-    return voted
 
 
 def load(folder: str | Path, device: str = "auto") -> Detector:

@@ -12,10 +12,12 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from sppdet.averaging import average_pool, average_pool_batch
 from sppdet.backbone import Backbone
 from sppdet.config import Pooling, Regions
+from sppdet.parallel import side_by_side
 from sppdet.pooling import bins, pyramid_pool, pyramid_pool_batch, unique_windows
 from sppdet.regions import CellGrid, choose_scales, locate, project, scale_factor
 
@@ -132,21 +134,37 @@ class WindowFeatures(ABC):
 
         With ``rows``, only those of the windows named by it are computed, and the others are undefined.
         """
-        # torch, because its threads are the ones that sppdet.parallel holds to one a worker
-        # and of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are
-        transposed = torch.from_numpy(in_sixteens(weight)).T
-        found = np.empty((len(windows.cells), len(weight)), np.float32)
-        for block, pooled in self.blocks(maps, windows, rows):
-            parts = self._parts(pooled)
-            products = sum(torch.mm(torch.from_numpy(part), transposed[columns]) for columns, part in parts)
-            found[block] = products.numpy()[:, : len(weight)] + bias
+        return self.products(maps, windows, [torch.from_numpy(weight)], rows)[0] + bias
+
+    def products(
+        self, maps, windows: Windows, weights: Sequence[torch.Tensor], rows: np.ndarray | None = None
+    ) -> list[np.ndarray]:
+        """The same for several weights ``(K, D)`` and without a bias: for each of them float32 ``(U, K)``.
+
+        Where weights are of bfloat16, vectors are rounded to it before and their products after the multiplication,
+        which is added up in float32.
+        """
+        # Of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are.
+        transposed = [in_sixteens(weight).T for weight in weights]
+        found = [np.empty((len(windows.cells), len(weight)), np.float32) for weight in weights]
+
+        def multiply(rows: np.ndarray) -> None:
+            for block, pooled in self.blocks(maps, windows, rows):
+                parts = [(columns, torch.from_numpy(part)) for columns, part in self._parts(pooled)]
+                for own, layer in zip(found, transposed):
+                    sums = sum(torch.mm(part.to(layer.dtype), layer[columns]).float() for columns, part in parts)
+                    own[block] = sums.numpy()[:, : own.shape[1]]
+
+        rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
+        rows = rows[np.argsort(windows.scales[rows], kind="stable")]  # blocks are of one scale each
+        side_by_side(multiply, [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)])
         return found
 
 
-def in_sixteens(rows: np.ndarray) -> np.ndarray:
-    """``rows`` ``(n, ...)``, with zeros below up to the next multiple of 16; not copied where n is one."""
-    missing = -len(rows) % 16
-    return np.pad(rows, [(0, missing)] + [(0, 0)] * (rows.ndim - 1)) if missing else rows
+def in_sixteens(weight: torch.Tensor) -> torch.Tensor:
+    """``weight`` ``(n, D)``, with zeros below up to the next multiple of 16; not copied where n is one."""
+    missing = -len(weight) % 16
+    return functional.pad(weight, (0, 0, 0, missing)) if missing else weight
 
 
 @dataclass(frozen=True)

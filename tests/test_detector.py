@@ -38,7 +38,7 @@ def by_hand(tiny_features) -> Detector:
     """Class k scores the highest value of channel k, less 1."""
     return Detector(
         classes=("red", "blue"),
-        backbone=None,  # the maps are given
+        backbone=Backbone.create("small", "random", "cpu", "float32", seed=3),  # seen for its precision: maps are given
         features=tiny_features(2, (1,)),
         search=SelectiveSearch(),
         classifier=LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, -1], np.float32)),
@@ -173,27 +173,6 @@ def test_boxes_around_a_survivor_vote(by_hand, conv_map):
     assert boxes(0.34).tolist() == [A, C]
 
 
-def test_votes_are_the_plain_sums():
-    rng = np.random.default_rng(0)
-    corner = rng.uniform(0, 30, (60, 2))
-    boxes = np.concatenate([corner, corner + rng.uniform(10, 40, (60, 2))], axis=1).astype(np.float32)
-    scores, labels = rng.normal(size=60).astype(np.float32), rng.integers(0, 3, 60)
-    survivors = np.array([40, 3, 17, 5])
-    for survivor, voted in zip(survivors, module.vote(boxes, scores, labels, survivors, 0.4)):
-        total, weights = np.zeros(4), 0.0
-        for box, score, label in zip(boxes, scores, labels):
-            if label == labels[survivor] and geometry.iou(box[None], boxes[survivor][None])[0, 0] >= 0.4:
-                total += np.exp(3 * score) * box
-                weights += np.exp(3 * score)
-        np.testing.assert_allclose(voted, total / weights, rtol=1e-5)
-
-
-def test_a_box_that_regression_left_without_area_votes_for_itself():
-    boxes = np.array([[0, 10, 0, 40], [5, 5, 20, 20]], np.float32)
-    voted = module.vote(boxes, np.ones(2, np.float32), np.zeros(2, np.int64), np.array([0, 1]), 0.4)
-    np.testing.assert_array_equal(voted, boxes)
-
-
 @pytest.mark.parametrize("regression", [False, True])
 def test_no_proposals(by_hand, conv_map, regression):
     if regression:
@@ -243,6 +222,22 @@ def test_a_saved_detector_finds_exactly_the_same(tmp_path, picture, layer, regre
     assert found.classes == expected.classes == ("a", "b c", "ü")
     assert loaded.detection == detector.detection and loaded.search == detector.search
     assert (loaded.regressors is None) != regressors and (loaded.head is None) == (layer is None)
+
+
+@pytest.mark.parametrize("layer", [None, "pool5+fc7"])
+def test_where_maps_are_of_bfloat16_so_are_the_shifts_and_no_score(layer):
+    exact, rng = random_detector(layer), np.random.default_rng(1)
+    exact = replace(exact, detection=replace(exact.detection, vote=0.4))
+    coarse = replace(exact, backbone=replace(exact.backbone, precision="bfloat16"))
+    assert [weight.dtype for weight in coarse.weights] == [torch.float32, torch.bfloat16]
+    maps = [rng.random((side, side, exact.features.channels), np.float32) for side in (30, 40)]
+    corner = rng.integers(0, 80, (50, 2))
+    boxes = np.concatenate([corner, corner + rng.integers(20, 40, (50, 2))], axis=1).astype(np.float32)
+    views = [module.View(detector, maps, boxes, (120, 120)) for detector in (exact, coarse)]
+    np.testing.assert_array_equal(views[0].margins, views[1].margins)
+    rows, labels = np.arange(50), rng.integers(0, 3, 50)
+    shifts, rounded = (view.deltas(rows, labels) for view in views)
+    assert 0 < np.abs(rounded - shifts).max() < 0.01 < np.abs(shifts).max()
 
 
 @pytest.mark.parametrize("pooling", [{"kind": "average"}, {"kind": "align", "samples": 3}])

@@ -165,6 +165,18 @@ def test_linear_is_the_product_of_all_vectors(many):
     np.testing.assert_allclose(features.linear(maps, windows, weight, bias, few)[few], products[few], atol=1e-5)
 
 
+def test_several_weights_at_once_each_in_its_own_precision(many):
+    features, maps, windows, expected = many
+    rng = np.random.default_rng(3)
+    exact, coarse = (torch.from_numpy(rng.normal(size=(n, 15)).astype(np.float32)) for n in (4, 21))
+    coarse = coarse.bfloat16()
+    of_exact, of_coarse = features.products(maps, windows, [exact, coarse])
+    np.testing.assert_array_equal(of_exact, features.products(maps, windows, [exact])[0])
+    rounded = torch.from_numpy(expected).bfloat16().double()
+    assert of_coarse.dtype == np.float32 and of_coarse.shape == (len(expected), 21)
+    np.testing.assert_allclose(of_coarse, (rounded @ coarse.double().T).numpy(), rtol=2**-8, atol=1e-4)
+
+
 def test_scores_of_a_class_do_not_depend_on_the_others(tiny_features):
     # Bit by bit, at the length of real vectors: a class mined alone must find the same hard negatives.
     features, rng = tiny_features(512, (6, 3, 2, 1)), np.random.default_rng(4)

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torchvision
 
-from sppdet.suppression import nms
+from sppdet import boxes as geometry
+from sppdet.suppression import nms, vote
 
 
 def test_the_best_of_those_that_overlap_stays():
@@ -38,3 +39,30 @@ def test_torchvisions_survivors(seed):
     overlap = rng.choice([0.0, 0.3, 0.5, 0.7, 1.0])
     expected = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap)
     assert nms(boxes, scores, overlap).tolist() == expected.tolist()
+
+
+def test_votes_are_the_plain_sums():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 30, (60, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(10, 40, (60, 2))], axis=1).astype(np.float32)
+    scores, labels = rng.normal(size=60).astype(np.float32), rng.integers(0, 3, 60)
+    survivors = np.array([40, 3, 17, 5])
+    for survivor, voted in zip(survivors, vote(boxes, scores, labels, survivors, 0.4)):
+        total, weights = np.zeros(4), 0.0
+        for box, score, label in zip(boxes, scores, labels):
+            if label == labels[survivor] and geometry.iou(box[None], boxes[survivor][None])[0, 0] >= 0.4:
+                total += np.exp(3 * score) * box
+                weights += np.exp(3 * score)
+        np.testing.assert_allclose(voted, total / weights, rtol=1e-5)
+
+
+def test_a_box_that_regression_left_without_area_votes_for_itself():
+    boxes = np.array([[0, 10, 0, 40], [5, 5, 20, 20]], np.float32)
+    voted = vote(boxes, np.ones(2, np.float32), np.zeros(2, np.int64), np.array([0, 1]), 0.4)
+    np.testing.assert_array_equal(voted, boxes)
+
+
+def test_votes_of_very_sure_detections_are_finite():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 12]], np.float32)  # log odds of a softmax have no bound
+    voted = vote(boxes, np.array([900, 899], np.float32), np.zeros(2, np.int64), np.array([0]), 0.4)
+    np.testing.assert_allclose(voted, [[0, 0, 10, (10 + 12 * np.exp(-3)) / (1 + np.exp(-3))]])
