@@ -190,6 +190,24 @@ def test_scores_of_a_class_do_not_depend_on_the_others(tiny_features):
         np.testing.assert_array_equal(alone[:, 0], together[:, k])
 
 
+def test_products_are_the_same_on_any_number_of_cores(tiny_features):
+    features, rng = tiny_features(64, (6, 3, 2, 1)), np.random.default_rng(4)
+    maps = maps_of(rng, (16, 16), channels=64)
+    corner = 4 * rng.integers(0, 8, (300, 2))
+    boxes = np.concatenate([corner, corner + 4 * rng.integers(1, 8, (300, 2))], axis=1).astype(np.float32)
+    windows = features.windows(boxes, WHOLE, maps)
+    weight, bias = rng.normal(size=(5, features.dimension)).astype(np.float32), np.zeros(5, np.float32)
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(features.linear(maps, windows, weight, bias))
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_array_equal(found[1], found[0])
+    np.testing.assert_array_equal(found[2], found[0])
+
+
 def test_the_head_sees_pooled_vectors(many, tiny_features):
     _, maps, windows, expected = many
     headed = tiny_features(3, scales=(64, 128), target=32, head=lambda pooled: 2 * pooled[:, :4], head_dimension=4)

@@ -9,7 +9,7 @@ import cv2
 import pytest
 import torch
 
-from sppdet.parallel import run, worker_count
+from sppdet.parallel import run, side_by_side, worker_count
 
 
 def test_worker_count():
@@ -69,3 +69,22 @@ def test_workers_have_one_thread_each_and_the_callers_count_comes_back(two_threa
     counts = list(run(lambda i: torch.get_num_threads(), range(4), 2, "threads", threads=True))
     assert counts == [1, 1, 1, 1]
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_side_by_side_takes_the_threads_at_hand_one_for_each_item(two_threads, threads):
+    torch.set_num_threads(threads)
+    meet, seen = threading.Barrier(threads), []
+
+    def work(i: int) -> None:
+        meet.wait(5)  # returns only once as many are at work
+        seen.append((i, torch.get_num_threads()))
+
+    side_by_side(work, range(6))
+    assert sorted(seen) == [(i, 1) for i in range(6)]
+    assert torch.get_num_threads() == threads
+
+
+def test_side_by_side_an_error_reaches_the_caller(two_threads):
+    with pytest.raises(ZeroDivisionError):
+        side_by_side(lambda i: 1 / i, [2, 1, 0])
