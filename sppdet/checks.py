@@ -12,13 +12,14 @@ if TYPE_CHECKING:
 
 FC_BINS = {"alexnet": 6, "vgg16": 7}  # networks that bring fc6 and fc7, and the bins a side that their fc6 reads
 FC_UNITS = 4096
-_FC7 = ["fc7", "pool5+fc7"]  # features with it
 
 
 def check(config: Config) -> None:
     """Refuse choices that do not go together."""
-    for key, value, seen in (("classifier", config.classifier, ["fc7"]), ("bbox.kind", config.bbox.kind, _FC7)):
-        if value in ("softmax", "joint") and not (config.end_to_end.enabled and config.features in seen):
+    boxes = config.bbox.kind
+    joint = {"joint": ["fc7", "pool5+fc7"], "ridge+joint": ["pool5+fc7"]}  # the features with it
+    for key, value, seen in (("classifier", config.classifier, ["fc7"]), ("bbox.kind", boxes, joint.get(boxes))):
+        if value in ("softmax", *joint) and not (config.end_to_end.enabled and config.features in seen):
             features = " or ".join(seen)
             raise SppdetError(
                 f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features={features} with it"
@@ -28,7 +29,7 @@ def check(config: Config) -> None:
             f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"
         )
     learned = config.end_to_end
-    if config.bbox.kind == "joint" and not learned.box_weight:
+    if boxes in joint and not learned.box_weight:
         raise SppdetError("bbox.kind: joint boxes do not learn with end_to_end.box_weight=0; give a weight, or ridge")
     if 0 < learned.hard_of < learned.windows_per_picture:
         raise SppdetError(

@@ -137,7 +137,8 @@ class Svm:
 @dataclass
 class BoxRegression:
     enabled: bool = True
-    kind: str = "ridge"  # ridge: per-class regression of the pooled vector; joint: the layer of end-to-end training
+    # ridge: per-class regression of the pooled vector; joint: the layer of end-to-end training; ridge+joint: their mean
+    kind: str = "ridge"
     min_overlap: float = 0.5  # of the windows it learns from with an object
     ridge: float = 3000.0
     max_windows: int = 4000  # a class; a random sample beyond that

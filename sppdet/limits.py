@@ -11,7 +11,7 @@ _CHOICES = {
     "features": ("pool5", "fc6", "fc7", "pool5+fc7"),
     "classifier": ("svm", "softmax"),
     "pooling.kind": ("max", "average", "align"),
-    "bbox.kind": ("ridge", "joint"),
+    "bbox.kind": ("ridge", "joint", "ridge+joint"),
     "svm.solver": ("dual", "liblinear"),
     "finetune.init": ("random", "imagenet"),
     "finetune.optimizer": ("adamw", "sgd"),

@@ -241,7 +241,8 @@ class Pipeline:
                 corpus, self.initial, self.pooled_features, self.config.end_to_end,
                 checkpoint, key.data, self.config.run.seed, self.log, start,
             )  # fmt: skip
-            finish(path, key, network.state_dict(), head=network.head.description())
+            described = {"head": network.head.description(), "classes": list(self.train.classes)}
+            finish(path, key, network.state_dict(), **described)
         return {"computed": True, "loss": round(loss, 4)}
 
     def _maps(self, again: bool) -> dict:
@@ -354,15 +355,29 @@ class Pipeline:
         return LinearSVMs(weight, bias[:, 0])
 
     def _regressors(self) -> BoxRegressors | None:
+        kind = self.config.bbox.kind
         if not self.config.bbox.enabled:
             return None
-        if self.config.bbox.kind == "ridge":
-            return BoxRegressors(*self._finished_classes("bbox"), of_head=self._sees_head("bbox"))
-        layer, classes = self._learned("move."), len(self.labels)
-        weight = layer["weight"].reshape(classes, 4, -1)
-        if self.features.beside:  # it sees the pooled vector too, and fc7 multiplied
+        if kind == "joint":
+            return BoxRegressors(*self._joint_boxes(), of_head=True)
+        weight, bias = self._finished_classes("bbox")
+        if kind == "ridge+joint":
+            joint = self._joint_boxes()
+            known = read_json(self._end_to_end_path.with_suffix(".json"))["classes"]
+            for k, name in enumerate(self.train.classes):  # with keep, some may be new since
+                if name in known:
+                    weight[k] = (weight[k] + joint[0][known.index(name)]) / 2
+                    bias[k] = (bias[k] + joint[1][known.index(name)]) / 2
+        return BoxRegressors(weight, bias, of_head=self._sees_head("bbox"))
+
+    def _joint_boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """What end-to-end training learned, for the vectors that the classifier sees: ``(K, 4, D)`` and ``(K, 4)``."""
+        layer = self._learned("move.")
+        bias = layer["bias"].reshape(-1, 4)
+        weight = layer["weight"].reshape(*bias.shape, -1)
+        if self.features.beside:  # they see the pooled vector too, and fc7 multiplied
             weight = np.pad(weight / self.head.balance, [(0, 0), (0, 0), (self.features.pooled_dimension, 0)])
-        return BoxRegressors(weight, layer["bias"].reshape(classes, 4), of_head=True)
+        return weight, bias
 
     def _learned(self, prefix: str) -> dict[str, np.ndarray]:
         """A layer of the end-to-end training."""
@@ -389,6 +404,8 @@ class Pipeline:
 
     def _class_key(self, stage: str, k: int) -> Key:
         settings = asdict(getattr(self.config, stage)) | {"stage": stage, "norm": self.config.svm.norm}
+        if stage == "bbox":
+            settings["kind"] = "ridge"  # with joint boxes or without
         head = [self._head_digest, self.head.layer] if self._sees_head(stage) else None
         objects = [sample.boxes[sample.labels == k].tolist() for sample in self.train]
         depends = [self._shared_key, head, self.train.classes[k]]

@@ -281,6 +281,19 @@ def test_a_class_is_learned_alone_above_a_network_that_was_trained_for_the_other
     assert {Path(path).name for path in after.keys() - before.keys()} == {"comet.safetensors"}
     assert all(after[path] == before[path] for path in before)  # the network, the balance, the other classes
 
+    # Boxes that the network has learned to move are moved by it too; those of the new class by ridge regression alone.
+    assert place.train("--keep", *options, "bbox.kind=ridge+joint") == 0
+    assert place.times("run/stages/**/*.safetensors") == after
+    detector = sppdet.load(place.run, device="cpu")
+    moving = load_file(place.run / "stages" / "end_to_end.safetensors")["move.weight"].numpy().reshape(-1, 4, 16)
+    others = iter(moving / detector.head.balance)
+    assert len(moving) == len(detector.classes) - 1
+    for name, found in zip(detector.classes, detector.regressors.weight):
+        expected = load_file(place.run / "stages" / "bbox" / f"{name}.safetensors")["weight"].numpy()
+        if name != "comet":
+            expected = (expected + np.pad(next(others), [(0, 0), (expected.shape[1] - 16, 0)])) / 2
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+
 
 def test_other_settings_are_not_kept(place):
     assert place.train("--stage", "svm") == 0
