@@ -241,8 +241,7 @@ class Pipeline:
                 corpus, self.initial, self.pooled_features, self.config.end_to_end,
                 checkpoint, key.data, self.config.run.seed, self.log, start,
             )  # fmt: skip
-            described = {"head": network.head.description(), "classes": list(self.train.classes)}
-            finish(path, key, network.state_dict(), **described)
+            finish(path, key, network.state_dict(), head=network.head.description(), classes=list(self.train.classes))
         return {"computed": True, "loss": round(loss, 4)}
 
     def _maps(self, again: bool) -> dict:
@@ -362,12 +361,11 @@ class Pipeline:
             return BoxRegressors(*self._joint_boxes(), of_head=True)
         weight, bias = self._finished_classes("bbox")
         if kind == "ridge+joint":
-            joint = self._joint_boxes()
-            known = read_json(self._end_to_end_path.with_suffix(".json"))["classes"]
-            for k, name in enumerate(self.train.classes):  # with keep, some may be new since
-                if name in known:
-                    weight[k] = (weight[k] + joint[0][known.index(name)]) / 2
-                    bias[k] = (bias[k] + joint[1][known.index(name)]) / 2
+            known = read_json(self._end_to_end_path.with_suffix(".json"))["classes"]  # with keep, some may be new since
+            here = [k for k, name in enumerate(self.train.classes) if name in known]
+            there = [known.index(self.train.classes[k]) for k in here]
+            for ridge, joint in zip((weight, bias), self._joint_boxes()):
+                ridge[here] = (ridge[here] + joint[there]) / 2
         return BoxRegressors(weight, bias, of_head=self._sees_head("bbox"))
 
     def _joint_boxes(self) -> tuple[np.ndarray, np.ndarray]:

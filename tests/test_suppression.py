@@ -1,4 +1,4 @@
-"""Non-maximum suppression: by hand, and against torchvision's on boxes that overlap in every way."""
+"""Suppression by hand, and against torchvision's on boxes that overlap in every way; votes against plain sums."""
 
 from __future__ import annotations
 
