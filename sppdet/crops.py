@@ -84,11 +84,11 @@ class CropFeatures(WindowFeatures):
 
     def blocks(
         self, maps: CropVectors, windows: Windows, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
         for start in range(0, len(rows), _BLOCK):
             block = rows[start : start + _BLOCK]
-            yield block, torch.from_numpy(maps.vectors[windows.cells[block, 0].astype(np.int64)]).float().numpy()
+            yield block, torch.from_numpy(maps.vectors[windows.cells[block, 0].astype(np.int64)]).float()
 
     # What training the trunk asks
 

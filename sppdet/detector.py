@@ -18,11 +18,12 @@ from sppdet.config import Detection
 from sppdet.crops import CropFeatures
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
-from sppdet.features import PyramidFeatures, WindowFeatures, in_sixteens
+from sppdet.features import PyramidFeatures, WindowFeatures
 from sppdet.files import atomic_write, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.images import to_rgb
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
+from sppdet.products import Products
 from sppdet.proposals import SelectiveSearch
 from sppdet.suppression import nms, vote
 from sppdet.trunks import restore_trunk
@@ -63,17 +64,11 @@ class Detector:
         return self.regressors.of_head or (self.features.head is None and self.detection.vote > 0)
 
     @cached_property
-    def weights(self) -> list[torch.Tensor]:
-        """Those of the classifier ``(K, D)`` and, if they are ``joint``, of the box regressors ``(4 K, D)``.
-
-        With zeros below, so that :meth:`WindowFeatures.products` need not copy them for every picture. Where maps are
-        of bfloat16, so are the shifts: most products are theirs, and half a percent of a shift does not matter.
-        """
-        weights = [torch.from_numpy(self.classifier.weight)]
-        if self.joint:
-            moves = torch.from_numpy(self.regressors.weight).flatten(0, 1)
-            weights.append(moves.bfloat16() if self.backbone.half else moves)
-        return [in_sixteens(weight) for weight in weights]
+    def weights(self) -> Products:
+        """Those of the classifier and, if they are ``joint``, of the box regressors, which need not be exact: half a
+        percent of a shift does not matter."""
+        moves = self.regressors.weight.reshape(-1, self.features.dimension) if self.joint else None
+        return Products(self.classifier.weight, moves, self.backbone.half)
 
     def predict(self, image) -> Detections:
         """Find objects in a picture: a path, a Pillow image, or an RGB uint8 array ``(H, W, 3)``."""
@@ -224,13 +219,10 @@ class View:
     def __init__(self, detector: Detector, maps, proposals: np.ndarray, size: tuple[int, int]):
         self._features, self._regressors, self._maps = detector.features, detector.regressors, maps
         self._windows = detector.features.windows(proposals, size, maps)
-        products = self._features.products(maps, self._windows, detector.weights)
-        bias = detector.classifier.bias
-        self.margins = detector.classifier.margins(products[0][:, : len(bias)] + bias)[self._windows.group]
-        self._shifts = None
-        if detector.joint:
-            bias = self._regressors.bias
-            self._shifts = products[1][:, : bias.size].reshape(-1, *bias.shape) + bias
+        products, shifts = self._features.products(maps, self._windows, detector.weights)
+        self.margins = detector.classifier.margins(products + detector.classifier.bias)[self._windows.group]
+        bias = self._regressors.bias if detector.joint else None
+        self._shifts = None if bias is None else shifts.reshape(-1, *bias.shape) + bias
 
     def deltas(self, chosen: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """``(n, 4)`` shifts of the proposals ``chosen`` ``(n,)``, each by the regressor of its label ``(n,)``."""

@@ -12,13 +12,13 @@ from typing import ClassVar
 
 import numpy as np
 import torch
-from torch.nn import functional
 
 from sppdet.averaging import average_pool, average_pool_batch
 from sppdet.backbone import Backbone
 from sppdet.config import Pooling, Regions
 from sppdet.parallel import side_by_side
-from sppdet.pooling import bins, pyramid_pool, pyramid_pool_batch, unique_windows
+from sppdet.pooling import bins, output_array, pyramid_pool, pyramid_pool_batch, unique_windows
+from sppdet.products import Products
 from sppdet.regions import CellGrid, choose_scales, locate, project, scale_factor
 
 _BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so a picture's vectors never exist all at once
@@ -46,7 +46,7 @@ class WindowFeatures(ABC):
     ``maps`` is what :meth:`read` makes of a picture: conv maps here, a list of vectors in :mod:`sppdet.crops`.
     """
 
-    head: Callable[[np.ndarray], np.ndarray] | None = None
+    head: Callable[[torch.Tensor], torch.Tensor] | None = None
     head_dimension: int = 0
     beside: bool = False
 
@@ -70,7 +70,9 @@ class WindowFeatures(ABC):
         """Boxes ``(N, 4)`` of a picture of ``(width, height)`` on its maps."""
 
     @abstractmethod
-    def blocks(self, maps, windows: Windows, rows: np.ndarray | None = None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def blocks(
+        self, maps, windows: Windows, rows: np.ndarray | None = None
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         """Pooled vectors of all U windows, or of those at ``rows``, a block at a time: ``rows, (len(rows), D)``.
 
         The next block may overwrite the vectors.
@@ -102,9 +104,13 @@ class WindowFeatures(ABC):
         """The same below a :class:`sppdet.head.Head`."""
         return replace(self, head=head.vectors, head_dimension=head.dimension, beside=head.beside)
 
-    def _parts(self, pooled: np.ndarray) -> list[tuple[slice, np.ndarray]]:
-        """What a block's pooled vectors become, and the columns where that stands. They are not put side by side, as
-        copying takes longer than pooling."""
+    def halved(self, maps):
+        """The maps as bfloat16 where these are such numbers; :meth:`blocks` then are."""
+        return maps
+
+    def _parts(self, pooled: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+        """What a block's pooled vectors become, and the features that it is. They are not put side by side, as copying
+        takes longer than pooling."""
         if self.head is None:
             return [(slice(None), pooled)]
         behind = slice(-self.head_dimension, None)
@@ -118,8 +124,8 @@ class WindowFeatures(ABC):
         # Through torch: numpy converts to half precision a number at a time, 40 times slower.
         found = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
         for block, pooled in self.blocks(maps, windows, rows):
-            for columns, part in self._parts(pooled):
-                found[position[block], columns] = torch.from_numpy(part).to(found.dtype)
+            for features, part in self._parts(pooled):
+                found[position[block], features] = part.to(found.dtype)
         return found.numpy()
 
     def of_boxes(self, maps, boxes: np.ndarray, size: tuple[int, int], dtype=np.float32):
@@ -134,37 +140,25 @@ class WindowFeatures(ABC):
 
         With ``rows``, only those of the windows named by it are computed, and the others are undefined.
         """
-        return self.products(maps, windows, [torch.from_numpy(weight)], rows)[0] + bias
+        return self.products(maps, windows, Products(weight), rows)[0] + bias
 
     def products(
-        self, maps, windows: Windows, weights: Sequence[torch.Tensor], rows: np.ndarray | None = None
-    ) -> list[np.ndarray]:
-        """The same for several weights ``(K, D)`` and without a bias: for each of them float32 ``(U, K)``.
-
-        Where weights are of bfloat16, vectors are rounded to it before and their products after the multiplication,
-        which is added up in float32.
-        """
-        # Of at least 16 columns in steps of 16, or a class's margins would depend on how many others there are.
-        transposed = [in_sixteens(weight).T for weight in weights]
-        found = [np.empty((len(windows.cells), len(weight)), np.float32) for weight in weights]
+        self, maps, windows: Windows, weights: Products, rows: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The same for exact and rough weights at once, and without a bias: float32 ``(U, K)`` and ``(U, R)``."""
+        found = tuple(torch.empty((len(windows.cells), count)) for count in weights.counts)
+        maps = self.halved(maps) if weights.half else maps
 
         def multiply(rows: np.ndarray) -> None:
             for block, pooled in self.blocks(maps, windows, rows):
-                parts = [(columns, torch.from_numpy(part)) for columns, part in self._parts(pooled)]
-                for own, layer in zip(found, transposed):
-                    sums = sum(torch.mm(part.to(layer.dtype), layer[columns]).float() for columns, part in parts)
-                    own[block] = sums.numpy()[:, : own.shape[1]]
+                parts = [weights(part, features) for features, part in self._parts(pooled)]
+                for own, products in zip(found, zip(*parts)):
+                    own[block] = sum(products)
 
         rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
         rows = rows[np.argsort(windows.scales[rows], kind="stable")]  # blocks are of one scale each
         side_by_side(multiply, [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)])
-        return found
-
-
-def in_sixteens(weight: torch.Tensor) -> torch.Tensor:
-    """``weight`` ``(n, D)``, with zeros below up to the next multiple of 16; not copied where n is one."""
-    missing = -len(weight) % 16
-    return functional.pad(weight, (0, 0, 0, missing)) if missing else weight
+        return tuple(own.numpy() for own in found)
 
 
 @dataclass(frozen=True)
@@ -246,7 +240,7 @@ class PyramidFeatures(WindowFeatures):
         return project(boxes, size, factor, self.grid, map_size, self.shrink)
 
     def pool_placed(self, conv_map: np.ndarray, cells: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Map ``(H, W, C)`` and placed windows -> float32 ``(N, M, C)``, in ``out`` if it is given."""
+        """Map ``(H, W, C)`` and placed windows -> ``(N, M, C)``, in ``out`` if it is given."""
         if self.kind == "max":
             return pyramid_pool(conv_map, cells, self.levels, out)
         return average_pool(conv_map, cells, self.levels, self._samples, out)
@@ -255,17 +249,24 @@ class PyramidFeatures(WindowFeatures):
     def _samples(self) -> int | None:
         return self.samples if self.kind == "align" else None
 
+    def halved(self, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """As int16 of :func:`sppdet.pooling.pyramid_pool`, where bins are maxima and nothing is negative."""
+        if self.kind != "max":
+            return maps
+        return [m if m.min(initial=0) < 0 else torch.from_numpy(m).bfloat16().view(torch.int16).numpy() for m in maps]
+
     def blocks(
         self, maps: Sequence[np.ndarray], windows: Windows, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
         rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
-        buffer = torch.empty((min(_BLOCK, len(rows)), bins(self.levels), self.channels)).numpy()  # on a cache line
         for s, conv_map in enumerate(maps):
             here = rows[windows.scales[rows] == s]
+            kind = np.int16 if conv_map.dtype == np.int16 else np.float32
+            buffer = output_array(None, (min(_BLOCK, len(here)), bins(self.levels), self.channels), kind)
             for start in range(0, len(here), _BLOCK):
                 block = here[start : start + _BLOCK]
-                pooled = self.pool_placed(conv_map, windows.cells[block], buffer[: len(block)])
-                yield block, pooled.reshape(len(block), -1)
+                pooled = torch.from_numpy(self.pool_placed(conv_map, windows.cells[block], buffer[: len(block)]))
+                yield block, (pooled if kind == np.float32 else pooled.view(torch.bfloat16)).flatten(1)
 
     def trunk_input(
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int

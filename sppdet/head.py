@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -129,20 +128,24 @@ class Head(nn.Module):
         return self.drop(torch.relu(self.fc7(hidden)))
 
     @torch.inference_mode()
-    def vectors(self, pooled: np.ndarray) -> np.ndarray:
-        """``(n, inputs) -> (n, units)`` float32: the output of fc6 or fc7, after its ReLU, as the SVMs see it."""
-        kind = torch.bfloat16 if self.half else torch.float32
-        hidden = (torch.from_numpy(pooled) * self.scale).to(kind)
-        for layer in self._layers(kind)[: 1 if self.layer == "fc6" else 2]:
-            hidden = torch.relu(layer(hidden))
-        return (hidden.float() * self.balance).numpy()
+    def vectors(self, pooled: torch.Tensor) -> torch.Tensor:
+        """``(n, inputs) -> (n, units)`` float32: the output of fc6 or fc7, after its ReLU, as the SVMs see it.
 
-    def _layers(self, kind: torch.dtype) -> list[nn.Module]:
-        """fc6 and fc7; converted once, if they are of another kind."""
-        if kind == torch.float32:
+        ``pooled`` is float32 or, where they are such numbers anyway, bfloat16.
+        """
+        hidden = pooled.bfloat16() if self.half else pooled.float() * self.scale
+        for layer in self._layers()[: 1 if self.layer == "fc6" else 2]:
+            hidden = torch.relu(layer(hidden))
+        return hidden.float() * self.balance
+
+    def _layers(self) -> list[nn.Module]:
+        """fc6 and fc7; with ``half`` converted once, and fc6 with the scale in it."""
+        if not self.half:
             return [self.fc6, self.fc7]
         if self.training or self._converted is None:
-            self._converted = [copy.deepcopy(layer).to(kind) for layer in (self.fc6, self.fc7)]
+            scaled = copy.deepcopy(self.fc6)
+            (scaled[0] if isinstance(scaled, nn.Sequential) else scaled).weight *= self.scale
+            self._converted = [scaled.bfloat16(), copy.deepcopy(self.fc7).bfloat16()]
         return self._converted
 
     def train(self, mode: bool = True) -> Head:

@@ -14,13 +14,15 @@ from sppdet.compiled import compiled
 def _max_of(lanes: int):
     """A compiled function that takes the maximum of a rectangle of vectors, ``lanes`` channels at a time.
 
-    ``lanes`` floats stay in vector registers over all the rectangle, which Numba cannot be talked into: its loops
+    ``lanes`` numbers stay in vector registers over all the rectangle, which Numba cannot be talked into: its loops
     write each intermediate maximum to memory and read it again. LLVM splits them into what the processor has.
     """
-    vector = ir.VectorType(ir.FloatType(), lanes)
 
     @intrinsic
     def max_of(typing_context, source, first, rows, row_step, columns, column_step, out, to):
+        bits, whole = source.dtype.bitwidth, isinstance(source.dtype, types.Integer)
+        vector = ir.VectorType(ir.IntType(bits) if whole else ir.FloatType(), lanes)
+
         def codegen(context, builder, signature, arguments):
             source, first, rows, row_step, columns, column_step, out, to = arguments
             read, write = (
@@ -32,15 +34,16 @@ def _max_of(lanes: int):
                 return builder.bitcast(builder.gep(base, [offset]), vector.as_pointer())
 
             highest = cgutils.alloca_once(builder, vector)
-            builder.store(builder.load(place(read, first), align=4), highest)
+            builder.store(builder.load(place(read, first), align=bits // 8), highest)
             with cgutils.for_range(builder, rows) as row:
                 line = builder.add(first, builder.mul(row.index, row_step))
                 with cgutils.for_range(builder, columns) as column:
                     cell = builder.add(line, builder.mul(column.index, column_step))
-                    value, old = builder.load(place(read, cell), align=4), builder.load(highest)
+                    value, old = builder.load(place(read, cell), align=bits // 8), builder.load(highest)
                     # This form, not llvm.maxnum, is one instruction on x86.
-                    builder.store(builder.select(builder.fcmp_ordered(">", value, old), value, old), highest)
-            builder.store(builder.load(highest), place(write, to), align=4)
+                    compare = builder.icmp_signed if whole else builder.fcmp_ordered
+                    builder.store(builder.select(compare(">", value, old), value, old), highest)
+            builder.store(builder.load(highest), place(write, to), align=bits // 8)
             return context.get_dummy_value()
 
         n = types.intp
@@ -49,7 +52,7 @@ def _max_of(lanes: int):
     return max_of
 
 
-_LANES = 64  # four registers of AVX-512, eight of AVX2
+_LANES = 64  # of floats four registers of AVX-512, eight of AVX2
 _max_of_lanes, _max_of_one = _max_of(_LANES), _max_of(1)
 
 
@@ -90,7 +93,7 @@ def _max_of_cells(source, first, rows, row_step, columns, column_step, out, to, 
 
 @compiled()
 def pool_windows(conv_map, map_width, channels, cells, levels, parents, starts, order, pooled):
-    """``conv_map`` and ``pooled`` are flat; positions in them are counted in floats."""
+    """``conv_map`` and ``pooled``, both float32 or both int16, are flat; positions in them are counted in numbers."""
     bins = starts[-1] + levels[-1] ** 2
     line = map_width * channels
     left, right = np.empty(levels.max(), np.int64), np.empty(levels.max(), np.int64)

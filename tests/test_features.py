@@ -12,6 +12,7 @@ from sppdet.averaging import average_pool
 from sppdet.backbone import cell_grid
 from sppdet.features import PyramidFeatures
 from sppdet.pooling import pyramid_pool
+from sppdet.products import Products
 from sppdet.regions import CellGrid
 from sppdet.trunks import build_trunk
 
@@ -165,28 +166,46 @@ def test_linear_is_the_product_of_all_vectors(many):
     np.testing.assert_allclose(features.linear(maps, windows, weight, bias, few)[few], products[few], atol=1e-5)
 
 
-def test_several_weights_at_once_each_in_its_own_precision(many):
+def test_exact_and_rough_products_at_once(many):
     features, maps, windows, expected = many
     rng = np.random.default_rng(3)
-    exact, coarse = (torch.from_numpy(rng.normal(size=(n, 15)).astype(np.float32)) for n in (4, 21))
-    coarse = coarse.bfloat16()
-    of_exact, of_coarse = features.products(maps, windows, [exact, coarse])
-    np.testing.assert_array_equal(of_exact, features.products(maps, windows, [exact])[0])
-    rounded = torch.from_numpy(expected).bfloat16().double()
-    assert of_coarse.dtype == np.float32 and of_coarse.shape == (len(expected), 21)
-    np.testing.assert_allclose(of_coarse, (rounded @ coarse.double().T).numpy(), rtol=2**-8, atol=1e-4)
+    exact, rough = (rng.normal(size=(n, 15)).astype(np.float32) for n in (4, 21))
+    found = features.products(maps, windows, Products(exact, rough))
+    np.testing.assert_array_equal(found[0], features.products(maps, windows, Products(exact))[0])
+    np.testing.assert_allclose(found[1], expected @ rough.T, atol=1e-5)
 
 
-def test_scores_of_a_class_do_not_depend_on_the_others(tiny_features):
+def test_maps_of_bfloat16_are_pooled_as_such(many):
+    features, maps, windows, _ = many
+    maps = [torch.from_numpy(m).bfloat16().float().numpy() for m in maps]
+    halved = features.halved(maps)
+    assert [m.dtype for m in halved] == [np.int16] * 2
+    for (rows, expected), (again, found) in zip(features.blocks(maps, windows), features.blocks(halved, windows)):
+        np.testing.assert_array_equal(again, rows)
+        assert found.dtype == torch.bfloat16 and torch.equal(found.float(), expected)
+    weight = np.random.default_rng(3).normal(size=(4, 15)).astype(np.float32)
+    exact, halves = (features.products(maps, windows, Products(weight, half=half))[0] for half in (False, True))
+    assert 0 < np.abs(halves - exact).max() < 2**-14 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("kind", ["max", "average", "align"])
+def test_maps_are_left_as_they_are_where_bfloat16_would_say_something_else(tiny_features, kind):
+    conv_map = maps_of(np.random.default_rng(0), (16, 16))[0]
+    conv_map[3, 4, 1] = -0.5 if kind == "max" else 0  # whole numbers are in order for what is positive alone
+    assert tiny_features(3, kind=kind).halved([conv_map])[0] is conv_map
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_scores_of_a_class_do_not_depend_on_the_others(tiny_features, half):
     # Bit by bit, at the length of real vectors: a class mined alone must find the same hard negatives.
     features, rng = tiny_features(512, (6, 3, 2, 1)), np.random.default_rng(4)
     maps = maps_of(rng, (16, 16), channels=512)
     corner = 4 * rng.integers(0, 8, (40, 2))
     windows = features.windows(np.concatenate([corner, corner + 32], axis=1).astype(np.float32), WHOLE, maps)
-    weight, bias = rng.normal(size=(5, features.dimension)).astype(np.float32), np.zeros(5, np.float32)
-    together = features.linear(maps, windows, weight, bias)
+    weight = rng.normal(size=(5, features.dimension)).astype(np.float32)
+    together, _ = features.products(maps, windows, Products(weight, weight, half))
     for k in range(5):
-        alone = features.linear(maps, windows, weight[k : k + 1], bias[k : k + 1])
+        alone, _ = features.products(maps, windows, Products(weight[k : k + 1], half=half))
         np.testing.assert_array_equal(alone[:, 0], together[:, k])
 
 

@@ -26,7 +26,7 @@ def known(layer: str) -> Head:
 
 def test_layers_by_hand():
     # The input 2 is scaled to 6: fc6 gives relu(6, -6), fc7 relu(2 * 6 + 1, 0 - 1).
-    pooled = np.array([[2.0]], np.float32)
+    pooled = torch.tensor([[2.0]])
     assert known("fc6").vectors(pooled).tolist() == [[6, 0]]
     assert known("fc7").vectors(pooled).tolist() == [[13, 0]]
 
@@ -34,29 +34,30 @@ def test_layers_by_hand():
 def test_beside_the_pooled_vector_fc7_is_balanced():
     head = known("pool5+fc7")
     head.balance = 0.5
-    assert head.vectors(np.array([[2.0]], np.float32)).tolist() == [[6.5, 0]]
+    assert head.vectors(torch.tensor([[2.0]])).tolist() == [[6.5, 0]]
     assert head.beside and not known("fc7").beside
 
 
 @pytest.mark.parametrize("layer", ["fc6", "fc7"])
 def test_vectors_have_no_dropout_even_while_training(layer):
     head = Head(10, 40, layer, dropout=0.5).train()
-    pooled = np.random.default_rng(0).random((3, 10)).astype(np.float32)
+    pooled = torch.rand(3, 10)
     first = head.vectors(pooled)
-    assert first.shape == (3, 40) and first.dtype == np.float32
-    np.testing.assert_array_equal(first, head.vectors(pooled))
+    assert first.shape == (3, 40) and first.dtype == torch.float32
+    assert torch.equal(first, head.vectors(pooled))
     assert head.dimension == 40
 
 
 @pytest.mark.parametrize("layer", ["fc6", "fc7"])
 def test_half_precision_is_near_and_follows_the_weights(layer):
     torch.manual_seed(0)
-    head, pooled = Head(300, 40, layer, scale=0.3).eval(), np.random.default_rng(0).random((5, 300)).astype(np.float32)
+    head, pooled = Head(300, 40, layer, scale=0.3).eval(), torch.rand(5, 300)
     expected = head.vectors(pooled)
     head.half = True
     found = head.vectors(pooled)
-    assert found.dtype == np.float32 and not np.array_equal(found, expected)
-    np.testing.assert_allclose(found, expected, atol=0.02 * expected.max())
+    assert found.dtype == torch.float32 and not torch.equal(found, expected)
+    np.testing.assert_allclose(found, expected, atol=0.02 * float(expected.max()))
+    assert torch.equal(head.vectors(pooled.bfloat16()), found)
     head.train()
     torch.nn.init.zeros_(head.fc6.weight)
     torch.nn.init.zeros_(head.fc7.weight)
@@ -101,7 +102,7 @@ def test_the_fc_layers_of_a_network_give_what_they_give_in_it(name, cut, cells, 
     for head.layer, place in zip(("fc6", "fc7"), places):
         expected = whole.classifier[: place + 2](inputs).detach()
         assert expected.any()
-        np.testing.assert_allclose(head.vectors(pooled.reshape(1, -1)), expected, atol=1e-5)
+        np.testing.assert_allclose(head.vectors(torch.from_numpy(pooled).flatten(1)), expected, atol=1e-5)
     expected = {"units": 8, "layer": "fc7", "scale": 1.0, "dropout": 0.5, "ranks": (0, 0), "balance": 1.0}
     assert head.description() == expected
 
@@ -123,14 +124,14 @@ def test_it_is_rebuilt_from_its_description():
     head = Head(10, 4, "fc6", scale=0.5, dropout=0.1)
     again = Head(10, **head.description())
     again.load_state_dict(head.state_dict())
-    pooled = np.ones((2, 10), np.float32)
-    np.testing.assert_array_equal(head.vectors(pooled), again.vectors(pooled))
+    pooled = torch.ones(2, 10)
+    assert torch.equal(head.vectors(pooled), again.vectors(pooled))
     assert again.description() == head.description()
 
 
 def test_truncated_layers_are_those_of_the_singular_value_decomposition():
     torch.manual_seed(0)
-    head, pooled = Head(30, 8, "fc7", scale=0.5).eval(), np.random.default_rng(0).random((5, 30)).astype(np.float32)
+    head, pooled = Head(30, 8, "fc7", scale=0.5).eval(), torch.rand(5, 30)
     torch.nn.init.normal_(head.fc6.bias)
     thin = head.truncated((3, 0))
     u, s, vt = np.linalg.svd(head.fc6.weight.detach().numpy())
@@ -145,7 +146,7 @@ def test_truncated_layers_are_those_of_the_singular_value_decomposition():
 
 def test_truncated_layers_are_restored():
     whole = Head(30, 8, "pool5+fc7", balance=2.0).eval()
-    head, pooled = whole.truncated((3, 2)), np.ones((1, 30), np.float32)
+    head, pooled = whole.truncated((3, 2)), torch.ones(1, 30)
     assert head.beside and head.balance == 2
     again = Head.restore(30, head.description(), head.state_dict(), half=False)
     np.testing.assert_array_equal(again.vectors(pooled), head.vectors(pooled))

@@ -66,6 +66,18 @@ def test_windows_are_pooled_exactly_as_by_torch(levels, size, channels):
 
 
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
+@pytest.mark.parametrize("channels", [5, 64, 131])
+def test_bits_of_bfloat16_are_pooled_as_the_numbers_that_they_are(levels, channels):
+    rng = np.random.default_rng(0)
+    numbers = torch.from_numpy(rng.normal(size=(23, 31, channels)).astype(np.float32)).relu().bfloat16()
+    cells = random_cells(rng, 23, 31, 40)
+    found = pyramid_pool(numbers.view(torch.int16).numpy(), cells, levels)
+    assert found.dtype == np.int16
+    expected = pyramid_pool(numbers.float().numpy(), cells, levels)
+    np.testing.assert_array_equal(torch.from_numpy(found).view(torch.bfloat16).float(), expected)
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
 def test_windows_are_pooled_for_training_as_by_the_plain_form(levels):
     rng = np.random.default_rng(0)
     conv_map = torch.from_numpy(rng.normal(size=(4, 13, 17)).astype(np.float32))
