@@ -24,7 +24,6 @@ import torch
 
 from sppdet.errors import SppdetError
 from sppdet.files import atomic_write, fingerprint, read_json, write_json
-from sppdet.images import read_image
 from sppdet.parallel import run
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
@@ -125,14 +124,14 @@ _WRITERS: dict[str, Callable[[Path, np.ndarray], object]] = {
 
 def fill(
     store: Store,
-    pictures: dict[str, Path],
+    pictures: dict[str, Callable[[], np.ndarray]],
     compute: Callable[..., np.ndarray],
     workers: int,
     description: str,
     threads: bool = False,
     boxes: Callable[[str], np.ndarray] | None = None,
 ) -> int:
-    """Compute and store what is missing for ``pictures`` (entry name -> file); returns how many that were.
+    """Compute and store what is missing for ``pictures`` (entry name -> what reads it); returns how many that were.
 
     ``compute`` is called with the picture and, where there are ``boxes``, with those of the entry.
 
@@ -148,11 +147,11 @@ def fill(
     return len(missing)
 
 
-def _fill_one(store: Store, compute: Callable, boxes: Callable | None, item: tuple[str, Path]) -> str | None:
+def _fill_one(store: Store, compute: Callable, boxes: Callable | None, item: tuple[str, Callable]) -> str | None:
     """Returns the message of an unreadable picture, so that one of them does not cost the others their turn."""
-    name, path = item
+    name, read = item
     try:
-        image = read_image(path)
+        image = read()
         store.write(name, compute(image, boxes(name)) if boxes else compute(image))
     except SppdetError as error:
         return str(error)

@@ -24,6 +24,7 @@ class Data:
     train_split: str = "trainval"
     test_split: str = "test"
     classes: list[str] | None = None  # null: the classes found in the annotations
+    mirror: bool = False  # SVMs, boxes and fc layers learn from the mirror images too; end_to_end.flip is for itself
     limit_train: int | None = None  # only the first n pictures
     limit_test: int | None = None
 

@@ -37,6 +37,9 @@ def load_split(config: Config, split: str, classes=None, limit: int | None = Non
     return read_voc(root, split, classes=config.data.classes if classes is None else classes, limit=limit)
 
 
+_MIRRORED = "-mirrored"
+
+
 def entry_names(dataset: Dataset) -> list[str]:
     """The store entry of each picture: its id and a digest of the file."""
     return [f"{sample.id}-{file_digest(sample.path)}" for sample in dataset]
@@ -88,6 +91,12 @@ class Corpus(ABC):
         ``first``: of so many pictures and no more.
         """
 
+    def with_mirror_images(self) -> Corpus:
+        """The same pictures and, behind them, their mirror images, with the same proposals mirrored."""
+        samples = (*self.dataset, *(sample.mirror() for sample in self.dataset))
+        names = [*self.names, *(name + _MIRRORED for name in self.names)]
+        return replace(self, dataset=replace(self.dataset, samples=samples), names=names)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
@@ -98,7 +107,8 @@ class Corpus(ABC):
 
     def proposals(self, i: int) -> np.ndarray:
         """``(N, 4)`` windows of picture ``i``."""
-        return self.proposal_store.read(self.names[i])
+        sample, found = self.dataset[i], self.proposal_store.read(self.names[i].removesuffix(_MIRRORED))
+        return geometry.mirror(found, sample.width) if sample.mirrored else found
 
     def objects(self, i: int, label: int) -> np.ndarray:
         """``(M, 4)`` ground truth of one class in picture ``i``, difficult ones included, as in the originals."""
@@ -114,7 +124,7 @@ class Corpus(ABC):
 
     def fill_proposals(self, search: SelectiveSearch, workers: int, again: bool = False) -> int:
         """Compute the proposals that are missing (all of them, if ``again``); returns how many that were."""
-        pictures = {name: sample.path for name, sample in zip(self.names, self.dataset)}
+        pictures = {name: sample.read for name, sample in zip(self.names, self.dataset) if not sample.mirrored}
         if again:
             self.proposal_store.remove(list(pictures))
         if self.proposal_store.missing(list(pictures)):
@@ -172,7 +182,7 @@ class MapCorpus(Corpus):
             height, width = image.shape[:2]
             return backbone(image, scale_factor(width, height, scale, self.max_side))
 
-        pictures = {map_name(scale, name): sample.path for name, sample in zip(self.names, self.dataset)}
+        pictures = {map_name(scale, name): sample.read for name, sample in zip(self.names, self.dataset)}
         if again:
             self.map_store.remove(list(pictures))
         pictures = dict(islice(pictures.items(), first))
@@ -235,7 +245,7 @@ class CropCorpus(Corpus):
 
     def _fill(self, entries: dict[str, int], boxes: Callable, compute: Callable, workers: int, what: str) -> int:
         """``entries`` are of pictures, whose ``boxes`` are computed."""
-        pictures = {entry: self.dataset[i].path for entry, i in entries.items()}
+        pictures = {entry: self.dataset[i].read for entry, i in entries.items()}
         return fill(
             self.map_store, pictures, compute, workers, what, threads=True, boxes=lambda entry: boxes(entries[entry])
         )

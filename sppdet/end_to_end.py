@@ -37,7 +37,6 @@ from sppdet.errors import SppdetError
 from sppdet.features import WindowFeatures
 from sppdet.finetune import make_optimizer, sample_windows, warm_cosine
 from sppdet.head import Head
-from sppdet.images import read_image
 from sppdet.parallel import in_threads
 from sppdet.suppression import nms
 
@@ -286,7 +285,7 @@ def read_picture(
     corpus: Corpus, i: int, settings: EndToEnd, backbone: Backbone, features: WindowFeatures, rng: np.random.Generator
 ) -> Picture:
     """Picture ``i`` at a random one of the scales, mirrored every other time, and a draw of its windows."""
-    image, (width, height) = read_image(corpus.dataset[i].path), corpus.size(i)
+    image, (width, height) = corpus.dataset[i].read(), corpus.size(i)
     windows, labels, objects = _draw(corpus, i, settings, rng)
     scale = int(rng.choice(settings.scales))
     if settings.flip and rng.random() < 0.5:

@@ -138,7 +138,7 @@ class WindowFeatures(ABC):
     ) -> np.ndarray:
         """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``.
 
-        With ``rows``, only those of the windows named by it are computed, and the others are undefined.
+        With ``rows``, only those of the windows named by it are computed, and the others mean nothing.
         """
         return self.products(maps, windows, Products(weight), rows)[0] + bias
 
@@ -146,7 +146,7 @@ class WindowFeatures(ABC):
         self, maps, windows: Windows, weights: Products, rows: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same for exact and rough weights at once, and without a bias: float32 ``(U, K)`` and ``(U, R)``."""
-        found = tuple(torch.empty((len(windows.cells), count)) for count in weights.counts)
+        found = tuple(torch.zeros((len(windows.cells), count)) for count in weights.counts)
         maps = self.halved(maps) if weights.half else maps
 
         def multiply(rows: np.ndarray) -> None:

@@ -14,7 +14,6 @@ from sppdet.detections import Detections
 from sppdet.detector import Detector, load
 from sppdet.errors import SppdetError
 from sppdet.files import file_digest, fingerprint, read_json, write_json
-from sppdet.images import read_image
 from sppdet.meter import Meter
 from sppdet.parallel import run
 from sppdet.proposals import recall_line
@@ -77,7 +76,7 @@ def detect_all(detector: Detector, corpus: Corpus, workers: int) -> tuple[list[D
     def detect(i: int) -> tuple[Detections, Detections]:
         # What is read of mirror images is not stored: nothing but this asks for it.
         proposals, flip = corpus.proposals(i), detector.detection.flip
-        mirrored = detector.read_mirrored(read_image(corpus.dataset[i].path), proposals) if flip else None
+        mirrored = detector.read_mirrored(corpus.dataset[i].read(), proposals) if flip else None
         return detector.detect_both(corpus.maps(i), proposals, corpus.size(i), mirrored)
 
     plain, found = zip(*run(detect, range(len(corpus)), workers, "detecting", threads=True))

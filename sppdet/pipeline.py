@@ -119,8 +119,9 @@ class Pipeline:
 
     @cached_property
     def corpora(self) -> tuple[Corpus, Corpus]:
-        """The same with the maps of the final backbone."""
-        return tuple(corpus.with_maps_of(self.backbone, self.config.run.cache) for corpus in self.initial_corpora)
+        """The same with the maps of the final backbone, and the mirror images of the training pictures if asked for."""
+        train, test = (corpus.with_maps_of(self.backbone, self.config.run.cache) for corpus in self.initial_corpora)
+        return train.with_mirror_images() if self.config.data.mirror else train, test
 
     @property
     def corpus(self) -> Corpus:

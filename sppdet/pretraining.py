@@ -21,7 +21,6 @@ from sppdet.classifier_training import to_pixels, train
 from sppdet.config import Pretrain
 from sppdet.data import Dataset
 from sppdet.errors import SppdetError
-from sppdet.images import read_image
 from sppdet.parallel import run
 
 _MARGIN = 0.2  # of an object's sides: what a crop shows around it
@@ -46,7 +45,7 @@ def object_crops(dataset: Dataset, side: int, seed: int, workers: int) -> Crops:
         if not len(sample.boxes):
             return [], []
         rng = np.random.default_rng([seed, i])
-        image = read_image(sample.path)
+        image = sample.read()
         background = _elsewhere(sample, rng)
         labels = [*sample.labels.tolist(), *[len(dataset.classes)] * len(background)]
         return [_crop(image, box, side) for box in np.concatenate([sample.boxes, background])], labels

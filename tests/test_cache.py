@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,7 @@ from sppdet.cache import Store, fill
 from sppdet.corpus import MapCorpus
 from sppdet.data import Dataset, Sample
 from sppdet.errors import SppdetError
+from sppdet.images import read_image
 from sppdet.proposals import SelectiveSearch
 
 BOXES = np.array([[0, 0, 5, 5], [1, 2, 3.5, 4]], np.float32)
@@ -28,6 +31,10 @@ def pictures(tmp_path) -> dict[str, Path]:
         paths[f"p{value}"] = tmp_path / f"p{value}.png"
         Image.new("L", (4, 3), value).save(paths[f"p{value}"])
     return paths
+
+
+def readers(pictures: dict[str, Path]) -> dict[str, Callable]:
+    return {name: partial(read_image, path) for name, path in pictures.items()}
 
 
 def grey(image: np.ndarray) -> np.ndarray:
@@ -137,9 +144,9 @@ def test_fill_computes_what_is_missing_once(tmp_path, pictures):
         calls.append(image.mean())
         return grey(image)
 
-    assert fill(store, {"p1": pictures["p1"]}, compute, 1, "greys") == 1
-    assert fill(store, pictures, compute, 1, "greys") == 2
-    assert fill(store, pictures, compute, 1, "greys") == 0
+    assert fill(store, readers({"p1": pictures["p1"]}), compute, 1, "greys") == 1
+    assert fill(store, readers(pictures), compute, 1, "greys") == 2
+    assert fill(store, readers(pictures), compute, 1, "greys") == 0
     assert sorted(calls) == [0, 1, 2]
     assert [store.read(name)[0, 0] for name in pictures] == [0, 1, 2]
 
@@ -148,17 +155,17 @@ def test_fill_stores_the_others_before_it_tells_of_broken_pictures(tmp_path, pic
     store = Store(tmp_path / "cache", "proposals", {}, ".npy")
     pictures["p0"].write_bytes(pictures["p0"].read_bytes()[:40])
     with pytest.raises(SppdetError, match=r"p0\.png: .*") as caught:
-        fill(store, pictures, grey, 2, "greys", threads=True)
+        fill(store, readers(pictures), grey, 2, "greys", threads=True)
     assert len(str(caught.value).splitlines()) == 1
     assert store.missing(list(pictures)) == ["p0"]
     Image.new("L", (4, 3), 0).save(pictures["p0"])
-    assert fill(store, pictures, grey, 1, "greys") == 1
+    assert fill(store, readers(pictures), grey, 1, "greys") == 1
 
 
 def test_many_broken_pictures_are_told_shortly(tmp_path):
     paths = {f"x{i}": tmp_path / f"x{i}.png" for i in range(13)}
     with pytest.raises(SppdetError) as caught:
-        fill(Store(tmp_path / "cache", "proposals", {}, ".npy"), paths, grey, 1, "greys")
+        fill(Store(tmp_path / "cache", "proposals", {}, ".npy"), readers(paths), grey, 1, "greys")
     lines = str(caught.value).splitlines()
     assert len(lines) == 11 and lines[-1] == "and 3 more"
 
@@ -172,6 +179,6 @@ def test_an_interrupted_write_leaves_no_entry(tmp_path, pictures, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(cache._WRITERS, ".npy", half)
         with pytest.raises(KeyboardInterrupt):
-            fill(store, pictures, grey, 1, "greys")
+            fill(store, readers(pictures), grey, 1, "greys")
     assert store.missing(list(pictures)) == list(pictures)
     assert [path.name for path in store.folder.iterdir()] == ["settings.json"]

@@ -205,6 +205,19 @@ def test_a_changed_setting_redoes_what_depends_on_it(place):
     assert place.times("run/stages/bbox/*") == boxes
 
 
+def test_mirror_images_are_learned_from_and_not_tested_on(tmp_path, trained):
+    place = Workplace(tmp_path, trained.root)
+    assert place.train("data.mirror=true") == 0
+    assert len(place.stored("proposals", ".npy")) == 18
+    mirrored = [name for name in place.stored("maps", ".b2nd") if name.endswith("-mirrored")]
+    assert len(mirrored) == 12 and all(name.startswith("train") for name in mirrored)
+    svms = [
+        [load_file(path)["weight"] for path in sorted(p.run.glob("stages/svm/*.safetensors"))] for p in (trained, place)
+    ]
+    assert not any(torch.allclose(a, b) for a, b in zip(*svms))
+    assert json.loads((place.run / "metrics.json").read_text())["pictures"] == 6
+
+
 def test_another_kind_of_pooling_is_learned_from_the_same_maps(place, trained):
     maps = trained.times("cache/maps/**/*.b2nd")
     assert len(maps) == 18 and place.train("pooling.kind=align", "pooling.samples=2") == 0

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from sppdet import boxes as geometry
+from sppdet.images import read_image
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no plain truth value to compare by
@@ -15,7 +18,7 @@ class Sample:
 
     ``width`` and ``height`` are pixels of the picture as displayed. ``boxes`` is ``(N, 4)`` float32 in the
     convention of :mod:`sppdet.boxes`, ``labels`` ``(N,)`` int64 in 0..K-1, ``difficult`` ``(N,)`` bool.
-    N may be 0.
+    N may be 0. ``mirrored``: what the file shows, and ``boxes`` with it, is flipped left to right.
     """
 
     id: str
@@ -25,6 +28,16 @@ class Sample:
     boxes: np.ndarray
     labels: np.ndarray
     difficult: np.ndarray
+    mirrored: bool = False
+
+    def read(self) -> np.ndarray:
+        """The picture: RGB uint8 ``(H, W, 3)``, contiguous. Errors are :func:`sppdet.images.read_image`'s."""
+        image = read_image(self.path)
+        return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image
+
+    def mirror(self) -> Sample:
+        """Its mirror image."""
+        return replace(self, boxes=geometry.mirror(self.boxes, self.width), mirrored=not self.mirrored)
 
 
 @dataclass(frozen=True, eq=False)
