@@ -16,7 +16,7 @@ from sppdet.meter import Meter
 from sppdet.mining import Miner
 from sppdet.parallel import run as run_all
 from sppdet.pipeline import Pipeline
-from sppdet.pooling import pyramid_pool
+from sppdet.products import Products
 
 PICTURES = 40
 MANY = (500, 2500)  # for the memory
@@ -64,32 +64,34 @@ def prepare(made: Pipeline) -> Ready:
 def stages(bench: Bench, ready: Ready, windows: list, pictures: list[int]) -> list[Row]:
     """What the floor is made of, on one core."""
     corpus, features = ready.miner.corpus, ready.miner.features
-    maps = [corpus.maps(i) for i in pictures]
-    out = np.zeros((max(len(windows[i].cells) for i in pictures), features.dimension // features.channels,
-                    features.channels), np.float32)  # fmt: skip
+    maps = [features.halved(corpus.maps(i)) for i in pictures]
     torch.set_num_threads(1)
-    weight = torch.from_numpy(np.ascontiguousarray(np.resize(ready.svms.weight, (32, features.dimension))))
+    weights = Products(ready.svms.weight, half=features.half)
+    kind = torch.bfloat16 if features.half else torch.float32
+    vectors = torch.zeros(max(len(windows[i].cells) for i in pictures), features.dimension, dtype=kind)
 
     def pool() -> None:
-        for i, (conv_map,) in zip(pictures, maps):
-            cells = windows[i].cells
-            pyramid_pool(conv_map, cells, features.levels, out=out[: len(cells)])
+        for i, own in zip(pictures, maps):
+            for _ in features.blocks(own, windows[i]):
+                pass
 
     def multiply() -> None:
         for i in pictures:
-            torch.from_numpy(out[: len(windows[i].cells)]).flatten(1) @ weight.T
+            weights(vectors[: len(windows[i].cells)])
 
     times = best(5, read=lambda: [corpus.maps(i) for i in pictures], pool=pool, multiply=multiply)
-    limits, count = bench.limits(1), sum(len(windows[i].cells) for i in pictures)
+    limits = bench.limits(1)
+    numbers = sum(len(windows[i].cells) for i in pictures) / len(pictures) * features.dimension
+    columns, rate = (2, limits.bfloat16) if features.half else (1, limits.float32)  # see sppdet.products
     return [
         milliseconds("of it, on one core: reading a picture's map", times["read"] / len(pictures)),
         milliseconds(
             "of it, on one core: pooling", times["pool"] / len(pictures),
-            4 * count * features.dimension / limits.write / len(pictures), "writing the vectors",
+            vectors.element_size() * numbers / limits.write, "writing the vectors",
         ),
         milliseconds(
-            "of it, on one core: the GEMM, 32 columns", times["multiply"] / len(pictures),
-            2 * 32 * count * features.dimension / limits.float32 / len(pictures), "the float32 matrix rate",
+            "of it, on one core: the products with 20 classes", times["multiply"] / len(pictures),
+            2 * columns * len(ready.svms.weight) * numbers / rate, "the matrix rate",
         ),
     ]  # fmt: skip
 

@@ -68,7 +68,7 @@ class Detector:
         """Those of the classifier and, if they are ``joint``, of the box regressors, which need not be exact: half a
         percent of a shift does not matter."""
         moves = self.regressors.weight.reshape(-1, self.features.dimension) if self.joint else None
-        return Products(self.classifier.weight, moves, self.backbone.half)
+        return Products(self.classifier.weight, moves, self.features.half)
 
     def predict(self, image) -> Detections:
         """Find objects in a picture: a path, a Pillow image, or an RGB uint8 array ``(H, W, 3)``."""
@@ -231,9 +231,9 @@ class View:
             return self._shifts[group, labels]
         present, column = np.unique(labels, return_inverse=True)
         weight = self._regressors.weight[present].reshape(4 * len(present), -1)
-        bias = self._regressors.bias[present].reshape(-1)
-        products = self._features.pooled.linear(self._maps, self._windows, weight, bias, np.unique(group))
-        return products.reshape(-1, len(present), 4)[group, column]
+        weights = Products(weight[:0], weight, self._features.half)
+        _, shifts = self._features.pooled.products(self._maps, self._windows, weights, np.unique(group))
+        return (shifts.reshape(-1, len(present), 4) + self._regressors.bias[present])[group, column]
 
 
 def load(folder: str | Path, device: str = "auto") -> Detector:
@@ -282,4 +282,4 @@ def _features(description: dict, backbone: Backbone) -> WindowFeatures:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
     if "crop" in values:
         return CropFeatures(channels=backbone.channels, crop=Crop(**values["crop"]), levels=values["levels"])
-    return PyramidFeatures(grid=backbone.grid, channels=backbone.channels, **values)
+    return PyramidFeatures(grid=backbone.grid, channels=backbone.channels, half=backbone.half, **values)

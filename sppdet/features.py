@@ -42,13 +42,15 @@ class Windows:
 class WindowFeatures(ABC):
     """How the windows of a picture become vectors, whatever these are made of; ``head`` may follow the pooling.
 
-    Its vectors then take the place of the pooled ones, or, with ``beside``, stand behind them.
+    Its vectors then take the place of the pooled ones, or, with ``beside``, stand behind them. With ``half`` maps are
+    numbers of bfloat16, and are pooled and multiplied as such where the maxima of their bins are, too.
     ``maps`` is what :meth:`read` makes of a picture: conv maps here, a list of vectors in :mod:`sppdet.crops`.
     """
 
     head: Callable[[torch.Tensor], torch.Tensor] | None = None
     head_dimension: int = 0
     beside: bool = False
+    half: bool = False
 
     needs_windows: ClassVar[bool]  # whether :meth:`read` wants to know the windows
 
@@ -105,7 +107,7 @@ class WindowFeatures(ABC):
         return replace(self, head=head.vectors, head_dimension=head.dimension, beside=head.beside)
 
     def halved(self, maps):
-        """The maps as bfloat16 where these are such numbers; :meth:`blocks` then are."""
+        """The maps in bfloat16, if ``half``; :meth:`blocks` then are."""
         return maps
 
     def _parts(self, pooled: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
@@ -123,7 +125,7 @@ class WindowFeatures(ABC):
         position[rows] = torch.arange(len(rows))
         # Through torch: numpy converts to half precision a number at a time, 40 times slower.
         found = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
-        for block, pooled in self.blocks(maps, windows, rows):
+        for block, pooled in self.blocks(self.halved(maps), windows, rows):
             for features, part in self._parts(pooled):
                 found[position[block], features] = part.to(found.dtype)
         return found.numpy()
@@ -140,14 +142,14 @@ class WindowFeatures(ABC):
 
         With ``rows``, only those of the windows named by it are computed, and the others mean nothing.
         """
-        return self.products(maps, windows, Products(weight), rows)[0] + bias
+        return self.products(maps, windows, Products(weight, half=self.half), rows)[0] + bias
 
     def products(
         self, maps, windows: Windows, weights: Products, rows: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """The same for exact and rough weights at once, and without a bias: float32 ``(U, K)`` and ``(U, R)``."""
         found = tuple(torch.zeros((len(windows.cells), count)) for count in weights.counts)
-        maps = self.halved(maps) if weights.half else maps
+        maps = self.halved(maps)
 
         def multiply(rows: np.ndarray) -> None:
             for block, pooled in self.blocks(maps, windows, rows):
@@ -194,6 +196,7 @@ class PyramidFeatures(WindowFeatures):
             levels=tuple(pooling.levels),
             kind=pooling.kind,
             samples=pooling.samples,
+            half=backbone.half,
         )
 
     @property
@@ -251,7 +254,7 @@ class PyramidFeatures(WindowFeatures):
 
     def halved(self, maps: Sequence[np.ndarray]) -> list[np.ndarray]:
         """As int16 of :func:`sppdet.pooling.pyramid_pool`, where bins are maxima and nothing is negative."""
-        if self.kind != "max":
+        if not self.half or self.kind != "max":
             return maps
         return [m if m.min(initial=0) < 0 else torch.from_numpy(m).bfloat16().view(torch.int16).numpy() for m in maps]
 

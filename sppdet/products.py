@@ -23,7 +23,6 @@ class Products:
     def __init__(self, exact: np.ndarray, rough: np.ndarray | None = None, half: bool = False):
         rough = exact[:0] if rough is None else rough
         self.counts = (len(exact), len(rough))
-        self.half = half
         weights = [torch.from_numpy(exact), torch.from_numpy(rough)]
         self._whole = _columns(weights)
         if half:

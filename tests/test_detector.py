@@ -92,7 +92,6 @@ def test_predict_searches_beside_the_network_where_the_search_has_one_thread(by_
         seen.append(torch.get_num_threads())
         return conv_map
 
-    network.half = False
     model = replace(by_hand, backbone=network, search=FixedSearch(engine=engine))
     before = torch.get_num_threads()
     try:
@@ -229,7 +228,7 @@ def test_a_saved_detector_finds_exactly_the_same(tmp_path, picture, layer, regre
 def test_where_maps_are_of_bfloat16_shifts_are_rounded_and_scores_are_not(layer):
     exact, rng = random_detector(layer), np.random.default_rng(1)
     exact = replace(exact, detection=replace(exact.detection, vote=0.4))
-    coarse = replace(exact, backbone=replace(exact.backbone, precision="bfloat16"))
+    coarse = replace(exact, features=replace(exact.features, half=True))
     maps = [rng.random((side, side, exact.features.channels), np.float32) for side in (30, 40)]
     maps = [torch.from_numpy(m).bfloat16().float().numpy() for m in maps]
     corner = rng.integers(0, 80, (50, 2))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -177,14 +179,16 @@ def test_exact_and_rough_products_at_once(many):
 
 def test_maps_of_bfloat16_are_pooled_as_such(many):
     features, maps, windows, _ = many
-    maps = [torch.from_numpy(m).bfloat16().float().numpy() for m in maps]
-    halved = features.halved(maps)
+    half, maps = replace(features, half=True), [torch.from_numpy(m).bfloat16().float().numpy() for m in maps]
+    halved = half.halved(maps)
     assert [m.dtype for m in halved] == [np.int16] * 2
     for (rows, expected), (again, found) in zip(features.blocks(maps, windows), features.blocks(halved, windows)):
         np.testing.assert_array_equal(again, rows)
         assert found.dtype == torch.bfloat16 and torch.equal(found.float(), expected)
-    weight = np.random.default_rng(3).normal(size=(4, 15)).astype(np.float32)
-    exact, halves = (features.products(maps, windows, Products(weight, half=half))[0] for half in (False, True))
+    rows = np.arange(len(windows.cells))
+    np.testing.assert_array_equal(half.vectors(maps, windows, rows), features.vectors(maps, windows, rows))
+    weight, bias = np.random.default_rng(3).normal(size=(4, 15)).astype(np.float32), np.zeros(4, np.float32)
+    exact, halves = (which.linear(maps, windows, weight, bias) for which in (features, half))
     assert 0 < np.abs(halves - exact).max() < 2**-14 * np.abs(exact).max()
 
 
@@ -192,13 +196,13 @@ def test_maps_of_bfloat16_are_pooled_as_such(many):
 def test_maps_are_left_as_they_are_where_bfloat16_would_say_something_else(tiny_features, kind):
     conv_map = maps_of(np.random.default_rng(0), (16, 16))[0]
     conv_map[3, 4, 1] = -0.5 if kind == "max" else 0  # whole numbers are in order for what is positive alone
-    assert tiny_features(3, kind=kind).halved([conv_map])[0] is conv_map
+    assert tiny_features(3, kind=kind, half=True).halved([conv_map])[0] is conv_map
 
 
 @pytest.mark.parametrize("half", [False, True])
 def test_scores_of_a_class_do_not_depend_on_the_others(tiny_features, half):
     # Bit by bit, at the length of real vectors: a class mined alone must find the same hard negatives.
-    features, rng = tiny_features(512, (6, 3, 2, 1)), np.random.default_rng(4)
+    features, rng = tiny_features(512, (6, 3, 2, 1), half=half), np.random.default_rng(4)
     maps = maps_of(rng, (16, 16), channels=512)
     corner = 4 * rng.integers(0, 8, (40, 2))
     windows = features.windows(np.concatenate([corner, corner + 32], axis=1).astype(np.float32), WHOLE, maps)
