@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from sppdet.pooling import CHANNELS, PART, bins, check_cells, output_array, share
+from sppdet.parallel import share
+from sppdet.pooling import CHANNELS, PART, bins, check_cells, output_array
 
 
 def average_pool(

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from threading import Thread
 
 import joblib
 import torch
@@ -90,10 +91,44 @@ def in_threads(function: Callable, items: Sequence, workers: int) -> Iterator:
         cv2.setNumThreads(of_opencv)
 
 
+def share(function: Callable, items: Sequence) -> None:
+    """Call ``function`` on every item in this thread and, where the work at hand may use more, in others beside it.
+
+    For compiled code. An error ends the work and is raised once all threads have stopped.
+    """
+    left, errors = iter(items), []  # its next() holds the interpreter's lock: no item is taken twice
+
+    def take() -> None:
+        try:
+            for item in left:
+                if errors:
+                    break
+                function(item)
+        except Exception as error:
+            errors.append(error)
+
+    helpers = [Thread(target=take) for _ in range(min(thread_count(), len(items)) - 1)]
+    for helper in helpers:
+        helper.start()
+    take()
+    for helper in helpers:
+        helper.join()
+    if errors:
+        raise errors[0]
+
+
 def side_by_side(function: Callable, items: Sequence) -> None:
-    """Call ``function`` on every item, each in one thread, as many at once as the work at hand may use.
+    """The same where ``function`` calls torch, too: with one thread of it for each item.
 
     Threads of torch that would share an item wait for each other's, actively, and so take cores from compiled code.
     """
-    threads = thread_count()
-    deque(in_threads(function, items, threads) if min(threads, len(items)) > 1 else map(function, items), maxlen=0)
+    own_threads = thread_count()
+
+    def alone(item) -> None:
+        torch.set_num_threads(1)  # of the thread that calls
+        function(item)
+
+    try:
+        share(alone, items)
+    finally:
+        torch.set_num_threads(own_threads)

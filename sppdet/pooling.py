@@ -13,13 +13,14 @@ it can be written at memory speed. The original program wrote, level by level, c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from threading import Thread
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional
+
+from sppdet.parallel import share
 
 
 def bins(levels: Sequence[int]) -> int:
@@ -83,22 +84,6 @@ def check_cells(cells: np.ndarray, conv_map: np.ndarray) -> None:
     height, width = conv_map.shape[:2]
     if len(cells) and (cells.min() < 0 or (cells[:, :2] >= cells[:, 2:]).any() or (cells > [width, height] * 2).any()):
         raise ValueError(f"cells must hold at least one cell of the {width} x {height} map each")
-
-
-def share(work: Callable[[int], None], items: Sequence[int]) -> None:
-    """Call ``work`` on every item in this thread and, where torch would use more than one, in others beside it."""
-    left = iter(items)  # its next() holds the interpreter's lock: no item is taken twice
-
-    def take() -> None:
-        for item in left:
-            work(item)
-
-    helpers = [Thread(target=take) for _ in range(min(torch.get_num_threads(), len(items)) - 1)]
-    for helper in helpers:
-        helper.start()
-    take()
-    for helper in helpers:
-        helper.join()
 
 
 def _plan(levels: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

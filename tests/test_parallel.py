@@ -9,7 +9,7 @@ import cv2
 import pytest
 import torch
 
-from sppdet.parallel import run, side_by_side, worker_count
+from sppdet.parallel import run, share, side_by_side, worker_count
 
 
 def test_worker_count():
@@ -85,6 +85,10 @@ def test_side_by_side_takes_the_threads_at_hand_one_for_each_item(two_threads, t
     assert torch.get_num_threads() == threads
 
 
-def test_side_by_side_an_error_reaches_the_caller(two_threads):
+@pytest.mark.parametrize("call", [share, side_by_side])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_of_any_thread_reaches_the_caller(two_threads, call, threads):
+    torch.set_num_threads(threads)
     with pytest.raises(ZeroDivisionError):
-        side_by_side(lambda i: 1 / i, [2, 1, 0])
+        call(lambda i: 1 / i, [2, 1, 0])
+    assert torch.get_num_threads() == threads
