@@ -72,8 +72,8 @@ def stages(bench: Bench, ready: Ready, windows: list, pictures: list[int]) -> li
 
     def pool() -> None:
         for i, own in zip(pictures, maps):
-            for _ in features.blocks(own, windows[i]):
-                pass
+            for rows in features.blocks(windows[i]):
+                features.block(own, windows[i], rows)
 
     def multiply() -> None:
         for i in pictures:

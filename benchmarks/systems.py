@@ -38,8 +38,9 @@ def run(bench: Bench) -> list[Row]:
 def spp(made, features, image: np.ndarray, boxes: np.ndarray) -> None:
     """Conv maps and the pooled vectors of all windows, a block at a time."""
     maps = maps_of(made, features, image)
-    for _ in features.blocks(maps, features.windows(boxes, size_of(image), maps)):
-        pass
+    windows, maps = features.windows(boxes, size_of(image), maps), features.halved(maps)
+    for rows in features.blocks(windows):
+        features.block(maps, windows, rows)
 
 
 def area(features, image: np.ndarray) -> float:

@@ -8,7 +8,6 @@ Names: N windows, R of them stored, D features of the pooled vector.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
@@ -25,7 +24,6 @@ from sppdet.warp import Crop
 # Crops that go through the trunk together: on a processor few, whose maps stay in its caches; 32 take 1.3 times as
 # long as four times 8 (SqueezeNet on an EPYC of the 4th generation).
 _BATCHES = {"cpu": 8, "cuda": 128}
-_BLOCK = 128  # vectors widened to float32 at a time
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
@@ -82,13 +80,8 @@ class CropFeatures(WindowFeatures):
         cells = np.stack([rows, np.zeros_like(rows), rows + 1, np.ones_like(rows)], axis=1)
         return Windows(np.zeros(len(rows), np.int64), cells.astype(np.int32), group.reshape(-1))
 
-    def blocks(
-        self, maps: CropVectors, windows: Windows, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
-        for start in range(0, len(rows), _BLOCK):
-            block = rows[start : start + _BLOCK]
-            yield block, torch.from_numpy(maps.vectors[windows.cells[block, 0].astype(np.int64)]).float()
+    def block(self, maps: CropVectors, windows: Windows, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(maps.vectors[windows.cells[rows, 0].astype(np.int64)]).float()
 
     # What training the trunk asks
 

@@ -6,7 +6,7 @@ Names: N windows, U of them with different cells, S scales, D features of the po
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ from sppdet.averaging import average_pool, average_pool_batch
 from sppdet.backbone import Backbone
 from sppdet.config import Pooling, Regions
 from sppdet.parallel import side_by_side
-from sppdet.pooling import bins, output_array, pyramid_pool, pyramid_pool_batch, unique_windows
+from sppdet.pooling import bins, pyramid_pool, pyramid_pool_batch, unique_windows
 from sppdet.products import Products
 from sppdet.regions import CellGrid, choose_scales, locate, project, scale_factor
 
@@ -72,13 +72,8 @@ class WindowFeatures(ABC):
         """Boxes ``(N, 4)`` of a picture of ``(width, height)`` on its maps."""
 
     @abstractmethod
-    def blocks(
-        self, maps, windows: Windows, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        """Pooled vectors of all U windows, or of those at ``rows``, a block at a time: ``rows, (len(rows), D)``.
-
-        The next block may overwrite the vectors.
-        """
+    def block(self, maps, windows: Windows, rows: np.ndarray) -> torch.Tensor:
+        """Pooled vectors ``(len(rows), D)`` of the windows at ``rows``, all of one scale: one of :meth:`blocks`."""
 
     @abstractmethod
     def trunk_input(
@@ -107,8 +102,15 @@ class WindowFeatures(ABC):
         return replace(self, head=head.vectors, head_dimension=head.dimension, beside=head.beside)
 
     def halved(self, maps):
-        """The maps in bfloat16, if ``half``; :meth:`blocks` then are."""
+        """The maps in bfloat16, if ``half``; what :meth:`block` makes of them then is."""
         return maps
+
+    def blocks(self, windows: Windows, rows: np.ndarray | None = None) -> list[np.ndarray]:
+        """The U windows, or those at ``rows``, in parts to be pooled at a time."""
+        rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
+        scales = windows.scales[rows]
+        parts = [rows[scales == scale] for scale in np.unique(scales)]
+        return [part[start : start + _BLOCK] for part in parts for start in range(0, len(part), _BLOCK)]
 
     def _parts(self, pooled: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
         """What a block's pooled vectors become, and the features that it is. They are not put side by side, as copying
@@ -125,8 +127,9 @@ class WindowFeatures(ABC):
         position[rows] = torch.arange(len(rows))
         # Through torch: numpy converts to half precision a number at a time, 40 times slower.
         found = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
-        for block, pooled in self.blocks(self.halved(maps), windows, rows):
-            for features, part in self._parts(pooled):
+        maps = self.halved(maps)
+        for block in self.blocks(windows, rows):
+            for features, part in self._parts(self.block(maps, windows, block)):
                 found[position[block], features] = part.to(found.dtype)
         return found.numpy()
 
@@ -151,15 +154,13 @@ class WindowFeatures(ABC):
         found = tuple(torch.zeros((len(windows.cells), count)) for count in weights.counts)
         maps = self.halved(maps)
 
-        def multiply(rows: np.ndarray) -> None:
-            for block, pooled in self.blocks(maps, windows, rows):
-                parts = [weights(part, features) for features, part in self._parts(pooled)]
-                for own, products in zip(found, zip(*parts)):
-                    own[block] = sum(products)
+        def multiply(block: np.ndarray) -> None:
+            pooled = self.block(maps, windows, block)
+            parts = [weights(part, features) for features, part in self._parts(pooled)]
+            for own, products in zip(found, zip(*parts)):
+                own[block] = sum(products)
 
-        rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
-        rows = rows[np.argsort(windows.scales[rows], kind="stable")]  # blocks are of one scale each
-        side_by_side(multiply, [rows[start : start + _BLOCK] for start in range(0, len(rows), _BLOCK)])
+        side_by_side(multiply, self.blocks(windows, rows))
         return tuple(own.numpy() for own in found)
 
 
@@ -242,12 +243,6 @@ class PyramidFeatures(WindowFeatures):
             return locate(boxes, size, factor, self.grid, map_size)
         return project(boxes, size, factor, self.grid, map_size, self.shrink)
 
-    def pool_placed(self, conv_map: np.ndarray, cells: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Map ``(H, W, C)`` and placed windows -> ``(N, M, C)``, in ``out`` if it is given."""
-        if self.kind == "max":
-            return pyramid_pool(conv_map, cells, self.levels, out)
-        return average_pool(conv_map, cells, self.levels, self._samples, out)
-
     @property
     def _samples(self) -> int | None:
         return self.samples if self.kind == "align" else None
@@ -258,18 +253,13 @@ class PyramidFeatures(WindowFeatures):
             return maps
         return [m if m.min(initial=0) < 0 else torch.from_numpy(m).bfloat16().view(torch.int16).numpy() for m in maps]
 
-    def blocks(
-        self, maps: Sequence[np.ndarray], windows: Windows, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[np.ndarray, torch.Tensor]]:
-        rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
-        for s, conv_map in enumerate(maps):
-            here = rows[windows.scales[rows] == s]
-            kind = np.int16 if conv_map.dtype == np.int16 else np.float32
-            buffer = output_array(None, (min(_BLOCK, len(here)), bins(self.levels), self.channels), kind)
-            for start in range(0, len(here), _BLOCK):
-                block = here[start : start + _BLOCK]
-                pooled = torch.from_numpy(self.pool_placed(conv_map, windows.cells[block], buffer[: len(block)]))
-                yield block, (pooled if kind == np.float32 else pooled.view(torch.bfloat16)).flatten(1)
+    def block(self, maps: Sequence[np.ndarray], windows: Windows, rows: np.ndarray) -> torch.Tensor:
+        conv_map, cells = maps[windows.scales[rows[0]]], windows.cells[rows]
+        if self.kind == "max":
+            pooled = torch.from_numpy(pyramid_pool(conv_map, cells, self.levels))
+        else:
+            pooled = torch.from_numpy(average_pool(conv_map, cells, self.levels, self._samples))
+        return (pooled.view(torch.bfloat16) if conv_map.dtype == np.int16 else pooled).flatten(1)
 
     def trunk_input(
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int

@@ -152,10 +152,10 @@ def test_vectors_come_in_the_order_asked_for(many):
 
 
 def test_blocks_are_every_window_once(many):
-    features, maps, windows, expected = many
-    seen = np.concatenate([rows for rows, _ in features.blocks(maps, windows)])
-    assert sorted(seen.tolist()) == list(range(len(expected)))
-    assert max(len(rows) for rows, _ in features.blocks(maps, windows)) == 5
+    features, _, windows, expected = many
+    blocks = features.blocks(windows)
+    assert sorted(np.concatenate(blocks).tolist()) == list(range(len(expected)))
+    assert max(map(len, blocks)) == 5 and all(len(set(windows.scales[block])) == 1 for block in blocks)
 
 
 def test_linear_is_the_product_of_all_vectors(many):
@@ -182,9 +182,9 @@ def test_maps_of_bfloat16_are_pooled_as_such(many):
     half, maps = replace(features, half=True), [torch.from_numpy(m).bfloat16().float().numpy() for m in maps]
     halved = half.halved(maps)
     assert [m.dtype for m in halved] == [np.int16] * 2
-    for (rows, expected), (again, found) in zip(features.blocks(maps, windows), features.blocks(halved, windows)):
-        np.testing.assert_array_equal(again, rows)
-        assert found.dtype == torch.bfloat16 and torch.equal(found.float(), expected)
+    for rows in features.blocks(windows):
+        found = half.block(halved, windows, rows)
+        assert found.dtype == torch.bfloat16 and torch.equal(found.float(), features.block(maps, windows, rows))
     rows = np.arange(len(windows.cells))
     np.testing.assert_array_equal(half.vectors(maps, windows, rows), features.vectors(maps, windows, rows))
     weight, bias = np.random.default_rng(3).normal(size=(4, 15)).astype(np.float32), np.zeros(4, np.float32)

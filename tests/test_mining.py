@@ -7,6 +7,7 @@ import pytest
 
 from sppdet import mining
 from sppdet.config import Svm
+from sppdet.features import Windows
 from sppdet.mining import PLACE, Miner, SampleCache, feature_scale
 
 SETTINGS = {"C": 0.1, "random_negatives": 30, "max_negatives": 40, "hard_per_picture": 6}
@@ -227,8 +228,9 @@ def test_vectors_are_pooled_again_as_they_were(random_corpus, tiny_features, kin
     made.train()
     index, labels = made.cache.problem(1)
     for place, vector in zip(made.cache.places[index], made._vectors(index)):
-        expected = features.pool_placed(corpus.maps(place["picture"])[place["scale"]], place["window"][None])
-        np.testing.assert_array_equal(vector, expected.ravel().astype(np.float16))
+        alone = Windows(place["scale"][None], place["window"][None], np.zeros(1, np.int64))
+        expected = features.block(corpus.maps(place["picture"]), alone, np.zeros(1, np.int64))
+        np.testing.assert_array_equal(vector, expected[0].half())
     assert made._vectors(index[:0]).shape == (0, features.dimension)
     whole = made.cache.places[index[labels < 0]]["window"] % 1 == 0
     assert whole.all() if kind == "max" else not whole.all(axis=1).any()
