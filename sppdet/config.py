@@ -24,7 +24,6 @@ class Data:
     train_split: str = "trainval"
     test_split: str = "test"
     classes: list[str] | None = None  # null: the classes found in the annotations
-    mirror: bool = False  # SVMs, boxes and fc layers learn from the mirror images too; end_to_end.flip is for itself
     limit_train: int | None = None  # only the first n pictures
     limit_test: int | None = None
 
@@ -86,6 +85,7 @@ class Finetune:
     batch_size: int = 512
     windows_per_image: int = 64
     foreground: float = 0.25  # share of windows with IoU >= 0.5; the rest lies in [0.1, 0.5)
+    flip: bool = False  # learn from the mirror images too, which need maps of their own
 
 
 @dataclass
@@ -133,6 +133,7 @@ class Svm:
     hard_per_picture: int = 100  # new negatives a class and picture
     max_negatives: int = 30000  # kept a class, the hardest ones; while the class is fitted each takes 2 bytes a feature
     random_negatives: int = 5000  # to start from
+    flip: bool = False  # learn from the mirror images too, which need maps of their own
 
 
 @dataclass
@@ -143,6 +144,7 @@ class BoxRegression:
     min_overlap: float = 0.5  # of the windows it learns from with an object
     ridge: float = 3000.0
     max_windows: int = 4000  # a class; a random sample beyond that
+    flip: bool = False  # learn from the mirror images too, which need maps of their own
 
 
 @dataclass

@@ -119,14 +119,32 @@ class Pipeline:
 
     @cached_property
     def corpora(self) -> tuple[Corpus, Corpus]:
-        """The same with the maps of the final backbone, and the mirror images of the training pictures if asked for."""
-        train, test = (corpus.with_maps_of(self.backbone, self.config.run.cache) for corpus in self.initial_corpora)
-        return train.with_mirror_images() if self.config.data.mirror else train, test
+        """The same with the maps of the final backbone."""
+        return tuple(corpus.with_maps_of(self.backbone, self.config.run.cache) for corpus in self.initial_corpora)
 
     @property
     def corpus(self) -> Corpus:
         """The training pictures."""
         return self.corpora[0]
+
+    @cached_property
+    def mirrored_corpus(self) -> Corpus:
+        """The same with their mirror images."""
+        return self.corpus.with_mirror_images()
+
+    def _learning(self) -> list[str]:
+        """The stages that learn from the training pictures' maps."""
+        c = self.config
+        stages = {
+            "finetune": c.features != "pool5" and not c.end_to_end.enabled,
+            "svm": c.classifier == "svm",
+            "bbox": c.bbox.enabled and c.bbox.kind != "joint",
+        }
+        return [stage for stage, wanted in stages.items() if wanted]
+
+    def _corpus_of(self, stage: str) -> Corpus:
+        """What one of them learns from."""
+        return self.mirrored_corpus if getattr(self.config, stage).flip else self.corpus
 
     @cached_property
     def pooled_features(self) -> WindowFeatures:
@@ -246,10 +264,9 @@ class Pipeline:
         return {"computed": True, "loss": round(loss, 4)}
 
     def _maps(self, again: bool) -> dict:
-        boxes = self.config.bbox
-        learned = self.config.classifier == "softmax" and (not boxes.enabled or boxes.kind == "joint")
         # What end-to-end training has learned already asks for the maps of no training picture.
-        corpora = self.corpora[1:] if learned else self.corpora
+        every = [self._corpus_of(stage) for stage in self._learning()]
+        corpora = [*sorted(every, key=len)[-1:], self.corpora[1]]
         computed = fill_maps(corpora, self.backbone, self.config.workers, self.log, again)
         if not computed:
             return {"computed": False}
@@ -257,17 +274,20 @@ class Pipeline:
         return {"computed": True, "maps": computed, "disk_mb": round(disk / 2**20, 1)}
 
     def _finetune(self, again: bool) -> dict | None:
-        if self.config.features == "pool5" or self.config.end_to_end.enabled:
+        if "finetune" not in self._learning():
             return None
-        settings = {"finetune": asdict(self.config.finetune), "norm": self.config.svm.norm}
+        settings, corpus = (
+            {"finetune": self._settings("finetune"), "norm": self.config.svm.norm},
+            self._corpus_of("finetune"),
+        )
         start = self._network_head(self.config.finetune.dropout)
         depends = [self._shared_key, start and weights_digest(start)]
-        key = self._key(settings, depends, [self.corpus.names, self._objects])
+        key = self._key(settings, depends, [corpus.names, self._objects])
         if not again and self._is_done(self._head_path, key):
             return {"computed": False}
         with checkpoint_of(self._head_path, again) as checkpoint:
             head, loss = finetune.train(
-                self.corpus, self.pooled_features, self.config.finetune, self.scale, self.backbone.half,
+                corpus, self.pooled_features, self.config.finetune, self.scale, self.backbone.half,
                 checkpoint, key.data, self.config.run.seed, self.config.workers, self.log, start,
             )  # fmt: skip
             tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
@@ -283,13 +303,13 @@ class Pipeline:
         return Head.of_network(c.backbone.name, state, dropout)
 
     def _svm(self, again: bool) -> dict | None:
-        if self.config.classifier == "softmax":
+        if "svm" not in self._learning():
             return None
         missing = self._unfinished("svm", again)
         if missing:
             features, scale = self._learns_from("svm")
             miner = Miner(
-                self.corpus, features, missing, self.config.svm, scale,
+                self._corpus_of("svm"), features, missing, self.config.svm, scale,
                 self.config.run.seed, self.config.workers, self.log,
             )  # fmt: skip
             with checkpoint_of(self.folder / "stages" / "svm", again) as checkpoint:
@@ -298,13 +318,13 @@ class Pipeline:
         return {"computed": bool(missing), "classes": len(missing)}
 
     def _bbox(self, again: bool) -> dict | None:
-        if not self.config.bbox.enabled or self.config.bbox.kind == "joint":
+        if "bbox" not in self._learning():
             return None
         missing = self._unfinished("bbox", again)
         if missing:
             features, scale = self._learns_from("bbox")
             regressors = bbox_regression.train(
-                self.corpus, features, missing, self.config.bbox, scale,
+                self._corpus_of("bbox"), features, missing, self.config.bbox, scale,
                 self.config.run.seed, self.config.workers,
             )  # fmt: skip
             self._finish_classes("bbox", missing, regressors.weight, regressors.bias)
@@ -402,13 +422,17 @@ class Pipeline:
         }
 
     def _class_key(self, stage: str, k: int) -> Key:
-        settings = asdict(getattr(self.config, stage)) | {"stage": stage, "norm": self.config.svm.norm}
+        settings = self._settings(stage) | {"stage": stage, "norm": self.config.svm.norm}
         if stage == "bbox":
             settings["kind"] = "ridge"  # with joint boxes or without
         head = [self._head_digest, self.head.layer] if self._sees_head(stage) else None
         objects = [sample.boxes[sample.labels == k].tolist() for sample in self.train]
         depends = [self._shared_key, head, self.train.classes[k]]
-        return self._key(settings, depends, [self.corpus.names, objects])
+        return self._key(settings, depends, [self._corpus_of(stage).names, objects])
+
+    def _settings(self, stage: str) -> dict:
+        """Those of a stage. Whether it learns from mirror images is told by the names of its pictures."""
+        return {key: value for key, value in asdict(getattr(self.config, stage)).items() if key != "flip"}
 
     @cached_property
     def _head_digest(self) -> str:
