@@ -51,6 +51,7 @@ PAPER = {  # what the paper or, where it is silent, its program has, and our def
     "finetune.schedule": "step",
     "finetune.learning_rate": 1e-3,
     "finetune.steps": 6000,
+    "finetune.flip": True,
     "svm.hard_per_picture": 10000,
     "svm.max_negatives": 200000,
     "bbox.ridge": 4000.0,
