@@ -30,7 +30,7 @@ def run(bench: Bench) -> list[Row]:
     plain = detector(made, made.pooled_features)
     torch.manual_seed(0)
     head = Head(made.pooled_features.pooled_dimension, 4096, "fc7").eval()
-    head.half = made.backbone.half
+    head.half = made.backbone.half_behind
     rich = detector(made, made.pooled_features.under(head))
     extent = size_of(image)
 
@@ -42,12 +42,12 @@ def run(bench: Bench) -> list[Row]:
         pool5=lambda: rest(plain), fc7=lambda: rest(rich), predict=lambda: plain.predict(image),
     )  # fmt: skip
     limits = bench.limits()
-    rate = limits.bfloat16 if made.backbone.half else limits.float32
+    rate = limits.bfloat16 if plain.features.half else limits.float32
     windows = plain.features.windows(boxes, extent, maps_of(made, plain.features, image))
     work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
     numbers = len(windows.cells) * plain.features.dimension
     exact, rough = plain.weights.counts
-    number, columns = (2, 2 * exact + rough) if made.backbone.half else (4, exact + rough)  # see sppdet.products
+    number, columns = (2, 2 * exact + rough) if plain.features.half else (4, exact + rough)  # see sppdet.products
     least = times["backbone"] + number * numbers / limits.write + 2 * numbers * columns / rate
     rows = [
         Row("proposals, OpenCV fast 50, 50", times["proposals"], "s"),

@@ -160,8 +160,13 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
+    return "bfloat16" if _native_on_cpu() else "float32"
+
+
+def _native_on_cpu() -> bool:
+    """Whether the processor multiplies bfloat16, rather than having it emulated."""
     native = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("amx_tile", "avx512_bf16"))
-    return "bfloat16" if any(supported() for supported in native) else "float32"
+    return any(supported() for supported in native)
 
 
 @dataclass
@@ -192,8 +197,13 @@ class Backbone:
 
     @property
     def half(self) -> bool:
-        """Whether products are of bfloat16."""
+        """Whether its products are of bfloat16."""
         return self.precision == "bfloat16"
+
+    @property
+    def half_behind(self) -> bool:
+        """Whether those of what follows its maps are, too: that is the processor's work, wherever the network runs."""
+        return self.half and _native_on_cpu()
 
     def settings(self) -> dict:
         """What a map depends on, apart from the picture and the scale."""

@@ -260,7 +260,7 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
     head = None
     if description["head"]:
         learned = part(tensors, "head.")
-        head = Head.restore(features.pooled_dimension, description["head"], learned, backbone.half)
+        head = Head.restore(features.pooled_dimension, description["head"], learned, backbone.half_behind)
         features = features.under(head)
     arrays = {key: value.numpy() for key, value in tensors.items() if key.startswith(("classifier.", "bbox."))}
     moves = part(arrays, "bbox.")
@@ -282,4 +282,4 @@ def _features(description: dict, backbone: Backbone) -> WindowFeatures:
     values = {key: tuple(value) if isinstance(value, list) else value for key, value in description.items()}
     if "crop" in values:
         return CropFeatures(channels=backbone.channels, crop=Crop(**values["crop"]), levels=values["levels"])
-    return PyramidFeatures(grid=backbone.grid, channels=backbone.channels, half=backbone.half, **values)
+    return PyramidFeatures(grid=backbone.grid, channels=backbone.channels, half=backbone.half_behind, **values)

@@ -197,7 +197,7 @@ class PyramidFeatures(WindowFeatures):
             levels=tuple(pooling.levels),
             kind=pooling.kind,
             samples=pooling.samples,
-            half=backbone.half,
+            half=backbone.half_behind,
         )
 
     @property

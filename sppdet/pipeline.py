@@ -170,7 +170,7 @@ class Pipeline:
         path = self._end_to_end_path if self.config.end_to_end.enabled else self._head_path
         description = read_json(path.with_suffix(".json"))["head"] | {"layer": self.config.features}
         inputs, tensors = self.pooled_features.pooled_dimension, part(load_file(path), "head.")
-        head = Head.restore(inputs, description, tensors, self.backbone.half)
+        head = Head.restore(inputs, description, tensors, self.backbone.half_behind)
         if head.beside:
             head.balance = self._balance(head)
         return head
@@ -287,7 +287,7 @@ class Pipeline:
             return {"computed": False}
         with checkpoint_of(self._head_path, again) as checkpoint:
             head, loss = finetune.train(
-                corpus, self.pooled_features, self.config.finetune, self.scale, self.backbone.half,
+                corpus, self.pooled_features, self.config.finetune, self.scale, self.backbone.half_behind,
                 checkpoint, key.data, self.config.run.seed, self.config.workers, self.log, start,
             )  # fmt: skip
             tensors = {f"head.{name}": value for name, value in head.state_dict().items()}

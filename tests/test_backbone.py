@@ -219,3 +219,15 @@ def test_unknown_devices():
         assert module.resolve_device("auto").type == "cpu"
     assert module.resolve_precision("float32", torch.device("cpu")) == "float32"
     assert module.resolve_precision("auto", torch.device("cpu")) in ("float32", "bfloat16")
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_what_follows_the_maps_is_of_bfloat16_where_the_processor_multiplies_it(monkeypatch, native):
+    monkeypatch.setattr(module, "_native_on_cpu", lambda: native)
+    made = {name: Backbone.create("small", "random", "cpu", name) for name in ("auto", "float32", "bfloat16")}
+    assert {name: backbone.half_behind for name, backbone in made.items()} == {
+        "auto": native,
+        "float32": False,
+        "bfloat16": native,
+    }
+    assert made["bfloat16"].half  # as asked for, were it emulated
