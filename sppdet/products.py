@@ -8,6 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+_STEP = 16  # columns
+
 
 class Products:
     """Weights ``exact`` ``(K, D)`` and ``rough`` ``(R, D)``, ready to multiply vectors of float32 and of bfloat16.
@@ -43,13 +45,10 @@ class Products:
         return high.float() + left[:, :exact].float() + low.float(), rest.float()
 
 
-_STEP = 16
-
-
 def _columns(weights: list[torch.Tensor]) -> torch.Tensor:
     """Weights ``(n, D)`` one below the other as the columns of ``(D, N)``.
 
-    N goes in steps of 16, with zeros, or the products of a class would depend on how many others there are.
+    N goes in steps, with zeros, or the products of a class would depend on how many others there are.
     """
     count = sum(map(len, weights))
     rows = weights[0].new_zeros(-(-count // _STEP) * _STEP, weights[0].shape[1])
