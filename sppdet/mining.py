@@ -192,7 +192,19 @@ class Miner:
                 self._save(checkpoint, key, number, fitted)
             self._mine(pictures.tolist(), fitted)
             fitted = self._fit()
+        self._tell_of_lost_classes()
         return fitted
+
+    def _tell_of_lost_classes(self) -> None:
+        """Where many negatives are like the objects, the SVM of least cost may call everything a negative."""
+        count, classes = self.cache.positives, self.corpus.dataset.classes
+        own = np.where(self.cache.held[:count], self.cache.score[:count], -np.inf).max(axis=0, initial=-np.inf)
+        lost = [classes[label] for label, highest in zip(self.labels, own) if -np.inf < highest < 0]
+        if lost:
+            self.log(
+                f"  {', '.join(lost)}: the SVM takes all of its own objects for background; a larger svm.C or "
+                "svm.positive_weight, fewer svm.max_negatives or better features help"
+            )
 
     def _save(self, path: Path, key: str, done: int, fitted: LinearSVMs) -> None:
         tensors = {f"cache.{name}": np.ascontiguousarray(value) for name, value in self.cache.state().items()}

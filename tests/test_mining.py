@@ -236,6 +236,16 @@ def test_vectors_are_pooled_again_as_they_were(random_corpus, tiny_features, kin
     assert whole.all() if kind == "max" else not whole.all(axis=1).any()
 
 
+def test_a_class_whose_svm_takes_its_objects_for_background_is_named(make_corpus, tiny_features):
+    # Objects of `lost` look like everything else; those of `seen` are bright.
+    boxes, proposals = [[0, 0, 16, 16], [32, 32, 48, 48]], [[x, 48, x + 8, 60] for x in range(0, 56, 4)]
+    conv_map = np.ones((16, 16, 2))
+    conv_map[8:12, 8:12, 1] = 5
+    corpus, lines = make_corpus([(conv_map, proposals, boxes, [0, 1])] * 4, ("lost", "seen")), []
+    Miner(corpus, tiny_features(2), [0, 1], Svm(**SETTINGS), 1.0, workers=1, log=lines.append).train()
+    assert [line.split(":")[0].strip() for line in lines if "background" in line] == ["lost"]
+
+
 def test_a_window_takes_24_bytes():
     assert PLACE.itemsize == 24
 
