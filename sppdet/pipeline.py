@@ -266,7 +266,7 @@ class Pipeline:
     def _maps(self, again: bool) -> dict:
         # What end-to-end training has learned already asks for the maps of no training picture.
         every = [self._corpus_of(stage) for stage in self._learning()]
-        corpora = [*sorted(every, key=len)[-1:], self.corpora[1]]
+        corpora = [*sorted(every, key=len)[-1:], self.corpora[1]]  # one with mirror images holds one without
         computed = fill_maps(corpora, self.backbone, self.config.workers, self.log, again)
         if not computed:
             return {"computed": False}
@@ -276,10 +276,8 @@ class Pipeline:
     def _finetune(self, again: bool) -> dict | None:
         if "finetune" not in self._learning():
             return None
-        settings, corpus = (
-            {"finetune": self._settings("finetune"), "norm": self.config.svm.norm},
-            self._corpus_of("finetune"),
-        )
+        corpus = self._corpus_of("finetune")
+        settings = {"finetune": self._settings("finetune"), "norm": self.config.svm.norm}
         start = self._network_head(self.config.finetune.dropout)
         depends = [self._shared_key, start and weights_digest(start)]
         key = self._key(settings, depends, [corpus.names, self._objects])

@@ -67,13 +67,13 @@ def pyramid_pool(
     return pooled
 
 
-KINDS = {np.float32: torch.float32, np.int16: torch.int16}
+_KINDS = {np.float32: torch.float32, np.int16: torch.int16}
 PART = 64  # windows that a thread takes at a time: small enough to share windows of any size evenly
 
 
 def output_array(out: np.ndarray | None, shape: tuple[int, int, int], kind: type = np.float32) -> np.ndarray:
     """``out``, or a new array where it is None: torch's begin on a cache line, numpy's do not."""
-    pooled = torch.empty(shape, dtype=KINDS[kind]).numpy() if out is None else out
+    pooled = torch.empty(shape, dtype=_KINDS[kind]).numpy() if out is None else out
     if pooled.shape != shape or pooled.dtype != kind or not pooled.flags.c_contiguous:
         raise ValueError(f"out must be a contiguous {kind.__name__} array of shape {shape}")
     return pooled

@@ -144,6 +144,14 @@ def test_truncated_layers_are_those_of_the_singular_value_decomposition():
     np.testing.assert_allclose(head.truncated((8, 8)).vectors(pooled), head.vectors(pooled), rtol=1e-4, atol=1e-5)
 
 
+def test_truncated_layers_in_half_precision_are_near():
+    torch.manual_seed(0)
+    thin, pooled = Head(300, 40, "fc7", scale=0.3).eval().truncated((30, 20)), torch.rand(5, 300)
+    expected = thin.vectors(pooled)
+    thin.half = True
+    np.testing.assert_allclose(thin.vectors(pooled), expected, atol=0.02 * float(expected.max()))
+
+
 def test_truncated_layers_are_restored():
     whole = Head(30, 8, "pool5+fc7", balance=2.0).eval()
     head, pooled = whole.truncated((3, 2)), torch.ones(1, 30)
