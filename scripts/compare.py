@@ -68,7 +68,7 @@ ABLATION = (
 )
 # He et al. 2014, table 9, pool5: SPP-net with ZF-5, R-CNN with AlexNet. Girshick 2015, table 4: CaffeNet.
 SYSTEMS = (
-    Row("SPP-net", SPP, (), ("43.0", "")),
+    Row("SPP-net", SPP, PLAIN, ("43.0", "")),
     Row("SPP-net end to end", END),
     Row("SPP-net, fc layers only", END, ("end_to_end.frozen_stride=16",)),
     Row("Fast R-CNN", FAST, (), ("", "57.1")),
