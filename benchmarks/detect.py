@@ -32,10 +32,10 @@ def run(bench: Bench) -> list[Row]:
     head = Head(made.pooled_features.pooled_dimension, 4096, "fc7").eval()
     head.half = made.backbone.half_behind
     rich = detector(made, made.pooled_features.under(head))
-    extent = size_of(image)
+    size = size_of(image)
 
     def rest(model: Detector) -> None:
-        model.detect(maps_of(made, model.features, image), boxes, extent)
+        model.detect(maps_of(made, model.features, image), boxes, size)
 
     times = best(
         3, proposals=lambda: FAST(image), backbone=lambda: maps_of(made, plain.features, image),
@@ -43,12 +43,12 @@ def run(bench: Bench) -> list[Row]:
     )  # fmt: skip
     limits = bench.limits()
     rate = limits.bfloat16 if plain.features.half else limits.float32
-    windows = plain.features.windows(boxes, extent, maps_of(made, plain.features, image))
+    windows = plain.features.windows(boxes, size, maps_of(made, plain.features, image))
     work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
     numbers = len(windows.cells) * plain.features.dimension
     exact, rough = plain.weights.counts
-    number, columns = (2, 2 * exact + rough) if plain.features.half else (4, exact + rough)  # see sppdet.products
-    least = times["backbone"] + number * numbers / limits.write + 2 * numbers * columns / rate
+    bytes_each, columns = (2, 2 * exact + rough) if plain.features.half else (4, exact + rough)  # see sppdet.products
+    least = times["backbone"] + bytes_each * numbers / limits.write + 2 * numbers * columns / rate
     rows = [
         Row("proposals, OpenCV fast 50, 50", times["proposals"], "s"),
         Row("conv map, one scale", times["backbone"], "s"),

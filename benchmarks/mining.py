@@ -28,8 +28,10 @@ def run(bench: Bench) -> list[Row]:
     everything = list(range(len(corpus)))
     windows = [features.windows(corpus.proposals(i), corpus.size(i), corpus.maps(i)) for i in everything]
 
+    weights = Products(ready.svms.weight, half=features.half)
+
     def least(i: int) -> None:
-        features.linear(corpus.maps(i), windows[i], ready.svms.weight, ready.svms.bias)
+        features.products(corpus.maps(i), windows[i], weights)
 
     def floor() -> None:
         for _ in run_all(least, everything, 0, "floor", threads=True):

@@ -87,7 +87,7 @@ class WindowFeatures(ABC):
 
     @property
     def dimension(self) -> int:
-        """D, of the vectors that :meth:`vectors` returns and :meth:`linear` multiplies."""
+        """D, of the vectors that :meth:`vectors` returns and :meth:`products` multiplies."""
         if self.head is None:
             return self.pooled_dimension
         return self.head_dimension + (self.pooled_dimension if self.beside else 0)
@@ -138,19 +138,13 @@ class WindowFeatures(ABC):
         windows = self.windows(boxes, size, maps)
         return self.vectors(maps, windows, np.arange(len(windows.cells)), dtype)[windows.group]
 
-    def linear(
-        self, maps, windows: Windows, weight: np.ndarray, bias: np.ndarray, rows: np.ndarray | None = None
-    ) -> np.ndarray:
-        """``(U, K)`` products of all windows' vectors with ``weight`` ``(K, D)``, plus ``bias`` ``(K,)``.
-
-        With ``rows``, only those of the windows named by it are computed, and the others mean nothing.
-        """
-        return self.products(maps, windows, Products(weight, half=self.half), rows)[0] + bias
-
     def products(
         self, maps, windows: Windows, weights: Products, rows: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The same for exact and rough weights at once, and without a bias: float32 ``(U, K)`` and ``(U, R)``."""
+        """Products of all windows' vectors with exact weights and with rough ones: float32 ``(U, K)`` and ``(U, R)``.
+
+        With ``rows``, only those of the windows named by it are computed, and the others mean nothing.
+        """
         found = tuple(torch.zeros((len(windows.cells), count)) for count in weights.counts)
         maps = self.halved(maps)
 

@@ -31,6 +31,7 @@ from sppdet.features import WindowFeatures, Windows
 from sppdet.files import atomic_write, part
 from sppdet.linear import LinearSVMs
 from sppdet.parallel import run
+from sppdet.products import Products
 from sppdet.suppression import nms
 
 
@@ -262,9 +263,11 @@ class Miner:
         return overlap < self.settings.negative_overlap
 
     def _mine(self, pictures: list[int], fitted: LinearSVMs) -> None:
+        weights = Products(fitted.weight, half=self.features.half)
+
         def hard(i: int):
             windows, boxes, maps = self._windows(i)
-            score = self.features.linear(maps, windows, fitted.weight, fitted.bias)
+            score = self.features.products(maps, windows, weights)[0] + fitted.bias
             wanted = self._legal(i, boxes, windows) & (score > self.settings.hard_margin)
             self._thin(windows, boxes, score, wanted)
             rows = np.flatnonzero(wanted.any(axis=1))

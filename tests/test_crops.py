@@ -16,6 +16,7 @@ from sppdet.data.voc import read_voc
 from sppdet.errors import SppdetError
 from sppdet.images import read_image
 from sppdet.pooling import pyramid_pool
+from sppdet.products import Products
 from sppdet.warp import Crop
 
 FEATURES = CropFeatures(channels=128, crop=Crop("warp", 64, 4), levels=(2, 1))
@@ -94,7 +95,8 @@ def test_products_and_heads(stored):
     windows = FEATURES.windows(stored.boxes, SIZE, stored)
     vectors = stored.vectors[:299].astype(np.float32)
     weight, bias = rng.normal(size=(3, 640)).astype(np.float32), rng.normal(size=3).astype(np.float32)
-    np.testing.assert_allclose(FEATURES.linear(stored, windows, weight, bias), vectors @ weight.T + bias, atol=1e-3)
+    found, _ = FEATURES.products(stored, windows, Products(weight))
+    np.testing.assert_allclose(found + bias, vectors @ weight.T + bias, atol=1e-3)
     headed = replace(FEATURES, head=lambda pooled: 2 * pooled[:, :5], head_dimension=5)
     assert headed.dimension == 5 and headed.pooled.dimension == 640
     rows = np.array([260, 3])  # of different blocks

@@ -17,6 +17,7 @@ from sppdet.detect import main, newest_run, output_paths
 from sppdet.detector import Detector, load
 from sppdet.features import PyramidFeatures
 from sppdet.linear import BoxRegressors, LinearSVMs
+from sppdet.products import Products
 from sppdet.proposals import SelectiveSearch
 
 CLASSES = ("cat", "dog", "ünïcode 🐶")
@@ -35,7 +36,7 @@ def detector():
     image = np.asarray(picture())
     maps = [backbone(image, factor) for factor in features.factors(120, 90)]
     windows = features.windows(search(image), (120, 90), maps)
-    raw = features.linear(maps, windows, weight, np.zeros(3, np.float32))
+    raw, _ = features.products(maps, windows, Products(weight))
     best = np.array([1, 0.9, 0.8], np.float32)
     scale = (best + 3) / (raw.max(axis=0) - raw.min(axis=0))
     move = random.normal(scale=0.01, size=(3, 4, features.dimension)).astype(np.float32)

@@ -158,14 +158,16 @@ def test_blocks_are_every_window_once(many):
     assert max(map(len, blocks)) == 5 and all(len(set(windows.scales[block])) == 1 for block in blocks)
 
 
-def test_linear_is_the_product_of_all_vectors(many):
+def test_products_are_of_all_vectors(many):
     features, maps, windows, expected = many
     rng = np.random.default_rng(3)
     weight, bias = rng.normal(size=(4, 15)).astype(np.float32), rng.normal(size=4).astype(np.float32)
-    products = features.linear(maps, windows, weight, bias)
+    products = features.products(maps, windows, Products(weight))[0] + bias
     np.testing.assert_allclose(products, expected @ weight.T + bias, atol=1e-5)
     few = np.array([7, 0, 3])
-    np.testing.assert_allclose(features.linear(maps, windows, weight, bias, few)[few], products[few], atol=1e-5)
+    np.testing.assert_allclose(
+        (features.products(maps, windows, Products(weight), few)[0] + bias)[few], products[few], atol=1e-5
+    )
 
 
 def test_exact_and_rough_products_at_once(many):
@@ -187,8 +189,8 @@ def test_maps_of_bfloat16_are_pooled_as_such(many):
         assert found.dtype == torch.bfloat16 and torch.equal(found.float(), features.block(maps, windows, rows))
     rows = np.arange(len(windows.cells))
     np.testing.assert_array_equal(half.vectors(maps, windows, rows), features.vectors(maps, windows, rows))
-    weight, bias = np.random.default_rng(3).normal(size=(4, 15)).astype(np.float32), np.zeros(4, np.float32)
-    exact, halves = (which.linear(maps, windows, weight, bias) for which in (features, half))
+    weight = np.random.default_rng(3).normal(size=(4, 15)).astype(np.float32)
+    exact, halves = (which.products(maps, windows, Products(weight, half=which.half))[0] for which in (features, half))
     assert 0 < np.abs(halves - exact).max() < 2**-14 * np.abs(exact).max()
 
 
@@ -224,7 +226,7 @@ def test_products_are_the_same_on_any_number_of_cores(tiny_features):
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(features.linear(maps, windows, weight, bias))
+            found.append(features.products(maps, windows, Products(weight))[0] + bias)
     finally:
         torch.set_num_threads(before)
     np.testing.assert_array_equal(found[1], found[0])
@@ -249,4 +251,6 @@ def test_a_head_beside_the_pooled_vectors_stands_behind_them(many, tiny_features
     np.testing.assert_array_equal(both.vectors(maps, windows, rows), whole[rows])
     rng = np.random.default_rng(3)
     weight, bias = rng.normal(size=(4, 19)).astype(np.float32), rng.normal(size=4).astype(np.float32)
-    np.testing.assert_allclose(both.linear(maps, windows, weight, bias), whole @ weight.T + bias, atol=1e-5)
+    np.testing.assert_allclose(
+        both.products(maps, windows, Products(weight))[0] + bias, whole @ weight.T + bias, atol=1e-5
+    )

@@ -9,6 +9,7 @@ from sppdet import mining
 from sppdet.config import Svm
 from sppdet.features import Windows
 from sppdet.mining import PLACE, Miner, SampleCache, feature_scale
+from sppdet.products import Products
 
 SETTINGS = {"C": 0.1, "random_negatives": 30, "max_negatives": 40, "hard_per_picture": 6}
 
@@ -151,7 +152,7 @@ def test_a_planted_hard_negative_is_found(planted, tiny_features):
     def margins(passes: int) -> tuple[float, float]:
         svms = miner(planted, features, [0], C=10.0, random_negatives=8, passes=passes).train()
         windows = features.windows(hard, (64, 64), maps)
-        scores = features.linear(maps, windows, svms.weight, svms.bias)[windows.group, 0]
+        scores = (features.products(maps, windows, Products(svms.weight))[0] + svms.bias)[windows.group, 0]
         return scores[0], scores[1]
 
     thing, thing_object = margins(passes=0)
