@@ -20,7 +20,6 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from safetensors.torch import load_file
@@ -38,7 +37,7 @@ from sppdet.features import PyramidFeatures, WindowFeatures
 from sppdet.files import file_digest, fingerprint, part, read_json, write_json
 from sppdet.head import Head
 from sppdet.keyed import Key, checkpoint_of, finish, is_done
-from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
+from sppdet.learned import Learned
 from sppdet.measure import evaluate_run, read_costs, stage_line, summary
 from sppdet.meter import Meter
 from sppdet.mining import Miner, feature_scale
@@ -66,6 +65,7 @@ class Pipeline:
         self.train = load_split(config, config.data.train_split, limit=config.data.limit_train)
         self.test = load_split(config, config.data.test_split, self.train.classes, config.data.limit_test)
         self.labels = list(range(len(self.train.classes)))
+        self.learned = Learned(self.folder / "stages", self.train.classes)
         if not self.labels:
             raise SppdetError(f"{config.data.train_split}: there is no object in its annotations to learn")
         check_names(self.test, config.data.test_split)  # the results' files could not be written in the end
@@ -99,7 +99,7 @@ class Pipeline:
     def initial(self) -> Backbone:
         """The backbone as it is before end-to-end training."""
         settings = self.config.backbone
-        weights = str(self._pretrained) if settings.weights == "pretrain" else settings.weights
+        weights = str(self.learned.pretrained) if settings.weights == "pretrain" else settings.weights
         return Backbone.create(settings.name, weights, self.config.device, settings.precision, self.config.run.seed)
 
     @cached_property
@@ -107,7 +107,7 @@ class Pipeline:
         """What makes the maps."""
         if not self.config.end_to_end.enabled:
             return self.initial
-        trunk = restore_trunk(self.initial.name, part(load_file(self._end_to_end_path), "trunk."))
+        trunk = restore_trunk(self.initial.name, part(load_file(self.learned.end_to_end), "trunk."))
         return Backbone.wrap(self.initial.name, trunk, self.config.device, self.config.backbone.precision)
 
     @cached_property
@@ -167,7 +167,7 @@ class Pipeline:
     def head(self) -> Head | None:
         if self.config.features == "pool5":
             return None
-        path = self._end_to_end_path if self.config.end_to_end.enabled else self._head_path
+        path = self.learned.end_to_end if self.config.end_to_end.enabled else self.learned.fine_tuned
         description = read_json(path.with_suffix(".json"))["head"] | {"layer": self.config.features}
         inputs, tensors = self.pooled_features.pooled_dimension, part(load_file(path), "head.")
         head = Head.restore(inputs, description, tensors, self.backbone.half_behind)
@@ -177,7 +177,7 @@ class Pipeline:
 
     def _balance(self, head: Head) -> float:
         """What brings fc7 to the pooled vectors' norm. Stored, as the SVMs learned so far are right for it alone."""
-        path = self.folder / "stages" / "balance.safetensors"
+        path = self.learned.balance
         key = self._key({"balance": 1}, [self._shared_key, weights_digest(head)], [self.corpus.names])
         if not self._is_done(path, key):
             alone = replace(self.pooled_features.under(head), beside=False)
@@ -203,18 +203,6 @@ class Pipeline:
         """The vectors that ``svm`` or ``bbox`` learns from, and what brings them to the norm of the SVMs."""
         return (self.features, self.features_scale) if self._sees_head(stage) else (self.pooled_features, self.scale)
 
-    @property
-    def _pretrained(self) -> Path:
-        return self.folder / "stages" / "pretrain.safetensors"
-
-    @property
-    def _end_to_end_path(self) -> Path:
-        return self.folder / "stages" / "end_to_end.safetensors"
-
-    @property
-    def _head_path(self) -> Path:
-        return self.folder / "stages" / "finetune.safetensors"
-
     # The stages. Each returns what it cost besides time and memory, with computed=False if all was there.
 
     def _pretrain(self, again: bool) -> dict | None:
@@ -224,13 +212,13 @@ class Pipeline:
         settings = {"pretrain": asdict(self.config.pretrain), "levels": levels}
         settings |= {"name": backbone.name, "precision": backbone.precision}
         key = self._key(settings, [], [self._objects, [file_digest(sample.path) for sample in self.train]])
-        if not again and self._is_done(self._pretrained, key):
+        if not again and self._is_done(self.learned.pretrained, key):
             return {"computed": False}
         trunk, accuracy = pretrain(
             self.train, backbone.name, backbone.precision, self.config.pretrain, levels,
             self.config.run.seed, self.config.device, self.config.workers, self.log,
         )  # fmt: skip
-        finish(self._pretrained, key, trunk.state_dict())
+        finish(self.learned.pretrained, key, trunk.state_dict())
         return {"computed": True, "training_accuracy": round(accuracy, 3)}
 
     def _proposals(self, again: bool) -> dict:
@@ -246,7 +234,7 @@ class Pipeline:
     def _end_to_end(self, again: bool) -> dict | None:
         if not self.config.end_to_end.enabled:
             return None
-        path, corpus = self._end_to_end_path, self.initial_corpora[0]
+        path, corpus = self.learned.end_to_end, self.initial_corpora[0]
         settings = {"end_to_end": asdict(self.config.end_to_end)}
         features = self._features_key(self.initial)
         for name in ("scales", "target"):  # those of the maps; training has its own
@@ -281,15 +269,15 @@ class Pipeline:
         start = self._network_head(self.config.finetune.dropout)
         depends = [self._shared_key, start and weights_digest(start)]
         key = self._key(settings, depends, [corpus.names, self._objects])
-        if not again and self._is_done(self._head_path, key):
+        if not again and self._is_done(self.learned.fine_tuned, key):
             return {"computed": False}
-        with checkpoint_of(self._head_path, again) as checkpoint:
+        with checkpoint_of(self.learned.fine_tuned, again) as checkpoint:
             head, loss = finetune.train(
                 corpus, self.pooled_features, self.config.finetune, self.scale, self.backbone.half_behind,
                 checkpoint, key.data, self.config.run.seed, self.config.workers, self.log, start,
             )  # fmt: skip
             tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
-            finish(self._head_path, key, tensors, head=head.description())
+            finish(self.learned.fine_tuned, key, tensors, head=head.description())
         return {"computed": True, "loss": loss and round(loss, 4)}
 
     def _network_head(self, dropout: float) -> Head | None:
@@ -310,7 +298,7 @@ class Pipeline:
                 self._corpus_of("svm"), features, missing, self.config.svm, scale,
                 self.config.run.seed, self.config.workers, self.log,
             )  # fmt: skip
-            with checkpoint_of(self.folder / "stages" / "svm", again) as checkpoint:
+            with checkpoint_of(self.learned.folder / "svm", again) as checkpoint:
                 svms = miner.train(checkpoint, fingerprint([self._class_key("svm", k).data for k in missing]))
                 self._finish_classes("svm", missing, svms.weight, svms.bias[:, None])
         return {"computed": bool(missing), "classes": len(missing)}
@@ -330,7 +318,9 @@ class Pipeline:
 
     def _unfinished(self, stage: str, again: bool) -> list[int]:
         """The classes that ``stage`` has no result for."""
-        done = [not again and self._is_done(self._class_path(stage, k), self._class_key(stage, k)) for k in self.labels]
+        done = [
+            not again and self._is_done(self.learned.of_class(stage, k), self._class_key(stage, k)) for k in self.labels
+        ]
         missing = [k for k in self.labels if not done[k]]
         if 0 < len(missing) < len(self.labels):
             self.log(f"{stage}: learning {', '.join(self.train.classes[k] for k in missing)} alone")
@@ -338,11 +328,7 @@ class Pipeline:
 
     def _finish_classes(self, stage: str, labels: list[int], weight: np.ndarray, bias: np.ndarray) -> None:
         for k, *values in zip(labels, weight, bias):
-            finish(self._class_path(stage, k), self._class_key(stage, k), dict(zip(("weight", "bias"), values)))
-
-    def _finished_classes(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
-        tensors = [load_file(self._class_path(stage, k)) for k in self.labels]
-        return tuple(np.stack([t[name].numpy() for t in tensors]) for name in ("weight", "bias"))
+            finish(self.learned.of_class(stage, k), self._class_key(stage, k), dict(zip(("weight", "bias"), values)))
 
     def _evaluate(self, again: bool) -> dict:
         self.detector().save(self.folder)
@@ -352,7 +338,7 @@ class Pipeline:
 
     def detector(self) -> Detector:
         """The detector that the finished stages make."""
-        head, ranks = self.head, self.config.svd_ranks
+        head, ranks, bbox = self.head, self.config.svd_ranks, self.config.bbox
         if head and ranks:
             head = head.truncated([*ranks, 0][:2])
         return Detector(
@@ -360,45 +346,11 @@ class Pipeline:
             backbone=self.backbone,
             features=self.pooled_features.under(head) if head else self.pooled_features,
             search=self.config.proposals,
-            classifier=self._classifier(),
-            regressors=self._regressors(),
+            classifier=self.learned.softmax() if self.config.classifier == "softmax" else self.learned.svms(),
+            regressors=self.learned.regressors(bbox.kind, self.features, self.head) if bbox.enabled else None,
             detection=self.config.detection,
             head=head,
         )
-
-    def _classifier(self) -> LinearSVMs | Softmax:
-        if self.config.classifier == "softmax":
-            return Softmax(**self._learned("classify."))
-        weight, bias = self._finished_classes("svm")
-        return LinearSVMs(weight, bias[:, 0])
-
-    def _regressors(self) -> BoxRegressors | None:
-        kind = self.config.bbox.kind
-        if not self.config.bbox.enabled:
-            return None
-        if kind == "joint":
-            return BoxRegressors(*self._joint_boxes(), of_head=True)
-        weight, bias = self._finished_classes("bbox")
-        if kind == "ridge+joint":
-            known = read_json(self._end_to_end_path.with_suffix(".json"))["classes"]  # with keep, some may be new since
-            here = [k for k, name in enumerate(self.train.classes) if name in known]
-            there = [known.index(self.train.classes[k]) for k in here]
-            for ridge, joint in zip((weight, bias), self._joint_boxes()):
-                ridge[here] = (ridge[here] + joint[there]) / 2
-        return BoxRegressors(weight, bias, of_head=self._sees_head("bbox"))
-
-    def _joint_boxes(self) -> tuple[np.ndarray, np.ndarray]:
-        """What end-to-end training learned, for the vectors that the classifier sees: ``(K, 4, D)`` and ``(K, 4)``."""
-        layer = self._learned("move.")
-        bias = layer["bias"].reshape(-1, 4)
-        weight = layer["weight"].reshape(*bias.shape, -1)
-        if self.features.beside:  # they see the pooled vector too, and fc7 multiplied
-            weight = np.pad(weight / self.head.balance, [(0, 0), (0, 0), (self.features.pooled_dimension, 0)])
-        return weight, bias
-
-    def _learned(self, prefix: str) -> dict[str, np.ndarray]:
-        """A layer of the end-to-end training."""
-        return {name: value.numpy() for name, value in part(load_file(self._end_to_end_path), prefix).items()}
 
     # What results depend on
 
@@ -439,6 +391,3 @@ class Pipeline:
     @cached_property
     def _shared_key(self) -> dict:
         return self._features_key(self.backbone)
-
-    def _class_path(self, stage: str, k: int) -> Path:
-        return self.folder / "stages" / stage / f"{quote(self.train.classes[k], safe=' ')}.safetensors"

@@ -1,0 +1,81 @@
+"""What the stages of training have learned: files below RUN/stages, and the last layers of a detector made of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from safetensors.torch import load_file
+
+from sppdet.features import WindowFeatures
+from sppdet.files import part, read_json
+from sppdet.head import Head
+from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
+
+
+class Learned:
+    """The files of one run, each of which :func:`sppdet.keyed.finish` writes, and the layers that they hold.
+
+    Args:
+        folder: RUN/stages.
+        classes: their names, in the detector's order.
+
+    Attributes:
+        pretrained, end_to_end, fine_tuned, balance: what is learned for all classes at once.
+    """
+
+    def __init__(self, folder: Path, classes: list[str]):
+        self.folder, self.classes = folder, classes
+        self.pretrained = folder / "pretrain.safetensors"
+        self.end_to_end = folder / "end_to_end.safetensors"
+        self.fine_tuned = folder / "finetune.safetensors"
+        self.balance = folder / "balance.safetensors"
+
+    def of_class(self, stage: str, k: int) -> Path:
+        """The file of class k, of stage ``svm`` or ``bbox``."""
+        return self.folder / stage / f"{quote(self.classes[k], safe=' ')}.safetensors"
+
+    def svms(self) -> LinearSVMs:
+        """Those of all classes."""
+        weight, bias = self._stacked("svm")
+        return LinearSVMs(weight, bias[:, 0])
+
+    def softmax(self) -> Softmax:
+        """That of the end-to-end training."""
+        return Softmax(**self._layer("classify."))
+
+    def regressors(self, kind: str, features: WindowFeatures, head: Head | None) -> BoxRegressors:
+        """Those of all classes.
+
+        Args:
+            kind: as in the configuration's ``bbox``.
+            features, head: what the classifier sees.
+        """
+        if kind == "joint":
+            return BoxRegressors(*self._joint_boxes(features, head), of_head=True)
+        weight, bias = self._stacked("bbox")
+        if kind == "ridge+joint":
+            known = read_json(self.end_to_end.with_suffix(".json"))["classes"]  # with keep, some may be new since
+            here = [k for k, name in enumerate(self.classes) if name in known]
+            there = [known.index(self.classes[k]) for k in here]
+            for ridge, joint in zip((weight, bias), self._joint_boxes(features, head)):
+                ridge[here] = (ridge[here] + joint[there]) / 2
+        return BoxRegressors(weight, bias, of_head=features.beside)
+
+    def _joint_boxes(self, features: WindowFeatures, head: Head) -> tuple[np.ndarray, np.ndarray]:
+        """What end-to-end training learned, for the vectors that the classifier sees: ``(K, 4, D)`` and ``(K, 4)``."""
+        layer = self._layer("move.")
+        bias = layer["bias"].reshape(-1, 4)
+        weight = layer["weight"].reshape(*bias.shape, -1)
+        if features.beside:  # they see the pooled vector too, and fc7 multiplied
+            weight = np.pad(weight / head.balance, [(0, 0), (0, 0), (features.pooled_dimension, 0)])
+        return weight, bias
+
+    def _layer(self, prefix: str) -> dict[str, np.ndarray]:
+        return {name: value.numpy() for name, value in part(load_file(self.end_to_end), prefix).items()}
+
+    def _stacked(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
+        """Weights and biases of all classes, one upon the other."""
+        tensors = [load_file(self.of_class(stage, k)) for k in range(len(self.classes))]
+        return tuple(np.stack([t[name].numpy() for t in tensors]) for name in ("weight", "bias"))
