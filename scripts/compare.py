@@ -58,6 +58,7 @@ ABLATION = (
     Row("fine-tuned fc6, 5 scales", SPP, (*PLAIN, FIVE, "features=fc6"), ("53.7", "")),
     Row("fine-tuned fc7, 5 scales", SPP, (*PLAIN, FIVE, "features=fc7"), ("55.2", "59.2")),
     Row("pool5, 1 scale, mirror images learned", SPP),
+    Row("pool5, 5 scales, mirror images learned", SPP, (FIVE,)),
     Row("end to end, softmax", END),
     Row("end to end, SVMs on pool5", BEST, (*PLAIN, RIDGE, ONE_VIEW, "features=pool5")),
     Row("end to end, SVMs on fc7", BEST, (*PLAIN, RIDGE, ONE_VIEW, "features=fc7")),
