@@ -28,6 +28,11 @@ def check(config: Config) -> None:
         raise SppdetError(
             f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"
         )
+    if config.svm.positive_overlap <= config.svm.negative_overlap:
+        raise SppdetError(
+            f"svm.positive_overlap: a window that overlaps by {config.svm.positive_overlap} would be a positive and a "
+            "negative; give more than svm.negative_overlap"
+        )
     learned = config.end_to_end
     if boxes in joint and not learned.box_weight:
         raise SppdetError("bbox.kind: joint boxes do not learn with end_to_end.box_weight=0; give a weight, or ridge")

@@ -123,6 +123,7 @@ class Svm:
     positive_weight: float = 2.0  # liblinear's -w1 2
     bias: float = 10.0  # liblinear's -B 10, scikit-learn's intercept_scaling
     norm: float = 20.0  # features are scaled so that their mean L2 norm is this
+    positive_overlap: float = 1.0  # proposals that overlap an object by this are positives too; 1: objects alone
     negative_overlap: float = 0.3
     solver: str = "dual"  # dual: our dense dual coordinate descent; liblinear: scikit-learn's LinearSVC
     passes: int = 1  # over the training pictures

@@ -4,7 +4,8 @@ What is kept of a window is where it lies, 24 bytes; its vector, 50 kB, is poole
 every fit, for as many classes at a time as ``_MEMORY`` holds. So memory does not grow with the pictures, and the
 cost is a reading of the maps, which is small beside the fit.
 
-Positives are the ground truth of a class; negatives are proposals that overlap none of it by ``negative_overlap``.
+Positives are the ground truth of a class, and where ``positive_overlap`` is below 1 proposals that overlap it by as
+much; negatives are proposals that overlap none of it by ``negative_overlap``.
 Each class starts from random negatives. Then pictures are read in a fixed order; a negative that scores above
 ``hard_margin`` is hard and kept; after growing shares of the pictures (1/16, 1/8, 1/4, 1/2, all) every class is
 fitted again and negatives below ``evict_margin`` leave. R-CNN and SPP_net do the same a class at a time, each
@@ -53,6 +54,7 @@ def feature_scale(corpus: Corpus, features: WindowFeatures, norm: float, seed: i
 # Where a window lies: index into the corpus, index of the map, and x1, y1, x2, y2 on it. Whole cells are whole numbers,
 # which float32 holds exactly; with pooling.kind=align they are edges anywhere.
 PLACE = np.dtype([("picture", np.int32), ("scale", np.int32), ("window", np.float32, 4)])
+_NEAR = 20  # proposals an object that are positives beside it, at most
 _GROWTH = 2048  # rows by which the cache grows
 _MEMORY = 2 << 30  # bytes of float16 vectors held at a time; one class's are held together whatever they take
 
@@ -245,12 +247,27 @@ class Miner:
         return cache
 
     def _positives(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        objects = [self.corpus.objects(i, label) for label in self.labels]
-        owners = np.repeat(np.arange(len(objects)), [len(boxes) for boxes in objects])
+        """Where a picture's positives lie ``(n,)``, and which of the classes they are of ``(n,)``."""
+        boxes = [self.corpus.objects(i, label) for label in self.labels]
+        if self.settings.positive_overlap < 1:
+            boxes = [np.concatenate(both) for both in zip(boxes, self._near(i))]
+        owners = np.repeat(np.arange(len(boxes)), [len(own) for own in boxes])
         if not len(owners):
             return np.zeros(0, PLACE), owners
-        windows = self.features.windows(np.concatenate(objects), self.corpus.size(i), self.corpus.maps(i))
+        windows = self.features.windows(np.concatenate(boxes), self.corpus.size(i), self.corpus.maps(i))
         return _places(i, windows, windows.group), owners
+
+    def _near(self, i: int) -> list[np.ndarray]:
+        """The proposals that are positives of each class, ``(n, 4)``: a draw that does not depend on other classes."""
+        windows, proposals, _ = self._windows(i)
+        near = self.corpus.overlaps(i, proposals, self.labels) >= self.settings.positive_overlap
+        found = []
+        for own, label in zip(near.T, self.labels):
+            rows = np.flatnonzero(own)
+            rows = rows[np.unique(windows.group[rows], return_index=True)[1]]  # of equal cells one
+            drawn = np.random.default_rng([self.seed, i]).permutation(rows)
+            found.append(proposals[drawn[: _NEAR * len(self.corpus.objects(i, label))]])
+        return found
 
     def _windows(self, i: int) -> tuple[Windows, np.ndarray, list[np.ndarray]]:
         boxes, maps = self.corpus.proposals(i), self.corpus.maps(i)

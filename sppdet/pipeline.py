@@ -381,8 +381,11 @@ class Pipeline:
         return self._key(settings, depends, [self._corpus_of(stage).names, objects])
 
     def _settings(self, stage: str) -> dict:
-        """Those of a stage. Whether it learns from mirror images is told by the names of its pictures."""
-        return {key: value for key, value in asdict(getattr(self.config, stage)).items() if key != "flip"}
+        """Those of a stage. Whether it learns from mirror images is told by the names of its pictures, and what does
+        nothing is left out: the results of versions before it hold."""
+        settings = asdict(getattr(self.config, stage))
+        silent = [("flip", True), ("flip", False), ("positive_overlap", 1.0)]
+        return {key: value for key, value in settings.items() if (key, value) not in silent}
 
     @cached_property
     def _head_digest(self) -> str:

@@ -160,6 +160,7 @@ def test_override_copies():
         ("end_to_end.hard_of=-1", "end_to_end.hard_of: expected 0 or more, found -1"),
         ("end_to_end.epochs=0", "end_to_end.epochs: expected more than 0, found 0.0"),
         ("end_to_end.dropout=1.5", "end_to_end.dropout: expected 0 to 1, found 1.5"),
+        ("svm.positive_overlap=0.3", "svm.positive_overlap: a window that overlaps by 0.3 would be a positive and a"),
         ("end_to_end.background=0.5", "end_to_end.background: a window that overlaps an object by 0.5 is foreground"),
         ("proposals.sigma=.nan", "proposals.sigma: expected a number, found nan"),
         ("proposals.base_k=-50", "proposals.base_k: expected more than 0, found -50"),

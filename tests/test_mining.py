@@ -99,15 +99,17 @@ def miner(corpus, features, labels, workers=1, **changes) -> Miner:
     return Miner(corpus, features, labels, Svm(**SETTINGS | changes), scale=1.0, workers=workers)
 
 
-@pytest.mark.parametrize(("workers", "kind"), [(1, "max"), (2, "max"), (2, "align")])
-def test_a_class_trained_alone_is_the_same_svm(random_corpus, tiny_features, workers, kind):
+@pytest.mark.parametrize(
+    ("workers", "kind", "near"), [(1, "max", 1.0), (2, "max", 1.0), (2, "align", 1.0), (2, "max", 0.4)]
+)
+def test_a_class_trained_alone_is_the_same_svm(random_corpus, tiny_features, workers, kind, near):
     corpus, features = random_corpus(pictures=20), tiny_features(8, kind=kind)
-    together = miner(corpus, features, [0, 1, 2]).train()
+    together = miner(corpus, features, [0, 1, 2], positive_overlap=near).train()
     for k in range(3):
-        alone = miner(corpus, features, [k], workers).train()
+        alone = miner(corpus, features, [k], workers, positive_overlap=near).train()
         np.testing.assert_array_equal(alone.weight[0], together.weight[k])
         assert alone.bias[0] == together.bias[k]
-    pair = miner(corpus, features, [2, 0], workers).train()
+    pair = miner(corpus, features, [2, 0], workers, positive_overlap=near).train()
     np.testing.assert_array_equal(pair.weight, together.weight[[2, 0]])
 
 
@@ -168,6 +170,28 @@ def test_windows_near_an_object_are_no_negatives(planted, tiny_features):
     brightest = made._vectors(index[labels < 0]).reshape(-1, 5, 4)[:, -1]
     assert not ((brightest[:, 0] > 0.5) & (brightest[:, 1] < 0.5)).any()  # all that bright but the planted thing
     assert ((brightest[:, 0] > 0.5) & (brightest[:, 1] > 0.5)).sum() == 1
+
+
+@pytest.mark.parametrize(("overlap", "expected"), [(1.0, []), (0.8, []), (0.7, [[8, 8, 24, 20]])])
+def test_windows_that_overlap_an_object_by_enough_are_positives_too(planted, tiny_features, overlap, expected):
+    made = miner(planted, tiny_features(4), [0], random_negatives=8, positive_overlap=overlap)
+    made.train()
+    index, labels = made.cache.problem(0)
+    places = made.cache.places[index[labels > 0]]
+    for picture in range(10):
+        cells = places["window"][places["picture"] == picture]
+        assert (cells * 4).tolist() == [[8, 8, 24, 24], *expected]
+
+
+def test_of_windows_near_an_object_a_few_are_drawn_each_cell_once(make_corpus, tiny_features):
+    windows = [[x, y, 60, 60 + z] for x in range(0, 9, 4) for y in range(0, 13, 4) for z in (0, 4)] * 2
+    corpus = make_corpus([(np.ones((16, 16, 1)), [*windows, [0, 0, 8, 8]], [[0, 0, 64, 64]], [0])], ("a",))
+    made = miner(corpus, tiny_features(1), [0], positive_overlap=0.5)
+    made.train()
+    index, labels = made.cache.problem(0)
+    cells = made.cache.places["window"][index[labels > 0]]
+    assert len(cells) == 1 + mining._NEAR < 1 + len(windows) // 2
+    assert len(np.unique(cells[1:], axis=0)) == mining._NEAR
 
 
 def test_of_overlapping_hard_negatives_the_hardest_stays(make_corpus, tiny_features):
