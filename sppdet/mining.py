@@ -54,7 +54,7 @@ def feature_scale(corpus: Corpus, features: WindowFeatures, norm: float, seed: i
 # Where a window lies: index into the corpus, index of the map, and x1, y1, x2, y2 on it. Whole cells are whole numbers,
 # which float32 holds exactly; with pooling.kind=align they are edges anywhere.
 PLACE = np.dtype([("picture", np.int32), ("scale", np.int32), ("window", np.float32, 4)])
-_NEAR = 20  # proposals an object that are positives beside it, at most
+_NEAR, _NEAR_OF_CLASS = 20, 10000  # proposals that are positives beside the objects, at most: of one and of a class
 _GROWTH = 2048  # rows by which the cache grows
 _MEMORY = 2 << 30  # bytes of float16 vectors held at a time; one class's are held together whatever they take
 
@@ -172,6 +172,7 @@ class Miner:
         self.settings: Svm = settings
         self.problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=seed)
         self.seed, self.workers, self.log = seed, workers, log
+        self._objects = [sum((sample.labels == label).sum() for sample in corpus.dataset) for label in self.labels]
 
     def train(self, checkpoint: Path | None = None, key: str = "") -> LinearSVMs:
         """The SVMs of all classes.
@@ -179,8 +180,8 @@ class Miner:
         ``checkpoint`` is written after every fit, and gone on from if it was left by an interrupted training of the
         same ``key``: the SVMs come out the same.
         """
-        for label in self.labels:
-            if not any((sample.labels == label).any() for sample in self.corpus.dataset):
+        for label, count in zip(self.labels, self._objects):
+            if not count:
                 self.log(f"no training objects of {self.corpus.dataset.classes[label]}: it will never be found")
         order = np.random.default_rng(self.seed).permutation(len(self.corpus))
         rounds = [_rounds(order, self.settings.rounds if n == 0 else 1) for n in range(self.settings.passes)]
@@ -262,11 +263,12 @@ class Miner:
         windows, proposals, _ = self._windows(i)
         near = self.corpus.overlaps(i, proposals, self.labels) >= self.settings.positive_overlap
         found = []
-        for own, label in zip(near.T, self.labels):
+        for own, label, count in zip(near.T, self.labels, self._objects):
             rows = np.flatnonzero(own)
             rows = rows[np.unique(windows.group[rows], return_index=True)[1]]  # of equal cells one
             drawn = np.random.default_rng([self.seed, i]).permutation(rows)
-            found.append(proposals[drawn[: _NEAR * len(self.corpus.objects(i, label))]])
+            most = min(_NEAR, _NEAR_OF_CLASS // max(count, 1))
+            found.append(proposals[drawn[: most * len(self.corpus.objects(i, label))]])
         return found
 
     def _windows(self, i: int) -> tuple[Windows, np.ndarray, list[np.ndarray]]:

@@ -183,15 +183,19 @@ def test_windows_that_overlap_an_object_by_enough_are_positives_too(planted, tin
         assert (cells * 4).tolist() == [[8, 8, 24, 24], *expected]
 
 
-def test_of_windows_near_an_object_a_few_are_drawn_each_cell_once(make_corpus, tiny_features):
+@pytest.mark.parametrize(("of_class", "expected"), [(10000, 20), (7, 7)])
+def test_of_windows_near_an_object_a_few_are_drawn_each_cell_once(
+    make_corpus, tiny_features, monkeypatch, of_class, expected
+):
+    monkeypatch.setattr(mining, "_NEAR_OF_CLASS", of_class)
     windows = [[x, y, 60, 60 + z] for x in range(0, 9, 4) for y in range(0, 13, 4) for z in (0, 4)] * 2
     corpus = make_corpus([(np.ones((16, 16, 1)), [*windows, [0, 0, 8, 8]], [[0, 0, 64, 64]], [0])], ("a",))
     made = miner(corpus, tiny_features(1), [0], positive_overlap=0.5)
     made.train()
     index, labels = made.cache.problem(0)
     cells = made.cache.places["window"][index[labels > 0]]
-    assert len(cells) == 1 + mining._NEAR < 1 + len(windows) // 2
-    assert len(np.unique(cells[1:], axis=0)) == mining._NEAR
+    assert len(cells) == 1 + expected < 1 + len(windows) // 2
+    assert len(np.unique(cells[1:], axis=0)) == expected
 
 
 def test_of_overlapping_hard_negatives_the_hardest_stays(make_corpus, tiny_features):
