@@ -70,6 +70,7 @@ def test_the_papers_config_says_what_the_paper_does():
         "proposals.engine": "native", "proposals.mode": "fast", "proposals.base_k": 50, "proposals.inc_k": 50,
         "proposals.max_side": 500, "proposals.min_size": 20.0, "finetune.dropout": 0.5, "finetune.foreground": 0.25,
         "finetune.init": "random", "svm.C": 1e-3, "svm.positive_weight": 2.0, "svm.bias": 10.0, "svm.norm": 20.0,
+        "svm.positive_overlap": 1.0,
         "svm.negative_overlap": 0.3, "svm.passes": 1, "svm.hard_margin": -1.0001, "svm.evict_margin": -1.2,
         "svm.duplicate_overlap": 0.7, "svm.random_negatives": 5000, "bbox.kind": "ridge", "bbox.min_overlap": 0.5,
         "bbox.max_windows": 4000, "detection.nms": 0.3, "detection.vote": 0.0, "detection.min_margin": -1.5,

@@ -243,7 +243,7 @@ def test_pictures_without_objects_or_windows_take_part(random_corpus, make_corpu
     corpus = make_corpus(
         [(conv_map, [], [[8, 8, 24, 24]], [0]), (conv_map, windows, [], []), (conv_map, [], [], [])], ("a",)
     )
-    svms = miner(corpus, tiny_features(8), [0], solver=solver).train()
+    svms = miner(corpus, tiny_features(8), [0], solver=solver, positive_overlap=0.5).train()
     assert np.isfinite(svms.weight).all() and np.abs(svms.weight).max() > 0
 
 
