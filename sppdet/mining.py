@@ -250,17 +250,19 @@ class Miner:
     def _positives(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Where a picture's positives lie ``(n,)``, and which of the classes they are of ``(n,)``."""
         boxes = [self.corpus.objects(i, label) for label in self.labels]
+        if not any(map(len, boxes)):
+            return np.zeros(0, PLACE), np.zeros(0, np.int64)
+        maps = self.corpus.maps(i)
         if self.settings.positive_overlap < 1:
-            boxes = [np.concatenate(both) for both in zip(boxes, self._near(i))]
+            boxes = [np.concatenate(both) for both in zip(boxes, self._near(i, maps))]
         owners = np.repeat(np.arange(len(boxes)), [len(own) for own in boxes])
-        if not len(owners):
-            return np.zeros(0, PLACE), owners
-        windows = self.features.windows(np.concatenate(boxes), self.corpus.size(i), self.corpus.maps(i))
+        windows = self.features.windows(np.concatenate(boxes), self.corpus.size(i), maps)
         return _places(i, windows, windows.group), owners
 
-    def _near(self, i: int) -> list[np.ndarray]:
+    def _near(self, i: int, maps) -> list[np.ndarray]:
         """The proposals that are positives of each class, ``(n, 4)``: a draw that does not depend on other classes."""
-        windows, proposals, _ = self._windows(i)
+        proposals = self.corpus.proposals(i)
+        windows = self.features.windows(proposals, self.corpus.size(i), maps)
         near = self.corpus.overlaps(i, proposals, self.labels) >= self.settings.positive_overlap
         found = []
         for own, label, count in zip(near.T, self.labels, self._objects):

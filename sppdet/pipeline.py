@@ -384,8 +384,10 @@ class Pipeline:
         """Those of a stage. Whether it learns from mirror images is told by the names of its pictures, and what does
         nothing is left out: the results of versions before it hold."""
         settings = asdict(getattr(self.config, stage))
-        silent = [("flip", True), ("flip", False), ("positive_overlap", 1.0)]
-        return {key: value for key, value in settings.items() if (key, value) not in silent}
+        settings.pop("flip")
+        if settings.get("positive_overlap") == 1:
+            settings.pop("positive_overlap")
+        return settings
 
     @cached_property
     def _head_digest(self) -> str:
