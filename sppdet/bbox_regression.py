@@ -21,21 +21,20 @@ from sppdet.features import WindowFeatures
 from sppdet.linear import BoxRegressors
 from sppdet.parallel import run
 
-_MEMORY = 2 << 30  # bytes of float16 rows gathered at a time
-
 
 def train(
     corpus: Corpus, features: WindowFeatures, labels: list[int], settings: BoxRegression, scale: float,
-    seed: int = 3, workers: int = 0,
+    seed: int = 3, workers: int = 0, memory_gb: float = 2.0,
 ) -> BoxRegressors:  # fmt: skip
     """Fit the regressors of the classes ``labels``; a class without windows gets zeros, which move nothing.
 
-    ``scale`` brings the vectors to the norm that ``settings.ridge`` is meant for.
+    ``scale`` brings the vectors to the norm that ``settings.ridge`` is meant for; ``memory_gb`` of them are held at a
+    time.
     """
     weight = np.zeros((len(labels), 4, features.dimension), np.float32)
     bias = np.zeros((len(labels), 4), np.float32)
     chosen = [_choose(corpus, label, settings, seed) for label in labels]
-    at_once = max(1, _MEMORY // (settings.max_windows * features.dimension * 2))
+    at_once = max(1, int(memory_gb * 1e9 / (settings.max_windows * features.dimension * 2)))
     for start in range(0, len(labels), at_once):
         part = range(start, min(start + at_once, len(labels)))
         gathered = _gather(corpus, features, [chosen[k] for k in part], workers)

@@ -31,13 +31,15 @@ _COUNTS = (
     "bbox.max_windows", "detection.max_candidates", "detection.max_per_class", "epochs", "batch_size",
 )  # fmt: skip
 _SHARES = (
-    "finetune.foreground", "end_to_end.foreground", "end_to_end.background", "svm.negative_overlap",
-    "svm.duplicate_overlap", "bbox.min_overlap", "detection.nms", "detection.vote",
+    "finetune.foreground", "end_to_end.foreground", "end_to_end.background",
+    "svm.positive_overlap", "svm.negative_overlap", "svm.duplicate_overlap",
+    "bbox.min_overlap", "detection.nms", "detection.vote",
     "finetune.dropout", "end_to_end.dropout", "dropout",
 )  # fmt: skip
 _POSITIVE = (
     "pretrain.learning_rate", "finetune.learning_rate", "end_to_end.learning_rate", "learning_rate",
     "end_to_end.epochs", "svm.C", "svm.positive_weight", "svm.norm", "bbox.ridge", "proposals.base_k",
+    "memory_gb",
 )  # fmt: skip
 _FROM_ZERO = (
     "end_to_end.hard_of", "end_to_end.focal", "end_to_end.box_weight", "end_to_end.trunk_rate", "pooling.samples",

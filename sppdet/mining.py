@@ -1,8 +1,8 @@
 """Hard-negative mining: the SVMs of all classes from one stream of pictures, in bounded memory.
 
 What is kept of a window is where it lies, 24 bytes; its vector, 50 kB, is pooled again from the stored maps for
-every fit, for as many classes at a time as ``_MEMORY`` holds. So memory does not grow with the pictures, and the
-cost is a reading of the maps, which is small beside the fit.
+every fit, for as many classes at a time as ``memory_gb`` holds. So memory does not grow with the pictures, but the
+maps are read again for every such part of the classes.
 
 Positives are the ground truth of a class, and where ``positive_overlap`` is below 1 proposals that overlap it by as
 much; negatives are proposals that overlap none of it by ``negative_overlap``.
@@ -56,7 +56,6 @@ def feature_scale(corpus: Corpus, features: WindowFeatures, norm: float, seed: i
 PLACE = np.dtype([("picture", np.int32), ("scale", np.int32), ("window", np.float32, 4)])
 _NEAR, _NEAR_OF_CLASS = 20, 10000  # proposals that are positives beside the objects, at most: of one and of a class
 _GROWTH = 2048  # rows by which the cache grows
-_MEMORY = 2 << 30  # bytes of float16 vectors held at a time; one class's are held together whatever they take
 
 
 class SampleCache:
@@ -163,15 +162,20 @@ class SampleCache:
 
 
 class Miner:
-    """Trains the SVMs of the classes ``labels`` (indices into the corpus's classes)."""
+    """Trains the SVMs of the classes ``labels`` (indices into the corpus's classes).
 
-    def __init__(self, corpus, features, labels, settings, scale, seed=3, workers=0, log=lambda text: None):
+    ``memory_gb`` of vectors are held at a time; one class's are held together whatever they take.
+    """
+
+    def __init__(
+        self, corpus, features, labels, settings, scale, seed=3, workers=0, log=lambda text: None, memory_gb=2.0
+    ):
         self.corpus: Corpus = corpus
         self.features: WindowFeatures = features
         self.labels: list[int] = list(labels)
         self.settings: Svm = settings
         self.problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=seed)
-        self.seed, self.workers, self.log = seed, workers, log
+        self.seed, self.workers, self.log, self.memory_gb = seed, workers, log, memory_gb
         self._objects = [sum((sample.labels == label).sum() for sample in corpus.dataset) for label in self.labels]
 
     def train(self, checkpoint: Path | None = None, key: str = "") -> LinearSVMs:
@@ -326,8 +330,8 @@ class Miner:
         )
 
     def _parts(self) -> Iterator[list[int]]:
-        """The classes in order, as many at a time as share rows whose vectors fit into ``_MEMORY``."""
-        limit = _MEMORY // (2 * self.features.dimension)
+        """The classes in order, as many at a time as share rows whose vectors fit into ``memory_gb``."""
+        limit = self.memory_gb * 1e9 / (2 * self.features.dimension)
         part, rows = [], np.zeros(len(self.cache.places), bool)
         for k in range(len(self.labels)):
             own = self.cache.held[:, k]

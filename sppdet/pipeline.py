@@ -296,7 +296,7 @@ class Pipeline:
             features, scale = self._learns_from("svm")
             miner = Miner(
                 self._corpus_of("svm"), features, missing, self.config.svm, scale,
-                self.config.run.seed, self.config.workers, self.log,
+                self.config.run.seed, self.config.workers, self.log, self.config.memory_gb,
             )  # fmt: skip
             with checkpoint_of(self.learned.folder / "svm", again) as checkpoint:
                 svms = miner.train(checkpoint, fingerprint([self._class_key("svm", k).data for k in missing]))
@@ -311,7 +311,7 @@ class Pipeline:
             features, scale = self._learns_from("bbox")
             regressors = bbox_regression.train(
                 self._corpus_of("bbox"), features, missing, self.config.bbox, scale,
-                self.config.run.seed, self.config.workers,
+                self.config.run.seed, self.config.workers, self.config.memory_gb,
             )  # fmt: skip
             self._finish_classes("bbox", missing, regressors.weight, regressors.bias)
         return {"computed": bool(missing), "classes": len(missing)}

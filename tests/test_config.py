@@ -163,6 +163,8 @@ def test_override_copies():
         ("end_to_end.dropout=1.5", "end_to_end.dropout: expected 0 to 1, found 1.5"),
         ("svm.positive_overlap=0.3", "svm.positive_overlap: a window that overlaps by 0.3 would be a positive and a"),
         ("end_to_end.background=0.5", "end_to_end.background: a window that overlaps an object by 0.5 is foreground"),
+        ("svm.positive_overlap=2", "svm.positive_overlap: expected 0 to 1, found 2"),
+        ("memory_gb=0", "memory_gb: expected more than 0, found 0"),
         ("proposals.sigma=.nan", "proposals.sigma: expected a number, found nan"),
         ("proposals.base_k=-50", "proposals.base_k: expected more than 0, found -50"),
         ("detection.vote=1.5", "detection.vote: expected 0 to 1, found 1.5"),

@@ -95,8 +95,9 @@ def test_a_row_that_is_used_again_starts_from_nothing():
     assert cache.alpha[row, 0] == 0 and cache.score[row, 0] == 0.25
 
 
-def miner(corpus, features, labels, workers=1, **changes) -> Miner:
-    return Miner(corpus, features, labels, Svm(**SETTINGS | changes), scale=1.0, workers=workers)
+def miner(corpus, features, labels, workers=1, memory_gb=2.0, **changes) -> Miner:
+    settings = Svm(**SETTINGS | changes)
+    return Miner(corpus, features, labels, settings, scale=1.0, workers=workers, memory_gb=memory_gb)
 
 
 @pytest.mark.parametrize(
@@ -279,15 +280,14 @@ def test_a_window_takes_24_bytes():
     assert PLACE.itemsize == 24
 
 
-def test_fitting_a_few_classes_at_a_time_changes_nothing(random_corpus, tiny_features, monkeypatch):
+def test_the_memory_at_hand_changes_nothing(random_corpus, tiny_features, monkeypatch):
     corpus, features = random_corpus(pictures=20), tiny_features(8)
     expected, sizes = miner(corpus, features, [0, 1, 2]).train(), []
     vectors = Miner._vectors
     monkeypatch.setattr(Miner, "_vectors", lambda self, rows: sizes.append(len(rows)) or vectors(self, rows))
-    for memory, parts in ((1, 3), (1 << 30, 1)):
-        monkeypatch.setattr(mining, "_MEMORY", memory)
+    for memory_gb, parts in ((1e-9, 3), (1.0, 1)):
         sizes.clear()
-        found = miner(corpus, features, [0, 1, 2]).train()
+        found = miner(corpus, features, [0, 1, 2], memory_gb=memory_gb).train()
         assert len(sizes) == 6 * parts  # six fits
         np.testing.assert_array_equal(found.weight, expected.weight)
         np.testing.assert_array_equal(found.bias, expected.bias)
