@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,6 +70,8 @@ ABLATION = (
     Row("the same, mirror images learned", BEST, (OBJECTS, ONE_VIEW)),
     Row("the same, windows near objects too", BEST, (ONE_VIEW,)),
     Row("the same, the mirrored picture too", BEST),
+    Row("the same again, seed 1", BEST, ("run.seed=1",)),
+    Row("the same again, seed 2", BEST, ("run.seed=2",)),
 )
 # He et al. 2014, table 9, pool5: SPP-net with ZF-5, R-CNN with AlexNet. Girshick 2015, table 4: CaffeNet.
 SYSTEMS = (
@@ -180,6 +183,19 @@ def accuracy(rows: list[Row], found: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def spread(rows: list[Row], found: list[dict]) -> str:
+    """Over the seeds of a configuration, mAP with box regression: mean and standard deviation."""
+    seeds = defaultdict(list)
+    for row, metrics in zip(rows, found):
+        seeds[row.config, tuple(c for c in row.changes if not c.startswith("run.seed="))].append((row.name, metrics))
+    lines = ["| | seeds | mean | standard deviation |", "|---|---|---|---|"]
+    for same in seeds.values():
+        values = [metrics["mAP"] for _, metrics in same]
+        if len(values) > 1:
+            lines.append(f"| {same[0][0]} | {len(values)} | {np.mean(values):.1f} | {np.std(values, ddof=1):.1f} |")
+    return "\n".join(lines) if len(lines) > 2 else ""
+
+
 def per_class(rows: list[Row], found: list[dict]) -> str:
     """With box regression, as all tables from here on."""
     lines = ["| | " + " | ".join(row.name for row in rows) + " |", "|---" * (len(rows) + 1) + "|"]
@@ -230,9 +246,11 @@ def document(options: argparse.Namespace, rows: list[Row], found: list[dict]) ->
         train=found[0]["training_pictures"], test=found[0]["pictures"], recall=recall_line(found[0]["proposals"]),
     )  # fmt: skip
     parts = [head]
-    for title, table in (("Mean average precision", accuracy), ("By class", per_class), ("Costs", costs)):
-        text = " ".join(table.__doc__.split())
-        parts += [f"## {title}", text, table(rows, found)]
+    tables = {"Mean average precision": accuracy, "Spread": spread, "By class": per_class, "Costs": costs}
+    for title, table in tables.items():
+        lines = table(rows, found)
+        if lines:
+            parts += [f"## {title}", " ".join(table.__doc__.split()), lines]
     parts += [PAPERS] * (options.table == "systems")
     return "\n\n".join(parts) + "\n"
 

@@ -47,6 +47,14 @@ def test_a_document_holds_what_the_runs_found(monkeypatch, tmp_path, capsys):
     assert "| SPP-net, fine-tuned fc7, 1 scale | ZF-5 | 54.5 | 58.0 | 0.142 |" in text
 
 
+def test_the_spread_is_over_the_seeds_of_one_configuration():
+    seeds = [compare.Row("best", "b.yaml"), *(compare.Row(f"best {n}", "b.yaml", (f"run.seed={n}",)) for n in (1, 2))]
+    rows = [*seeds, compare.Row("other", "b.yaml", ("svm.C=1",))]
+    table = compare.spread(rows, [metrics(value) for value in (50, 51, 55, 40)])  # 2 more with box regression
+    assert table.splitlines()[2:] == ["| best | 3 | 54.0 | 2.6 |"]
+    assert compare.spread(rows[2:], [metrics(50), metrics(40)]) == ""
+
+
 @pytest.mark.parametrize("row", (*compare.ABLATION, *compare.SYSTEMS), ids=lambda row: row.name)
 def test_every_row_is_a_configuration(row):
     config.load(ROOT / row.config, row.changes)
