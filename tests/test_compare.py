@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from sppdet import config
+from sppdet.errors import SppdetError
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("compare", ROOT / "scripts" / "compare.py")
@@ -45,6 +46,14 @@ def test_a_document_holds_what_the_runs_found(monkeypatch, tmp_path, capsys):
     assert "| SPP-net | 10 |  | 20 | 30 | 2000 | 30 | 0.050 | 0.123 | 0.020 |" in text
     assert "| Fast R-CNN |  | 30 |  | 40 | 3000 | 30 | 0.050 | 0.123 | 0.020 |" in text
     assert "| SPP-net, fine-tuned fc7, 1 scale | ZF-5 | 54.5 | 58.0 | 0.142 |" in text
+
+
+def test_rows_are_chosen_by_their_name_or_a_part_of_it():
+    rows = [compare.Row(name, "b.yaml") for name in ("pool5", "pool5, five", "fc7", "fc7, five")]
+    assert compare.choose(rows, []) == rows
+    assert [row.name for row in compare.choose(rows, ["five", "pool5"])] == ["pool5", "pool5, five", "fc7, five"]
+    with pytest.raises(SppdetError, match="--rows: no row's name holds 'fc8'; they are pool5, pool5, five"):
+        compare.choose(rows, ["fc7", "fc8"])
 
 
 def test_the_spread_is_over_the_seeds_of_one_configuration():
