@@ -89,7 +89,9 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     text = every(options)
     if options.write:
-        Path(options.write).write_text(text)
+        from sppdet.files import write_document
+
+        write_document(options.write, text)
     print(text)
     return 0
 

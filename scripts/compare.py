@@ -23,7 +23,7 @@ import numpy as np
 from sppdet import config
 from sppdet.cli import STAGES, run
 from sppdet.errors import SppdetError
-from sppdet.files import read_json
+from sppdet.files import read_json, write_document
 from sppdet.proposals import recall_line
 from sppdet.versions import machine
 
@@ -283,7 +283,7 @@ def compare(options: argparse.Namespace) -> None:
     rows = choose(table, options.rows)
     text = document(options, rows, [measure(row, options) for row in rows])
     if options.write:
-        options.write.write_text(text)
+        write_document(options.write, text)
     print(text)
 
 

@@ -28,7 +28,8 @@ if TYPE_CHECKING:  # imported late: --help does not wait for torch
 OUTPUT = "detections"
 
 _EPILOG = """\
-Scores are SVM margins, not probabilities: 0 is the decision boundary, and they are not bounded.
+Scores are SVM margins, not probabilities: 0 is the decision boundary, and they are not bounded. With a softmax they are
+log odds, where 0 is a probability of one half.
 Boxes are x1 y1 x2 y2, pixel edges counted from 0, of the picture as displayed (EXIF orientation applied):
 the top left pixel is 0 0 1 1, and a width is x2 - x1.
 Where nothing reaches the threshold the nearest that did not is named ("nearest" in JSON).
@@ -63,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         type=_finite,
         default=-0.5,
         metavar="M",
-        help="lowest SVM margin shown, not a probability; default: %(default)s; 0 is the decision boundary",
+        help="lowest score shown, not a probability; default: %(default)s; 0 is the decision boundary",
     )
     made.add_argument("--max-detections", type=cli.positive, metavar="N", help="show only the N best of a picture")
     made.add_argument("--json", action="store_true", help="print one JSON document and nothing else")

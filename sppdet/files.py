@@ -50,6 +50,16 @@ def write_lines(path: str | os.PathLike, lines: Iterable[str]) -> None:
         raise SppdetError(f"{path}: cannot be written ({error.strerror}); choose another place") from None
 
 
+BY_HAND = "<!-- From here on by hand: what writes this file keeps it. -->"
+
+
+def write_document(path: str | os.PathLike, text: str) -> None:
+    """Write Markdown; what an older file has from the line :data:`BY_HAND` on stays behind it."""
+    old = Path(path).read_text() if Path(path).exists() else ""
+    kept = "\n" + BY_HAND + old.partition(BY_HAND)[2] if BY_HAND in old else ""
+    atomic_write(path, lambda temporary: temporary.write_text(text + kept))
+
+
 def read_json(path: str | os.PathLike):
     try:
         return json.loads(Path(path).read_text())

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from sppdet.errors import SppdetError
-from sppdet.files import atomic_write, file_digest, fingerprint, read_json, write_json
+from sppdet.files import BY_HAND, atomic_write, file_digest, fingerprint, read_json, write_document, write_json
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -84,3 +84,13 @@ def test_files_have_the_permissions_of_the_users_umask(tmp_path):
     finally:
         os.umask(before)
     assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_document_written_again_keeps_what_was_added_by_hand(tmp_path):
+    path = tmp_path / "table.md"
+    write_document(path, "# First\n")
+    assert path.read_text() == "# First\n"
+    path.write_text(f"# First\n\n{BY_HAND}\n\nMy words.\n")
+    for _ in range(2):
+        write_document(path, "# Second\n")
+        assert path.read_text() == f"# Second\n\n{BY_HAND}\n\nMy words.\n"
