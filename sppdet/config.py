@@ -184,7 +184,7 @@ class Config:
     run: Run = field(default_factory=Run)
     device: str = "auto"  # auto, cpu, cuda, cuda:1, ...
     workers: int = 0  # 0: every core
-    memory_gb: float = 2.0  # of window vectors, held while SVMs and boxes learn from them; more is faster
+    memory_gb: float = 2.0  # of window vectors, held while SVMs and boxes learn; more: maps are read less often
 
     def check(self) -> None:
         """Refuse choices that do not go together."""
