@@ -109,7 +109,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--weights", default="imagenet", help="SqueezeNet 1.0's; default: torchvision's download")
     made.add_argument("--cache", default="cache", help="of proposals and conv maps; default: %(default)s")
     made.add_argument("--runs", type=Path, default=Path("runs/compare"), help="a folder a row; default: %(default)s")
-    made.add_argument("--rows", action="append", default=[], help="only the one of this name, or those that hold it")
+    made.add_argument(
+        "--rows", action="append", default=[], help="the row of this name, or those whose hold it; may repeat"
+    )
     made.add_argument("--all", action="store_true", help="systems: not only 150 + 75 pictures and 2000 windows")
     made.add_argument("--write", type=Path, help="the Markdown file to write")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for every row, e.g. data.limit_train=500")
