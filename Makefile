@@ -51,7 +51,8 @@ demo: setup  ## train on drawn shapes, evaluate and detect: minutes on a CPU, no
 # Only the default place is ever downloaded to: a VOC_ROOT that you name and that is not there is an error of the
 # training command. `.incomplete` is what an interrupted download leaves (scripts/get_voc.py).
 ifeq ($(VOC_ROOT),data/VOCdevkit)
-voc_there := $(if $(wildcard data/VOCdevkit/.incomplete),,$(wildcard data/VOCdevkit/VOC2007/ImageSets/Main/test.txt))
+voc_lists := $(wildcard $(foreach folder,data/VOCdevkit data/VOCdevkit/VOC*,$(folder)/ImageSets/Main/*.txt))
+voc_there := $(if $(wildcard data/VOCdevkit/.incomplete),,$(voc_lists))
 train-voc: $(if $(voc_there),,data-voc)
 endif
 train-voc: setup  ## train and evaluate CONFIG on PASCAL VOC2007 in VOC_ROOT

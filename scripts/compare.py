@@ -190,10 +190,12 @@ def spread(rows: list[Row], found: list[dict]) -> str:
     """Over the seeds of a configuration, mAP with box regression: mean and standard deviation."""
     seeds = defaultdict(list)
     for row, metrics in zip(rows, found):
-        seeds[row.config, tuple(c for c in row.changes if not c.startswith("run.seed="))].append((row.name, metrics))
+        seeds[row.config, tuple(c for c in row.changes if not c.startswith("run.seed="))].append(
+            (row.name, metrics["mAP"])
+        )
     lines = ["| | seeds | mean | standard deviation |", "|---|---|---|---|"]
     for same in seeds.values():
-        values = [metrics["mAP"] for _, metrics in same]
+        values = [value for _, value in same]
         if len(values) > 1:
             lines.append(f"| {same[0][0]} | {len(values)} | {np.mean(values):.1f} | {np.std(values, ddof=1):.1f} |")
     return "\n".join(lines) if len(lines) > 2 else ""

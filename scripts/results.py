@@ -1,4 +1,4 @@
-"""Print a run's metrics.json as the Markdown tables of the README: ``python scripts/results.py RUN``."""
+"""Print a run's metrics.json as the Markdown tables: ``python scripts/results.py RUN``."""
 
 from __future__ import annotations
 

@@ -54,10 +54,15 @@ BY_HAND = "<!-- From here on by hand: what writes this file keeps it. -->"
 
 
 def write_document(path: str | os.PathLike, text: str) -> None:
-    """Write Markdown; what an older file has from the line :data:`BY_HAND` on stays behind it."""
+    """Write Markdown; what an older file has from the line :data:`BY_HAND` on stays behind it.
+
+    Raises:
+        SppdetError: where the file cannot be written.
+    """
     old = Path(path).read_text() if Path(path).exists() else ""
-    kept = "\n" + BY_HAND + old.partition(BY_HAND)[2] if BY_HAND in old else ""
-    atomic_write(path, lambda temporary: temporary.write_text(text + kept))
+    _, mark, by_hand = old.partition(BY_HAND)
+    kept = ["", *(mark + by_hand).splitlines()] if mark else []
+    write_lines(path, [*text.splitlines(), *kept])
 
 
 def read_json(path: str | os.PathLike):

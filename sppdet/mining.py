@@ -242,7 +242,7 @@ class Miner:
         chosen = order[: -(-s.random_negatives // share)] if share else order[:0]
 
         def draw(i: int):
-            windows, boxes, _ = self._windows(i)
+            windows, boxes = self._windows(i, self.corpus.maps(i))
             rows = np.random.default_rng([self.seed, i]).permutation(len(windows.cells))[:share]
             rows = rows[np.argsort(rows)]
             return rows, _places(i, windows, rows), self._legal(i, boxes, windows)[rows]
@@ -265,8 +265,7 @@ class Miner:
 
     def _near(self, i: int, maps) -> list[np.ndarray]:
         """The proposals that are positives of each class, ``(n, 4)``: a draw that does not depend on other classes."""
-        proposals = self.corpus.proposals(i)
-        windows = self.features.windows(proposals, self.corpus.size(i), maps)
+        windows, proposals = self._windows(i, maps)
         near = self.corpus.overlaps(i, proposals, self.labels) >= self.settings.positive_overlap
         found = []
         for own, label, count in zip(near.T, self.labels, self._objects):
@@ -277,9 +276,10 @@ class Miner:
             found.append(proposals[drawn[: most * len(self.corpus.objects(i, label))]])
         return found
 
-    def _windows(self, i: int) -> tuple[Windows, np.ndarray, list[np.ndarray]]:
-        boxes, maps = self.corpus.proposals(i), self.corpus.maps(i)
-        return self.features.windows(boxes, self.corpus.size(i), maps), boxes, maps
+    def _windows(self, i: int, maps) -> tuple[Windows, np.ndarray]:
+        """A picture's proposals on its maps, and as boxes ``(N, 4)``."""
+        boxes = self.corpus.proposals(i)
+        return self.features.windows(boxes, self.corpus.size(i), maps), boxes
 
     def _legal(self, i: int, boxes: np.ndarray, windows: Windows) -> np.ndarray:
         """``(U, K)``: may this window be a negative of that class? Windows of equal cells count as the nearest."""
@@ -291,7 +291,8 @@ class Miner:
         weights = Products(fitted.weight, half=self.features.half)
 
         def hard(i: int):
-            windows, boxes, maps = self._windows(i)
+            maps = self.corpus.maps(i)
+            windows, boxes = self._windows(i, maps)
             score = self.features.products(maps, windows, weights)[0] + fitted.bias
             wanted = self._legal(i, boxes, windows) & (score > self.settings.hard_margin)
             self._thin(windows, boxes, score, wanted)

@@ -121,3 +121,11 @@ def test_regression_lowers_the_error_on_what_it_was_fitted_to(random_corpus, tin
     ((rows, targets),) = bbox_regression._gather(corpus, features, [chosen], 1)
     left = targets - (rows.astype(np.float32) @ found.weight[0].T + found.bias[0])
     assert (left**2).mean() < 0.5 * (targets**2).mean()
+
+
+def test_the_memory_at_hand_changes_nothing(corpus, tiny_features):
+    settings = BoxRegression(ridge=0.1)
+    expected = bbox_regression.train(corpus, tiny_features(3), [0, 1, 2], settings, 1.0, workers=1)
+    found = bbox_regression.train(corpus, tiny_features(3), [0, 1, 2], settings, 1.0, workers=1, memory_gb=1e-9)
+    np.testing.assert_array_equal(found.weight, expected.weight)
+    np.testing.assert_array_equal(found.bias, expected.bias)
