@@ -65,6 +65,8 @@ def _check_crops(config: Config) -> None:
         raise SppdetError(f"pooling.kind: {config.pooling.kind} is for windows on conv maps; crops take max")
     if config.end_to_end.hard_of:
         raise SppdetError("end_to_end.hard_of: of crops all that are drawn learn; set it to 0")
+    if config.detection.context:
+        raise SppdetError("detection.context: pictures are read on conv maps, which crops do without; set it to 0")
     if regions.crop_size < MIN_CROP:
         raise SppdetError(f"regions.crop_size: expected {MIN_CROP} or more, found {regions.crop_size}")
     if not 0 <= 2 * regions.context < regions.crop_size:

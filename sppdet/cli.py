@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from sppdet.errors import SppdetError
 
-STAGES = ("pretrain", "proposals", "end_to_end", "maps", "finetune", "svm", "bbox", "evaluate")
+STAGES = ("pretrain", "proposals", "end_to_end", "maps", "finetune", "svm", "context", "bbox", "evaluate")
 
 
 def run(

@@ -156,6 +156,9 @@ class Detection:
     min_margin: float = -1.5
     max_candidates: int = 500  # a class and picture, the best ones, before NMS
     max_per_class: int = 100  # a class and picture, after NMS
+    # Weight of the whole picture's margin for a class, where it is below 0, beside those of its windows (context.py);
+    # 0: the picture is not asked, and in training no SVM of pictures is learned.
+    context: float = 0.0
 
 
 @dataclass

@@ -42,6 +42,7 @@ class Detector:
         classifier, regressors: what they are multiplied with; ``regressors`` may be None.
         detection: thresholds.
         head: the fc layers whose output the classifier sees, None for ``pool5``.
+        context: the SVMs of whole pictures, see :mod:`sppdet.context`; None if none were learned.
     """
 
     classes: tuple[str, ...]
@@ -52,6 +53,11 @@ class Detector:
     regressors: BoxRegressors | None
     detection: Detection
     head: Head | None = None
+    context: LinearSVMs | None = None
+
+    def __post_init__(self):
+        if self.detection.context and self.context is None:
+            raise SppdetError("detection.context: this model has no SVMs of whole pictures; train again to have them")
 
     @cached_property
     def joint(self) -> bool:
@@ -69,6 +75,11 @@ class Detector:
         percent of a shift does not matter."""
         moves = self.regressors.weight.reshape(-1, self.features.dimension) if self.joint else None
         return Products(self.classifier.weight, moves, self.features.half)
+
+    @cached_property
+    def context_weights(self) -> Products:
+        """Those of the SVMs of whole pictures."""
+        return Products(self.context.weight, half=self.features.half)
 
     def predict(self, image) -> Detections:
         """Find objects in a picture: a path, a Pillow image, or an RGB uint8 array ``(H, W, 3)``."""
@@ -191,6 +202,8 @@ class Detector:
         tensors |= {"classifier.weight": self.classifier.weight, "classifier.bias": self.classifier.bias}
         if self.regressors is not None:
             tensors |= {"bbox.weight": self.regressors.weight, "bbox.bias": self.regressors.bias}
+        if self.context is not None:
+            tensors |= {"context.weight": self.context.weight, "context.bias": self.context.bias}
         tensors = {key: torch.as_tensor(value).cpu().contiguous() for key, value in tensors.items()}
         atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path))
         write_json(folder / "model.json", description)
@@ -221,8 +234,15 @@ class View:
         self._windows = detector.features.windows(proposals, size, maps)
         products, shifts = self._features.products(maps, self._windows, detector.weights)
         self.margins = detector.classifier.margins(products + detector.classifier.bias)[self._windows.group]
+        if detector.detection.context:
+            self.margins += detector.detection.context * np.minimum(self._picture_margins(detector, size), 0)
         bias = self._regressors.bias if detector.joint else None
         self._shifts = None if bias is None else shifts.reshape(-1, *bias.shape) + bias
+
+    def _picture_margins(self, detector: Detector, size: tuple[int, int]) -> np.ndarray:
+        """``(K,)``: does the picture hold such an object?"""
+        whole = self._features.whole(self._maps, size)
+        return self._features.products(self._maps, whole, detector.context_weights)[0][0] + detector.context.bias
 
     def deltas(self, chosen: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """``(n, 4)`` shifts of the proposals ``chosen`` ``(n,)``, each by the regressor of its label ``(n,)``."""
@@ -262,8 +282,8 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
         learned = part(tensors, "head.")
         head = Head.restore(features.pooled_dimension, description["head"], learned, backbone.half_behind)
         features = features.under(head)
-    arrays = {key: value.numpy() for key, value in tensors.items() if key.startswith(("classifier.", "bbox."))}
-    moves = part(arrays, "bbox.")
+    arrays = {key: value.numpy() for key, value in tensors.items() if not key.startswith(("trunk.", "head."))}
+    moves, pictures = part(arrays, "bbox."), part(arrays, "context.")
     kind = {"svm": LinearSVMs, "softmax": Softmax}[description["classifier"]]
     return Detector(
         classes=tuple(description["classes"]),
@@ -274,6 +294,7 @@ def load(folder: str | Path, device: str = "auto") -> Detector:
         regressors=BoxRegressors(**moves, of_head=description["bbox_of_head"]) if moves else None,
         detection=Detection(**description["detection"]),
         head=head,
+        context=LinearSVMs(**pictures) if pictures else None,
     )
 
 

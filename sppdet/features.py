@@ -138,6 +138,10 @@ class WindowFeatures(ABC):
         windows = self.windows(boxes, size, maps)
         return self.vectors(maps, windows, np.arange(len(windows.cells)), dtype)[windows.group]
 
+    def whole(self, maps, size: tuple[int, int]) -> Windows:
+        """The picture itself, of ``(width, height)``, as its only window."""
+        return self.windows(np.array([[0, 0, *size]], np.float32), size, maps)
+
     def products(
         self, maps, windows: Windows, weights: Products, rows: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:

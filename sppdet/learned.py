@@ -33,12 +33,12 @@ class Learned:
         self.balance = folder / "balance.safetensors"
 
     def of_class(self, stage: str, k: int) -> Path:
-        """The file of class k, of stage ``svm`` or ``bbox``."""
+        """The file of class k, of stage ``svm``, ``context`` or ``bbox``."""
         return self.folder / stage / f"{quote(self.classes[k], safe=' ')}.safetensors"
 
-    def svms(self) -> LinearSVMs:
-        """Those of all classes."""
-        weight, bias = self._stacked("svm")
+    def svms(self, stage: str = "svm") -> LinearSVMs:
+        """Those of all classes, of stage ``svm`` or ``context``."""
+        weight, bias = self._stacked(stage)
         return LinearSVMs(weight, bias[:, 0])
 
     def softmax(self) -> Softmax:

@@ -46,6 +46,7 @@ _FROM_ZERO = (
     "pretrain.weight_decay", "finetune.weight_decay", "end_to_end.weight_decay", "weight_decay",
     "proposals.inc_k", "proposals.sigma", "proposals.max_side", "proposals.min_size", "proposals.max_windows",
     "finetune.steps", "svm.random_negatives", "svm.max_negatives", "svm.hard_per_picture", "workers",
+    "detection.context",
 )  # fmt: skip
 
 

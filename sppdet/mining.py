@@ -325,10 +325,7 @@ class Miner:
         slow = [k for k, fitted in enumerate(fits) if not fitted.converged]
         if slow:
             self.log(f"  the SVM of {len(slow)} classes stopped at the iteration limit; a smaller svm.C helps")
-        return LinearSVMs(
-            np.stack([fitted.weight for fitted in fits]),
-            np.array([fitted.intercept for fitted in fits], np.float32),
-        )
+        return svm.stack(fits)
 
     def _parts(self) -> Iterator[list[int]]:
         """The classes in order, as many at a time as share rows whose vectors fit into ``memory_gb``."""
@@ -345,7 +342,7 @@ class Miner:
     def _fit_classes(self, classes: list[int]) -> list[svm.Fit]:
         """Fit some classes, and let their easy negatives leave."""
         cache = self.cache
-        solve = svm.fit if self.settings.solver == "dual" else svm.fit_liblinear
+        solve = svm.SOLVERS[self.settings.solver]
         rows = np.flatnonzero(cache.held[:, classes].any(axis=1))
         vectors = self._vectors(rows)
         position = np.zeros(len(cache.places), np.int64)

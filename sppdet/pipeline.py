@@ -6,6 +6,7 @@
     maps       the backbone on every picture and scale                    -> cache/maps
     finetune   fc6 and fc7 (for features fc6 or fc7, conv layers fixed)   -> RUN/stages/finetune.safetensors
     svm        per-class SVMs with hard-negative mining                   -> RUN/stages/svm/CLASS.safetensors
+    context    per-class SVMs of whole pictures (where asked for)         -> RUN/stages/context/CLASS.safetensors
     bbox       per-class box regression                                   -> RUN/stages/bbox/CLASS.safetensors
     evaluate   detection on the test split                                -> RUN/metrics.json, RUN/detections
 
@@ -24,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import load_file
 
-from sppdet import bbox_regression, end_to_end, finetune
+from sppdet import bbox_regression, context, end_to_end, finetune
 from sppdet.backbone import Backbone, network_state, weights_digest
 from sppdet.cli import STAGES
 from sppdet.config import Config, to_dict
@@ -138,13 +139,15 @@ class Pipeline:
         stages = {
             "finetune": c.features != "pool5" and not c.end_to_end.enabled,
             "svm": c.classifier == "svm",
+            "context": c.detection.context > 0,
             "bbox": c.bbox.enabled and c.bbox.kind != "joint",
         }
         return [stage for stage, wanted in stages.items() if wanted]
 
     def _corpus_of(self, stage: str) -> Corpus:
         """What one of them learns from."""
-        return self.mirrored_corpus if getattr(self.config, stage).flip else self.corpus
+        section = self.config.svm if stage == "context" else getattr(self.config, stage)
+        return self.mirrored_corpus if section.flip else self.corpus
 
     @cached_property
     def pooled_features(self) -> WindowFeatures:
@@ -195,12 +198,12 @@ class Pipeline:
         return self._scale(self.features)
 
     def _sees_head(self, stage: str) -> bool:
-        """Whether ``svm`` or ``bbox`` learns from the head's vectors. Box regression is of the pooled ones, as in the
-        originals, but where the SVMs see both, so does it, and one product serves them."""
+        """Whether ``svm``, ``context`` or ``bbox`` learns from the head's vectors. Box regression is of the pooled
+        ones, as in the originals, but where the SVMs see both, so does it, and one product serves them."""
         return self.features.beside if stage == "bbox" else self.head is not None
 
     def _learns_from(self, stage: str) -> tuple[WindowFeatures, float]:
-        """The vectors that ``svm`` or ``bbox`` learns from, and what brings them to the norm of the SVMs."""
+        """The vectors that one of these stages learns from, and what brings them to the norm of the SVMs."""
         return (self.features, self.features_scale) if self._sees_head(stage) else (self.pooled_features, self.scale)
 
     # The stages. Each returns what it cost besides time and memory, with computed=False if all was there.
@@ -303,6 +306,19 @@ class Pipeline:
                 self._finish_classes("svm", missing, svms.weight, svms.bias[:, None])
         return {"computed": bool(missing), "classes": len(missing)}
 
+    def _context(self, again: bool) -> dict | None:
+        if "context" not in self._learning():
+            return None
+        missing = self._unfinished("context", again)
+        if missing:
+            features, scale = self._learns_from("context")
+            svms = context.train(
+                self._corpus_of("context"), features, missing, self.config.svm, scale,
+                self.config.run.seed, self.config.workers,
+            )  # fmt: skip
+            self._finish_classes("context", missing, svms.weight, svms.bias[:, None])
+        return {"computed": bool(missing), "classes": len(missing)}
+
     def _bbox(self, again: bool) -> dict | None:
         if "bbox" not in self._learning():
             return None
@@ -350,6 +366,7 @@ class Pipeline:
             regressors=self.learned.regressors(bbox.kind, self.features, self.head) if bbox.enabled else None,
             detection=self.config.detection,
             head=head,
+            context=self.learned.svms("context") if "context" in self._learning() else None,
         )
 
     # What results depend on
@@ -383,6 +400,8 @@ class Pipeline:
     def _settings(self, stage: str) -> dict:
         """Those of a stage. Whether it learns from mirror images is told by the names of its pictures, and what does
         nothing is left out: the results of versions before it hold."""
+        if stage == "context":
+            return {name: getattr(self.config.svm, name) for name in context.SETTINGS}
         settings = asdict(getattr(self.config, stage))
         settings.pop("flip")
         if settings.get("positive_overlap") == 1:

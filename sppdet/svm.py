@@ -25,6 +25,7 @@ from numba.extending import intrinsic
 
 from sppdet.compiled import compiled
 from sppdet.errors import SppdetError
+from sppdet.linear import LinearSVMs
 
 
 @dataclass(frozen=True)
@@ -106,9 +107,23 @@ def fit_liblinear(rows: np.ndarray, index: np.ndarray, labels: np.ndarray, probl
     return Fit(weight, float(solver.intercept_[0]), None, 0, converged)
 
 
+SOLVERS = {"dual": fit, "liblinear": fit_liblinear}
+
+
+def stack(fits: list[Fit]) -> LinearSVMs:
+    """The SVMs of all classes as one."""
+    bias = np.array([fitted.intercept for fitted in fits], np.float32)
+    return LinearSVMs(np.stack([fitted.weight for fitted in fits]), bias)
+
+
 def never(dimension: int) -> Fit:
     """The SVM of a class without positives: no window is ever of it."""
     return Fit(np.zeros(dimension, np.float32), -100.0, None, 0, True)
+
+
+def always(dimension: int) -> Fit:
+    """The SVM of a class without negatives."""
+    return Fit(np.zeros(dimension, np.float32), 100.0, None, 0, True)
 
 
 def objective(margins: np.ndarray, labels: np.ndarray, fitted: Fit, problem: Problem) -> float:

@@ -204,6 +204,7 @@ def test_fc_layers_that_are_not_there_are_refused(options, message):
         (["classifier=softmax"], "classifier: softmax is a layer on fc7; set end_to_end.enabled=true and features=fc7"),
         (["end_to_end.enabled=true", "backbone.weights=random"], "end_to_end.frozen_stride: random layers would stay"),
         (["regions.crop=warp", "regions.scales=[480,688]"], "regions.scales: crops have one size.*leave one scale"),
+        (["regions.crop=warp", "detection.context=0.3"], "detection.context: pictures are read on conv maps"),
         (["regions.crop=warp", "regions.crop_size=63"], "regions.crop_size: expected 64 or more, found 63"),
         (
             ["regions.crop=square", "regions.context=114"],

@@ -78,6 +78,31 @@ def test_a_picture_and_its_mirror_image_are_found_alike_by_a_detector_that_looks
     np.testing.assert_allclose(geometry.mirror(there.boxes, 64), found.boxes, atol=1e-4)
 
 
+@pytest.mark.parametrize(("blue", "expected"), [(2.5, [2, 1]), (4, [2, 1 - 0.5 * 1.5]), (9, [2])])
+def test_windows_lose_margin_where_the_picture_says_no(by_hand, conv_map, blue, expected):
+    # The picture's highest values are 3 and 2: yes to red, 3 - 1; to blue 2.5 - `blue`, and half of it counts.
+    picture = LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, 0.5 - blue], np.float32))
+    model = replace(by_hand, context=picture, detection=replace(by_hand.detection, context=0.5))
+    found = model.detect([conv_map], WINDOWS, (64, 64))
+    assert found.scores.tolist() == expected
+    without = replace(model, detection=by_hand.detection).detect([conv_map], WINDOWS, (64, 64))
+    assert without.scores.tolist() == [2, 1]
+
+
+def test_both_views_of_a_picture_are_asked(by_hand, conv_map):
+    picture = LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, -3], np.float32))
+    model = replace(by_hand, context=picture, detection=replace(by_hand.detection, context=0.5))
+    mirrored = np.ascontiguousarray(conv_map[:, ::-1])
+    mirrored[0, 0, 1] = 4  # outside of the windows: 4 - 3 in one view, 2 - 3 in the other
+    found = model.detect([conv_map], WINDOWS, (64, 64), [mirrored])
+    assert found.scores.tolist() == [2, 1 - 0.5 * 1 / 2]
+
+
+def test_context_that_was_not_learned_is_refused(by_hand):
+    with pytest.raises(SppdetError, match=r"detection\.context: this model has no SVMs of whole pictures; train again"):
+        replace(by_hand, detection=replace(by_hand.detection, context=0.5))
+
+
 class FixedSearch(SelectiveSearch):
     def __call__(self, image: np.ndarray) -> np.ndarray:
         return WINDOWS
@@ -205,8 +230,10 @@ def random_detector(layer: str | None = None, with_regressors: bool = True, **po
         moving = rng.normal(0, 0.002, (3, 4, inputs)).astype(np.float32)
         regressors = BoxRegressors(moving, moves, of_head=features.beside)
     svms = LinearSVMs(weight, np.zeros(3, np.float32))
-    detection = Detection(nms=0.4, min_margin=-0.2, max_per_class=9)
-    return Detector(("a", "b c", "ü"), backbone, features, SelectiveSearch(), svms, regressors, detection, head)
+    detection = Detection(nms=0.4, min_margin=-0.2, max_per_class=9, context=0.01)
+    pictures = LinearSVMs(rng.normal(size=weight.shape).astype(np.float32), np.full(3, -2, np.float32))
+    search, classes = SelectiveSearch(), ("a", "b c", "ü")
+    return Detector(classes, backbone, features, search, svms, regressors, detection, head, pictures)
 
 
 @pytest.mark.parametrize(("layer", "regressors"), [(None, True), ("fc6", True), ("pool5+fc7", True), (None, False)])
@@ -252,13 +279,15 @@ def test_the_kind_of_pooling_is_saved(tmp_path, picture, pooling):
     np.testing.assert_array_equal(found.boxes, expected.boxes)
 
 
-def test_models_from_before_there_were_kinds_take_the_maximum(tmp_path):
-    random_detector().save(tmp_path)
+def test_models_from_before_there_were_kinds_or_context_take_the_maximum_alone(tmp_path):
+    replace(random_detector(), context=None, detection=Detection()).save(tmp_path)
     description = json.loads((tmp_path / "model.json").read_text())
     for key in ("kind", "samples"):
         del description["features"][key]
+    del description["detection"]["context"]
     (tmp_path / "model.json").write_text(json.dumps(description))
-    assert module.load(tmp_path, device="cpu").features.kind == "max"
+    model = module.load(tmp_path, device="cpu")
+    assert model.features.kind == "max" and model.context is None and model.detection.context == 0
 
 
 def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path):

@@ -169,6 +169,31 @@ def test_a_class_is_added_without_touching_the_others(tmp_path, trained, own_dat
     assert place.model() == trained.model()  # as if all had been trained together
 
 
+def test_pictures_are_asked_too_and_a_class_is_added_alone(tmp_path, trained, own_data, capsys):
+    place = Workplace(tmp_path, own_data, trained.cache)
+    shutil.copytree(trained.run / "stages", place.run / "stages")
+    assert place.train("detection.context=0.3") == 0
+    of_pictures = place.times("run/stages/context/*")
+    assert len(of_pictures) == 12  # two files a class
+    model = sppdet.load(place.run, device="cpu")
+    assert model.context.weight.shape == model.classifier.weight.shape
+    costs = json.loads((place.run / "stages.json").read_text())
+    assert costs["context"]["classes"] == 6 and "svm" not in costs  # the windows' SVMs were there and serve on
+
+    rename_objects(own_data / "Annotations" / "train_00000.xml", "comet")
+    assert place.train("detection.context=0.3", "--keep") == 0
+    now = place.times("run/stages/context/*")
+    assert {path: now[path] for path in of_pictures} == of_pictures
+    assert {Path(path).stem for path in now.keys() - of_pictures.keys()} == {"comet"}
+
+    assert evaluate([str(place.run), "detection.context=0"]) == 0
+    capsys.readouterr()
+    assert evaluate([str(trained.run), "detection.context=0.3"]) == 2
+    assert error_lines(capsys) == [
+        "error: detection.context: this model has no SVMs of whole pictures; train again to have them"
+    ]
+
+
 def test_a_stage_stops_there_and_force_does_it_again(place):
     assert place.train("--stage", "svm") == 0
     svms = place.times("run/stages/svm/*.safetensors")
