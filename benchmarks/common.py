@@ -149,13 +149,13 @@ class Bench:
         return Limits.measure(cores or self.cores)
 
     def pipeline(self, pictures: int, *overrides: str, cache: str | None = None) -> Pipeline:
-        """A run on the first ``pictures`` training pictures."""
+        """A run on the first ``pictures`` training pictures, at one scale unless ``overrides`` say otherwise."""
         made = config.load(
             Path(__file__).parents[1] / "configs" / "voc07_sppnet_squeezenet.yaml",
             [
                 f"data.root={self.voc_root}", f"backbone.weights={self.weights}", f"data.limit_train={pictures}",
                 f"data.limit_test={pictures}", f"run.cache={cache or self.work}", f"run.dir={self.work}/run",
-                "data.train_split=train", *overrides,
+                "data.train_split=train", "regions.scales=[688]", "detection.context=0", *overrides,
             ],
         )  # fmt: skip
         run = Pipeline(made, log=lambda text: None)

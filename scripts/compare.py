@@ -33,7 +33,8 @@ SPP, END, FAST, RCNN, BEST = (
 )
 FIVE = "regions.scales=[480,576,688,864,1200]"
 OBJECTS = "svm.positive_overlap=1"
-PLAIN = ("svm.flip=false", "bbox.flip=false", OBJECTS)
+ONE = ("regions.scales=[688]", "detection.context=0")
+PLAIN = (*ONE, "svm.flip=false", "bbox.flip=false", OBJECTS)
 RIDGE, ONE_VIEW = "bbox.kind=ridge", "detection.flip=false"
 TIMED = 8  # pictures on which detection is timed
 
@@ -60,9 +61,11 @@ ABLATION = (
     Row("pool5, 5 scales", SPP, (*PLAIN, FIVE), ("44.9", "")),
     Row("fine-tuned fc6, 5 scales", SPP, (*PLAIN, FIVE, "features=fc6"), ("53.7", "")),
     Row("fine-tuned fc7, 5 scales", SPP, (*PLAIN, FIVE, "features=fc7"), ("55.2", "59.2")),
-    Row("pool5, 1 scale, mirror images learned", SPP, (OBJECTS,)),
-    Row("pool5, 1 scale, windows near objects too", SPP),
-    Row("pool5, 5 scales, windows near objects too", SPP, (FIVE,)),
+    Row("pool5, 1 scale, mirror images learned", SPP, (*ONE, OBJECTS)),
+    Row("pool5, 1 scale, windows near objects too", SPP, ONE),
+    Row("pool5, 5 scales, windows near objects too", SPP, (*ONE, FIVE)),
+    Row("pool5, 2 scales", SPP, ("detection.context=0",)),
+    Row("pool5, 2 scales, the picture asked too", SPP),
     Row("end to end, softmax", END),
     Row("end to end, SVMs on pool5", BEST, (*PLAIN, RIDGE, ONE_VIEW, "features=pool5")),
     Row("end to end, SVMs on fc7", BEST, (*PLAIN, RIDGE, ONE_VIEW, "features=fc7")),

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,7 +96,8 @@ def measure(settings: Config, backbone: Backbone, train: Corpus, validate: Corpu
     svms = Miner(train, features, labels, settings.svm, scale, seed, workers).train()
     boxes = bbox_regression.train(train, features, list(labels), settings.bbox, scale, seed, workers)
     trained = time.process_time()
-    detector = Detector(train.dataset.classes, backbone, features, settings.proposals, svms, boxes, settings.detection)
+    detection = replace(settings.detection, context=0)  # windows alone
+    detector = Detector(train.dataset.classes, backbone, features, settings.proposals, svms, boxes, detection)
     both = detect_all(detector, validate, workers)
     detected = time.process_time()
     return {

@@ -72,9 +72,8 @@ class Pooling:
 class Finetune:
     """The fc head: fc6 and fc7 on the pooled vector, trained for K + 1-way classification, conv layers fixed."""
 
-    init: str = (
-        "random"  # or imagenet: fc6, fc7 of alexnet or vgg16, from backbone.weights; also where end_to_end trains
-    )
+    # random, or imagenet: fc6 and fc7 of alexnet or vgg16, from backbone.weights; also where end_to_end trains
+    init: str = "random"
     units: int = 1024
     dropout: float = 0.5
     optimizer: str = "adamw"  # adamw or sgd (momentum 0.9); fresh fc layers need adamw

@@ -203,15 +203,8 @@ class PyramidFeatures(WindowFeatures):
         return self.channels * bins(self.levels)
 
     def description(self) -> dict:
-        names = (
-            "scales",
-            "max_side",
-            "target",
-            "shrink",
-            "levels",
-            "kind",
-            "samples",
-        )  # older models lack the last two
+        # Older models lack the last two.
+        names = ("scales", "max_side", "target", "shrink", "levels", "kind", "samples")
         return {name: getattr(self, name) for name in names}
 
     def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> list[np.ndarray]:
