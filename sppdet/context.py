@@ -33,7 +33,7 @@ def train(
 ) -> LinearSVMs:  # fmt: skip
     """The pictures' SVMs of the classes ``labels``.
 
-    A class that no picture holds is never there; one that all hold always is, and its windows lose nothing.
+    Of a class that all pictures hold, or none, there is nothing to tell: margins are 0, and windows lose nothing.
 
     Args:
         settings: those named by :data:`SETTINGS` count.
@@ -54,7 +54,7 @@ def train(
     def fit_class(label: int) -> svm.Fit:
         held = np.array([label in corpus.dataset[int(i)].labels for i in pictures])
         if held.all() or not held.any():
-            return svm.always(features.dimension) if held.all() else svm.never(features.dimension)
+            return svm.Fit(np.zeros(features.dimension, np.float32), 0.0, None, 0, True)
         return svm.SOLVERS[settings.solver](vectors, np.arange(len(vectors)), np.where(held, 1, -1), problem)
 
     return svm.stack(list(run(fit_class, labels, workers, "fitting SVMs of pictures", threads=True)))

@@ -57,7 +57,7 @@ class Detector:
 
     def __post_init__(self):
         if self.detection.context and self.context is None:
-            raise SppdetError("detection.context: this model has no SVMs of whole pictures; train again to have them")
+            raise SppdetError("detection.context: this model has no SVMs of whole pictures; train with it to have them")
 
     @cached_property
     def joint(self) -> bool:

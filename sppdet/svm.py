@@ -121,11 +121,6 @@ def never(dimension: int) -> Fit:
     return Fit(np.zeros(dimension, np.float32), -100.0, None, 0, True)
 
 
-def always(dimension: int) -> Fit:
-    """The SVM of a class without negatives."""
-    return Fit(np.zeros(dimension, np.float32), 100.0, None, 0, True)
-
-
 def objective(margins: np.ndarray, labels: np.ndarray, fitted: Fit, problem: Problem) -> float:
     """The primal objective of the module's formula at ``margins`` ``(n,)``."""
     cost = problem.C * np.where(labels > 0, problem.positive_weight, 1.0)

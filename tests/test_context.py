@@ -40,8 +40,7 @@ def test_a_picture_says_yes_to_what_it_holds(corpus, tiny_features):
     features = tiny_features(4)  # levels 2 and 1
     found = margins(corpus, features, context.train(corpus, features, [0, 1, 2], SETTINGS, 1.0, workers=1))
     assert (found[1::2, 0] > 0).all() and (found[::2, 0] < 0).all()
-    assert (found[:, 1] > 1).all()  # what all pictures hold is never missed
-    assert (found[:, 2] < -1).all()
+    assert not found[:, 1:].any()  # of what all pictures hold, or none, nothing is said
 
 
 def test_the_problem_is_liblinears(random_corpus, tiny_features):

@@ -99,7 +99,7 @@ def test_both_views_of_a_picture_are_asked(by_hand, conv_map):
 
 
 def test_context_that_was_not_learned_is_refused(by_hand):
-    with pytest.raises(SppdetError, match=r"detection\.context: this model has no SVMs of whole pictures; train again"):
+    with pytest.raises(SppdetError, match=r"detection\.context: this model has no SVMs of whole pictures; train with"):
         replace(by_hand, detection=replace(by_hand.detection, context=0.5))
 
 

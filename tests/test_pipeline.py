@@ -190,7 +190,7 @@ def test_pictures_are_asked_too_and_a_class_is_added_alone(tmp_path, trained, ow
     capsys.readouterr()
     assert evaluate([str(trained.run), "detection.context=0.3"]) == 2
     assert error_lines(capsys) == [
-        "error: detection.context: this model has no SVMs of whole pictures; train again to have them"
+        "error: detection.context: this model has no SVMs of whole pictures; train with it to have them"
     ]
 
 
