@@ -68,7 +68,7 @@ lint: setup  ## check style and formatting
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 
-table-voc: setup  ## train and measure the rows of the paper's table, and write docs/accuracy.md; hours
+table-voc: setup  ## train and measure the rows of the paper's table, and write docs/accuracy.md; most of a day
 	$(python) scripts/compare.py ablation --voc-root $(VOC_ROOT) --write docs/accuracy.md $(ARGS)
 
 compare: setup  ## train and measure every system on the same pictures, and write docs/systems.md; an hour and a half

@@ -1,7 +1,8 @@
 """Train and measure several configurations on the same pictures, and write what came out beside the papers' figures.
 
 ``python scripts/compare.py ablation --write docs/accuracy.md`` gives the rows of the SPP-net paper's table of
-detection (He et al. 2014, section 4): pooled conv features and fc layers, with and without box regression.
+detection (He et al. 2014, section 4), pooled conv features and fc layers, with and without box regression, and the
+steps from there to the configs.
 ``python scripts/compare.py systems --write docs/systems.md`` gives SPP-net and its family: accuracy, seconds of
 training and of detection, memory, disk. What is finished is not done again.
 """
@@ -33,7 +34,7 @@ SPP, END, FAST, RCNN, BEST = (
 )
 FIVE = "regions.scales=[480,576,688,864,1200]"
 OBJECTS = "svm.positive_overlap=1"
-ONE = ("regions.scales=[688]", "detection.context=0")
+ONE = ("regions.scales=[688]", "detection.context=0")  # the paper's single scale, the picture not asked
 PLAIN = (*ONE, "svm.flip=false", "bbox.flip=false", OBJECTS)
 RIDGE, ONE_VIEW = "bbox.kind=ridge", "detection.flip=false"
 TIMED = 8  # pictures on which detection is timed

@@ -52,7 +52,7 @@ class Regions:
 
     crop: str = "none"  # none: on the maps; warp, square or square_context: how a crop is made (sppdet/warp.py)
     crop_size: int = 227  # pixels a side of a crop
-    context: int = 16  # of them on each side, what surrounds the window
+    context: int = 16  # of them on each side, what surrounds the window in its crop
     scales: list[int] = field(default_factory=lambda: [688])  # lengths of the picture's shorter side
     max_side: int = 2500  # a scaled picture's longer side never exceeds this
     target: int = 224  # each window is read at the scale that brings it nearest target x target
@@ -155,8 +155,8 @@ class Detection:
     min_margin: float = -1.5
     max_candidates: int = 500  # a class and picture, the best ones, before NMS
     max_per_class: int = 100  # a class and picture, after NMS
-    # Weight of the whole picture's margin for a class, where it is below 0, beside those of its windows (context.py);
-    # 0: the picture is not asked, and in training no SVM of pictures is learned.
+    # Times this, the whole picture's margin for a class, where below 0, is added to those of its windows (context.py);
+    # above 0, training has a stage `context` for it.
     context: float = 0.0
 
 
