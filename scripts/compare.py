@@ -67,6 +67,7 @@ ABLATION = (
     Row("pool5, 5 scales, windows near objects too", SPP, (*ONE, FIVE)),
     Row("pool5, 2 scales", SPP, ("detection.context=0",)),
     Row("pool5, 2 scales, the picture asked too", SPP),
+    Row("pool5, 2 scales, the mirrored picture too", SPP, ("detection.flip=true",)),
     Row("end to end, softmax", END),
     Row("end to end, SVMs on pool5", BEST, (*PLAIN, RIDGE, ONE_VIEW, "features=pool5")),
     Row("end to end, SVMs on fc7", BEST, (*PLAIN, RIDGE, ONE_VIEW, "features=fc7")),
