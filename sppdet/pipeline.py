@@ -22,7 +22,6 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 from safetensors.torch import load_file
 
 from sppdet import bbox_regression, context, end_to_end, finetune
@@ -292,44 +291,45 @@ class Pipeline:
         return Head.of_network(c.backbone.name, state, dropout)
 
     def _svm(self, again: bool) -> dict | None:
-        if "svm" not in self._learning():
-            return None
-        missing = self._unfinished("svm", again)
-        if missing:
-            features, scale = self._learns_from("svm")
-            miner = Miner(
-                self._corpus_of("svm"), features, missing, self.config.svm, scale,
-                self.config.run.seed, self.config.workers, self.log, self.config.memory_gb,
-            )  # fmt: skip
-            with checkpoint_of(self.learned.folder / "svm", again) as checkpoint:
-                svms = miner.train(checkpoint, fingerprint([self._class_key("svm", k).data for k in missing]))
-                self._finish_classes("svm", missing, svms.weight, svms.bias[:, None])
-        return {"computed": bool(missing), "classes": len(missing)}
+        c = self.config
+
+        def learn(corpus, features, scale, missing, checkpoint):
+            miner = Miner(corpus, features, missing, c.svm, scale, c.run.seed, c.workers, self.log, c.memory_gb)
+            svms = miner.train(checkpoint, fingerprint([self._class_key("svm", k).data for k in missing]))
+            return svms.weight, svms.bias[:, None]
+
+        return self._learn_classes("svm", again, learn)
 
     def _context(self, again: bool) -> dict | None:
-        if "context" not in self._learning():
-            return None
-        missing = self._unfinished("context", again)
-        if missing:
-            features, scale = self._learns_from("context")
-            svms = context.train(
-                self._corpus_of("context"), features, missing, self.config.svm, scale,
-                self.config.run.seed, self.config.workers,
-            )  # fmt: skip
-            self._finish_classes("context", missing, svms.weight, svms.bias[:, None])
-        return {"computed": bool(missing), "classes": len(missing)}
+        c = self.config
+
+        def learn(corpus, features, scale, missing, _):
+            svms = context.train(corpus, features, missing, c.svm, scale, c.run.seed, c.workers)
+            return svms.weight, svms.bias[:, None]
+
+        return self._learn_classes("context", again, learn)
 
     def _bbox(self, again: bool) -> dict | None:
-        if "bbox" not in self._learning():
+        c = self.config
+
+        def learn(corpus, features, scale, missing, _):
+            found = bbox_regression.train(corpus, features, missing, c.bbox, scale, c.run.seed, c.workers, c.memory_gb)
+            return found.weight, found.bias
+
+        return self._learn_classes("bbox", again, learn)
+
+    def _learn_classes(self, stage: str, again: bool, learn: Callable) -> dict | None:
+        """A stage of one result a class. ``learn`` makes weights and biases of the classes that have none yet, from the
+        pictures, their windows' vectors, the vectors' scale, those classes and where it may keep a checkpoint."""
+        if stage not in self._learning():
             return None
-        missing = self._unfinished("bbox", again)
+        missing = self._unfinished(stage, again)
         if missing:
-            features, scale = self._learns_from("bbox")
-            regressors = bbox_regression.train(
-                self._corpus_of("bbox"), features, missing, self.config.bbox, scale,
-                self.config.run.seed, self.config.workers, self.config.memory_gb,
-            )  # fmt: skip
-            self._finish_classes("bbox", missing, regressors.weight, regressors.bias)
+            with checkpoint_of(self.learned.folder / stage, again) as checkpoint:
+                learned = learn(self._corpus_of(stage), *self._learns_from(stage), missing, checkpoint)
+                for k, *values in zip(missing, *learned):
+                    tensors = dict(zip(("weight", "bias"), values))
+                    finish(self.learned.of_class(stage, k), self._class_key(stage, k), tensors)
         return {"computed": bool(missing), "classes": len(missing)}
 
     def _unfinished(self, stage: str, again: bool) -> list[int]:
@@ -341,10 +341,6 @@ class Pipeline:
         if 0 < len(missing) < len(self.labels):
             self.log(f"{stage}: learning {', '.join(self.train.classes[k] for k in missing)} alone")
         return missing
-
-    def _finish_classes(self, stage: str, labels: list[int], weight: np.ndarray, bias: np.ndarray) -> None:
-        for k, *values in zip(labels, weight, bias):
-            finish(self.learned.of_class(stage, k), self._class_key(stage, k), dict(zip(("weight", "bias"), values)))
 
     def _evaluate(self, again: bool) -> dict:
         self.detector().save(self.folder)

@@ -26,7 +26,7 @@ def corpus(make_corpus):
 
 
 def margins(corpus, features, svms) -> np.ndarray:
-    """``(pictures, K)``, pooled and multiplied in plain PyTorch and numpy."""
+    """``(pictures, K)``, pooled and multiplied in plain numpy."""
     found = []
     for i in range(len(corpus)):
         (values,) = corpus.maps(i)
