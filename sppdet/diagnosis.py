@@ -20,26 +20,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from sppdet.corpus import entry_names, proposal_store
 from sppdet.data import Dataset
 from sppdet.detections import Detections
-from sppdet.errors import SppdetError
-from sppdet.evaluation import (
-    average_precision,
-    best_truth,
-    check,
-    flat,
-    flat_truth,
-    match_class,
-    mean,
-)
-from sppdet.files import atomic_write, read_json, write_json
-from sppdet.measure import last_measured
-from sppdet.proposals import SelectiveSearch, best_overlaps
+from sppdet.evaluation import average_precision, best_truth, check, flat, flat_truth, match_class, mean
+from sppdet.proposals import best_overlaps
 
 FOUND_IOU, NEAR_IOU = 0.5, 0.1  # from the first on an object is found, below the second a window is off it
 
@@ -246,109 +233,3 @@ def _percent(correct: np.ndarray, objects: int, rule: str, all_objects: int) -> 
         return 0.0
     true = np.cumsum(correct)
     return 100 * average_precision(true / objects, true / np.arange(1, len(true) + 1), rule)
-
-
-# --- A run ----------------------------------------------------------------------------------------
-
-
-def diagnose_run(folder: str | Path, overrides: Iterable[str] = ()) -> dict:
-    """Diagnose the last evaluation of a run from the files it left; writes diagnosis.json, .md and .png there.
-
-    ``overrides`` are ``key=value`` for what has moved since, such as ``data.root=...`` or ``run.cache=...``.
-
-    Raises:
-        SppdetError: a file that is missing or that is of another evaluation, one line that says what makes it.
-    """
-    from sppdet.diagnosis_plot import draw
-
-    folder, last = Path(folder), last_measured(folder, overrides)
-    search = SelectiveSearch(**read_json(folder / "model.json")["proposals"])
-    stored = _stored_proposals(last.dataset, last.settings.run.cache, search, folder)
-    result = diagnose(last.dataset, last.detections, stored)
-    last.check(result["mAP"])
-    write_json(folder / "diagnosis.json", result)
-    text = report(result)
-    atomic_write(folder / "diagnosis.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    picture = draw(result)
-    atomic_write(folder / "diagnosis.png", picture.save)
-    return result
-
-
-def _stored_proposals(dataset: Dataset, cache: str, search: SelectiveSearch, folder: Path) -> Iterable[np.ndarray]:
-    if not Path(cache).is_dir():
-        raise SppdetError(f"run.cache: {cache} does not exist; say where the run's cache is with run.cache=FOLDER")
-    store, names = proposal_store(cache, search), entry_names(dataset)
-    missing = store.missing(names)
-    if missing:
-        raise SppdetError(
-            f"{store.folder}: the proposals of {len(missing)} of {len(names)} pictures are not stored (first: "
-            f"{missing[0]}); give run.cache=FOLDER, or make them: python -m sppdet.evaluate {folder} --force"
-        )
-    return map(store.read, names)
-
-
-# --- Text -----------------------------------------------------------------------------------------
-
-_ADVICE = {
-    "localisation": "bbox.*, detection.vote, proposals with a higher recall@0.7",
-    "duplicate": "detection.nms",
-    "similar": "better features: another backbone, or end_to_end with features=pool5+fc7",
-    "other": "better features; more hard negatives",
-    "background": "svm.max_negatives, svm.hard_per_picture, svm.passes; objects that nobody annotated",
-    "outranked": "the detections above: the kinds before this line",
-    "undetected": "detection.min_margin, detection.nms, detection.max_per_class, detection.max_candidates",
-    "unproposed": "proposals.mode, proposals.min_size, proposals.max_side",
-}
-
-
-def report(result: dict) -> str:
-    """Markdown of what :func:`diagnose` returns."""
-    errors, classes = result["errors"], result["classes"]
-    overall = []
-    for error, row in errors.items():
-        share = f"{100 * row['share']:.1f}% of {'detections' if error in KINDS else 'objects'}"
-        gain = _number(_gain(result["mAP"], row["mAP"]), "+")
-        overall.append([error, (KINDS | MISSED)[error], share, _number(row["mAP"]), gain, _ADVICE[error]])
-    detections = [
-        [name, _number(own["AP"]), *own["detections"].values(), _listed(own["confused_with"])]
-        for name, own in classes.items()
-    ]
-    objects = [[name, sum(own["objects"].values()), *own["objects"].values()] for name, own in classes.items()]
-    gains = [
-        [name, *(_number(_gain(own["AP"], value), "+") for value in own["AP_without"].values())]
-        for name, own in classes.items()
-    ]
-    kinds = [error for error in errors if error in KINDS]
-    return "\n".join(
-        [
-            f"{result['pictures']} pictures, mAP {_number(result['mAP'])} (11-point, IoU 0.5). What it would be "
-            "without one kind of error:",
-            "",
-            *_rows(["error", "what", "share", "mAP without it", "gain", "look at"], overall),
-            "",
-            "Shares are of each class's surest detections, as many as it has objects, and of those objects; difficult "
-            "ones do not count. Gains do not add up.",
-            "",
-            *_rows(["class", "AP", "correct", *kinds, "most often confused with"], detections),
-            "",
-            *_rows(["class", "objects", *STATES], objects),
-            "",
-            *_rows(["gain in AP without", *errors], gains),
-        ]
-    )
-
-
-def _rows(head: list[str], rows: list[list]) -> list[str]:
-    return ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
-
-
-def _gain(before: float | None, after: float | None) -> float | None:
-    return None if before is None else after - before
-
-
-def _number(value: float | None, sign: str = "") -> str:
-    return "-" if value is None else f"{value:{sign}.1f}"
-
-
-def _listed(counts: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in list(counts.items())[:3])

@@ -37,9 +37,9 @@ def parser() -> argparse.ArgumentParser:
 
 def evaluate(options: argparse.Namespace) -> None:
     if options.diagnose:
-        from sppdet.diagnosis import diagnose_run, report
+        from sppdet.diagnosis_run import diagnose_run
 
-        print(report(diagnose_run(options.run, options.overrides)))
+        print(diagnose_run(options.run, options.overrides))
         return
     if options.against:
         from sppdet.significance import compare_runs

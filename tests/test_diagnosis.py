@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from sppdet import boxes as geometry
-from sppdet import config, evaluate
-from sppdet.corpus import entry_names, load_split, proposal_store
 from sppdet.data import Dataset, Sample
 from sppdet.detections import Detections
-from sppdet.diagnosis import KINDS, MISSED, diagnose, report, similar_classes
+from sppdet.diagnosis import KINDS, diagnose, similar_classes
 from sppdet.diagnosis_plot import draw
-from sppdet.evaluation import evaluate_voc, write_devkit_results
-from sppdet.files import read_json, write_json
+from sppdet.diagnosis_report import report
+from sppdet.evaluation import evaluate_voc
 
 CLASSES = ("car", "cow", "sheep")
 COW, SECOND, SHEEP, CAR, HARD = ([x, 0, x + 12, 10] for x in (0, 100, 200, 300, 400))
@@ -280,75 +276,3 @@ def test_report_and_plot_show_the_figures():
     assert "| cow | 2 | 1 | 1 | 0 | 0 |" in lines
     colours = {colour for _, colour in draw(result).getcolors(1 << 20)}
     assert {(0x4C, 0x9A, 0x52), (0xE8, 0x86, 0x2E), (0xE3, 0xC0, 0x4B)} <= colours  # correct, similar, outranked
-
-
-# --- A run ---
-
-
-@pytest.fixture
-def run(tmp_path, shapes_root) -> Path:
-    """What a finished run leaves: every object found twice, and the objects as proposals."""
-    options = [f"data.root={shapes_root}", f"run.dir={tmp_path / 'run'}", f"run.cache={tmp_path / 'cache'}"]
-    settings = config.override(config.Config(), options)
-    dataset, folder = load_split(settings, "test"), tmp_path / "run"
-    rng = np.random.default_rng(0)
-    detections = []
-    for sample in dataset:
-        scores = np.sort(rng.random(2 * len(sample.boxes)))[::-1].astype(np.float32)
-        boxes, labels = (np.concatenate([value, value]) for value in (sample.boxes, sample.labels))
-        detections.append(Detections(boxes, labels, scores, dataset.classes))
-    store = proposal_store(settings.run.cache, settings.proposals)
-    for name, sample in zip(entry_names(dataset), dataset):
-        store.write(name, sample.boxes)
-    write_devkit_results(folder / "detections", dataset, detections, "test")
-    write_json(folder / "model.json", {"proposals": asdict(settings.proposals)})
-    write_json(folder / "metrics.json", evaluate_voc(dataset, detections) | {"config": config.to_dict(settings)})
-    return folder
-
-
-def test_a_run_is_diagnosed_from_its_files(run, capsys):
-    assert evaluate.main([str(run), "--diagnose"]) == 0
-    printed = capsys.readouterr().out
-    assert (run / "diagnosis.md").read_text() == printed
-    result, metrics = read_json(run / "diagnosis.json"), read_json(run / "metrics.json")
-    assert result["mAP"] == pytest.approx(metrics["mAP"]) and set(result["errors"]) == {*KINDS, *MISSED} - {"similar"}
-    assert result["errors"]["duplicate"]["mAP"] == pytest.approx(100)
-    assert Image.open(run / "diagnosis.png").width > 1000
-    assert sorted(path.name for path in run.iterdir() if path.name.startswith("diagnosis")) == [
-        "diagnosis.json", "diagnosis.md", "diagnosis.png",
-    ]  # fmt: skip
-
-
-def stars(folder: Path) -> Path:
-    return folder / "detections" / "comp4_det_test_star.txt"
-
-
-def edit(path: Path, change) -> None:
-    path.write_text(change(path.read_text()))
-
-
-@pytest.mark.parametrize(
-    ("harm", "message"),
-    [
-        (lambda run: (run / "metrics.json").unlink(), r"metrics.json: is not there; python -m sppdet.evaluate"),
-        (lambda run: (run / "model.json").unlink(), r"model.json: is not there"),
-        (lambda run: stars(run).unlink(), r"comp4_det_test_star.txt: cannot be read"),
-        (lambda run: edit(stars(run), lambda text: text[:-20]), r"comp4_det_test_star.txt: a line is not"),
-        (lambda run: edit(stars(run), lambda text: text.replace("test_", "cat_")), r"picture 'cat_0"),
-        (lambda run: edit(stars(run), lambda text: ""), r"the detections have mAP .*, metrics.json says"),
-        (lambda run: next((run.parent / "cache").rglob("*.npy")).unlink(), r"the proposals of 1 of 6 pictures"),
-        (lambda run: (run.parent / "cache").rename(run.parent / "moved"), r"run.cache: .*cache does not exist"),
-    ],
-)
-def test_what_is_missing_is_one_line(run, capsys, harm, message):
-    harm(run)
-    assert evaluate.main([str(run), "--diagnose"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ")
-    assert re.search(message, line)
-    assert not (run / "diagnosis.json").exists()
-
-
-def test_a_cache_that_moved_is_named(run):
-    (run.parent / "cache").rename(run.parent / "moved")
-    assert evaluate.main([str(run), "--diagnose", f"run.cache={run.parent / 'moved'}"]) == 0
