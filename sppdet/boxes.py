@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+_VOC = np.array([1.0, 1, 0, 0])  # from our corners to those of VOC
+
 
 def as_boxes(boxes) -> np.ndarray:
     """Any ``(N, 4)`` sequence, also an empty one, as a float32 ``(N, 4)`` array."""
@@ -17,12 +19,12 @@ def as_boxes(boxes) -> np.ndarray:
 
 def from_voc(boxes) -> np.ndarray:
     """VOC's 1-based inclusive corners -> ours."""
-    return as_boxes(boxes) - np.array([1, 1, 0, 0], np.float32)
+    return as_boxes(np.reshape(boxes, (-1, 4)) - _VOC)
 
 
 def to_voc(boxes) -> np.ndarray:
-    """Ours -> VOC's 1-based inclusive corners."""
-    return as_boxes(boxes) + np.array([1, 1, 0, 0], np.float32)
+    """Ours -> VOC's 1-based inclusive corners, float64: where 1 is added to a float32 its last digits are lost."""
+    return as_boxes(boxes) + _VOC
 
 
 def from_xywh(boxes) -> np.ndarray:

@@ -9,9 +9,12 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from sppdet import boxes as geometry
 from sppdet.detections import Detections
@@ -53,18 +56,34 @@ def evaluate_coco(dataset: Dataset, detections: Sequence[Detections]) -> dict[st
     from pycocotools.cocoeval import COCOeval  # loaded here: the rest of the module starts without
 
     check(dataset, detections)
-    truth, found = ground_truth(dataset), results(dataset, detections)
+    if not dataset.classes:
+        return dict.fromkeys(FIGURES)
+    with contextlib.redirect_stdout(io.StringIO()):
+        content = ground_truth(dataset)
+        truth = _coco(content)
+        # pycocotools takes 1.7 kB a detection, so it is given one class at a time.
+        curves = [_curves(truth, content, dataset, detections, label) for label in range(len(dataset.classes))]
+        whole = COCOeval(truth, truth, "bbox")  # whose summary is of the classes' curves side by side
+        whole.eval = {name: np.concatenate([own[name] for own in curves], axis=-3) for name in curves[0]}
+        whole.summarize()
+    # pycocotools says -1 for "no object".
+    values = {name: float(whole.stats[place]) for name, place in FIGURES.items()}
+    return {name: None if value < 0 else 100 * value for name, value in values.items()}
+
+
+def _curves(truth, content: dict, dataset: Dataset, detections: Sequence[Detections], label: int) -> dict:
+    """What ``COCOeval.accumulate`` finds of one class, its axis the third from the last."""
+    from pycocotools.cocoeval import COCOeval
+
+    found = list(results(dataset, [own.only(own.labels == label) for own in detections]))
     # What `loadRes` adds; it refuses an empty list, so it is not called.
     for number, result in enumerate(found, start=1):
         result.update(id=number, area=result["bbox"][2] * result["bbox"][3], iscrowd=0)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_coco(truth), _coco({**truth, "annotations": found}), "bbox")
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # pycocotools says -1 for "no object".
-    values = {name: float(evaluation.stats[place]) for name, place in FIGURES.items()}
-    return {name: None if value < 0 else 100 * value for name, value in values.items()}
+    evaluation = COCOeval(truth, _coco({**content, "annotations": found}), "bbox")
+    evaluation.params.catIds = [label + 1]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return {name: evaluation.eval[name] for name in ("precision", "recall")}
 
 
 def _coco(content: dict):
@@ -124,26 +143,22 @@ def ground_truth(dataset: Dataset) -> dict:
     return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
 
-def results(dataset: Dataset, detections: Sequence[Detections]) -> list[dict]:
-    """Detections as the content of a COCO results file, with the ids of :func:`ground_truth`.
+def results(dataset: Dataset, detections: Sequence[Detections]) -> Iterator[dict]:
+    """Detections as the entries of a COCO results file, with the ids of :func:`ground_truth`.
 
     Beside COCO's own fields each entry carries ``file_name``, so that a reader without the annotation file
     knows the picture; ``loadRes`` keeps fields that it does not know.
     """
-    listed = []
     for number, name, found in zip(image_ids(dataset), _file_names(dataset), detections):
         rows = zip(geometry.to_xywh(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())
         for bbox, label, score in rows:
-            listed.append(
-                {
-                    "image_id": number,
-                    "category_id": label + 1,
-                    "bbox": bbox,
-                    "score": score,
-                    "file_name": name,
-                }
-            )
-    return listed
+            yield {
+                "image_id": number,
+                "category_id": label + 1,
+                "bbox": bbox,
+                "score": score,
+                "file_name": name,
+            }
 
 
 def write_coco_ground_truth(path: str | os.PathLike, dataset: Dataset) -> None:
@@ -164,5 +179,5 @@ def write_coco_results(path: str | os.PathLike, dataset: Dataset, detections: Se
         SppdetError: where detections do not fit the dataset, or the file cannot be written.
     """
     check(dataset, detections)
-    lines = [json.dumps(result) for result in results(dataset, detections)]
-    write_lines(path, ["[", ",\n".join(lines), "]"] if lines else ["[]"])
+    lines = map(json.dumps, results(dataset, detections))
+    write_lines(path, chain(["["], islice(lines, 1), (f",{line}" for line in lines), ["]"]))

@@ -26,10 +26,13 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def only(self, rows: np.ndarray) -> Detections:
+        """Those at ``rows``, indices or a mask."""
+        return Detections(self.boxes[rows], self.labels[rows], self.scores[rows], self.classes)
+
     def above(self, threshold: float) -> Detections:
         """Those with a margin of at least ``threshold``."""
-        kept = self.scores >= threshold
-        return Detections(self.boxes[kept], self.labels[kept], self.scores[kept], self.classes)
+        return self.only(self.scores >= threshold)
 
     def to_list(self) -> list[dict]:
         """JSON-like: ``[{"label": "dog", "score": 0.71, "box": [x1, y1, x2, y2]}, ...]``, pixel edges, 0-based."""

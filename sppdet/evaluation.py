@@ -278,7 +278,8 @@ def write_devkit_results(
 
     A line is ``id score x1 y1 x2 y2`` with VOC's 1-based inclusive corners. Scores have the nine digits that
     tell any two float32 apart: with the three of some programs many are equal, and the order that AP depends
-    on is lost. Corners have three decimals. A class without detections has an empty file.
+    on is lost. So do corners, one more for the 1 that is added: a rounded corner may take the IoU of a detection
+    over 0.5, and where it is among the surest that is points of AP. A class without detections has an empty file.
 
     Raises:
         SppdetError: where detections do not fit the dataset, a picture's id holds white space, the split or a
@@ -290,25 +291,25 @@ def write_devkit_results(
     for sample, found in zip(dataset.samples, detections):
         rows = zip(geometry.to_voc(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())
         for (x1, y1, x2, y2), label, score in rows:
-            lines[label].append(f"{sample.id} {score:.9g} {x1:.3f} {y1:.3f} {x2:.3f} {y2:.3f}")
+            lines[label].append(f"{sample.id} {score:.9g} {x1:.10g} {y1:.10g} {x2:.10g} {y2:.10g}")
     for name, content in zip(dataset.classes, lines):
         write_lines(_devkit_file(folder, split, name), content)
 
 
 def read_devkit_results(folder: str | os.PathLike, dataset: Dataset, split: str) -> list[Detections]:
-    """What :func:`write_devkit_results` wrote, an entry for each sample, best first; corners to three decimals.
+    """What :func:`write_devkit_results` wrote, an entry for each sample, best first.
 
     Raises:
         SppdetError: a class's file is missing or cannot be read, a line is none of the devkit's, or a picture is
             none of the dataset's.
     """
     numbers = {sample.id: i for i, sample in enumerate(dataset.samples)}
-    pictures, labels, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros((0, 5), np.float32)]
+    pictures, labels, values = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros((0, 5))]
     for label, name in enumerate(dataset.classes):
         path = _devkit_file(folder, split, name)
         try:
             lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
-            values.append(np.array([line[1:] for line in lines], np.float32).reshape(len(lines), 5))
+            values.append(np.array([line[1:] for line in lines], np.float64).reshape(len(lines), 5))
             pictures.append(np.array([numbers[line[0]] for line in lines], np.int64))
         except OSError as error:
             raise SppdetError(
@@ -325,7 +326,9 @@ def read_devkit_results(folder: str | os.PathLike, dataset: Dataset, split: str)
     order = np.lexsort((-values[:, 0], pictures))
     cuts = np.searchsorted(pictures[order], np.arange(1, len(dataset.samples)))
     return [
-        Detections(geometry.from_voc(values[rows, 1:]), labels[rows], values[rows, 0], dataset.classes)
+        Detections(
+            geometry.from_voc(values[rows, 1:]), labels[rows], values[rows, 0].astype(np.float32), dataset.classes
+        )
         for rows in np.split(order, cuts)[: len(dataset.samples)]
     ]
 

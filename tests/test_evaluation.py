@@ -274,17 +274,16 @@ def test_devkit_lines(tmp_path):
     truth = dataset(picture("000001"), picture("000002"))
     write_devkit_results(tmp_path, truth, [found((HERE, 0, 0.5)), found(((2.25, 3, 4, 5), 0, -1.5))], "test")
     # 1-based inclusive: the top left window of 10 x 10 pixels is 1 1 10 10.
-    assert (tmp_path / "comp4_det_test_cat.txt").read_text() == (
-        "000001 0.5 1.000 1.000 10.000 10.000\n000002 -1.5 3.250 4.000 4.000 5.000\n"
-    )
+    assert (tmp_path / "comp4_det_test_cat.txt").read_text() == ("000001 0.5 1 1 10 10\n000002 -1.5 3.25 4 4 5\n")
     assert (tmp_path / "comp4_det_test_dog.txt").read_text() == ""
     assert len(list(tmp_path.iterdir())) == 2  # and no temporary file
 
 
 def test_devkit_files_keep_order_and_average_precision(tmp_path):
     truth, detections = scattered(20, seed=2)
-    # Scores that differ in the last bit of a float32 alone.
-    detections = [Detections(d.boxes, d.labels, np.float32(1) + d.scores * np.float32(2**-23)) for d in detections]
+    # Scores that differ in the last bit of a float32 alone, and corners with all of theirs.
+    scores = [np.float32(1) + d.scores * np.float32(2**-23) for d in detections]
+    detections = [Detections(d.boxes * np.float32(0.987654), d.labels, s) for d, s in zip(detections, scores)]
     write_devkit_results(tmp_path, truth, detections, "val")
     rows = {sample.id: [] for sample in truth.samples}
     for line in (tmp_path / "comp4_det_val_cat.txt").read_text().splitlines():
