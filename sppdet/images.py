@@ -104,9 +104,10 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         # The base class's getexif: PNG's own would decode the whole picture to see whether EXIF follows it.
-        return int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+        found = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Exception:
         return 1  # a damaged EXIF block says nothing, and the picture may be sound
+    return found if found in _TURNS else 1
 
 
 def _as_array(image: Image.Image) -> np.ndarray:

@@ -70,6 +70,7 @@ def test_palette_with_a_transparent_colour_lies_on_white(tmp_path):
         (6, [[150, 0], [200, 50], [250, 100]]),
         (7, [[250, 100], [200, 50], [150, 0]]),
         (8, [[100, 250], [50, 200], [0, 150]]),
+        (9, [[0, 50, 100], [150, 200, 250]]),  # there is no such orientation
     ],
 )
 def test_exif_orientation_is_applied(tmp_path, suffix, orientation, shown):

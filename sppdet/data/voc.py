@@ -34,6 +34,11 @@ class _Object(NamedTuple):
     difficult: bool
 
 
+class _Annotation(NamedTuple):
+    things: list[_Object]
+    size: tuple[int, int] | None  # width and height of the picture as the file has it
+
+
 def read_voc(
     root: str | os.PathLike, split: str, classes: Sequence[str] | None = None, limit: int | None = None
 ) -> Dataset:
@@ -46,33 +51,33 @@ def read_voc(
     parts.
 
     Boxes that poke out of their picture are clipped, and boxes of a single pixel kept, with one warning for
-    the data set. Raises :class:`SppdetError` for a missing folder or split, and one for all files that cannot
-    be used (missing or broken picture or annotation, inverted box, box outside the picture, class not in
-    ``classes``): a line for each of the first ten.
+    the data set, which also tells of pictures whose size is not that of the XML. Raises :class:`SppdetError`
+    for a missing folder or split, and one for all files that cannot be used (missing or broken picture or
+    annotation, inverted box, box outside the picture, class not in ``classes``): a line for each of the first ten.
     """
     if limit is not None and limit < 1:
         raise SppdetError(f"limit is {limit}: give 1 or more pictures, or none for all")
     folder = _voc_folder(Path(root))
-    ids = _read_ids(folder, split)
-    kept = ids[:limit]
     pictures = _pictures(folder)
+    ids = _read_ids(folder, split, pictures)
+    kept = ids[:limit]
     problems: list[str] = []
 
-    annotations: dict[str, list[_Object]] = {}
+    annotations: dict[str, _Annotation] = {}
     for image_id in ids if classes is None else kept:
         try:
-            annotations[image_id] = _read_objects(_annotation(folder, image_id))
+            annotations[image_id] = _read_annotation(_annotation(folder, image_id))
         except SppdetError as error:
             problems.append(str(error))
     if classes is None:
-        classes = sorted({thing.name for things in annotations.values() for thing in things})
+        classes = sorted({thing.name for annotation in annotations.values() for thing in annotation.things})
 
     samples = []
     for image_id in kept:
         try:
             path, width, height = _find_picture(folder, pictures, image_id)
             if image_id in annotations:
-                things = annotations[image_id]
+                things = annotations[image_id].things
                 labels = _labels(_annotation(folder, image_id), things, classes)
                 boxes = _clipped(_annotation(folder, image_id), things, width, height)
                 difficult = np.array([thing.difficult for thing in things], bool)
@@ -110,7 +115,7 @@ def write_voc_annotation(
         ET.SubElement(thing, "difficult").text = str(int(hard))
         box = ET.SubElement(thing, "bndbox")
         for tag, value in zip(_CORNERS, corners):
-            ET.SubElement(box, tag).text = np.format_float_positional(value, trim="-")
+            ET.SubElement(box, tag).text = np.format_float_positional(np.float32(value), trim="-")
     ET.indent(root)
     content = ET.tostring(root, encoding="utf-8") + b"\n"
     atomic_write(path, lambda temporary: temporary.write_bytes(content))
@@ -130,7 +135,7 @@ def _voc_folder(root: Path) -> Path:
     return found[0]
 
 
-def _read_ids(folder: Path, split: str) -> list[str]:
+def _read_ids(folder: Path, split: str, pictures: dict[str, Path]) -> list[str]:
     main = folder / "ImageSets" / "Main"
     path = main / f"{split}.txt"
     if not path.is_file():
@@ -140,8 +145,9 @@ def _read_ids(folder: Path, split: str) -> list[str]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise SppdetError(f"{path}: is not UTF-8 text; save it as one picture id a line") from None
+    lines = [line.strip() for line in lines]
     # Files of a class (cat_train.txt) say in a second column whether a picture shows it.
-    ids = [re.sub(r"\s+(-1|0|1)$", "", line.strip()) for line in lines]
+    ids = [line if line in pictures else re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
     ids = list(dict.fromkeys(filter(None, ids)))
     if not ids:
         raise SppdetError(f"{path}: lists no picture; write one picture id a line")
@@ -172,7 +178,7 @@ def _annotation(folder: Path, image_id: str) -> Path:
     return folder / "Annotations" / f"{image_id}.xml"
 
 
-def _read_objects(path: Path) -> list[_Object]:
+def _read_annotation(path: Path) -> _Annotation:
     try:
         root = ET.parse(path).getroot()
     except FileNotFoundError:
@@ -185,7 +191,12 @@ def _read_objects(path: Path) -> list[_Object]:
         raise SppdetError(f"{path}: is not well-formed XML ({error}); mend it") from None
     except OSError as error:
         raise SppdetError(f"{path}: cannot be read ({error.strerror}); check the file") from None
-    return [_read_object(path, number, element) for number, element in enumerate(root.findall("object"), 1)]
+    things = [_read_object(path, number, element) for number, element in enumerate(root.findall("object"), 1)]
+    try:
+        size = int(root.findtext("size/width", "")), int(root.findtext("size/height", ""))
+    except ValueError:
+        return _Annotation(things, None)
+    return _Annotation(things, size if min(size) > 0 else None)
 
 
 def _read_object(path: Path, number: int, element: ET.Element) -> _Object:
@@ -232,14 +243,16 @@ def _clipped(path: Path, things: list[_Object], width: int, height: int) -> np.n
     return boxes
 
 
-def _remarks(samples: list[Sample], annotations: dict[str, list[_Object]]) -> list[str]:
+def _remarks(samples: list[Sample], annotations: dict[str, _Annotation]) -> list[str]:
     """What is odd about boxes that can be used all the same."""
     poking: list[str] = []  # the file of each such box
     zero_based: list[str] = []
     tiny: list[str] = []
+    resized: list[str] = []  # the file of each such picture
     for sample in samples:
-        file = f"{sample.id}.xml"
-        corners = np.array([thing.corners for thing in annotations[sample.id]], np.float32).reshape(-1, 4)
+        file, (things, size) = f"{sample.id}.xml", annotations[sample.id]
+        corners = np.array([thing.corners for thing in things], np.float32).reshape(-1, 4)
+        resized += [file] * (bool(things) and size not in (None, (sample.width, sample.height)))
         poking += [file] * int((from_voc(corners) != sample.boxes).any(axis=1).sum())
         zero_based += [file] * int((corners[:, :2] == 0).any(axis=1).sum())
         tiny += [file] * int((corners[:, :2] == corners[:, 2:]).all(axis=1).sum())
@@ -253,6 +266,11 @@ def _remarks(samples: list[Sample], annotations: dict[str, list[_Object]]) -> li
         )
     if tiny:
         remarks.append(f"boxes of a single pixel, likely stray clicks, kept: {len(tiny)} ({_listed(tiny)})")
+    if resized:
+        remarks.append(
+            "pictures of another size than their annotation says, resized or turned by their EXIF orientation after "
+            f"it was made, so that boxes may be wrong: {len(resized)} ({_listed(resized)})"
+        )
     return remarks
 
 

@@ -112,6 +112,12 @@ def test_split_files_are_read_tolerantly(tmp_path):
     assert [sample.id for sample in read_voc(tmp_path, "train")] == ["a", "b", "c 2"]
 
 
+def test_a_picture_whose_name_ends_like_a_second_column_is_itself(tmp_path):
+    for image_id in ("photo", "photo 0", "photo 1"):
+        add(tmp_path, image_id)
+    assert [sample.id for sample in read_voc(tmp_path, "train")] == ["photo", "photo 0", "photo 1"]
+
+
 @pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png", ".BMP"])
 def test_pictures_of_several_formats_are_found(tmp_path, suffix):
     add(tmp_path, "a", suffix=suffix)
@@ -140,14 +146,14 @@ def test_folders_and_splits_that_are_missing_are_named(tmp_path):
     fails(tmp_path / "nowhere", "nowhere: no such folder")
     fails(tmp_path, "ImageSets/Main is missing")
     (tmp_path / "ImageSets/Main").mkdir(parents=True)
+    fails(tmp_path, "JPEGImages: no such folder")
+    (tmp_path / "JPEGImages").mkdir()
     fails(tmp_path, r"train\.txt: no such split; there are: none")
     (tmp_path / "ImageSets/Main/val.txt").write_text("a\n")
     (tmp_path / "ImageSets/Main/test.txt").write_text("b\n")
     fails(tmp_path, r"train\.txt: no such split; there are: test, val")
     (tmp_path / "ImageSets/Main/train.txt").write_text("\n \n")
     fails(tmp_path, r"train\.txt: lists no picture")
-    (tmp_path / "ImageSets/Main/train.txt").write_text("a\n")
-    fails(tmp_path, "JPEGImages: no such folder")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +226,14 @@ def test_a_box_of_a_single_pixel_is_kept_with_a_warning(tmp_path):
     with pytest.warns(UserWarning, match=r"single pixel.*kept: 1 \(a\.xml\)"):
         data = read_voc(tmp_path, "train")
     assert data[0].boxes.tolist() == [[2, 3, 3, 4]]
+
+
+def test_a_picture_of_another_size_than_its_annotation_says_is_pointed_out(tmp_path):
+    add(tmp_path, "a", "<size><width>30</width><height>40</height></size>", thing())
+    add(tmp_path, "b", "<size><width>40</width><height>30</height></size>", thing())
+    add(tmp_path, "c", "<size><width>0</width><height>0</height></size>", thing())  # some tools leave it so
+    with pytest.warns(UserWarning, match=r"another size than their annotation says.*wrong: 1 \(a\.xml\)"):
+        read_voc(tmp_path, "train")
 
 
 def test_what_is_written_is_read_again(tmp_path):
