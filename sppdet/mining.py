@@ -321,7 +321,8 @@ class Miner:
         fits = [fitted for classes in self._parts() for fitted in self._fit_classes(classes)]
         self.cache.collect()
         negatives = self.cache.held[self.cache.positives :].sum(axis=0)
-        self.log(f"  {len(self.cache)} negatives, {negatives.min()}..{negatives.max()} a class")
+        of_class = f"{negatives.min()} to {negatives.max()} a class"
+        self.log(f"  {len(self.cache)} windows are negatives, each of one class or more: {of_class}")
         slow = [k for k, fitted in enumerate(fits) if not fitted.converged]
         if slow:
             self.log(f"  the SVM of {len(slow)} classes stopped at the iteration limit; a smaller svm.C helps")

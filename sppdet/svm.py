@@ -69,27 +69,34 @@ def fit(
     Args:
         rows: float16 ``(R, D)``, shared by all classes.
         index: ``(n,)`` which rows belong to this class's problem.
-        labels: ``(n,)`` +1 or -1.
+        labels: ``(n,)`` +1 or -1; all may be the same: the formula does not need both.
         alpha: ``(n,)`` dual variables to start from; zeros if not given.
+
+    Raises:
+        TypeError: rows of another kind, whose bits would be taken for float16's.
     """
     labels = np.asarray(labels, np.float64)
-    _need_both(labels)
     bounds = problem.C * np.where(labels > 0, problem.positive_weight, 1.0)
     alpha = np.zeros(len(index)) if alpha is None else np.clip(alpha, 0, bounds)
     weight = np.zeros(rows.shape[1], np.float32)
     bias_weight, epochs, converged = _descend(
-        rows.view(np.uint16), np.asarray(index, np.int64), labels, bounds, alpha, weight,
+        _bits(rows), np.asarray(index, np.int64), labels, bounds, alpha, weight,
         problem.scale, problem.bias, problem.tolerance, problem.max_epochs, problem.seed,
     )  # fmt: skip
     return Fit(weight * np.float32(problem.scale), bias_weight * problem.bias, alpha, epochs, converged)
 
 
 def fit_liblinear(rows: np.ndarray, index: np.ndarray, labels: np.ndarray, problem: Problem) -> Fit:
-    """The same problem by scikit-learn's ``LinearSVC``: the reference, slower and with more memory."""
+    """The same problem by scikit-learn's ``LinearSVC``: the reference, slower and with more memory.
+
+    Raises:
+        SppdetError: without positives, or without negatives, which it does not take.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
 
-    _need_both(labels)
+    if not (np.any(labels > 0) and np.any(labels < 0)):
+        raise SppdetError("svm.solver: liblinear needs objects and other windows of each class; set it to dual")
     solver = LinearSVC(
         C=problem.C,
         loss="hinge",
@@ -132,13 +139,14 @@ def objective(margins: np.ndarray, labels: np.ndarray, fitted: Fit, problem: Pro
 def margins(rows: np.ndarray, index: np.ndarray, fitted: Fit) -> np.ndarray:
     """``(n,)`` margins of the rows at ``index`` of float16 ``rows``; scores, not probabilities."""
     found = np.empty(len(index))
-    _dots(rows.view(np.uint16), np.asarray(index, np.int64), fitted.weight, found)
+    _dots(_bits(rows), np.asarray(index, np.int64), fitted.weight, found)
     return found + fitted.intercept
 
 
-def _need_both(labels: np.ndarray) -> None:
-    if not (np.any(labels > 0) and np.any(labels < 0)):
-        raise SppdetError("an SVM needs positives and negatives: this class has only one of the two")
+def _bits(rows: np.ndarray) -> np.ndarray:
+    if rows.dtype != np.float16:
+        raise TypeError(f"rows must be float16, not {rows.dtype}")
+    return rows.view(np.uint16)
 
 
 @intrinsic

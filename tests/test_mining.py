@@ -236,6 +236,19 @@ def test_feature_scale_of_nothing_is_one(make_corpus, tiny_features):
     assert feature_scale(make_corpus([zeros], ("a",)), tiny_features(1), 20.0, 3, 1) == 1.0
 
 
+def test_a_class_that_fills_its_pictures_needs_no_negatives(make_corpus, tiny_features):
+    """Every window overlaps its object: what it learns is to say yes to them, and the other class is as without it."""
+    bright, dark = np.ones((16, 16, 1)), np.full((16, 16, 1), 0.1)
+    windows, small = [[0, 0, 60, 64], [0, 0, 64, 60]], [[0, 0, 16, 16], [0, 0, 64, 60]]
+    full = [(bright, windows, [[0, 0, 64, 64]], [0])]
+    corpus = make_corpus([*full, (dark, small, [[0, 0, 64, 64], [0, 0, 16, 16]], [0, 1])], ("a", "b"))
+    made = miner(make_corpus(full, ("a", "b")), tiny_features(1), [0])
+    made.train()
+    index, labels = made.cache.problem(0)
+    assert (labels > 0).all() and (made.cache.score[index, 0] > 0.9).all()
+    assert miner(corpus, tiny_features(1), [0, 1]).train().weight.shape == (2, 5)
+
+
 @pytest.mark.parametrize("solver", ["dual", "liblinear"])
 def test_pictures_without_objects_or_windows_take_part(random_corpus, make_corpus, tiny_features, solver):
     rng = np.random.default_rng(0)

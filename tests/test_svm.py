@@ -143,8 +143,18 @@ def test_the_iteration_limit_is_told():
         assert not solve(rows, np.arange(100), labels, problem).converged
 
 
-@pytest.mark.parametrize("solve", [svm.fit, svm.fit_liblinear])
 @pytest.mark.parametrize("label", [1, -1])
-def test_one_kind_of_row_is_no_problem_to_solve(solve, label):
-    with pytest.raises(SppdetError, match="needs positives and negatives"):
-        solve(np.ones((3, 2), np.float16), np.arange(3), np.full(3, label), Problem())
+def test_rows_of_one_kind_are_all_put_on_their_side(label):
+    """A class whose objects fill their pictures has no negatives; liblinear does not take that."""
+    rows, labels = np.random.default_rng(0).random((9, 4)).astype(np.float16), np.full(9, label)
+    fitted = svm.fit(rows, np.arange(9), labels, Problem(C=10))
+    assert fitted.converged
+    np.testing.assert_array_less(1 - 0.02, label * svm.margins(rows, np.arange(9), fitted))
+    with pytest.raises(SppdetError, match="liblinear needs objects and other windows"):
+        svm.fit_liblinear(rows, np.arange(9), labels, Problem())
+
+
+def test_rows_of_another_kind_are_refused():
+    rows, labels = np.eye(2, dtype=np.float32), np.array([1, -1])
+    with pytest.raises(TypeError, match="rows must be float16, not float32"):
+        svm.fit(rows, np.arange(2), labels, Problem())
