@@ -136,7 +136,8 @@ def fill(
     ``compute`` is called with the picture and, where there are ``boxes``, with those of the entry.
 
     Raises:
-        SppdetError: some pictures cannot be read, a line each; all others are stored by then.
+        SppdetError: some pictures cannot be read or used, a line each; all others are stored by then. Or the store
+            cannot be written, which ends it.
     """
     missing = [(name, pictures[name]) for name in store.missing(list(pictures))]
     work = partial(_fill_one, store, compute, boxes)
@@ -148,11 +149,21 @@ def fill(
 
 
 def _fill_one(store: Store, compute: Callable, boxes: Callable | None, item: tuple[str, Callable]) -> str | None:
-    """Returns the message of an unreadable picture, so that one of them does not cost the others their turn."""
+    """Returns the message of a picture that is no good, so that one of them does not cost the others their turn."""
     name, read = item
     try:
         image = read()
-        store.write(name, compute(image, boxes(name)) if boxes else compute(image))
-    except SppdetError as error:
+    except SppdetError as error:  # which names the file
         return str(error)
+    try:
+        computed = compute(image, boxes(name)) if boxes else compute(image)
+    except SppdetError as error:
+        return f"{name}: {error}"
+    try:
+        store.write(name, computed)
+    except OSError as error:
+        raise SppdetError(
+            f"run.cache: {store.folder} cannot be written ({error.strerror}); what is stored stays, "
+            "and the same command goes on from there"
+        ) from None
     return None

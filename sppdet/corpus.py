@@ -34,6 +34,8 @@ def load_split(config: Config, split: str, classes=None, limit: int | None = Non
     """A split of the configured data set; ``data.root=shapes`` is drawn in the cache on first use."""
     shapes = config.data.root == "shapes"
     root = make_shapes(Path(config.run.cache) / "shapes") if shapes else Path(config.data.root)
+    if not root.is_dir():  # a run remembers the path as it was given
+        raise SppdetError(f"data.root: there is no folder {root} in {Path.cwd()}; give data.root=FOLDER")
     return read_voc(root, split, classes=config.data.classes if classes is None else classes, limit=limit)
 
 
@@ -287,7 +289,7 @@ def fill_maps(
     if needed:
         folder = corpora[0].map_store.folder
         free = shutil.disk_usage(folder).free
-        sizes = f"{needed / 1e9:.2g} GB to be written, {free / 1e9:.2g} GB free in {folder}"
+        sizes = f"{_size(needed)} to be written, {_size(free)} free in {folder}"
         if needed > free:
             raise SppdetError(
                 f"run.cache: about {sizes}; give a folder with more room, "
@@ -295,3 +297,8 @@ def fill_maps(
             )
         log(f"maps: about {sizes}")
     return computed + fill_each(corpora, lambda corpus: corpus.fill_maps(backbone, workers))
+
+
+def _size(count: float) -> str:
+    """Bytes as a person reads them."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

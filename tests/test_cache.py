@@ -170,6 +170,26 @@ def test_many_broken_pictures_are_told_shortly(tmp_path):
     assert len(lines) == 11 and lines[-1] == "and 3 more"
 
 
+def test_a_picture_that_nothing_can_be_made_of_is_named_and_a_full_disk_ends_it(tmp_path, pictures, monkeypatch):
+    store = Store(tmp_path, "proposals", {}, ".npy")
+
+    def too_long(image: np.ndarray) -> np.ndarray:
+        if image.max() == 1:
+            raise SppdetError("too long to be searched")
+        return grey(image)
+
+    with pytest.raises(SppdetError, match=r"^p1: too long to be searched$"):
+        fill(store, readers(pictures), too_long, 1, "test")
+    assert store.missing(list(pictures)) == ["p1"]
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(cache, "atomic_write", full)
+    with pytest.raises(SppdetError, match=r"run\.cache: .*proposals.* cannot be written \(No space left on device\)"):
+        fill(store, readers(pictures), grey, 1, "test")
+
+
 def test_an_interrupted_write_leaves_no_entry(tmp_path, pictures, monkeypatch):
     def half(path: Path, value) -> None:
         path.write_bytes(b"half")

@@ -144,12 +144,12 @@ def test_the_cost_on_disk_is_said_first_and_refused_where_it_does_not_fit(corpus
     usage = shutil.disk_usage(corpus.map_store.folder)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=100))
-        with pytest.raises(SppdetError, match=r"run\.cache: about .* GB to be written, 1e-07 GB free in .*; give"):
+        with pytest.raises(SppdetError, match=r"run\.cache: about .* MB to be written, 0\.0 MB free in .*; give"):
             fill_maps([corpus], backbone, 1, lines.append)
     assert not lines
     needed, done = corpus.disk_needed(), corpus.disk()[1]
     assert fill_maps([corpus], backbone, 1, lines.append) > 0
-    assert len(lines) == 1 and "GB to be written" in lines[0]
+    assert len(lines) == 1 and "MB to be written" in lines[0]
     assert needed == pytest.approx(corpus.disk()[1] - done, rel=0.5) and corpus.disk_needed() == 0
 
 
