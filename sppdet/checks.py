@@ -18,11 +18,13 @@ def check(config: Config) -> None:
     """Refuse choices that do not go together."""
     boxes = config.bbox.kind
     joint = {"joint": ["fc7", "pool5+fc7"], "ridge+joint": ["pool5+fc7"]}  # the features with it
-    for key, value, seen in (("classifier", config.classifier, ["fc7"]), ("bbox.kind", boxes, joint.get(boxes))):
+    choices = ("classifier", config.classifier, ["fc7"], "svm"), ("bbox.kind", boxes, joint.get(boxes), "ridge")
+    for key, value, seen, without in choices:
         if value in ("softmax", *joint) and not (config.end_to_end.enabled and config.features in seen):
             features = " or ".join(seen)
             raise SppdetError(
-                f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features={features} with it"
+                f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features={features} with it, "
+                f"or {key}={without}"
             )
     if config.pooling.samples and config.pooling.kind != "align":
         raise SppdetError(

@@ -75,10 +75,7 @@ def saved_settings(folder: str | Path) -> Classify:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise SppdetError(f"{folder}: no run here; sppdet classify train ROOT run.dir={folder} makes one")
-    values = {key: value for key, value in read_json(folder / "config.json").items() if key != "versions"}
-    settings = config.from_dict(values, Classify)
-    settings.run.dir = str(folder)
-    return settings
+    return config.load(folder / "config.json", [f"run.dir={folder}"], Classify)
 
 
 def _read(settings: Classify) -> tuple[Pictures, Pictures | None]:
@@ -89,7 +86,10 @@ def _read(settings: Classify) -> tuple[Pictures, Pictures | None]:
     if len(pictures.classes) < 2:
         raise SppdetError(f"{root}: holds one class, '{pictures.classes[0]}'; a classifier needs two or more")
     if len(pictures) < settings.batch_size:
-        raise SppdetError(f"batch_size: {settings.batch_size} is more than the {len(pictures)} pictures for training")
+        raise SppdetError(
+            f"batch_size: {settings.batch_size} is more than the {len(pictures)} pictures for training; give fewer, "
+            f"such as batch_size={max(1, len(pictures) // 4)}"
+        )
     if data.val is None:
         return pictures, None
     path = data.place(data.val)

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -280,7 +280,7 @@ class Classify:
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type = Config):
-    """A YAML file (or the defaults) changed by ``key=value`` strings such as ``regions.scales=[480,688]``.
+    """A YAML file, a run's config.json or the defaults, changed by ``key=value`` such as ``regions.scales=[480,688]``.
 
     Args:
         kind: which settings they are, :class:`Config` or :class:`Classify`.
@@ -299,6 +299,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type = Co
             raise SppdetError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if not isinstance(values, dict):
             raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    values.pop("versions", None)  # a run's config.json tells of what it was made with
     return override(_build(kind, values, source=f"{path}: "), overrides)
 
 
@@ -316,9 +317,12 @@ def override(config, overrides: Iterable[str]):
         if not isinstance(place, dict):
             raise SppdetError(_hint(key, type(config)))
         try:
-            place[last] = yaml.safe_load(value)
+            read = yaml.safe_load(value)
         except yaml.YAMLError:
             raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
+        # What is a number or a date to YAML, such as 0010, may be a name here.
+        named = isinstance(place.get(last), str) and not isinstance(read, (str, list, dict, types.NoneType))
+        place[last] = value.strip() if named else read
     changed = _build(type(config), values)
     changed.check()
     return changed
@@ -326,6 +330,16 @@ def override(config, overrides: Iterable[str]):
 
 def to_dict(config) -> dict:
     return dataclasses.asdict(config)
+
+
+def flat(values: dict, without: Collection[str] = (), prefix: str = "") -> dict:
+    """What :func:`to_dict` gives, by dotted keys; those in ``without``, and all below them, are left out."""
+    found = {}
+    for name, value in values.items():
+        key = prefix + name
+        if key not in without:
+            found |= flat(value, without, f"{key}.") if isinstance(value, dict) else {key: value}
+    return found
 
 
 def from_dict(values: dict, kind: type = Config):
@@ -369,6 +383,8 @@ def _convert(key: str, value, hint, source: str):
     if typing.get_origin(hint) is list:
         (inner,) = typing.get_args(hint)
         listed = value if isinstance(value, list) else [value]
+        if inner is int and isinstance(value, str) and "," in value:
+            raise SppdetError(f"{source}{key}: expected a list such as [480,688], found {value!r}")
         return [_convert(key, item, inner, source) for item in listed]
     if hint is float and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:

@@ -48,7 +48,6 @@ def evaluate(options: argparse.Namespace) -> None:
         return
     from sppdet import config  # imported late: --help does not wait for torch
     from sppdet.errors import SppdetError
-    from sppdet.files import read_json
     from sppdet.measure import evaluate_run, summary
 
     for text in options.overrides:
@@ -57,8 +56,7 @@ def evaluate(options: argparse.Namespace) -> None:
     folder = Path(options.run)
     if not (folder / "config.json").exists():
         raise SppdetError(f"{folder}: no run here; python -m sppdet.train CONFIG run.dir={folder} makes one")
-    values = {key: value for key, value in read_json(folder / "config.json").items() if key != "versions"}
-    settings = config.override(config.from_dict(values), [*options.overrides, f"run.dir={folder}"])
+    settings = config.load(folder / "config.json", [*options.overrides, f"run.dir={folder}"])
     print(summary(evaluate_run(settings, force=options.force)))
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 
 from sppdet.errors import SppdetError
 from sppdet.warp import KINDS
 
+BACKBONES = ("alexnet", "resnet18", "resnet50", "small", "squeezenet1_0", "squeezenet1_1", "vgg16")  # trunks.py's
 _CHOICES = {
+    "backbone.name": BACKBONES,
     "features": ("pool5", "fc6", "fc7", "pool5+fc7"),
     "classifier": ("svm", "softmax"),
     "pooling.kind": ("max", "average", "align"),
@@ -28,6 +31,7 @@ _LIMITS = ("data.limit_train", "data.limit_test", "side", "test.side", "test.vie
 _COUNTS = (
     "pretrain.epochs", "pretrain.batch_size", "finetune.units", "finetune.batch_size", "finetune.windows_per_image",
     "end_to_end.pictures_per_step", "end_to_end.windows_per_picture", "end_to_end.units", "svm.passes", "svm.rounds",
+    "regions.max_side", "regions.target",
     "bbox.max_windows", "detection.max_candidates", "detection.max_per_class", "epochs", "batch_size",
 )  # fmt: skip
 _SHARES = (
@@ -46,7 +50,7 @@ _FROM_ZERO = (
     "pretrain.weight_decay", "finetune.weight_decay", "end_to_end.weight_decay", "weight_decay",
     "proposals.inc_k", "proposals.sigma", "proposals.max_side", "proposals.min_size", "proposals.max_windows",
     "finetune.steps", "svm.random_negatives", "svm.max_negatives", "svm.hard_per_picture", "workers",
-    "detection.context",
+    "detection.context", "run.seed",
 )  # fmt: skip
 
 
@@ -80,4 +84,8 @@ def _expected(key: str, value) -> str | None:
         return "expected more than 0"
     if key in _FROM_ZERO and value < 0:
         return "expected 0 or more"
+    if key == "device" and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
+        return "expected auto, cpu or cuda"
+    if key == "data.classes" and value is not None and len(set(value)) < len(value):
+        return "expected each name once"
     return None

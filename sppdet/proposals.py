@@ -9,6 +9,7 @@ import numpy as np
 
 from sppdet import boxes as geometry
 from sppdet.errors import SppdetError
+from sppdet.limits import check_value
 
 _LONGEST = 32_000  # width and height: OpenCV turns pictures of fewer than 2^15 pixels a side
 
@@ -44,6 +45,8 @@ class SelectiveSearch:
     engine: str = "native"
 
     def __post_init__(self):
+        for key in ("mode", "engine"):
+            check_value(f"proposals.{key}", getattr(self, key))
         if self.engine == "opencv" and self.mode == "balanced":
             raise SppdetError("proposals.mode=balanced is not OpenCV's; give proposals.engine=native with it")
 
@@ -58,12 +61,17 @@ class SelectiveSearch:
         return {"engine": "opencv", "opencv": cv2.__version__, "order": 1, **asdict(self)}
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Windows of an RGB ``(H, W, 3)`` uint8 picture: float32 ``(N, 4)``, N may be 0.
+        """Windows of an RGB uint8 picture ``(H, W, 3)``: float32 ``(N, 4)``, N may be 0.
+
+        What else :func:`sppdet.images.to_rgb` takes will do, a path or a grey picture among it.
 
         ``native`` gives the best windows first. OpenCV orders windows by C's ``rand()``, so the order depends on what
         the process did before. The set does not: it is sorted, freed of duplicates and shuffled by a fixed seed,
         which makes a cut to ``max_windows`` an unbiased and repeatable sample.
         """
+        from sppdet.images import to_rgb  # Pillow takes its time to load
+
+        image = to_rgb(image)
         working = shrink(image, self.max_side)
         search = _native if self.engine == "native" else _opencv
         found = search(working, self.mode, self.base_k, self.inc_k, self.sigma)

@@ -8,6 +8,7 @@ import pytest
 
 from sppdet import config
 from sppdet.errors import SppdetError
+from sppdet.files import write_json
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -167,6 +168,12 @@ def test_override_copies():
         ("memory_gb=0", "memory_gb: expected more than 0, found 0"),
         ("proposals.sigma=.nan", "proposals.sigma: expected a number, found nan"),
         ("proposals.base_k=-50", "proposals.base_k: expected more than 0, found -50"),
+        ("regions.max_side=0", "regions.max_side: expected 1 or more, found 0"),
+        ("regions.scales=480,688", r"regions.scales: expected a list such as \[480,688\], found '480,688'"),
+        ("run.seed=-1", "run.seed: expected 0 or more, found -1"),
+        ("data.classes=[cat,dog,cat]", "data.classes: expected each name once, found"),
+        ("device=gpu", "device: expected auto, cpu or cuda, found 'gpu'"),
+        ("backbone.name=resnet101", "backbone.name: expected one of alexnet, .*, found 'resnet101'"),
         ("detection.vote=1.5", "detection.vote: expected 0 to 1, found 1.5"),
     ],
 )
@@ -174,6 +181,18 @@ def test_wrong_overrides(text, message):
     with pytest.raises(SppdetError, match=message) as caught:
         config.override(config.Config(), [text])
     assert "\n" not in str(caught.value)
+
+
+def test_names_that_look_like_numbers_stay_as_they_are_written():
+    changed = config.override(config.Config(), ["data.test_split=0010", "run.dir=1.10", "data.train_split='07'"])
+    assert (changed.data.test_split, changed.run.dir, changed.data.train_split) == ("0010", "1.10", "07")
+
+
+def test_the_config_json_of_a_run_is_a_config(tmp_path):
+    wanted = config.override(config.Config(), ["svm.C=0.00002", "regions.scales=[480]", "data.classes=[a,b]"])
+    path = tmp_path / "config.json"
+    write_json(path, config.to_dict(wanted) | {"versions": {"python": "3.12"}})
+    assert config.load(path) == wanted
 
 
 ALEXNET = ["features=fc7", "finetune.init=imagenet", "backbone.name=alexnet", "pooling.levels=6", "finetune.units=4096"]

@@ -140,6 +140,15 @@ def test_the_balanced_mode_is_native_only(picture):
         SelectiveSearch(mode="balanced", engine="opencv")
 
 
+def test_what_it_is_called_with_by_mistake_is_told(picture):
+    with pytest.raises(SppdetError, match=r"proposals\.mode: expected one of fast, quality, balanced, found 'bananas'"):
+        SelectiveSearch(mode="bananas")
+    with pytest.raises(SppdetError, match="a picture cannot be a float64 array"):
+        SelectiveSearch()(picture / 255)
+    grey = picture[:, :, 0]
+    np.testing.assert_array_equal(SelectiveSearch()(grey), SelectiveSearch()(np.stack([grey] * 3, axis=2)))
+
+
 def test_compiling_is_announced_where_nothing_says_that_it_was_done(picture, capsys, monkeypatch, tmp_path):
     search = SelectiveSearch(engine="native")
     search(picture)

@@ -6,9 +6,14 @@ import pytest
 import torch
 import torchvision
 
+from sppdet.limits import BACKBONES
 from sppdet.trunks import build_trunk, names, restore_trunk
 
 LAST = {"resnet18": "layer3", "resnet50": "layer3"}  # the others' layers are all in `features`
+
+
+def test_a_configuration_takes_the_trunks_that_there_are():
+    assert tuple(names()) == BACKBONES
 
 
 @pytest.mark.parametrize("name", [name for name in names() if name != "small"])
