@@ -140,6 +140,7 @@ def _batches(
 
     parts = list(in_threads(sample, jobs, worker_count(workers)))
     vectors, labels = (np.concatenate(part) for part in zip(*parts))
+    del parts  # they are as large again
     if len(labels) < settings.batch_size:
         raise SppdetError(
             f"finetune: only {len(labels)} windows in {count} pictures overlap an object by 0.1 or more; "

@@ -27,20 +27,27 @@ class Key:
         return cls(digest, fingerprint([digest, data]))
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a result at ``path``, of whatever key."""
+    return path.exists() and path.with_suffix(".json").exists()
+
+
 def is_done(path: Path, key: Key, keep: bool) -> bool:
     """Whether the result at ``path`` is of this key; with ``keep`` one of other pictures or objects will do."""
-    note = path.with_suffix(".json")
-    found = read_json(note) if path.exists() and note.exists() else {}
+    found = read_json(path.with_suffix(".json")) if is_there(path) else {}
     return found.get("data") == key.data or (keep and found.get("recipe") == key.recipe)
 
 
+def forget(path: Path) -> None:
+    """Let the result at ``path`` not be done, nor begun: if learning it again is interrupted, it goes on from there."""
+    for suffix in (".json", ".checkpoint"):
+        path.with_suffix(suffix).unlink(missing_ok=True)
+
+
 @contextmanager
-def checkpoint_of(path: Path, again: bool) -> Iterator[Path]:
-    """Where the training of the result at ``path`` keeps what it goes on from: not there before it if ``again``, nor
-    once it has ended."""
+def checkpoint_of(path: Path) -> Iterator[Path]:
+    """Where the training of the result at ``path`` keeps what it goes on from; not there any more once it has ended."""
     checkpoint = path.with_suffix(".checkpoint")
-    if again:
-        checkpoint.unlink(missing_ok=True)
     yield checkpoint
     checkpoint.unlink(missing_ok=True)  # an interruption does not come here
 

@@ -48,7 +48,7 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
     dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
     corpus = open_corpus(dataset, config.run.cache, detector.search, detector.backbone, detector.features)
-    key = _key(folder, corpus, asdict(config.detection))
+    key = _key(folder, corpus, config.data.test_split, asdict(config.detection))
     path = folder / "metrics.json"
     if not force and path.exists() and read_json(path).get("key") == key:
         return read_json(path)
@@ -139,7 +139,7 @@ def summary(metrics: dict) -> str:
     )
 
 
-def _key(folder: Path, corpus: Corpus, detection: dict) -> str:
+def _key(folder: Path, corpus: Corpus, split: str, detection: dict) -> str:
     model = [file_digest(folder / name) for name in ("model.json", "model.safetensors")]
     objects = [[s.boxes.tolist(), s.labels.tolist(), s.difficult.tolist()] for s in corpus.dataset]
-    return fingerprint([model, corpus.names, objects, detection])
+    return fingerprint([model, split, corpus.names, objects, detection])

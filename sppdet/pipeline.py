@@ -22,12 +22,13 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import load_file
 
 from sppdet import bbox_regression, context, end_to_end, finetune
 from sppdet.backbone import Backbone, network_state, weights_digest
 from sppdet.cli import STAGES
-from sppdet.config import Config, to_dict
+from sppdet.config import Config, flat, load, to_dict
 from sppdet.corpus import Corpus, fill_each, fill_maps, load_split, open_corpus
 from sppdet.crops import CropFeatures
 from sppdet.detector import Detector
@@ -36,7 +37,7 @@ from sppdet.evaluation import check_names
 from sppdet.features import PyramidFeatures, WindowFeatures
 from sppdet.files import file_digest, fingerprint, part, read_json, write_json
 from sppdet.head import Head
-from sppdet.keyed import Key, checkpoint_of, finish, is_done
+from sppdet.keyed import Key, checkpoint_of, finish, forget, is_done, is_there
 from sppdet.learned import Learned
 from sppdet.measure import evaluate_run, read_costs, stage_line, summary
 from sppdet.meter import Meter
@@ -45,6 +46,8 @@ from sppdet.pretraining import pretrain
 from sppdet.trunks import restore_trunk
 from sppdet.versions import versions
 from sppdet.warp import Crop
+
+_FREE = ("data", "run", "detection", "workers", "memory_gb", "device")  # settings that no class's results depend on
 
 
 class Pipeline:
@@ -72,12 +75,7 @@ class Pipeline:
 
     def run(self, last: str = STAGES[-1], force: bool = False) -> None:
         """Every stage up to ``last``; ``force`` does ``last`` again (or, if it is the final one, all of them)."""
-        for sample_set, name in (
-            (self.train, self.config.data.train_split),
-            (self.test, self.config.data.test_split),
-        ):
-            objects = sum(len(sample.boxes) for sample in sample_set)
-            self.log(f"{name}: {len(sample_set)} pictures, {objects} objects, {len(self.train.classes)} classes")
+        self._tell_of_data()
         for stage in STAGES[: STAGES.index(last) + 1]:
             again = force and (stage == last or last == STAGES[-1])
             with Meter() as meter:
@@ -89,9 +87,19 @@ class Pipeline:
                 continue
             if cost.pop("computed"):
                 write_json(self.folder / "stages.json", costs | {stage: meter.cost() | cost})
-            self.log(stage_line(stage, read_costs(self.folder).get(stage, cost)))
+            self.log(stage_line(stage, read_costs(self.folder).get(stage, {}) | cost))
         if last == STAGES[-1]:
             self.log(summary(read_json(self.folder / "metrics.json")))
+
+    def _tell_of_data(self) -> None:
+        data = self.config.data
+        for split, name in ((self.train, data.train_split), (self.test, data.test_split)):
+            labels = np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in split)])
+            counts = np.bincount(labels, minlength=len(self.labels))
+            listed = ", ".join(f"{own} {count}" for own, count in zip(self.train.classes, counts))
+            self.log(f"{name}: {len(split)} pictures, {len(labels)} objects: {listed}")
+        if shared := len({sample.path for sample in self.train} & {sample.path for sample in self.test}):
+            self.log(f"warning: {shared} pictures are in {data.train_split} and in {data.test_split}: mAP will flatter")
 
     # What stages read
 
@@ -214,7 +222,7 @@ class Pipeline:
         settings = {"pretrain": asdict(self.config.pretrain), "levels": levels}
         settings |= {"name": backbone.name, "precision": backbone.precision}
         key = self._key(settings, [], [self._objects, [file_digest(sample.path) for sample in self.train]])
-        if not again and self._is_done(self.learned.pretrained, key):
+        if self._is_done(self.learned.pretrained, key, again):
             return {"computed": False}
         trunk, accuracy = pretrain(
             self.train, backbone.name, backbone.precision, self.config.pretrain, levels,
@@ -227,10 +235,10 @@ class Pipeline:
         train, test = self.initial_corpora
         search, workers = self.config.proposals, self.config.workers
         computed = fill_each((train, test), lambda corpus: corpus.fill_proposals(search, workers, again))
+        recall = {"train": train.recall(), "test": test.recall()}  # of the objects as they are now
         if not computed:
-            return {"computed": False}
+            return {"computed": False, **recall}
         disk = train.disk()[0] + test.disk()[0]
-        recall = {"train": train.recall(), "test": test.recall()}
         return {"computed": True, "pictures": computed, "disk_mb": round(disk / 2**20, 1), **recall}
 
     def _end_to_end(self, again: bool) -> dict | None:
@@ -242,10 +250,11 @@ class Pipeline:
         for name in ("scales", "target"):  # those of the maps; training has its own
             features["windows"].pop(name, None)
         start = self._network_head(self.config.end_to_end.dropout)
-        key = self._key(settings, [features, start and weights_digest(start)], [corpus.names, self._objects])
-        if not again and self._is_done(path, key):
+        data = [corpus.names, self._objects, self.train.classes]  # by whose names its boxes are found again
+        key = self._key(settings, [features, start and weights_digest(start)], data)
+        if self._is_done(path, key, again):
             return {"computed": False}
-        with checkpoint_of(path, again) as checkpoint:
+        with checkpoint_of(path) as checkpoint:
             network, loss = end_to_end.train(
                 corpus, self.initial, self.pooled_features, self.config.end_to_end,
                 checkpoint, key.data, self.config.run.seed, self.log, start,
@@ -271,9 +280,9 @@ class Pipeline:
         start = self._network_head(self.config.finetune.dropout)
         depends = [self._shared_key, start and weights_digest(start)]
         key = self._key(settings, depends, [corpus.names, self._objects])
-        if not again and self._is_done(self.learned.fine_tuned, key):
+        if self._is_done(self.learned.fine_tuned, key, again):
             return {"computed": False}
-        with checkpoint_of(self.learned.fine_tuned, again) as checkpoint:
+        with checkpoint_of(self.learned.fine_tuned) as checkpoint:
             head, loss = finetune.train(
                 corpus, self.pooled_features, self.config.finetune, self.scale, self.backbone.half_behind,
                 checkpoint, key.data, self.config.run.seed, self.config.workers, self.log, start,
@@ -325,7 +334,7 @@ class Pipeline:
             return None
         missing = self._unfinished(stage, again)
         if missing:
-            with checkpoint_of(self.learned.folder / stage, again) as checkpoint:
+            with checkpoint_of(self.learned.folder / stage) as checkpoint:
                 learned = learn(self._corpus_of(stage), *self._learns_from(stage), missing, checkpoint)
                 for k, *values in zip(missing, *learned):
                     tensors = dict(zip(("weight", "bias"), values))
@@ -334,10 +343,13 @@ class Pipeline:
 
     def _unfinished(self, stage: str, again: bool) -> list[int]:
         """The classes that ``stage`` has no result for."""
-        done = [
-            not again and self._is_done(self.learned.of_class(stage, k), self._class_key(stage, k)) for k in self.labels
-        ]
-        missing = [k for k in self.labels if not done[k]]
+        if again:
+            forget(self.learned.folder / stage)  # its checkpoint
+
+        def done(k: int) -> bool:
+            return self._is_done(self.learned.of_class(stage, k), self._class_key(stage, k), again)
+
+        missing = [k for k in self.labels if not done(k)]
         if 0 < len(missing) < len(self.labels):
             self.log(f"{stage}: learning {', '.join(self.train.classes[k] for k in missing)} alone")
         return missing
@@ -374,8 +386,30 @@ class Pipeline:
     def _key(self, settings: dict, depends: list, data: list) -> Key:
         return Key.of([settings, self.config.run.seed, depends], data)
 
-    def _is_done(self, path: Path, key: Key) -> bool:
-        return is_done(path, key, self.keep)
+    def _is_done(self, path: Path, key: Key, again: bool = False) -> bool:
+        """Whether the result at ``path`` is there; it is forgotten first if it is to be made ``again``.
+
+        Raises:
+            SppdetError: with ``keep``, it is of other settings, and would be lost.
+        """
+        if again:
+            forget(path)
+        done = is_done(path, key, self.keep)
+        if self.keep and not done and is_there(path):
+            raise SppdetError(
+                f"--keep: {path} was learned with other settings{self._changes()}; give those of the run, or leave "
+                "--keep out and learn all classes again"
+            )
+        return done
+
+    def _changes(self) -> str:
+        """What config.json, if there is one, has otherwise: for an error's line."""
+        path = self.folder / "config.json"
+        if not path.exists():
+            return ""
+        before, now = (flat(to_dict(config), _FREE) for config in (load(path), self.config))
+        changed = [f"{key}={value}" for key, value in before.items() if value != now[key]]
+        return f" ({', '.join(changed)})" if changed else ""
 
     def _features_key(self, backbone: Backbone) -> dict:
         return {

@@ -39,7 +39,7 @@ def compare_runs(folder: str | Path, other: str | Path, overrides: Sequence[str]
         raise SppdetError(f"{folder}: without objects in its test pictures there is nothing to compare")
     counts = draw(len(dataset), times)
     gains = np.subtract(*(resampled(dataset, run.detections, counts) for run in runs))
-    low, high = np.percentile(gains, (2.5, 97.5))
+    low, high = np.nanpercentile(gains, (2.5, 97.5))  # a draw may hold no object at all
     return (
         f"mAP {found[0]:.2f}, of {other} {found[1]:.2f}: {found[0] - found[1]:+.2f}, "
         f"between {low:+.2f} and {high:+.2f} in 95% of {times} draws of {len(dataset)} test pictures"

@@ -7,8 +7,6 @@ import sys
 
 from sppdet import cli
 
-_INTERRUPTED = "interrupted; the same command goes on from here"
-
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="sppdet train", description="Train and evaluate a detector, stage by stage.")
@@ -37,7 +35,9 @@ def train(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    return cli.run(train, parser().parse_intermixed_args(arguments), _INTERRUPTED)
+    options = parser().parse_intermixed_args(arguments)
+    without = " without --force" if options.force else ""
+    return cli.run(train, options, f"interrupted; the same command{without} goes on from here")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from sppdet.files import read_json
-from sppdet.keyed import Key, checkpoint_of, finish, is_done
+from sppdet.keyed import Key, checkpoint_of, finish, forget, is_done
 
 KEY = Key.of([{"C": 1}, 3], ["a.jpg"])
 OTHER_DATA, OTHER_RECIPE = Key.of([{"C": 1}, 3], ["b.jpg"]), Key.of([{"C": 2}, 3], ["a.jpg"])
@@ -31,13 +31,19 @@ def test_a_result_without_its_note_does_not_count(tmp_path):
 
 
 def test_a_checkpoint_outlives_an_interruption_but_not_the_training(tmp_path):
-    with pytest.raises(KeyboardInterrupt), checkpoint_of(tmp_path / "head.safetensors", again=False) as checkpoint:
+    with pytest.raises(KeyboardInterrupt), checkpoint_of(tmp_path / "head.safetensors") as checkpoint:
         checkpoint.write_bytes(b"step 9")
         raise KeyboardInterrupt
     assert checkpoint == tmp_path / "head.checkpoint" and checkpoint.exists()
-    with checkpoint_of(tmp_path / "head.safetensors", again=False) as checkpoint:
+    with checkpoint_of(tmp_path / "head.safetensors") as checkpoint:
         assert checkpoint.exists()
     assert not checkpoint.exists()
-    checkpoint.write_bytes(b"step 9")
-    with checkpoint_of(tmp_path / "head.safetensors", again=True) as checkpoint:
-        assert not checkpoint.exists()
+
+
+def test_what_is_forgotten_is_neither_done_nor_begun(tmp_path):
+    path = tmp_path / "head.safetensors"
+    finish(path, KEY, {"weight": torch.ones(1)})
+    with checkpoint_of(path) as checkpoint:
+        checkpoint.write_bytes(b"step 9")
+        forget(path)
+        assert not checkpoint.exists() and not is_done(path, KEY, keep=True)

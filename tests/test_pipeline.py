@@ -210,6 +210,22 @@ def test_a_stage_stops_there_and_force_does_it_again(place):
     assert place.times("run/stages/bbox/*") == boxes
 
 
+def test_what_is_interrupted_while_it_is_done_again_goes_on_without_force(place, monkeypatch, capsys):
+    assert place.train("--stage", "svm") == 0
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Miner, "train", stop)
+        assert place.train("--stage", "svm", "--force") == 130
+    assert "the same command without --force goes on from here" in capsys.readouterr().err
+    before = place.times("run/stages/svm/*.safetensors")
+    assert place.train("--stage", "svm") == 0
+    after = place.times("run/stages/svm/*.safetensors")
+    assert all(after[path] > before[path] for path in before)
+
+
 def test_force_does_everything_again(tmp_path, shapes_root):
     place = Workplace(tmp_path, shapes_root)
     assert place.train() == 0
@@ -342,12 +358,15 @@ def test_a_class_is_learned_alone_above_a_network_that_was_trained_for_the_other
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_other_settings_are_not_kept(place):
-    assert place.train("--stage", "svm") == 0
-    before = place.times("run/stages/svm/*.safetensors")
-    assert place.train("--stage", "svm", "--keep", "svm.C=0.02") == 0
-    after = place.times("run/stages/svm/*.safetensors")
-    assert all(after[path] > before[path] for path in before)
+def test_what_is_kept_is_not_lost_to_other_settings(place, capsys):
+    assert place.train() == 0
+    before = place.times()
+    assert place.train("--keep", "svm.C=0.02") == 2
+    (line,) = error_lines(capsys)
+    assert re.search(r"--keep: .*circle.safetensors was learned with other settings \(svm.C=0.01\); give those", line)
+    assert place.times() == before
+    assert main([str(place.run / "config.json"), "--keep"]) == 0
+    assert place.times() == before
 
 
 def test_two_runs_are_compared_on_the_same_pictures(trained, place, capsys):
@@ -379,9 +398,9 @@ def test_what_is_learned_for_all_classes_at_once_cannot_be_kept(place, capsys, t
         ("regions.scale=[160]", "did you mean 'regions.scales'?"),
         ("svm.C=lots", "svm.C: expected float, found 'lots'"),
         ("data.train_split=trian", "there are: test, train, trainval"),
-        ("data.root=/nowhere/at/all", "/nowhere/at/all: no such folder"),
-        ("device=tpu9", "device: 'tpu9' is unknown"),
-        ("backbone.name=resnet19", "backbone.name: 'resnet19' is none of"),
+        ("data.root=/nowhere/at/all", "data.root: there is no folder /nowhere/at/all in /"),
+        ("device=tpu9", "device: expected auto, cpu or cuda, found 'tpu9'"),
+        ("backbone.name=resnet19", "backbone.name: expected one of alexnet, "),
     ],
 )
 def test_mistakes_are_one_line_and_status_2(place, capsys, text, message):
@@ -445,12 +464,33 @@ def test_what_the_files_of_results_cannot_hold_is_told_first(tmp_path, own_data,
     assert "picture 'my photo': white space would break" in line and not place.run.exists()
 
 
+def test_what_is_to_be_learned_is_listed_and_pictures_of_both_splits_are_told_of(place, capsys):
+    assert place.train("data.test_split=trainval", "--stage", "proposals") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"trainval: 12 pictures, \d+ objects: circle \d+, cross \d+, .*", lines[0])
+    assert lines[2] == "warning: 12 pictures are in trainval and in trainval: mAP will flatter"
+    assert "recall@0.5" in lines[3]  # though they were there before
+
+
 def test_a_split_without_any_object_is_refused(tmp_path, own_data, capsys):
     for path in (own_data / "Annotations").iterdir():
         remove_objects(path)
     assert Workplace(tmp_path, own_data).train() == 2
     (line,) = error_lines(capsys)
     assert "trainval: there is no object in its annotations" in line
+
+
+def test_boxes_learned_together_are_of_the_classes_they_were_learned_for(tmp_path, trained, own_data):
+    """Under other names, in the same order, they would be taken for those of other classes."""
+    place = Workplace(tmp_path, own_data, trained.cache)
+    options = ["end_to_end.enabled=true", "end_to_end.frozen_stride=0", "end_to_end.epochs=0.1", "end_to_end.units=16"]
+    options += ["end_to_end.scales=[96]", "--stage", "end_to_end"]
+    note = place.run / "stages" / "end_to_end.json"
+    assert place.train(*options) == 0 and "star" in json.loads(note.read_text())["classes"]
+    for annotation in (own_data / "Annotations").iterdir():
+        annotation.write_text(annotation.read_text().replace("star", "stork"))
+    assert place.train(*options) == 0
+    assert json.loads(note.read_text())["classes"] == ["circle", "cross", "ring", "square", "stork", "triangle"]
 
 
 @pytest.mark.parametrize(
