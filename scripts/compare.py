@@ -217,8 +217,9 @@ def per_class(rows: list[Row], found: list[dict]) -> str:
 
 def costs(rows: list[Row], found: list[dict]) -> str:
     """Seconds by stage, of all pictures that it needs, and in training: all but the evaluation. Empty where a row took
-    over an earlier one's result; the first row's proposals count for all. Disk is what a row's stages wrote. Then
-    seconds of detection in one picture: its proposals, the network, and all that follows from pooling on."""
+    over an earlier one's result; the first row's proposals count for all. Disk is what the cache held of a row's
+    pictures once the stages that ran had ended. Then seconds of detection in one picture: its proposals, the network,
+    and all that follows from pooling on."""
     stages = [stage for stage in STAGES if any(stage in metrics["stages"] for metrics in found)]
     heads = [*stages, "training", "peak memory, MB", "disk, MB", "a picture: proposals", "network", "the rest"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
@@ -282,7 +283,7 @@ def choose(table: Sequence[Row], texts: list[str]) -> list[Row]:
     for text in texts:
         found = {row for row in table if row.name == text} or {row for row in table if text in row.name}
         if not found:
-            raise SppdetError(f"--rows: no row's name holds {text!r}; they are {', '.join(row.name for row in table)}")
+            raise SppdetError(f"--rows: no row's name holds {text!r}; they are {'; '.join(row.name for row in table)}")
         chosen |= found
     return [row for row in table if row in chosen]
 

@@ -121,7 +121,8 @@ def summary(metrics: dict) -> str:
     scale = f"scales {test['scales']}" if test["views"] == "multi" else f"side {test['side']}"
     worst = sorted((error, name) for name, error in metrics["error"].items() if error is not None)[::-1][:5]
     classes = ", ".join(f"{name} {error:.1f}" for error, name in worst)
-    return f"{metrics['pictures']} pictures, views={test['views']}, {scale}: {errors}\nhighest by class: {classes}"
+    first = f"{metrics['pictures']} pictures, views={test['views']}, {scale}: {errors}"
+    return f"{first}\ntop-1 error by class, highest first: {classes}"
 
 
 def predict(options: argparse.Namespace) -> int:
