@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from truth import picture
 
+from sppdet import significance
+from sppdet.config import Config
 from sppdet.data import Dataset
 from sppdet.detections import Detections
 from sppdet.evaluation import evaluate_voc
-from sppdet.significance import draw, resampled
+from sppdet.measure import Measured
+from sppdet.significance import compare_runs, draw, resampled
 
 CLASSES = ("cat", "cow", "dog")
 
@@ -50,3 +54,15 @@ def test_a_draw_counts_as_a_data_set_that_holds_its_pictures(seed):
 def test_a_draw_holds_as_many_pictures_as_there_are():
     counts = draw(7, 100)
     assert counts.shape == (100, 7) and (counts.sum(axis=1) == 7).all() and counts.std() > 0
+
+
+def test_draws_without_any_object_are_left_out(monkeypatch):
+    """Of three pictures one has an object: three draws in ten do not hold it."""
+    here = ((0, 0, 20, 20), 0)
+    dataset = Dataset(CLASSES, (picture("a", here), picture("b"), picture("c")))
+    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    right = Detections(np.array([here[0]], np.float32), np.zeros(1, np.int64), np.ones(1, np.float32))
+    first = Measured(Path("good"), Config(), dataset, [right, nothing, nothing], {"mAP": 100.0})
+    second = Measured(Path("blind"), Config(), dataset, [nothing] * 3, {"mAP": 0.0})
+    monkeypatch.setattr(significance, "last_measured", lambda folder, _: {"good": first, "blind": second}[folder])
+    assert ": +100.00, between +100.00 and +100.00 in 95% of" in compare_runs("good", "blind")
