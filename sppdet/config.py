@@ -316,13 +316,12 @@ def override(config, overrides: Iterable[str]):
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict):
             raise SppdetError(_hint(key, type(config)))
+        # To YAML a name such as 0010 is a number, and part of 'run #2' a comment.
+        bare = value.strip() not in ("", "null") and value.strip()[0] not in "'\"[{"
         try:
-            read = yaml.safe_load(value)
+            place[last] = value.strip() if bare and isinstance(place.get(last), str) else yaml.safe_load(value)
         except yaml.YAMLError:
             raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
-        # What is a number or a date to YAML, such as 0010, may be a name here.
-        named = isinstance(place.get(last), str) and not isinstance(read, (str, list, dict, types.NoneType))
-        place[last] = value.strip() if named else read
     changed = _build(type(config), values)
     changed.check()
     return changed

@@ -184,8 +184,8 @@ def test_wrong_overrides(text, message):
 
 
 def test_names_that_look_like_numbers_stay_as_they_are_written():
-    changed = config.override(config.Config(), ["data.test_split=0010", "run.dir=1.10", "data.train_split='07'"])
-    assert (changed.data.test_split, changed.run.dir, changed.data.train_split) == ("0010", "1.10", "07")
+    changed = config.override(config.Config(), ["data.test_split=0010", "run.dir=run #2: b", "data.train_split='07'"])
+    assert (changed.data.test_split, changed.run.dir, changed.data.train_split) == ("0010", "run #2: b", "07")
 
 
 def test_the_config_json_of_a_run_is_a_config(tmp_path):
