@@ -176,7 +176,7 @@ class Config:
     regions: Regions = field(default_factory=Regions)
     pooling: Pooling = field(default_factory=Pooling)
     features: str = "pool5"  # what the classifier sees: pool5, fc6, fc7, or pool5+fc7, both side by side
-    svd_ranks: list[int] = field(default_factory=list)  # of fc6 and fc7 in the detector, truncated; []: whole layers
+    svd_ranks: list[int] = field(default_factory=list)  # of fc6 and fc7, truncated once trained; []: whole layers
     classifier: str = "svm"  # svm, or the softmax of end-to-end training
     finetune: Finetune = field(default_factory=Finetune)
     end_to_end: EndToEnd = field(default_factory=EndToEnd)

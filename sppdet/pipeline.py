@@ -181,6 +181,8 @@ class Pipeline:
         description = read_json(path.with_suffix(".json"))["head"] | {"layer": self.config.features}
         inputs, tensors = self.pooled_features.pooled_dimension, part(load_file(path), "head.")
         head = Head.restore(inputs, description, tensors, self.backbone.half_behind)
+        if ranks := self.config.svd_ranks:  # what is learned behind it is learned from what it gives in detection
+            head = head.truncated([*ranks, 0][:2])
         if head.beside:
             head.balance = self._balance(head)
         return head
@@ -362,18 +364,16 @@ class Pipeline:
 
     def detector(self) -> Detector:
         """The detector that the finished stages make."""
-        head, ranks, bbox = self.head, self.config.svd_ranks, self.config.bbox
-        if head and ranks:
-            head = head.truncated([*ranks, 0][:2])
+        bbox = self.config.bbox
         return Detector(
             classes=self.train.classes,
             backbone=self.backbone,
-            features=self.pooled_features.under(head) if head else self.pooled_features,
+            features=self.features,
             search=self.config.proposals,
             classifier=self.learned.softmax() if self.config.classifier == "softmax" else self.learned.svms(),
             regressors=self.learned.regressors(bbox.kind, self.features, self.head) if bbox.enabled else None,
             detection=self.config.detection,
-            head=head,
+            head=self.head,
             context=self.learned.svms("context") if "context" in self._learning() else None,
         )
 

@@ -579,6 +579,13 @@ def test_end_to_end_training_comes_before_the_maps_and_serves_every_layer(place)
     assert detector.regressors.of_head and detector.regressors.weight.shape[2] == detector.features.dimension
     assert detector.head.balance == load_file(place.run / "stages" / "balance.safetensors")["balance"].item() != 1
 
+    # With fc layers of lower rank SVMs are learned anew, from what comes of these layers.
+    svms = place.times("run/stages/svm/*.safetensors")
+    assert place.train(*options, "features=pool5+fc7", "svd_ranks=[4,8]") == 0
+    assert trained.stat().st_mtime_ns == written
+    assert all(time > svms[path] for path, time in place.times("run/stages/svm/*.safetensors").items())
+    assert sppdet.load(place.run, device="cpu").head.ranks == (4, 8)
+
     # There too the boxes can be those that were learned with fc7, whatever it was multiplied by.
     assert place.train(*options, "features=pool5+fc7", "bbox.kind=joint") == 0
     detector, moving = sppdet.load(place.run, device="cpu"), learned["move.weight"].numpy()
