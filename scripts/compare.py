@@ -34,7 +34,8 @@ SPP, END, FAST, RCNN, BEST = (
 )
 FIVE = "regions.scales=[480,576,688,864,1200]"
 OBJECTS = "svm.positive_overlap=1"
-ONE = ("regions.scales=[688]", "detection.context=0")  # the paper's single scale, the picture not asked
+# The paper's single scale, the picture not asked, fc layers whole.
+ONE = ("regions.scales=[688]", "detection.context=0", "svd_ranks=[]")
 PLAIN = (*ONE, "svm.flip=false", "bbox.flip=false", OBJECTS)
 RIDGE, ONE_VIEW = "bbox.kind=ridge", "detection.flip=false"
 TIMED = 8  # pictures on which detection is timed
