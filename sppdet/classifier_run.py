@@ -75,7 +75,9 @@ def saved_settings(folder: str | Path) -> Classify:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise SppdetError(f"{folder}: no run here; sppdet classify train ROOT run.dir={folder} makes one")
-    return config.load(folder / "config.json", [f"run.dir={folder}"], Classify)
+    settings = config.load(folder / "config.json", kind=Classify)
+    settings.run.dir = str(folder)
+    return settings
 
 
 def _read(settings: Classify) -> tuple[Pictures, Pictures | None]:

@@ -62,7 +62,8 @@ def evaluate_coco(dataset: Dataset, detections: Sequence[Detections]) -> dict[st
         content = ground_truth(dataset)
         truth = _coco(content)
         # pycocotools takes 1.7 kB a detection, so it is given one class at a time.
-        curves = [_curves(truth, content, dataset, detections, label) for label in range(len(dataset.classes))]
+        numbers = image_ids(dataset)
+        curves = [_curves(truth, content, numbers, detections, label) for label in range(len(dataset.classes))]
         whole = COCOeval(truth, truth, "bbox")  # whose summary is of the classes' curves side by side
         whole.eval = {name: np.concatenate([own[name] for own in curves], axis=-3) for name in curves[0]}
         whole.summarize()
@@ -71,11 +72,12 @@ def evaluate_coco(dataset: Dataset, detections: Sequence[Detections]) -> dict[st
     return {name: None if value < 0 else 100 * value for name, value in values.items()}
 
 
-def _curves(truth, content: dict, dataset: Dataset, detections: Sequence[Detections], label: int) -> dict:
+def _curves(truth, content: dict, numbers: list[int], detections: Sequence[Detections], label: int) -> dict:
     """What ``COCOeval.accumulate`` finds of one class, its axis the third from the last."""
     from pycocotools.cocoeval import COCOeval
 
-    found = list(results(dataset, [own.only(own.labels == label) for own in detections]))
+    of_class = (own.only(own.labels == label) for own in detections)
+    found = [result for number, own in zip(numbers, of_class) for result in _entries(number, own)]
     # What `loadRes` adds; it refuses an empty list, so it is not called.
     for number, result in enumerate(found, start=1):
         result.update(id=number, area=result["bbox"][2] * result["bbox"][3], iscrowd=0)
@@ -150,15 +152,15 @@ def results(dataset: Dataset, detections: Sequence[Detections]) -> Iterator[dict
     knows the picture; ``loadRes`` keeps fields that it does not know.
     """
     for number, name, found in zip(image_ids(dataset), _file_names(dataset), detections):
-        rows = zip(geometry.to_xywh(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())
-        for bbox, label, score in rows:
-            yield {
-                "image_id": number,
-                "category_id": label + 1,
-                "bbox": bbox,
-                "score": score,
-                "file_name": name,
-            }
+        for entry in _entries(number, found):
+            yield entry | {"file_name": name}
+
+
+def _entries(number: int, found: Detections) -> Iterator[dict]:
+    """COCO's own fields of one picture's detections."""
+    rows = zip(geometry.to_xywh(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())
+    for bbox, label, score in rows:
+        yield {"image_id": number, "category_id": label + 1, "bbox": bbox, "score": score}
 
 
 def write_coco_ground_truth(path: str | os.PathLike, dataset: Dataset) -> None:

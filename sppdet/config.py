@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -317,9 +317,10 @@ def override(config, overrides: Iterable[str]):
         if not isinstance(place, dict):
             raise SppdetError(_hint(key, type(config)))
         # To YAML a name such as 0010 is a number, and part of 'run #2' a comment.
-        bare = value.strip() not in ("", "null") and value.strip()[0] not in "'\"[{"
+        bare = value.strip()
+        named = isinstance(place.get(last), str) and bare not in ("", "null") and bare[0] not in "'\"[{"
         try:
-            place[last] = value.strip() if bare and isinstance(place.get(last), str) else yaml.safe_load(value)
+            place[last] = bare if named else yaml.safe_load(value)
         except yaml.YAMLError:
             raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
     changed = _build(type(config), values)
@@ -329,16 +330,6 @@ def override(config, overrides: Iterable[str]):
 
 def to_dict(config) -> dict:
     return dataclasses.asdict(config)
-
-
-def flat(values: dict, without: Collection[str] = (), prefix: str = "") -> dict:
-    """What :func:`to_dict` gives, by dotted keys; those in ``without``, and all below them, are left out."""
-    found = {}
-    for name, value in values.items():
-        key = prefix + name
-        if key not in without:
-            found |= flat(value, without, f"{key}.") if isinstance(value, dict) else {key: value}
-    return found
 
 
 def from_dict(values: dict, kind: type = Config):

@@ -56,7 +56,8 @@ def evaluate(options: argparse.Namespace) -> None:
     folder = Path(options.run)
     if not (folder / "config.json").exists():
         raise SppdetError(f"{folder}: no run here; python -m sppdet.train CONFIG run.dir={folder} makes one")
-    settings = config.load(folder / "config.json", [*options.overrides, f"run.dir={folder}"])
+    settings = config.load(folder / "config.json", options.overrides)
+    settings.run.dir = str(folder)  # a path, which as key=value would be read as YAML
     print(summary(evaluate_run(settings, force=options.force)))
 
 

@@ -115,7 +115,8 @@ def last_measured(folder: str | Path, overrides: Iterable[str] = ()) -> Measured
         if not (folder / name).is_file():
             raise SppdetError(f"{folder / name}: is not there; python -m sppdet.evaluate {folder} measures the run")
     metrics = read_json(folder / "metrics.json")
-    settings = override(from_dict(metrics["config"]), [*overrides, f"run.dir={folder}"])
+    settings = override(from_dict(metrics["config"]), overrides)
+    settings.run.dir = str(folder)
     dataset = load_split(settings, settings.data.test_split, list(metrics["AP"]), settings.data.limit_test)
     detections = evaluation.read_devkit_results(folder / "detections", dataset, settings.data.test_split)
     return Measured(folder, settings, dataset, detections, metrics)

@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from safetensors.torch import load_file
 from sppdet import bbox_regression, context, end_to_end, finetune
 from sppdet.backbone import Backbone, network_state, weights_digest
 from sppdet.cli import STAGES
-from sppdet.config import Config, flat, load, to_dict
+from sppdet.config import Config, keys, load, to_dict
 from sppdet.corpus import Corpus, fill_each, fill_maps, load_split, open_corpus
 from sppdet.crops import CropFeatures
 from sppdet.detector import Detector
@@ -407,8 +408,9 @@ class Pipeline:
         path = self.folder / "config.json"
         if not path.exists():
             return ""
-        before, now = (flat(to_dict(config), _FREE) for config in (load(path), self.config))
-        changed = [f"{key}={value}" for key, value in before.items() if value != now[key]]
+        before = load(path)
+        values = {key: attrgetter(key) for key in keys() if key.split(".")[0] not in _FREE}
+        changed = [f"{key}={of(before)}" for key, of in values.items() if of(before) != of(self.config)]
         return f" ({', '.join(changed)})" if changed else ""
 
     def _features_key(self, backbone: Backbone) -> dict:
