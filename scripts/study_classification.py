@@ -29,6 +29,7 @@ from sppdet.parallel import in_threads, run
 from sppdet.pooling import bins, pyramid_pool
 from sppdet.pretraining import around
 from sppdet.regions import scale_factor
+from sppdet.settings import Classify
 from sppdet.svm import Fit, Problem, fit, margins
 
 PYRAMID = (6, 3, 2, 1)
@@ -164,7 +165,7 @@ def study_objects(options: argparse.Namespace) -> None:
 def train_one(folder: Path, options: argparse.Namespace, levels: list[int], sizes: list[int], seed: int) -> list[float]:
     """Top-1 errors in percent of one network, by the views of TESTS."""
     settings = config.override(
-        config.Classify(),
+        Classify(),
         [
             f"data.root={folder}", "data.val=null", f"levels={levels}", f"sizes={sizes}", f"epochs={options.epochs}",
             f"backbone.name={options.backbone}", "backbone.weights=random", "learning_rate=2e-3",

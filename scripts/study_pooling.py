@@ -20,7 +20,6 @@ import numpy as np
 
 from sppdet import bbox_regression, cli, config
 from sppdet.backbone import Backbone
-from sppdet.config import Config
 from sppdet.corpus import Corpus, MapCorpus, load_split
 from sppdet.data import Dataset
 from sppdet.detector import Detector
@@ -30,6 +29,7 @@ from sppdet.features import PyramidFeatures
 from sppdet.files import atomic_write, fingerprint, read_json, write_json
 from sppdet.measure import detect_all
 from sppdet.mining import Miner, feature_scale
+from sppdet.settings import Config
 
 KINDS = {  # name -> what differs from the config
     "spp": ["pooling.kind=max", "pooling.levels=[6,3,2,1]"],

@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 __all__ = ["Config", "Detections", "Detector", "SppdetError", "load"]
 
 _PLACES = {
-    "Config": "sppdet.config",
+    "Config": "sppdet.settings",
     "Detections": "sppdet.detections",
     "Detector": "sppdet.detector",
     "SppdetError": "sppdet.errors",

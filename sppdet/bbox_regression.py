@@ -15,11 +15,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from sppdet import boxes as geometry
-from sppdet.config import BoxRegression
 from sppdet.corpus import Corpus
 from sppdet.features import WindowFeatures
 from sppdet.linear import BoxRegressors
 from sppdet.parallel import run
+from sppdet.settings import BoxRegression
 
 
 def train(

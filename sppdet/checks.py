@@ -8,7 +8,7 @@ from sppdet.errors import SppdetError
 from sppdet.warp import MIN_CROP
 
 if TYPE_CHECKING:
-    from sppdet.config import Config
+    from sppdet.settings import Config
 
 FC_BINS = {"alexnet": 6, "vgg16": 7}  # networks that bring fc6 and fc7, and the bins a side that their fc6 reads
 FC_UNITS = 4096

@@ -18,7 +18,6 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sppdet.backbone import Backbone
-from sppdet.config import Views
 from sppdet.data.folders import Pictures
 from sppdet.errors import SppdetError
 from sppdet.files import atomic_write, read_json, write_json
@@ -27,6 +26,7 @@ from sppdet.images import read_image, to_rgb
 from sppdet.parallel import run
 from sppdet.pooling import SpatialPyramidPooling
 from sppdet.regions import project, scale_factor, scaled_size
+from sppdet.settings import Views
 from sppdet.trunks import build_trunk
 
 _FORMAT = 1

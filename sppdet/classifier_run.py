@@ -20,10 +20,10 @@ from sppdet import config
 from sppdet.backbone import Backbone, freeze
 from sppdet.classifier import Classifier, SPPClassifier, load, measure
 from sppdet.classifier_training import Checkpoint, folder_batches, set_scale, train
-from sppdet.config import Classify
 from sppdet.data.folders import Pictures, read_folders
 from sppdet.errors import SppdetError
 from sppdet.files import fingerprint, read_json, write_json
+from sppdet.settings import Classify
 from sppdet.versions import versions
 
 # What changes neither the weights nor how they come about.

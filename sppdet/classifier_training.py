@@ -22,11 +22,11 @@ from tqdm import tqdm
 from sppdet import checkpoint as checkpoints
 from sppdet.backbone import MEAN, STD, Backbone
 from sppdet.classifier import SPPClassifier, resized
-from sppdet.config import Classify, Pretrain
 from sppdet.data.folders import Pictures
 from sppdet.errors import SppdetError
 from sppdet.images import read_image
 from sppdet.parallel import in_threads, worker_count
+from sppdet.settings import Classify, Pretrain
 
 _SAVE = 60  # seconds between two checkpoints
 _READERS = 8  # at most this many threads read pictures: each keeps two batches

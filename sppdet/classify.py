@@ -88,8 +88,9 @@ def _parser(name: str, epilog: str) -> argparse.ArgumentParser:
 
 def train(options: argparse.Namespace) -> None:
     from sppdet import config
+    from sppdet.settings import Classify
 
-    settings = config.load(options.config, options.overrides, config.Classify)
+    settings = config.load(options.config, options.overrides, Classify)
     settings.data.root = options.root
     if options.print_config:
         print(config.to_yaml(settings), end="")

@@ -17,11 +17,11 @@ from __future__ import annotations
 import numpy as np
 
 from sppdet import svm
-from sppdet.config import Svm
 from sppdet.corpus import Corpus
 from sppdet.features import WindowFeatures
 from sppdet.linear import LinearSVMs
 from sppdet.parallel import run
+from sppdet.settings import Svm
 
 SETTINGS = ("C", "positive_weight", "bias", "solver")  # those of the windows' SVMs that hold for pictures too
 _MOST = 20_000  # pictures learned from, a random sample of them beyond that: 51 kB each at 25,600 features

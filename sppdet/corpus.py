@@ -16,7 +16,6 @@ import torch
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone
 from sppdet.cache import Store, fill
-from sppdet.config import Config
 from sppdet.crops import CropFeatures, CropVectors
 from sppdet.data import Dataset
 from sppdet.data.shapes import make_shapes
@@ -26,6 +25,7 @@ from sppdet.features import WindowFeatures
 from sppdet.files import file_digest, fingerprint
 from sppdet.proposals import SelectiveSearch, recall
 from sppdet.regions import scale_factor
+from sppdet.settings import Config
 
 _SAMPLE = 8  # pictures of a split whose maps tell what all of them will take on disk
 

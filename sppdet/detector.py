@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone
-from sppdet.config import Detection
 from sppdet.crops import CropFeatures
 from sppdet.detections import Detections
 from sppdet.errors import SppdetError
@@ -25,6 +24,7 @@ from sppdet.images import to_rgb
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
 from sppdet.products import Products
 from sppdet.proposals import SelectiveSearch
+from sppdet.settings import Detection
 from sppdet.suppression import nms, vote
 from sppdet.trunks import restore_trunk
 from sppdet.warp import Crop

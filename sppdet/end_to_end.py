@@ -31,13 +31,13 @@ from tqdm import tqdm
 from sppdet import boxes as geometry
 from sppdet import checkpoint as checkpoints
 from sppdet.backbone import Backbone, freeze
-from sppdet.config import EndToEnd
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
 from sppdet.features import WindowFeatures
 from sppdet.finetune import make_optimizer, sample_windows, warm_cosine
 from sppdet.head import Head
 from sppdet.parallel import in_threads
+from sppdet.settings import EndToEnd
 from sppdet.suppression import nms
 
 _REPORT = 50  # steps between two lines of the log

@@ -15,11 +15,11 @@ import torch
 
 from sppdet.averaging import average_pool, average_pool_batch
 from sppdet.backbone import Backbone
-from sppdet.config import Pooling, Regions
 from sppdet.parallel import side_by_side
 from sppdet.pooling import bins, pyramid_pool, pyramid_pool_batch, unique_windows
 from sppdet.products import Products
 from sppdet.regions import CellGrid, choose_scales, locate, project, scale_factor
+from sppdet.settings import Pooling, Regions
 
 _BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so a picture's vectors never exist all at once
 

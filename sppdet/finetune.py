@@ -19,12 +19,12 @@ from tqdm import tqdm
 
 from sppdet import boxes as geometry
 from sppdet import checkpoint as checkpoints
-from sppdet.config import EndToEnd, Finetune
 from sppdet.corpus import Corpus
 from sppdet.errors import SppdetError
 from sppdet.features import WindowFeatures
 from sppdet.head import Head
 from sppdet.parallel import in_threads, worker_count
+from sppdet.settings import EndToEnd, Finetune
 
 _PICTURES_AT_ONCE = 256  # whose windows are shuffled together: 256 x 64 windows x 25,600 float16 are 0.8 GB
 _REPORT = 100  # steps

@@ -26,13 +26,13 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sppdet import svm
-from sppdet.config import Svm
 from sppdet.corpus import Corpus
 from sppdet.features import WindowFeatures, Windows
 from sppdet.files import atomic_write, part
 from sppdet.linear import LinearSVMs
 from sppdet.parallel import run
 from sppdet.products import Products
+from sppdet.settings import Svm
 from sppdet.suppression import nms
 
 

@@ -18,10 +18,10 @@ from sppdet import boxes as geometry
 from sppdet.backbone import Backbone
 from sppdet.classifier import SPPClassifier
 from sppdet.classifier_training import to_pixels, train
-from sppdet.config import Pretrain
 from sppdet.data import Dataset
 from sppdet.errors import SppdetError
 from sppdet.parallel import run
+from sppdet.settings import Pretrain
 
 _MARGIN = 0.2  # of an object's sides: what a crop shows around it
 

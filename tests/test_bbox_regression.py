@@ -7,7 +7,7 @@ import pytest
 
 from sppdet import bbox_regression
 from sppdet import boxes as geometry
-from sppdet.config import BoxRegression
+from sppdet.settings import BoxRegression
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from sppdet import classifier as module
 from sppdet.backbone import Backbone, freeze
 from sppdet.classifier import Classifier, SPPClassifier, load, measure, view_windows
 from sppdet.classifier_training import to_pixels
-from sppdet.config import Views
 from sppdet.data.folders import Pictures
 from sppdet.errors import SppdetError
+from sppdet.settings import Views
 from sppdet.trunks import build_trunk
 
 VIEW, SCALES = 64, [64, 88]

@@ -16,6 +16,7 @@ from sppdet.backbone import MEAN, STD, Backbone, freeze
 from sppdet.classifier import SPPClassifier
 from sppdet.data.folders import Pictures
 from sppdet.errors import SppdetError
+from sppdet.settings import Classify
 
 
 @pytest.fixture
@@ -31,9 +32,9 @@ def pictures(tmp_path) -> Pictures:
     return Pictures(("red", "blue"), tuple(paths), np.arange(10) % 2)
 
 
-def settings_of(*overrides: str) -> config.Classify:
+def settings_of(*overrides: str) -> Classify:
     quick = ["sizes=[48,32]", "batch_size=4", "epochs=2", "levels=[2,1]", "workers=1", "run.seed=3"]
-    return config.override(config.Classify(), [*quick, *overrides])
+    return config.override(Classify(), [*quick, *overrides])
 
 
 def train(pictures: Pictures, *overrides: str, log=lambda text: None, prepare=lambda network: None, **more):

@@ -9,6 +9,7 @@ import pytest
 from sppdet import config
 from sppdet.errors import SppdetError
 from sppdet.files import write_json
+from sppdet.settings import ClassifierRun, Classify, Config, Folders, Svm, Views
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -26,8 +27,8 @@ def test_there_are_configs():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_loads(path):
     settings = config.load(path)
-    assert isinstance(settings, config.Config)
-    assert settings.run.dir != config.Config().run.dir, "each config has a run folder of its own"
+    assert isinstance(settings, Config)
+    assert settings.run.dir != Config().run.dir, "each config has a run folder of its own"
 
 
 def leaves(values: dict, prefix: str = "") -> dict:
@@ -63,7 +64,7 @@ PAPER = {  # what the paper or, where it is silent, its program has, and our def
 
 def test_the_papers_config_says_what_the_paper_does():
     settings = leaves(config.to_dict(config.load(CONFIGS[0].with_name("voc07_sppnet_paper.yaml"))))
-    defaults = leaves(config.to_dict(config.Config()))
+    defaults = leaves(config.to_dict(Config()))
     assert {key: value for key, value in settings.items() if value != defaults[key]} == PAPER
     # What its text says of defaults; a default that changes must be written into the file.
     kept = {
@@ -86,7 +87,7 @@ def test_the_papers_config_takes_the_layers_of_a_network():
 
 
 def test_an_empty_file_is_the_defaults(tmp_path):
-    assert config.load(yaml_file(tmp_path, "")) == config.load(None) == config.Config()
+    assert config.load(yaml_file(tmp_path, "")) == config.load(None) == Config()
 
 
 def test_a_file_then_the_command_line(tmp_path):
@@ -96,7 +97,7 @@ def test_a_file_then_the_command_line(tmp_path):
     assert settings.regions.shrink == 4.0 and isinstance(settings.regions.shrink, float)
     assert settings.svm.C == 1e-3  # YAML 1.1 would read text
     assert settings.run.dir == "x" and settings.data.classes == ["cat", "dog"]
-    assert settings.svm.norm == config.Svm().norm
+    assert settings.svm.norm == Svm().norm
 
 
 @pytest.mark.parametrize(
@@ -115,16 +116,16 @@ def test_a_file_then_the_command_line(tmp_path):
     ],
 )
 def test_override_values(text, expected):
-    value = config.override(config.Config(), [text])
+    value = config.override(Config(), [text])
     for name in text.partition("=")[0].split("."):
         value = getattr(value, name)
     assert value == expected and type(value) is type(expected)
 
 
 def test_override_copies():
-    original = config.Config()
+    original = Config()
     config.override(original, ["regions.scales=[1]", "workers=3"])
-    assert original == config.Config()
+    assert original == Config()
 
 
 @pytest.mark.parametrize(
@@ -179,17 +180,17 @@ def test_override_copies():
 )
 def test_wrong_overrides(text, message):
     with pytest.raises(SppdetError, match=message) as caught:
-        config.override(config.Config(), [text])
+        config.override(Config(), [text])
     assert "\n" not in str(caught.value)
 
 
 def test_names_that_look_like_numbers_stay_as_they_are_written():
-    changed = config.override(config.Config(), ["data.test_split=0010", "run.dir=run #2: b", "data.train_split='07'"])
+    changed = config.override(Config(), ["data.test_split=0010", "run.dir=run #2: b", "data.train_split='07'"])
     assert (changed.data.test_split, changed.run.dir, changed.data.train_split) == ("0010", "run #2: b", "07")
 
 
 def test_the_config_json_of_a_run_is_a_config(tmp_path):
-    wanted = config.override(config.Config(), ["svm.C=0.00002", "regions.scales=[480]", "data.classes=[a,b]"])
+    wanted = config.override(Config(), ["svm.C=0.00002", "regions.scales=[480]", "data.classes=[a,b]"])
     path = tmp_path / "config.json"
     write_json(path, config.to_dict(wanted) | {"versions": {"python": "3.12"}})
     assert config.load(path) == wanted
@@ -211,9 +212,9 @@ ALEXNET = ["features=fc7", "finetune.init=imagenet", "backbone.name=alexnet", "p
     ],
 )
 def test_fc_layers_that_are_not_there_are_refused(options, message):
-    config.override(config.Config(), [*ALEXNET, "finetune.steps=0"])
+    config.override(Config(), [*ALEXNET, "finetune.steps=0"])
     with pytest.raises(SppdetError, match=message) as caught:
-        config.override(config.Config(), options)
+        config.override(Config(), options)
     assert "\n" not in str(caught.value)
 
 
@@ -233,7 +234,7 @@ def test_fc_layers_that_are_not_there_are_refused(options, message):
 )
 def test_choices_that_do_not_go_together(texts, message):
     with pytest.raises(SppdetError, match=message) as caught:
-        config.override(config.Config(), texts)
+        config.override(Config(), texts)
     assert "\n" not in str(caught.value)
 
 
@@ -260,7 +261,7 @@ def test_missing_file(tmp_path):
 
 
 def test_dict_and_yaml_round_trips(tmp_path):
-    settings = config.override(config.Config(), ["regions.scales=[480,688]", "svm.C=3", "data.limit_test=4"])
+    settings = config.override(Config(), ["regions.scales=[480,688]", "svm.C=3", "data.limit_test=4"])
     assert config.from_dict(config.to_dict(settings)) == settings
     assert config.load(yaml_file(tmp_path, config.to_yaml(settings))) == settings
 
@@ -274,15 +275,15 @@ def test_keys_are_the_leaves():
 # The classifier's
 
 
-def classify(*overrides: str) -> config.Classify:
-    return config.load(None, overrides, config.Classify)
+def classify(*overrides: str) -> Classify:
+    return config.load(None, overrides, Classify)
 
 
 def test_the_classifiers_settings_are_read_by_the_same_rules(tmp_path):
-    settings = config.load(yaml_file(tmp_path, "levels: [6]\nrun: {seed: 5}"), ["sizes=224"], config.Classify)
+    settings = config.load(yaml_file(tmp_path, "levels: [6]\nrun: {seed: 5}"), ["sizes=224"], Classify)
     assert settings.levels == [6] and settings.sizes == [224] and settings.run.seed == 5
-    assert settings.run.dir == config.ClassifierRun().dir
-    assert config.from_dict(config.to_dict(settings), config.Classify) == settings
+    assert settings.run.dir == ClassifierRun().dir
+    assert config.from_dict(config.to_dict(settings), Classify) == settings
     for text, message in (
         ("level=[6]", r"unknown key 'level'; did you mean 'levels'\?"),
         ("svm.C=1", "unknown key 'svm.C'"),
@@ -296,8 +297,8 @@ def test_the_classifiers_settings_are_read_by_the_same_rules(tmp_path):
 
 def test_what_is_tested_follows_the_sizes_unless_it_is_given():
     assert classify().shorter_side == 256
-    assert classify().tested == config.Views("crop", 224, 256, [224, 256, 300, 360, 448, 560])
-    assert classify("sizes=[112,90]").tested == config.Views("crop", 112, 128, [112, 128, 150, 180, 224, 280])
+    assert classify().tested == Views("crop", 224, 256, [224, 256, 300, 360, 448, 560])
+    assert classify("sizes=[112,90]").tested == Views("crop", 112, 128, [112, 128, 150, 180, 224, 280])
     assert classify("test.views=full", "test.side=392").tested.side == 392
 
 
@@ -320,7 +321,7 @@ def test_a_folder_is_looked_for_in_the_root_first(tmp_path, monkeypatch):
     (tmp_path / "photos" / "val").mkdir(parents=True)
     (tmp_path / "val").mkdir()
     (tmp_path / "other").mkdir()
-    folders = config.Folders(root="photos")
+    folders = Folders(root="photos")
     assert folders.place("val") == Path("photos/val")
     assert folders.place("other") == Path("other")
     assert folders.place("none") == Path("photos/none")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sppdet import context, svm
-from sppdet.config import Svm
+from sppdet.settings import Svm
 
 SETTINGS = Svm(C=0.1)
 

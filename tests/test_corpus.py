@@ -7,13 +7,13 @@ import pytest
 
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone
-from sppdet.config import Pooling, Regions
 from sppdet.corpus import Corpus, open_corpus
 from sppdet.crops import CropFeatures
 from sppdet.data.voc import read_voc
 from sppdet.features import PyramidFeatures
 from sppdet.images import read_image
 from sppdet.proposals import SelectiveSearch
+from sppdet.settings import Pooling, Regions
 from sppdet.warp import Crop
 
 SEARCH = SelectiveSearch(max_side=100, max_windows=6)

@@ -12,13 +12,13 @@ import pytest
 from PIL import ExifTags, Image
 
 from sppdet.backbone import Backbone
-from sppdet.config import Detection
 from sppdet.detect import main, newest_run, output_paths
 from sppdet.detector import Detector, load
 from sppdet.features import PyramidFeatures
 from sppdet.linear import BoxRegressors, LinearSVMs
 from sppdet.products import Products
 from sppdet.proposals import SelectiveSearch
+from sppdet.settings import Detection
 
 CLASSES = ("cat", "dog", "ünïcode 🐶")
 

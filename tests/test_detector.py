@@ -12,13 +12,13 @@ import torch
 from sppdet import boxes as geometry
 from sppdet import detector as module
 from sppdet.backbone import Backbone
-from sppdet.config import Detection
 from sppdet.detector import Detector
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
 from sppdet.head import Head
 from sppdet.linear import BoxRegressors, LinearSVMs
 from sppdet.proposals import SelectiveSearch
+from sppdet.settings import Detection
 
 # Four windows of a 64 x 64 picture, 4 pixels a cell.
 A, B, C, D = [8, 8, 16, 16], [12, 8, 20, 16], [40, 40, 48, 48], [0, 40, 8, 48]

@@ -16,13 +16,14 @@ from sppdet.detections import Detections
 from sppdet.diagnosis import KINDS, MISSED
 from sppdet.evaluation import evaluate_voc, write_devkit_results
 from sppdet.files import read_json, write_json
+from sppdet.settings import Config
 
 
 @pytest.fixture
 def run(tmp_path, shapes_root) -> Path:
     """What a finished run leaves: every object found twice, and the objects as proposals."""
     options = [f"data.root={shapes_root}", f"run.dir={tmp_path / 'run'}", f"run.cache={tmp_path / 'cache'}"]
-    settings = config.override(config.Config(), options)
+    settings = config.override(Config(), options)
     dataset, folder = load_split(settings, "test"), tmp_path / "run"
     rng = np.random.default_rng(0)
     detections = []

@@ -13,7 +13,6 @@ from torch import nn
 from sppdet import boxes as geometry
 from sppdet import end_to_end
 from sppdet.backbone import Backbone, freeze
-from sppdet.config import EndToEnd
 from sppdet.corpus import MapCorpus
 from sppdet.crops import CropFeatures
 from sppdet.data.voc import read_voc
@@ -21,6 +20,7 @@ from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures
 from sppdet.head import Head
 from sppdet.images import read_image
+from sppdet.settings import EndToEnd
 from sppdet.warp import Crop
 
 QUICK = {"epochs": 1.0, "scales": [96], "units": 16, "windows_per_picture": 16, "frozen_stride": 4, "dropout": 0.0}

@@ -11,9 +11,9 @@ import torch
 from sppdet import boxes as geometry
 from sppdet import finetune
 from sppdet.backbone import weights_digest
-from sppdet.config import Finetune
 from sppdet.errors import SppdetError
 from sppdet.head import Head
+from sppdet.settings import Finetune
 
 QUICK = {"units": 32, "steps": 12, "batch_size": 32, "windows_per_image": 16, "learning_rate": 3e-3}
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from sppdet import mining
-from sppdet.config import Svm
 from sppdet.features import Windows
 from sppdet.mining import PLACE, Miner, SampleCache, feature_scale
 from sppdet.products import Products
+from sppdet.settings import Svm
 
 SETTINGS = {"C": 0.1, "random_negatives": 30, "max_negatives": 40, "hard_per_picture": 6}
 

@@ -11,9 +11,9 @@ from PIL import Image
 
 from sppdet import boxes as geometry
 from sppdet import pretraining
-from sppdet.config import Pretrain
 from sppdet.data import Dataset, Sample
 from sppdet.errors import SppdetError
+from sppdet.settings import Pretrain
 from sppdet.trunks import build_trunk
 
 COLOURS = ([220, 30, 30], [30, 30, 220])

@@ -10,11 +10,11 @@ import pytest
 from truth import picture
 
 from sppdet import significance
-from sppdet.config import Config
 from sppdet.data import Dataset
 from sppdet.detections import Detections
 from sppdet.evaluation import evaluate_voc
 from sppdet.measure import Measured
+from sppdet.settings import Config
 from sppdet.significance import compare_runs, draw, resampled
 
 CLASSES = ("cat", "cow", "dog")
