@@ -21,7 +21,7 @@ TEST_PICTURES = 200
 
 
 def run(bench: Bench) -> list[Row]:
-    made = bench.pipeline(PICTURES, f"regions.scales={list(FIVE_SCALES)}")
+    made = bench.inputs(PICTURES, f"regions.scales={list(FIVE_SCALES)}")
     features = made.pooled_features
     maps = [conv_map for s in made.train for conv_map in maps_of(made, features, read_image(s.path))]
     frames = [compress_map(conv_map) for conv_map in maps]
@@ -57,7 +57,7 @@ def run(bench: Bench) -> list[Row]:
 def accuracy(bench: Bench) -> Row:
     """mAP on the first test pictures from maps that were stored, against those the network gave."""
     detector = load(bench.model)
-    made = bench.pipeline(TEST_PICTURES)
+    made = bench.inputs(TEST_PICTURES)
     dataset = load_split(made.config, "test", detector.classes, TEST_PICTURES)
     features = detector.features
     corpus = open_corpus(dataset, bench.work, detector.search, detector.backbone, features)

@@ -19,9 +19,9 @@ from sppdet.corpus import Corpus
 from sppdet.features import PyramidFeatures
 from sppdet.files import fingerprint
 from sppdet.images import read_image
+from sppdet.inputs import Inputs
 from sppdet.linear import LinearSVMs
 from sppdet.parallel import worker_count
-from sppdet.pipeline import Pipeline
 
 FIVE_SCALES = (480, 576, 688, 864, 1200)  # the paper's
 WINDOWS = 2000
@@ -142,13 +142,13 @@ class Bench:
 
     @property
     def precision(self) -> str:
-        return self.pipeline(1).backbone.precision
+        return self.inputs(1).backbone.precision
 
     def limits(self, cores: int | None = None) -> Limits:
         """Of all cores, or of some."""
         return Limits.measure(cores or self.cores)
 
-    def pipeline(self, pictures: int, *overrides: str, cache: str | None = None) -> Pipeline:
+    def inputs(self, pictures: int, *overrides: str, cache: str | None = None) -> Inputs:
         """A run on the first ``pictures`` training pictures, at one scale unless ``overrides`` say otherwise."""
         made = config.load(
             Path(__file__).parents[1] / "configs" / "voc07_sppnet_squeezenet.yaml",
@@ -158,7 +158,7 @@ class Bench:
                 "data.train_split=train", "regions.scales=[688]", "detection.context=0", *overrides,
             ],
         )  # fmt: skip
-        run = Pipeline(made, log=lambda text: None)
+        run = Inputs(made)
         if cache:  # not ours: a store of other settings would be made in it
             settings = run.backbone.settings() | {"max_side": made.regions.max_side}
             for kind, wanted in (("proposals", made.proposals.settings()), ("maps", settings)):
@@ -166,15 +166,15 @@ class Bench:
                     raise SystemExit(f"{cache}: holds no {kind} of these settings: {wanted}")
         return run
 
-    def filled(self, pictures: int, *overrides: str) -> Pipeline:
+    def filled(self, pictures: int, *overrides: str) -> Inputs:
         """The same with proposals and maps in this program's cache."""
-        made = self.pipeline(pictures, *overrides)
+        made = self.inputs(pictures, *overrides)
         made.corpus.fill_proposals(made.config.proposals, 0)
         made.corpus.fill_maps(made.backbone, 0)
         return made
 
     @cached_property
-    def picture(self) -> tuple[Pipeline, np.ndarray, np.ndarray]:
+    def picture(self) -> tuple[Inputs, np.ndarray, np.ndarray]:
         """A run of eight pictures, that with most proposals among them, and ``(2000, 4)`` of its proposals."""
         run = self.filled(8)
         i = max(range(len(run.corpus)), key=lambda i: len(run.corpus.proposals(i)))
@@ -188,7 +188,7 @@ def size_of(image: np.ndarray) -> tuple[int, int]:
     return image.shape[1], image.shape[0]
 
 
-def maps_of(run: Pipeline, features: PyramidFeatures, image: np.ndarray) -> list[np.ndarray]:
+def maps_of(run: Inputs, features: PyramidFeatures, image: np.ndarray) -> list[np.ndarray]:
     return features.read(run.backbone, image)
 
 

@@ -78,7 +78,7 @@ def detector(made, features) -> Detector:
 
 def many(bench: Bench, model: Detector) -> list[Row]:
     """Pictures a second on one core and on all, and the memory of few and of three times as many."""
-    paths = [sample.path for sample in bench.pipeline(MANY[1]).train]
+    paths = [sample.path for sample in bench.inputs(MANY[1]).train]
 
     def all_of(count: int, workers: int) -> Meter:
         with Meter() as meter:

@@ -11,11 +11,11 @@ import torch
 
 from benchmarks.common import Bench, Row, at_most, best, milliseconds
 from sppdet.corpus import map_name
+from sppdet.inputs import Inputs
 from sppdet.linear import LinearSVMs
 from sppdet.meter import Meter
 from sppdet.mining import Miner
 from sppdet.parallel import run as run_all
-from sppdet.pipeline import Pipeline
 from sppdet.products import Products
 
 PICTURES = 40
@@ -56,7 +56,7 @@ class Ready:
     svms: LinearSVMs
 
 
-def prepare(made: Pipeline) -> Ready:
+def prepare(made: Inputs) -> Ready:
     """As :meth:`Miner.train` starts."""
     miner = Miner(made.corpus, made.features, made.labels, made.config.svm, made.scale, log=lambda text: None)
     miner.cache = miner._start(np.random.default_rng(3).permutation(len(made.corpus)))
@@ -114,7 +114,7 @@ def memory(bench: Bench) -> list[Row]:
 
 
 def peak_memory(bench: Bench, pictures: int) -> tuple[float, float]:
-    made = bench.pipeline(pictures, cache=bench.cache)
+    made = bench.inputs(pictures, cache=bench.cache)
     corpus = made.corpus
     names = [map_name(scale, name) for scale in corpus.scales for name in corpus.names]
     missing = len(corpus.proposal_store.missing(corpus.names)) + len(corpus.map_store.missing(names))

@@ -20,7 +20,7 @@ FEW = 16
 
 
 def run(bench: Bench) -> list[Row]:
-    samples = list(bench.pipeline(bench.pictures).test)
+    samples = list(bench.inputs(bench.pictures).test)
     images = [read_image(sample.path) for sample in samples]
     NATIVE.warm_up()
     with threads(1):

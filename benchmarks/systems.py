@@ -15,7 +15,7 @@ from sppdet.warp import Crop
 def run(bench: Bench) -> list[Row]:
     torch.set_num_threads(bench.cores)
     made, image, boxes = bench.picture
-    five = bench.pipeline(8, f"regions.scales={list(FIVE_SCALES)}").pooled_features
+    five = bench.inputs(8, f"regions.scales={list(FIVE_SCALES)}").pooled_features
     times = best(
         3, one=lambda: spp(made, made.pooled_features, image, boxes), five=lambda: spp(made, five, image, boxes)
     )

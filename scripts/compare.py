@@ -128,7 +128,7 @@ def parser() -> argparse.ArgumentParser:
 
 def measure(row: Row, options: argparse.Namespace) -> dict:
     """Every stage of one row; what its metrics.json holds, and seconds a picture of its detector."""
-    from sppdet.pipeline import Pipeline
+    from sppdet.inputs import Inputs
 
     folder = options.runs / row.folder
     places = {"data.root": options.voc_root, "backbone.weights": options.weights, "run.cache": options.cache}
@@ -139,9 +139,9 @@ def measure(row: Row, options: argparse.Namespace) -> dict:
     borrow(folder, options.runs)
     print(f"\n{row.name}: {row.config} {' '.join(row.changes)}", flush=True)
     train(row, changes)
-    pipeline = Pipeline(settings)
-    paths = [sample.path for sample in pipeline.test][:TIMED]
-    found = {"training_pictures": len(pipeline.train), "detection": seconds(folder, paths)}
+    inputs = Inputs(settings)
+    paths = [sample.path for sample in inputs.test][:TIMED]
+    found = {"training_pictures": len(inputs.train), "detection": seconds(folder, paths)}
     return read_json(folder / "metrics.json") | found
 
 
