@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -25,7 +26,7 @@ class Learned:
         pretrained, end_to_end, fine_tuned, balance: what is learned for all classes at once.
     """
 
-    def __init__(self, folder: Path, classes: list[str]):
+    def __init__(self, folder: Path, classes: Sequence[str]):
         self.folder, self.classes = folder, classes
         self.pretrained = folder / "pretrain.safetensors"
         self.end_to_end = folder / "end_to_end.safetensors"

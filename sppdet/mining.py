@@ -17,7 +17,7 @@ trained later, alone, is the same SVM.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -168,12 +168,10 @@ class Miner:
     """
 
     def __init__(
-        self, corpus, features, labels, settings, scale, seed=3, workers=0, log=lambda text: None, memory_gb=2.0
-    ):
-        self.corpus: Corpus = corpus
-        self.features: WindowFeatures = features
-        self.labels: list[int] = list(labels)
-        self.settings: Svm = settings
+        self, corpus: Corpus, features: WindowFeatures, labels: Iterable[int], settings: Svm, scale: float,
+        seed: int = 3, workers: int = 0, log: Callable[[str], None] = lambda text: None, memory_gb: float = 2.0,
+    ):  # fmt: skip
+        self.corpus, self.features, self.labels, self.settings = corpus, features, list(labels), settings
         self.problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=seed)
         self.seed, self.workers, self.log, self.memory_gb = seed, workers, log, memory_gb
         self._objects = [sum((sample.labels == label).sum() for sample in corpus.dataset) for label in self.labels]
