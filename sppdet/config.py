@@ -29,7 +29,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type = Co
     values = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text()) or {}
+            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise SppdetError(f"{path}: {error.strerror.lower()}; the configs are in configs/") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -59,7 +59,7 @@ def write_document(path: str | os.PathLike, text: str) -> None:
     Raises:
         SppdetError: where the file cannot be written.
     """
-    old = Path(path).read_text() if Path(path).exists() else ""
+    old = Path(path).read_text(encoding="utf-8") if Path(path).exists() else ""
     _, mark, by_hand = old.partition(BY_HAND)
     kept = ["", *(mark + by_hand).splitlines()] if mark else []
     write_lines(path, [*text.splitlines(), *kept])
@@ -67,7 +67,7 @@ def write_document(path: str | os.PathLike, text: str) -> None:
 
 def read_json(path: str | os.PathLike):
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SppdetError(f"{path}: not readable as JSON ({error}); remove it and run the command again") from None
 

@@ -6,6 +6,7 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
+import joblib
 import psutil
 
 
@@ -28,4 +29,4 @@ def machine() -> str:
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     memory = psutil.virtual_memory().total / 2**30
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{model}, {len(psutil.Process().cpu_affinity())} cores, {memory:.0f} GB of memory. {found}."
+    return f"{model}, {joblib.cpu_count()} cores, {memory:.0f} GB of memory. {found}."
