@@ -30,7 +30,8 @@ from sppdet.settings import Config
 from sppdet.trunks import restore_trunk
 from sppdet.warp import Crop
 
-_FREE = ("data", "run", "detection", "workers", "memory_gb", "device")  # settings that no class's results depend on
+# Settings that no class's results depend on, or that begin so.
+_FREE = ("data.", "run.dir", "run.cache", "detection.", "workers", "memory_gb", "device")
 
 
 class Inputs:
@@ -197,7 +198,7 @@ class Inputs:
         if not path.exists():
             return ""
         before = load(path)
-        values = {key: attrgetter(key) for key in keys() if key.split(".")[0] not in _FREE}
+        values = {key: attrgetter(key) for key in keys() if not key.startswith(_FREE)}
         changed = [f"{key}={of(before)}" for key, of in values.items() if of(before) != of(self.config)]
         return f" ({', '.join(changed)})" if changed else ""
 
