@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import singledispatch
 
 from sppdet.errors import SppdetError
+from sppdet.settings import Classify, Config, Views
 from sppdet.warp import MIN_CROP
-
-if TYPE_CHECKING:
-    from sppdet.settings import Config
 
 FC_BINS = {"alexnet": 6, "vgg16": 7}  # networks that bring fc6 and fc7, and the bins a side that their fc6 reads
 FC_UNITS = 4096
 
 
-def check(config: Config) -> None:
-    """Refuse choices that do not go together."""
+@singledispatch
+def check(settings) -> None:
+    """Refuse choices that do not go together, of any of the settings below.
+
+    Raises:
+        SppdetError: the key, the reason, and what to give.
+    """
+    raise TypeError(f"{type(settings).__name__} are no settings of their own")
+
+
+@check.register
+def _check_detection(config: Config) -> None:
     boxes = config.bbox.kind
     joint = {"joint": ["fc7", "pool5+fc7"], "ridge+joint": ["pool5+fc7"]}  # the features with it
     choices = ("classifier", config.classifier, ["fc7"], "svm"), ("bbox.kind", boxes, joint.get(boxes), "ridge")
@@ -105,4 +113,26 @@ def _check_fc(config: Config) -> None:
         raise SppdetError(
             f"finetune.init: the fc6 of {name} reads one level of {FC_BINS[name]} x {FC_BINS[name]} bins; set "
             f"pooling.levels=[{FC_BINS[name]}] and {section}.units={FC_UNITS}"
+        )
+
+
+@check.register
+def _check_classifier(settings: Classify) -> None:
+    if settings.backbone.weights == "pretrain":
+        raise SppdetError("backbone.weights: pretrain is for detection; use imagenet, random or a file")
+    if settings.shorter_side < settings.crop:
+        raise SppdetError(
+            f"side: {settings.side} is less than the largest of sizes, {settings.crop}, which is cut from it"
+        )
+    check(settings.tested)
+
+
+@check.register
+def _check_views(views: Views) -> None:
+    """Views must fit into the pictures; all numbers must be given."""
+    least = {"crop": views.side, "full": views.view, "multi": min(views.scales)}[views.views]
+    if least < views.view:
+        raise SppdetError(
+            f"test.views: {views.views} cuts {views.view} x {views.view} from pictures of a shorter side of {least}; "
+            "make test.side, or test.scales, larger or test.view smaller"
         )

@@ -132,13 +132,14 @@ def predict(options: argparse.Namespace) -> int:
 
     from dataclasses import replace
 
+    from sppdet.checks import check
     from sppdet.classifier import load
     from sppdet.parallel import few_or_many
 
     classifier = load(Path(options.model), options.device)
     given = {"views": options.views, "side": options.side}
     classifier.test = replace(classifier.test, **{key: value for key, value in given.items() if value})
-    classifier.test.check()
+    check(classifier.test)
     entries = []
     for entry in few_or_many(partial(_predict_one, classifier, options.top), pictures, "predicting"):
         if "error" in entry:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 
+from sppdet.checks import check
 from sppdet.errors import SppdetError
 from sppdet.limits import check_value
 from sppdet.settings import Config
@@ -61,7 +62,7 @@ def override(config, overrides: Iterable[str]):
         except yaml.YAMLError:
             raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
     changed = _build(type(config), values)
-    changed.check()
+    check(changed)
     return changed
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sppdet.checks import check
-from sppdet.errors import SppdetError
 from sppdet.proposals import SelectiveSearch
 
 
@@ -180,10 +178,6 @@ class Config:
     workers: int = 0  # 0: every core
     memory_gb: float = 2.0  # of window vectors, held while SVMs and boxes learn; more: maps are read less often
 
-    def check(self) -> None:
-        """Refuse choices that do not go together."""
-        check(self)
-
 
 @dataclass
 class Folders:
@@ -206,15 +200,6 @@ class Views:
     view: int | None = None  # side of the crop and of the windows; null: the largest of sizes
     side: int | None = None  # the picture's shorter side for crop and full; null: the training's
     scales: list[int] | None = None  # its shorter sides for multi; null: 224 256 300 360 448 560 for views of 224
-
-    def check(self) -> None:
-        """Refuse views that do not fit into the pictures; all numbers must be given."""
-        least = {"crop": self.side, "full": self.view, "multi": min(self.scales)}[self.views]
-        if least < self.view:
-            raise SppdetError(
-                f"test.views: {self.views} cuts {self.view} x {self.view} from pictures of a shorter side of {least}; "
-                "make test.side, or test.scales, larger or test.view smaller"
-            )
 
 
 @dataclass
@@ -261,11 +246,3 @@ class Classify:
         view = self.test.view or self.crop
         scales = self.test.scales or [round(view * scale / 224) for scale in (224, 256, 300, 360, 448, 560)]
         return Views(self.test.views, view, self.test.side or self.shorter_side, scales)
-
-    def check(self) -> None:
-        """Refuse choices that do not go together."""
-        if self.backbone.weights == "pretrain":
-            raise SppdetError("backbone.weights: pretrain is for detection; use imagenet, random or a file")
-        if self.shorter_side < self.crop:
-            raise SppdetError(f"side: {self.side} is less than the largest of sizes, {self.crop}, which is cut from it")
-        self.tested.check()
