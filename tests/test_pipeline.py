@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from annotations import narrow_first_object, rename_class, rename_objects
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -280,26 +281,14 @@ def test_another_kind_of_pooling_is_learned_from_the_same_maps(place, trained):
     assert not set(place.times("run/stages/svm/*").items()) & set(svms.items())
 
 
-def rename_objects(annotation: Path, name: str) -> None:
-    tree = ET.parse(annotation)
-    for old in tree.getroot().iter("name"):
-        old.text = name
-    tree.write(annotation)
-
-
 def test_a_changed_box_retrains_its_class_alone(tmp_path, trained, own_data):
     place = Workplace(tmp_path, own_data, trained.cache)
     assert place.train("--stage", "svm") == 0
     before = place.times("run/stages/svm/*.safetensors")
-    annotation = own_data / "Annotations" / "train_00000.xml"
-    tree = ET.parse(annotation)
-    thing = tree.getroot().find("object")
-    corner = thing.find("bndbox").find("xmax")
-    corner.text = str(float(corner.text) - 2)
-    tree.write(annotation)
+    name = narrow_first_object(own_data / "Annotations" / "train_00000.xml")
     assert place.train("--stage", "svm") == 0
     after = place.times("run/stages/svm/*.safetensors")
-    assert [Path(path).stem for path in after if after[path] != before[path]] == [thing.findtext("name")]
+    assert [Path(path).stem for path in after if after[path] != before[path]] == [name]
 
 
 def test_a_class_with_new_pictures_is_learned_alone_where_the_others_are_kept(tmp_path, trained, own_data, capsys):
@@ -488,8 +477,7 @@ def test_boxes_learned_together_are_of_the_classes_they_were_learned_for(tmp_pat
     options += ["end_to_end.scales=[96]", "--stage", "end_to_end"]
     note = place.run / "stages" / "end_to_end.json"
     assert place.train(*options) == 0 and "star" in json.loads(note.read_text())["classes"]
-    for annotation in (own_data / "Annotations").iterdir():
-        annotation.write_text(annotation.read_text().replace("star", "stork"))
+    rename_class(own_data, "star", "stork")
     assert place.train(*options) == 0
     assert json.loads(note.read_text())["classes"] == ["circle", "cross", "ring", "square", "stork", "triangle"]
 
