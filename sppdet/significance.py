@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ _TIMES = 1000
 
 
 def compare_runs(folder: str | Path, other: str | Path, overrides: Sequence[str] = (), times: int = _TIMES) -> str:
-    """A line that says what the last evaluation of ``folder`` gained over that of ``other``, and how sure that is.
+    """What the last evaluation of ``folder`` gained over that of ``other``, and how sure that is: mAP, and by class.
 
     The same pictures are drawn for both. Chance in training is not part of it: train again with another ``run.seed``
     to see that.
@@ -32,18 +32,39 @@ def compare_runs(folder: str | Path, other: str | Path, overrides: Sequence[str]
     if first != second:
         raise SppdetError(f"{other}: was measured on other pictures or classes than {folder}")
     dataset = runs[0].dataset
-    found = [evaluate_voc(dataset, run.detections)["mAP"] for run in runs]
+    results = [evaluate_voc(dataset, run.detections) for run in runs]
+    found = [result["mAP"] for result in results]
     for run, figure in zip(runs, found):
         run.check(figure)
     if None in found:
         raise SppdetError(f"{folder}: without objects in its test pictures there is nothing to compare")
     counts = draw(len(dataset), times)
-    gains = np.subtract(*(resampled(dataset, run.detections, counts) for run in runs))
-    low, high = np.nanpercentile(gains, (2.5, 97.5))  # a draw may hold no object at all
-    return (
+    drawn = [resampled(dataset, run.detections, counts) for run in runs]
+    low, high = _range(mean_over_classes(drawn[0]) - mean_over_classes(drawn[1]))
+    line = (
         f"mAP {found[0]:.2f}, of {other} {found[1]:.2f}: {found[0] - found[1]:+.2f}, "
         f"between {low:+.2f} and {high:+.2f} in 95% of {times} draws of {len(dataset)} test pictures"
     )
+    return "\n".join([line, *_by_class(*(result["AP"] for result in results), drawn[0] - drawn[1])])
+
+
+def _by_class(
+    first: Mapping[str, float | None], second: Mapping[str, float | None], gains: np.ndarray
+) -> Iterator[str]:
+    """A row for each class that has objects, and what its mark means; ``gains``: ``(K, S)``."""
+    width = max(len(name) for name in ["class", *first])
+    yield f"{'class':<{width}} {'AP':>6} {'other':>6} {'gain':>6}  in 95% of the draws"
+    for name, row in zip(first, gains):
+        mine, others = first[name], second[name]
+        if mine is not None and others is not None:
+            low, high = _range(row)
+            mark = "  *" if low > 0 or high < 0 else ""
+            yield f"{name:<{width}} {mine:6.1f} {others:6.1f} {mine - others:+6.1f}  {low:+.1f} to {high:+.1f}{mark}"
+    yield "*: so many draws lie on one side of 0; without any difference 1 class in 20 still would"
+
+
+def _range(gains: np.ndarray) -> np.ndarray:
+    return np.nanpercentile(gains, (2.5, 97.5))  # a draw may hold no object at all
 
 
 def draw(pictures: int, times: int, seed: int = 0) -> np.ndarray:
@@ -52,9 +73,10 @@ def draw(pictures: int, times: int, seed: int = 0) -> np.ndarray:
 
 
 def resampled(dataset: Dataset, detections: Sequence[Detections], counts: np.ndarray) -> np.ndarray:
-    """11-point mAP ``(S,)``, in percent, where picture p of P counts ``counts[s, p]`` times, ``(S, P)`` in all.
+    """11-point AP ``(K, S)``, in percent, where picture p of P counts ``counts[s, p]`` times, ``(S, P)`` in all.
 
-    As :func:`sppdet.evaluation.evaluate_voc` of a data set that holds each picture so often; NaN without any object.
+    As :func:`sppdet.evaluation.evaluate_voc` of a data set that holds each picture so often; NaN without any object of
+    the class.
     """
     pictures, boxes, labels, scores = flat(detections)
     truth_pictures, truth_boxes, truth_labels, difficult = flat_truth(dataset)
@@ -73,5 +95,10 @@ def resampled(dataset: Dataset, detections: Sequence[Detections], counts: np.nda
                 true, all_found = np.cumsum(weight[counted[hits]]), np.cumsum(weight[counted])[hits]
                 precision = true / np.maximum(all_found, 1)
                 found[k, s] = 100 * average_precision(true / positives, precision, "11-point")
+    return found
+
+
+def mean_over_classes(found: np.ndarray) -> np.ndarray:
+    """``(S,)``: the mean of those of ``(K, S)`` that are not NaN; NaN where all are."""
     known = ~np.isnan(found)
     return np.where(known, found, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)

@@ -15,7 +15,7 @@ from sppdet.detections import Detections
 from sppdet.evaluation import evaluate_voc
 from sppdet.measure import Measured
 from sppdet.settings import Config
-from sppdet.significance import compare_runs, draw, resampled
+from sppdet.significance import compare_runs, draw, mean_over_classes, resampled
 
 CLASSES = ("cat", "cow", "dog")
 
@@ -44,11 +44,13 @@ def random_case(seed: int, pictures: int = 12) -> tuple[Dataset, list[Detections
 def test_a_draw_counts_as_a_data_set_that_holds_its_pictures(seed):
     dataset, found = random_case(seed)
     counts = np.concatenate([np.ones((1, 12), int), draw(12, 5, seed)])
-    for weight, value in zip(counts, resampled(dataset, found, counts)):
+    by_class = resampled(dataset, found, counts)
+    for weight, values, mean in zip(counts, by_class.T, mean_over_classes(by_class)):
         rows = np.repeat(np.arange(12), weight)
         samples = tuple(replace(dataset.samples[row], id=str(n)) for n, row in enumerate(rows))
-        expected = evaluate_voc(Dataset(CLASSES, samples), [found[row] for row in rows])["mAP"]
-        assert value == pytest.approx(expected) if expected is not None else np.isnan(value)
+        expected = evaluate_voc(Dataset(CLASSES, samples), [found[row] for row in rows])
+        for value, figure in zip([mean, *values], [expected["mAP"], *expected["AP"].values()]):
+            assert value == pytest.approx(figure) if figure is not None else np.isnan(value)
 
 
 def test_a_draw_holds_as_many_pictures_as_there_are():
@@ -56,13 +58,41 @@ def test_a_draw_holds_as_many_pictures_as_there_are():
     assert counts.shape == (100, 7) and (counts.sum(axis=1) == 7).all() and counts.std() > 0
 
 
+def nothing() -> Detections:
+    return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
+def right(box: tuple[int, ...], label: int) -> Detections:
+    return Detections(np.array([box], np.float32), np.array([label]), np.ones(1, np.float32))
+
+
+def compared(monkeypatch, dataset: Dataset, first: list[Detections], second: list[Detections]) -> list[str]:
+    """The lines that compare runs of these detections."""
+    runs = {
+        name: Measured(Path(name), Config(), dataset, found, {"mAP": evaluate_voc(dataset, found)["mAP"]})
+        for name, found in (("first", first), ("second", second))
+    }
+    monkeypatch.setattr(significance, "last_measured", lambda folder, _: runs[folder])
+    return compare_runs("first", "second").splitlines()
+
+
+BOX = (0, 0, 20, 20)
+
+
 def test_draws_without_any_object_are_left_out(monkeypatch):
     """Of three pictures one has an object: three draws in ten do not hold it."""
-    here = ((0, 0, 20, 20), 0)
-    dataset = Dataset(CLASSES, (picture("a", here), picture("b"), picture("c")))
-    nothing = Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    right = Detections(np.array([here[0]], np.float32), np.zeros(1, np.int64), np.ones(1, np.float32))
-    first = Measured(Path("good"), Config(), dataset, [right, nothing, nothing], {"mAP": 100.0})
-    second = Measured(Path("blind"), Config(), dataset, [nothing] * 3, {"mAP": 0.0})
-    monkeypatch.setattr(significance, "last_measured", lambda folder, _: {"good": first, "blind": second}[folder])
-    assert ": +100.00, between +100.00 and +100.00 in 95% of" in compare_runs("good", "blind")
+    dataset = Dataset(CLASSES, (picture("a", (BOX, 0)), picture("b"), picture("c")))
+    lines = compared(monkeypatch, dataset, [right(BOX, 0), nothing(), nothing()], [nothing()] * 3)
+    assert ": +100.00, between +100.00 and +100.00 in 95% of" in lines[0]
+
+
+def test_classes_whose_gain_other_pictures_would_keep_are_marked(monkeypatch):
+    """Cats are found by the first run alone; of cows each run finds those of one picture; there are no dogs."""
+    dataset = Dataset(CLASSES, tuple(picture(f"{n}", (BOX, n % 2)) for n in range(4)))
+    cats, cow = [right(BOX, 0), nothing(), right(BOX, 0), nothing()], right(BOX, 1)
+    first, second = [cats[0], cow, cats[2], nothing()], [nothing(), nothing(), nothing(), cow]
+    lines = compared(monkeypatch, dataset, first, second)
+    assert [line.split() for line in lines[2:-1]] == [
+        ["cat", "100.0", "0.0", "+100.0", "+100.0", "to", "+100.0", "*"],
+        ["cow", "54.5", "54.5", "+0.0", "-100.0", "to", "+100.0"],
+    ]
