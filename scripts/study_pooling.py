@@ -98,7 +98,7 @@ def measure(settings: Config, backbone: Backbone, train: Corpus, validate: Corpu
     trained = time.process_time()
     detection = replace(settings.detection, context=0)  # windows alone
     detector = Detector(train.dataset.classes, backbone, features, settings.proposals, svms, boxes, detection)
-    both = detect_all(detector, validate, workers)
+    both = detect_all(detector, [validate], workers)
     detected = time.process_time()
     return {
         "dimension": features.dimension,

@@ -21,7 +21,7 @@ _PLACES = {
     "Detections": "sppdet.detections",
     "Detector": "sppdet.detector",
     "SppdetError": "sppdet.errors",
-    "load": "sppdet.detector",
+    "load": "sppdet.combination",
 }
 
 

@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train and evaluate a detector from a config",
     "evaluate": "measure a trained detector on a test split",
     "detect": "find objects in pictures",
+    "combine": "make one detector of several trained ones",
     "classify": "train, measure and use a classifier of whole pictures",
 }
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # imported late: --help does not wait for torch
     import numpy as np
 
     from sppdet.detections import Detections
-    from sppdet.detector import Detector
+    from sppdet.predictor import Predictor
 
 OUTPUT = "detections"
 
@@ -91,7 +91,7 @@ def detect(options: argparse.Namespace) -> int:
     if not options.model:
         print(f"model: {model}, the newest in {model.parent}", file=sys.stderr)
 
-    from sppdet.detector import load  # after all that can go wrong without it
+    from sppdet.combination import load  # after all that can go wrong without it
     from sppdet.parallel import few_or_many
 
     detector = load(model, options.device)
@@ -163,7 +163,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _detect_one(detector: Detector, threshold: float, limit: int | None, item: tuple[str, Path | None]) -> dict:
+def _detect_one(detector: Predictor, threshold: float, limit: int | None, item: tuple[str, Path | None]) -> dict:
     """What --json tells of one picture, which is drawn to ``item``'s path if it has one.
 
     Where nothing reaches the threshold, ``nearest`` is the best detection that did not.

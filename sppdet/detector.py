@@ -1,8 +1,8 @@
-"""The detector that users hold: pictures in, boxes out; saved as JSON and safetensors."""
+"""One network and what was learned on top of it, as users hold it; saved as JSON and safetensors."""
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +15,15 @@ from safetensors.torch import load_file, save_file
 from sppdet import boxes as geometry
 from sppdet.backbone import Backbone
 from sppdet.crops import CropFeatures
-from sppdet.detections import Detections
 from sppdet.errors import SppdetError
 from sppdet.features import PyramidFeatures, WindowFeatures
 from sppdet.files import atomic_write, part, read_json, write_json
 from sppdet.head import Head
-from sppdet.images import to_rgb
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
+from sppdet.predictor import Predictor
 from sppdet.products import Products
 from sppdet.proposals import SelectiveSearch
 from sppdet.settings import Detection
-from sppdet.suppression import nms, vote
 from sppdet.trunks import restore_trunk
 from sppdet.warp import Crop
 
@@ -33,7 +31,7 @@ _FORMAT = 2
 
 
 @dataclass
-class Detector:
+class Detector(Predictor):
     """A trained detector.
 
     Attributes:
@@ -81,107 +79,30 @@ class Detector:
         """Those of the SVMs of whole pictures."""
         return Products(self.context.weight, half=self.features.half)
 
-    def predict(self, image) -> Detections:
-        """Find objects in a picture: a path, a Pillow image, or an RGB uint8 array ``(H, W, 3)``."""
-        image = to_rgb(image)
-        size = (image.shape[1], image.shape[0])
-        threads = torch.get_num_threads()
-        # One thread: one of many workers, and other pictures take the other cores. The native search uses all cores.
-        if threads == 1 or self.features.needs_windows or self.search.engine == "native":
-            proposals = self.search(image)
-            return self.detect(self.read(image, proposals), proposals, size, self.read_mirrored(image, proposals))
-        with ThreadPoolExecutor(1) as helper:
-            proposals = helper.submit(self.search, image)
-            # The threads of a layer wait for each other: one that shared its core with the search would hold up all.
-            torch.set_num_threads(threads - 1)
-            try:
-                maps, mirrored = self.read(image), self.read_mirrored(image)
-            finally:
-                torch.set_num_threads(threads)
-            return self.detect(maps, proposals.result(), size, mirrored)
+    @property
+    def parts(self) -> tuple[Detector]:
+        return (self,)
+
+    @property
+    def needs_windows(self) -> bool:
+        return self.features.needs_windows
+
+    def with_detection(self, detection: Detection) -> Detector:
+        return replace(self, detection=detection)
 
     def read(self, image: np.ndarray, proposals: np.ndarray | None = None):
-        """What the windows of an RGB uint8 picture are read from; R-CNN has to know the proposals ``(N, 4)``."""
         return self.features.read(self.backbone, image, proposals)
 
-    def read_mirrored(self, image: np.ndarray, proposals: np.ndarray | None = None):
-        """The same of the picture's mirror image, where ``detection.flip`` asks for it."""
-        if not self.detection.flip:
-            return None
-        there = None if proposals is None else geometry.mirror(proposals, image.shape[1])
-        return self.read(np.ascontiguousarray(image[:, ::-1]), there)
+    def of_parts(self, read: Sequence):
+        return read[0]
 
-    def detect(self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored=None) -> Detections:
-        """Detections among proposals ``(N, 4)`` of a picture of ``(width, height)``, from what :meth:`read` gave.
-
-        ``mirrored`` is that of its mirror image: margins and shifts are then the means of both views'.
-        """
-        views = self._views(maps, proposals, size, mirrored)
-        found = self._candidates(views, proposals)
-        return self._moved(views, found, size) if self.regressors else self._survivors(found)
-
-    def detect_both(
-        self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored=None
-    ) -> tuple[Detections, Detections]:
-        """Detections before and after box regression; twice the same if there is none.
-
-        With ``detection.vote`` 0, as in the originals: regression moves the boxes that survived the suppression,
-        leaves their scores, and is followed by a second suppression. Else all candidates are moved before they are
-        suppressed, as in Fast R-CNN, and the survivors are voted on (:func:`vote`), moved or not.
-        """
-        views = self._views(maps, proposals, size, mirrored)
-        found = self._candidates(views, proposals)
-        plain = self._survivors(found)
-        return plain, self._moved(views, found, size) if self.regressors else plain
-
-    def _views(self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored) -> list[View]:
-        views = [View(self, maps, proposals, size)] if len(proposals) else []
-        if views and mirrored is not None:
-            views.append(View(self, mirrored, geometry.mirror(proposals, size[0]), size))
-        return views
-
-    def _candidates(self, views: list[View], proposals: np.ndarray) -> Candidates:
-        """Each class's best windows above ``detection.min_margin``."""
-        if not views:
-            return Candidates(*(np.zeros(0, np.int64),) * 2, np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
-        margins = sum(view.margins for view in views) / len(views)
-        rows, labels = [], []
-        for k in range(margins.shape[1]):
-            above = np.flatnonzero(margins[:, k] > self.detection.min_margin)
-            best = above[np.argsort(-margins[above, k], kind="stable")[: self.detection.max_candidates]]
-            rows.append(best)
-            labels.append(np.full(len(best), k, np.int64))
-        rows, labels = np.concatenate(rows), np.concatenate(labels)
-        return Candidates(rows, labels, margins[rows, labels], proposals[rows])
-
-    def _moved(self, views: list[View], found: Candidates, size: tuple[int, int]) -> Detections:
-        """What is left of candidates whose boxes regression has moved."""
-        if not self.detection.vote:
-            found = found.only(self._suppress(found))
-        if not len(found.rows):
-            return self._survivors(found)
-        deltas = [view.deltas(found.rows, found.labels) for view in views]
-        for of_mirrored in deltas[1:]:
-            of_mirrored[:, 0] *= -1
-        boxes = geometry.clip(geometry.decode(found.boxes, sum(deltas) / len(deltas)), *size)
-        return self._survivors(replace(found, boxes=boxes))
-
-    def _survivors(self, found: Candidates) -> Detections:
-        """What the suppression leaves of candidates, voted on where that is asked for; best first."""
-        kept, overlap = self._suppress(found), self.detection.vote
-        boxes = vote(found.boxes, found.scores, found.labels, kept, overlap) if overlap else found.boxes[kept]
-        order = np.argsort(-found.scores[kept], kind="stable")
-        kept = kept[order]
-        return Detections(boxes[order], found.labels[kept], found.scores[kept], self.classes)
-
-    def _suppress(self, found: Candidates) -> np.ndarray:
-        """The survivors of every class's own suppression."""
-        kept = []
-        for k in np.unique(found.labels):
-            rows = np.flatnonzero(found.labels == k)
-            survivors = nms(found.boxes[rows], found.scores[rows], self.detection.nms)
-            kept.append(rows[survivors[: self.detection.max_per_class]])
-        return np.concatenate([np.zeros(0, np.int64), *kept])
+    def views(self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored) -> list[tuple[float, View]]:
+        if not len(proposals):
+            return []
+        if mirrored is None:
+            return [(1.0, View(self, maps, proposals, size))]
+        there = View(self, mirrored, geometry.mirror(proposals, size[0]), size, mirrored=True)
+        return [(0.5, View(self, maps, proposals, size)), (0.5, there)]
 
     def save(self, folder: str | Path) -> None:
         """Write ``model.json`` and ``model.safetensors`` into ``folder``."""
@@ -209,27 +130,14 @@ class Detector:
         write_json(folder / "model.json", description)
 
 
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """Windows that may become detections: ``rows`` ``(n,)`` among the proposals, labels, scores, boxes ``(n, 4)``."""
-
-    rows: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
-
-    def only(self, chosen: np.ndarray) -> Candidates:
-        return Candidates(self.rows[chosen], self.labels[chosen], self.scores[chosen], self.boxes[chosen])
-
-
 class View:
-    """The proposals ``(N, 4)`` of a picture, or of its mirror image, as classifier and box regressors see them.
+    """The proposals ``(N, 4)`` of a picture, or of its mirror image, as a detector sees them.
 
-    Attributes:
-        margins: ``(N, K)``.
+    A :class:`sppdet.predictor.View`.
     """
 
-    def __init__(self, detector: Detector, maps, proposals: np.ndarray, size: tuple[int, int]):
+    def __init__(self, detector: Detector, maps, proposals: np.ndarray, size: tuple[int, int], mirrored: bool = False):
+        self.mirrored, self.moves = mirrored, detector.regressors is not None
         self._features, self._regressors, self._maps = detector.features, detector.regressors, maps
         self._windows = detector.features.windows(proposals, size, maps)
         products, shifts = self._features.products(maps, self._windows, detector.weights)
@@ -245,7 +153,6 @@ class View:
         return self._features.products(self._maps, whole, detector.context_weights)[0][0] + detector.context.bias
 
     def deltas(self, chosen: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """``(n, 4)`` shifts of the proposals ``chosen`` ``(n,)``, each by the regressor of its label ``(n,)``."""
         group = self._windows.group[chosen]
         if self._shifts is not None:
             return self._shifts[group, labels]

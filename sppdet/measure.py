@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sppdet import coco, evaluation
+from sppdet.combination import MODEL_FILES, load
 from sppdet.config import Config, from_dict, override, to_dict
 from sppdet.corpus import Corpus, fill_maps, load_split, open_corpus
 from sppdet.data import Dataset
 from sppdet.detections import Detections
-from sppdet.detector import Detector, load
 from sppdet.errors import SppdetError
 from sppdet.files import file_digest, fingerprint, read_json, write_json
 from sppdet.meter import Meter
 from sppdet.parallel import run
+from sppdet.predictor import Predictor
 from sppdet.proposals import recall_line
 
 
@@ -43,19 +44,23 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
     Nothing is computed if metrics.json is there for the same model and pictures.
     """
     folder = Path(config.run.dir)
-    detector = replace(load(folder, config.device), detection=config.detection)
+    detector = load(folder, config.device).with_detection(config.detection)
     if config.data.classes is not None and tuple(config.data.classes) != detector.classes:
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
     dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
-    corpus = open_corpus(dataset, config.run.cache, detector.search, detector.backbone, detector.features)
+    corpora = [
+        open_corpus(dataset, config.run.cache, detector.search, part.backbone, part.features) for part in detector.parts
+    ]
+    corpus = corpora[0]
     key = _key(folder, corpus, config.data.test_split, asdict(config.detection))
     path = folder / "metrics.json"
     if not force and path.exists() and read_json(path).get("key") == key:
         return read_json(path)
     corpus.fill_proposals(detector.search, config.workers)
-    fill_maps([corpus], detector.backbone, config.workers, log)
+    for part, own in zip(detector.parts, corpora):
+        fill_maps([own], part.backbone, config.workers, log)
     with Meter() as meter:
-        plain, found = detect_all(detector, corpus, config.workers)
+        plain, found = detect_all(detector, corpora, config.workers)
         metrics = {
             **evaluation.evaluate_voc(dataset, found),
             "without_bbox": evaluation.evaluate_voc(dataset, plain),
@@ -70,14 +75,21 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
     return metrics
 
 
-def detect_all(detector: Detector, corpus: Corpus, workers: int) -> tuple[list[Detections], list[Detections]]:
-    """Detections of every picture without and with box regression, from the stored proposals and maps."""
+def detect_all(
+    detector: Predictor, corpora: Sequence[Corpus], workers: int
+) -> tuple[list[Detections], list[Detections]]:
+    """Detections of every picture without and with box regression, from the stored proposals and maps.
+
+    ``corpora``: one for each of the detector's ``parts``, of the same pictures and proposals.
+    """
+    corpus = corpora[0]
 
     def detect(i: int) -> tuple[Detections, Detections]:
         # What is read of mirror images is not stored: nothing but this asks for it.
         proposals, flip = corpus.proposals(i), detector.detection.flip
         mirrored = detector.read_mirrored(corpus.dataset[i].read(), proposals) if flip else None
-        return detector.detect_both(corpus.maps(i), proposals, corpus.size(i), mirrored)
+        maps = detector.of_parts([own.maps(i) for own in corpora])
+        return detector.detect_both(maps, proposals, corpus.size(i), mirrored)
 
     plain, found = zip(*run(detect, range(len(corpus)), workers, "detecting", threads=True))
     return list(plain), list(found)
@@ -139,6 +151,7 @@ def summary(metrics: dict) -> str:
 
 
 def _key(folder: Path, corpus: Corpus, split: str, detection: dict) -> str:
-    model = [file_digest(folder / name) for name in ("model.json", "model.safetensors")]
+    # That of a combination names the digests of its parts.
+    model = [file_digest(folder / name) for name in MODEL_FILES if (folder / name).exists()]
     objects = [[s.boxes.tolist(), s.labels.tolist(), s.difficult.tolist()] for s in corpus.dataset]
     return fingerprint([model, split, corpus.names, objects, detection])

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 import sppdet
 from sppdet import bbox_regression, config
+from sppdet.combine import main as combine
 from sppdet.evaluate import main as evaluate
 from sppdet.mining import Miner
 from sppdet.proposals import SelectiveSearch
@@ -101,6 +102,17 @@ def test_the_model_detects(trained, shapes_root):
     found = detector.predict(shapes_root / "JPEGImages" / "test_00000.jpg")
     assert found.classes == ("circle", "cross", "ring", "square", "star", "triangle")
     assert len(found) and (np.diff(found.scores) <= 0).all()
+
+
+def test_a_run_combined_with_itself_finds_the_same(tmp_path, trained, capsys):
+    assert combine([str(trained.run), str(trained.run), "--output", str(tmp_path / "twice")]) == 0
+    assert evaluate([str(tmp_path / "twice")]) == 0
+    twice, alone = (json.loads((run / "metrics.json").read_text()) for run in (tmp_path / "twice", trained.run))
+    for name in ("AP", "coco", "proposals", "without_bbox"):
+        assert twice[name] == alone[name]
+    assert evaluate([str(tmp_path / "twice"), "--against", str(trained.run)]) == 0
+    assert "+0.00, between +0.00 and +0.00" in capsys.readouterr().out
+    assert evaluate([str(tmp_path / "twice"), "--diagnose"]) == 0
 
 
 def test_a_second_run_does_nothing_again(trained):
@@ -363,7 +375,7 @@ def test_two_runs_are_compared_on_the_same_pictures(trained, place, capsys):
     assert place.train("svm.C=0.002") == 0
     capsys.readouterr()
     assert evaluate([str(place.run), "--against", str(trained.run)]) == 0
-    (line,) = capsys.readouterr().out.splitlines()
+    line, _, *by_class, _ = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"mAP \S+, of \S+ \S+: [+-]\S+, between \S+ and \S+ in 95% of 1000 draws of 6 .*", line)
     assert evaluate([str(trained.run), "--against", str(trained.run)]) == 0
     assert ": +0.00, between +0.00 and +0.00 " in capsys.readouterr().out

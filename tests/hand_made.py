@@ -1,0 +1,35 @@
+"""A detector whose detections can be derived by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sppdet.backbone import Backbone
+from sppdet.detector import Detector
+from sppdet.linear import LinearSVMs
+from sppdet.proposals import SelectiveSearch
+from sppdet.settings import Detection
+
+# Four windows of a 64 x 64 picture, 4 pixels a cell.
+A, B, C, D = [8, 8, 16, 16], [12, 8, 20, 16], [40, 40, 48, 48], [0, 40, 8, 48]
+WINDOWS = np.array([D, B, C, A], np.float32)
+
+
+def hand_made_map() -> np.ndarray:
+    """Channel 0 is 3 in window A alone, 2.5 in the cells that A and B share; channel 1 is 2 in C."""
+    values = np.zeros((16, 16, 2), np.float32)
+    values[2, 2, 0], values[3, 3, 0], values[10, 10, 1] = 3, 2.5, 2
+    return values
+
+
+def hand_made_detector(tiny_features) -> Detector:
+    """Class k scores the highest value of channel k, less 1."""
+    return Detector(
+        classes=("red", "blue"),
+        backbone=Backbone.create("small", "random", "cpu", "float32", seed=3),  # seen for its precision: maps are given
+        features=tiny_features(2, (1,)),
+        search=SelectiveSearch(),
+        classifier=LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, -1], np.float32)),
+        regressors=None,
+        detection=Detection(nms=0.3, min_margin=-0.5),
+    )
