@@ -43,12 +43,16 @@ TIMED = 8  # pictures on which detection is timed
 
 @dataclass(frozen=True)
 class Row:
-    """A configuration: its file and what is changed in it; ``paper`` is a mAP without and with box regression."""
+    """A configuration: its file and what is changed in it; ``paper`` is a mAP without and with box regression.
+
+    With ``of`` it is no training but earlier rows' detectors combined: their names, and what each counts.
+    """
 
     name: str
     config: str
     changes: tuple[str, ...] = ()
     paper: tuple[str, str] = ("", "")
+    of: tuple[tuple[str, float], ...] = ()
 
     @property
     def folder(self) -> str:
@@ -79,6 +83,7 @@ ABLATION = (
     Row("the same, the mirrored picture too", BEST, ONE),
     Row("best at one scale, seed 1", BEST, (*ONE, "run.seed=1")),
     Row("best", BEST),
+    Row("best and pool5 combined", BEST, of=(("best", 2), ("pool5, 2 scales, the picture asked too", 1))),
     Row("best, seed 1", BEST, ("run.seed=1",)),
     Row("best, seed 2", BEST, ("run.seed=2",)),
 )
@@ -136,23 +141,37 @@ def measure(row: Row, options: argparse.Namespace) -> dict:
     changes = [f"{key}={value}" for key, value in places.items()]
     changes += [f"run.dir={folder}", *row.changes, *few, *options.overrides]
     settings = config.load(ROOT / row.config, changes)
-    borrow(folder, options.runs)
-    print(f"\n{row.name}: {row.config} {' '.join(row.changes)}", flush=True)
-    train(row, changes)
+    if row.of:
+        print(f"\n{row.name}", flush=True)
+        combine(row, options, folder)
+    else:
+        borrow(folder, options.runs)
+        print(f"\n{row.name}: {row.config} {' '.join(row.changes)}", flush=True)
+        started(row, ["sppdet.train", str(ROOT / row.config), *changes])
     inputs = Inputs(settings)
     paths = [sample.path for sample in inputs.test][:TIMED]
     found = {"training_pictures": len(inputs.train), "detection": seconds(folder, paths)}
     return read_json(folder / "metrics.json") | found
 
 
-def train(row: Row, overrides: list[str]) -> None:
+def started(row: Row, command: list[str]) -> None:
     """In a process of its own: what an earlier row left in memory is not counted as this one's."""
-    command = [sys.executable, "-m", "sppdet.train", str(ROOT / row.config), *overrides]
-    status = subprocess.run(command).returncode
+    status = subprocess.run([sys.executable, "-m", *command]).returncode
     if status == 130:
         raise KeyboardInterrupt
     if status:
-        raise SppdetError(f"{row.name}: its training failed; the reason stands above")
+        raise SppdetError(f"{row.name}: {command[0]} failed; the reason stands above")
+
+
+def combine(row: Row, options: argparse.Namespace, folder: Path) -> None:
+    """Make a run of the rows that it is ``of``, unless it is there, and measure it."""
+    folders = [options.runs / Row(name, "").folder for name, _ in row.of]
+    if missing := [f"--rows '{name}'" for (name, _), run in zip(row.of, folders) if not (run / "model.json").exists()]:
+        raise SppdetError(f"{row.name}: is made of other rows, which come first: {' '.join(missing)}")
+    if not folder.exists():
+        weights = [str(weight) for _, weight in row.of]
+        started(row, ["sppdet.combine", *map(str, folders), "--weights", *weights, "--output", str(folder)])
+    started(row, ["sppdet.evaluate", str(folder), f"data.root={options.voc_root}", f"run.cache={options.cache}"])
 
 
 def borrow(folder: Path, runs: Path) -> None:
@@ -198,7 +217,7 @@ def spread(rows: list[Row], found: list[dict]) -> str:
     """Over the seeds of a configuration, mAP with box regression: mean and standard deviation."""
     seeds = defaultdict(list)
     for row, metrics in zip(rows, found):
-        seeds[row.config, tuple(c for c in row.changes if not c.startswith("run.seed="))].append(
+        seeds[row.config, row.of, tuple(c for c in row.changes if not c.startswith("run.seed="))].append(
             (row.name, metrics["mAP"])
         )
     lines = ["| | seeds | mean | standard deviation |", "|---|---|---|---|"]

@@ -61,12 +61,41 @@ def test_the_spread_is_over_the_seeds_of_one_configuration():
     rows = [*seeds, compare.Row("other", "b.yaml", ("svm.C=1",))]
     table = compare.spread(rows, [metrics(value) for value in (50, 51, 55, 40)])  # 2 more with box regression
     assert table.splitlines()[2:] == ["| best | 3 | 54.0 | 2.6 |"]
+    combined = compare.Row("two", "b.yaml", of=(("best", 1), ("other", 1)))
+    assert compare.spread([seeds[0], combined], [metrics(50), metrics(55)]) == ""
     assert compare.spread(rows[2:], [metrics(50), metrics(40)]) == ""
 
 
 @pytest.mark.parametrize("row", (*compare.ABLATION, *compare.SYSTEMS), ids=lambda row: row.name)
 def test_every_row_is_a_configuration(row):
     config.load(ROOT / row.config, row.changes)
+
+
+def test_what_a_row_combines_comes_before_it(tmp_path):
+    names = [row.name for row in compare.ABLATION]
+    (row,) = [row for row in compare.ABLATION if row.of]
+    assert all(names.index(name) < names.index(row.name) for name, _ in row.of)
+    options = compare.parser().parse_args(["ablation", "--runs", str(tmp_path)])
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "model.json").touch()
+    with pytest.raises(SppdetError, match=r"come first: --rows 'pool5, 2 scales, the picture asked too'$"):
+        compare.combine(row, options, tmp_path / row.folder)
+
+
+def test_a_combination_is_made_and_measured(monkeypatch, tmp_path):
+    commands = []
+    monkeypatch.setattr(compare, "started", lambda row, command: commands.append(command))
+    (row,) = [row for row in compare.ABLATION if row.of]
+    for name, _ in row.of:
+        folder = tmp_path / compare.Row(name, "").folder
+        folder.mkdir()
+        (folder / "model.json").touch()
+    options = compare.parser().parse_args(["ablation", "--runs", str(tmp_path), "--voc-root", "VOC"])
+    compare.combine(row, options, tmp_path / row.folder)
+    assert [command[0] for command in commands] == ["sppdet.combine", "sppdet.evaluate"]
+    (tmp_path / row.folder).mkdir()
+    compare.combine(row, options, tmp_path / row.folder)
+    assert [command[0] for command in commands[2:]] == ["sppdet.evaluate"]
 
 
 def test_rows_have_folders_of_their_own():

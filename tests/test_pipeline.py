@@ -375,7 +375,7 @@ def test_two_runs_are_compared_on_the_same_pictures(trained, place, capsys):
     assert place.train("svm.C=0.002") == 0
     capsys.readouterr()
     assert evaluate([str(place.run), "--against", str(trained.run)]) == 0
-    line, _, *by_class, _ = capsys.readouterr().out.splitlines()
+    line, *_ = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"mAP \S+, of \S+ \S+: [+-]\S+, between \S+ and \S+ in 95% of 1000 draws of 6 .*", line)
     assert evaluate([str(trained.run), "--against", str(trained.run)]) == 0
     assert ": +0.00, between +0.00 and +0.00 " in capsys.readouterr().out
