@@ -164,11 +164,14 @@ def started(row: Row, command: list[str]) -> None:
 
 
 def combine(row: Row, options: argparse.Namespace, folder: Path) -> None:
-    """Make a run of the rows that it is ``of``, unless it is there, and measure it."""
+    """Make a run of the rows that it is ``of``, unless it is there already, and measure it."""
+    from sppdet.combination import is_of
+
     folders = [options.runs / Row(name, "").folder for name, _ in row.of]
     if missing := [f"--rows '{name}'" for (name, _), run in zip(row.of, folders) if not (run / "model.json").exists()]:
         raise SppdetError(f"{row.name}: is made of other rows, which come first: {' '.join(missing)}")
-    if not folder.exists():
+    if not is_of(folder, folders):
+        shutil.rmtree(folder, ignore_errors=True)
         weights = [str(weight) for _, weight in row.of]
         started(row, ["sppdet.combine", *map(str, folders), "--weights", *weights, "--output", str(folder)])
     started(row, ["sppdet.evaluate", str(folder), f"data.root={options.voc_root}", f"run.cache={options.cache}"])

@@ -124,8 +124,17 @@ def _part(folder: Path, made: Path, name: str, share: float) -> dict:
     (made / name).mkdir(parents=True)
     for file in MODEL_FILES:
         shutil.copyfile(folder / file, made / name / file)
-    digests = [file_digest(folder / file) for file in MODEL_FILES]
-    return {"folder": name, "share": share, "run": folder.name, "digests": digests}
+    return {"folder": name, "share": share, "run": folder.name, "digests": _digests(folder)}
+
+
+def is_of(combined: Path, folders: Sequence[Path]) -> bool:
+    """Whether it was made of these runs as they are now."""
+    parts = _described(combined).get("parts", [])
+    return [part["digests"] for part in parts] == [_digests(folder) for folder in folders]
+
+
+def _digests(folder: Path) -> list[str]:
+    return [file_digest(folder / file) for file in MODEL_FILES]
 
 
 def _check(folders: Sequence[Path], models: Sequence[Detector]) -> None:

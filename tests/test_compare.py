@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from sppdet import config
+from sppdet.combination import MODEL_FILES
 from sppdet.errors import SppdetError
+from sppdet.files import file_digest, write_json
 
 ROOT = Path(__file__).parents[1]
 spec = importlib.util.spec_from_file_location("compare", ROOT / "scripts" / "compare.py")
@@ -82,20 +85,26 @@ def test_what_a_row_combines_comes_before_it(tmp_path):
         compare.combine(row, options, tmp_path / row.folder)
 
 
-def test_a_combination_is_made_and_measured(monkeypatch, tmp_path):
+def test_a_combination_is_made_anew_where_its_parts_have_changed(monkeypatch, tmp_path):
     commands = []
-    monkeypatch.setattr(compare, "started", lambda row, command: commands.append(command))
+    monkeypatch.setattr(compare, "started", lambda row, command: commands.append(command[0]))
     (row,) = [row for row in compare.ABLATION if row.of]
-    for name, _ in row.of:
-        folder = tmp_path / compare.Row(name, "").folder
-        folder.mkdir()
-        (folder / "model.json").touch()
+    runs = [tmp_path / compare.Row(name, "").folder for name, _ in row.of]
+    for run, file in product(runs, MODEL_FILES):
+        write_json(run / file, run.name)
     options = compare.parser().parse_args(["ablation", "--runs", str(tmp_path), "--voc-root", "VOC"])
     compare.combine(row, options, tmp_path / row.folder)
-    assert [command[0] for command in commands] == ["sppdet.combine", "sppdet.evaluate"]
-    (tmp_path / row.folder).mkdir()
+    assert commands == ["sppdet.combine", "sppdet.evaluate"]
+    parts = [
+        [file_digest(tmp_path / compare.Row(name, "").folder / file) for file in MODEL_FILES] for name, _ in row.of
+    ]
+    write_json(tmp_path / row.folder / "model.json", {"parts": [{"digests": digests} for digests in parts]})
     compare.combine(row, options, tmp_path / row.folder)
-    assert [command[0] for command in commands[2:]] == ["sppdet.evaluate"]
+    assert commands[2:] == ["sppdet.evaluate"]
+    write_json(tmp_path / "best" / "model.safetensors", ["trained again"])
+    compare.combine(row, options, tmp_path / row.folder)
+    assert commands[3:] == ["sppdet.combine", "sppdet.evaluate"]
+    assert not (tmp_path / row.folder).exists()
 
 
 def test_rows_have_folders_of_their_own():
