@@ -91,7 +91,7 @@ def combine(folders: Sequence[Path], weights: Sequence[float], output: Path) -> 
         weights: what each counts, of any sum.
 
     Raises:
-        SppdetError: runs that do not fit each other, or an output that is there already.
+        SppdetError: runs that do not fit each other, or an output that is there already or cannot be written.
     """
     if output.exists():
         raise SppdetError(f"{output}: is there already; give another --output")
@@ -102,21 +102,29 @@ def combine(folders: Sequence[Path], weights: Sequence[float], output: Path) -> 
     models = [detectors.load(folder, "cpu") for folder in folders]
     _check(folders, models)
     shares = [weight / sum(weights) for weight in weights]
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as place:
-        made = Path(place) / output.name
-        parts = [_part(folder, made, f"parts/{n}", share) for n, (folder, share) in enumerate(zip(folders, shares))]
-        settings = read_json(folders[0] / "config.json")
-        write_json(made / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
-        description = {
-            "format": _FORMAT,
-            "classes": list(models[0].classes),
-            "proposals": asdict(models[0].search),
-            "detection": asdict(models[0].detection),
-            "parts": parts,
-        }
-        write_json(made / MODEL_FILES[0], description)
-        made.rename(output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as place:
+            made = Path(place) / output.name
+            _write(folders, models[0], shares, made, output)
+            made.rename(output)
+    except OSError as error:
+        raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another place") from None
+
+
+def _write(folders: Sequence[Path], first: Detector, shares: Sequence[float], made: Path, output: Path) -> None:
+    """Into the folder ``made`` what will be ``output``."""
+    parts = [_part(folder, made, f"parts/{n}", share) for n, (folder, share) in enumerate(zip(folders, shares))]
+    settings = read_json(folders[0] / "config.json")
+    write_json(made / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
+    description = {
+        "format": _FORMAT,
+        "classes": list(first.classes),
+        "proposals": asdict(first.search),
+        "detection": asdict(first.detection),
+        "parts": parts,
+    }
+    write_json(made / MODEL_FILES[0], description)
 
 
 def _part(folder: Path, made: Path, name: str, share: float) -> dict:

@@ -120,6 +120,11 @@ def test_runs_that_do_not_fit(runs, capsys, arguments, line):
     assert sorted(runs.rglob("*")) == before
 
 
+def test_an_output_that_cannot_be_written_is_named(runs, capsys):
+    assert main(["runs/a", "runs/b", "--output", "runs/a/model.json/both"]) == 2
+    assert "error: runs/a/model.json/both: cannot be written" in capsys.readouterr().err
+
+
 def test_what_is_there_is_kept_and_a_combination_is_no_part(runs, capsys):
     assert main(["runs/a", "runs/b", "--output", "runs/both"]) == 0
     assert main(["runs/a", "runs/b", "--output", "runs/both"]) == 2
