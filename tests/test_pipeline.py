@@ -670,6 +670,15 @@ def test_rcnn_detects_in_a_picture_what_it_detects_from_the_cache(trained_rcnn, 
     np.testing.assert_allclose(sorted(one["score"] for one in stored)[-5:], found.scores[:5][::-1], atol=1e-2)
 
 
+def test_different_systems_are_combined(tmp_path, trained, trained_rcnn, shapes_root):
+    both = tmp_path / "both"
+    assert combine([str(trained.run), str(trained_rcnn.run), "--output", str(both)]) == 0
+    assert evaluate([str(both), "detection.flip=true"]) == 0
+    assert json.loads((both / "metrics.json").read_text())["pictures"] == 6
+    found = sppdet.load(both, device="cpu").predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+    assert len(found) and (np.diff(found.scores) <= 0).all()
+
+
 def test_a_class_is_added_to_rcnn_without_touching_the_others(tmp_path, trained_rcnn, own_data, shapes_root):
     place = Workplace(tmp_path, own_data, trained_rcnn.cache)
     for annotation in (own_data / "Annotations").iterdir():
