@@ -97,7 +97,7 @@ def combine(folders: Sequence[Path], weights: Sequence[float], output: Path) -> 
         raise SppdetError(f"{output}: is there already; give another --output")
     if not all(np.isfinite(weights)) or min(weights) <= 0 or len(weights) != len(folders):
         raise SppdetError(f"--weights: give a number above 0 for each of the {len(folders)} runs")
-    if any(_described(folder).get("format") == _FORMAT for folder in folders):
+    if any(map(is_combined, folders)):
         raise SppdetError("combinations cannot be combined: name the runs that they were made of")
     models = [detectors.load(folder, "cpu") for folder in folders]
     _check(folders, models)
@@ -135,6 +135,11 @@ def _part(folder: Path, made: Path, name: str, share: float) -> dict:
     return {"folder": name, "share": share, "run": folder.name, "digests": _digests(folder)}
 
 
+def is_combined(folder: Path) -> bool:
+    """Whether it holds several detectors, and so nothing that can be trained."""
+    return _described(folder).get("format") == _FORMAT
+
+
 def is_of(combined: Path, folders: Sequence[Path]) -> bool:
     """Whether it was made of these runs as they are now."""
     parts = _described(combined).get("parts", [])
@@ -162,9 +167,9 @@ def _check(folders: Sequence[Path], models: Sequence[Detector]) -> None:
 def load(folder: str | Path, device: str = "auto") -> Detector | Combination:
     """The detector saved in ``folder``, a run's folder such as ``runs/demo``, or the combination."""
     folder = Path(folder)
-    description = _described(folder)
-    if description.get("format") != _FORMAT:
+    if not is_combined(folder):
         return detectors.load(folder, device)
+    description = _described(folder)
     return Combination(
         detectors=tuple(detectors.load(folder / part["folder"], device) for part in description["parts"]),
         shares=tuple(part["share"] for part in description["parts"]),

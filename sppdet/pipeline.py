@@ -21,6 +21,7 @@ import numpy as np
 
 from sppdet import bbox_regression, context, end_to_end, finetune
 from sppdet.cli import STAGES
+from sppdet.combination import is_combined
 from sppdet.config import to_dict
 from sppdet.corpus import fill_each, fill_maps
 from sppdet.detector import Detector
@@ -54,6 +55,10 @@ class Pipeline:
                 "bbox.kind=ridge a class can be added"
             )
         self.config, self.log, self.inputs = config, log, Inputs(config, keep)
+        if is_combined(self.inputs.folder):
+            raise SppdetError(
+                f"{self.inputs.folder}: holds detectors combined, which training would replace; give another run.dir"
+            )
         if not self.inputs.labels:
             raise SppdetError(f"{config.data.train_split}: there is no object in its annotations to learn")
         check_names(self.inputs.test, config.data.test_split)  # the results' files could not be written in the end

@@ -115,6 +115,16 @@ def test_a_run_combined_with_itself_finds_the_same(tmp_path, trained, capsys):
     assert evaluate([str(tmp_path / "twice"), "--diagnose"]) == 0
 
 
+def test_a_combination_is_not_replaced_by_one_model(tmp_path, trained, capsys):
+    both = tmp_path / "both"
+    assert combine([str(trained.run), str(trained.run), "--output", str(both)]) == 0
+    before = sorted(both.rglob("*"))
+    assert main([str(both / "config.json"), f"run.cache={trained.cache}"]) == 2
+    (line,) = error_lines(capsys)
+    assert line == f"error: {both}: holds detectors combined, which training would replace; give another run.dir"
+    assert sorted(both.rglob("*")) == before
+
+
 def test_a_second_run_does_nothing_again(trained):
     def files():
         found = trained.times("**/*")
