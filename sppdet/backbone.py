@@ -126,7 +126,7 @@ def freeze(trunk: nn.Module, stride: int) -> None:
     """Let the layers train whose output cells are more than ``stride`` pixels apart, and fix those before them.
 
     Fast R-CNN (arXiv 1504.08083, section 4.5) fixes conv1 and conv2 of VGG16, its layers up to stride 2, and
-    learns as well as with all of them. 0 trains every layer.
+    learns nearly as well as with conv2. 0 trains every layer.
     """
     grids = _cell_grids(trunk)
     for name, layer in trunk.named_modules():

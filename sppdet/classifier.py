@@ -118,7 +118,7 @@ class Classifier:
         height, width = conv_map.shape[:2]
         cells = np.array([[0, 0, width, height]])
         if windows is not None:
-            # A view's cells are those whose centres lie in it (appendix A): as many as a crop's map has.
+            # A view's cells are those whose centres lie in it (appendix A): as many as a crop's map has, or one off.
             grid = self.backbone.grid
             size = (image.shape[1], image.shape[0])
             cells = project(windows, size, 1.0, grid, (width, height), shrink=(grid.stride - 1) / 2)

@@ -46,15 +46,15 @@ def train(
 ) -> tuple[Head, float | None]:
     """Train a head; returns it and the mean loss of the last tenth of the steps (None if there are none).
 
-    It begins as ``start``, or with random weights; then ``scale`` brings the pooled vectors to a fixed norm, so that
-    one learning rate fits every backbone. With ``half`` products are of bfloat16, weights of float32.
+    It begins as ``start``, or with random weights; then ``scale``, which brings the pooled vectors to a mean norm of
+    1, lets one learning rate fit every backbone. With ``half`` products are of bfloat16, weights of float32.
 
     ``checkpoint`` is written now and then, and gone on from if it was left by an interrupted training of the same
     ``key``: the weights come out the same, because all that is random is drawn anew for each draw of pictures.
     """
     torch.manual_seed(seed)
-    # Norm 20 over D features makes inputs far smaller than the unit variance that initialisations expect.
-    unit = scale * math.sqrt(features.pooled_dimension) / 20
+    # A norm of 1 over D features makes inputs far smaller than the unit variance that initialisations expect.
+    unit = scale * math.sqrt(features.pooled_dimension)
     head = start or Head(features.pooled_dimension, settings.units, "fc7", unit, settings.dropout)
     if not settings.steps:  # the given layers as they are
         return head.eval(), None

@@ -12,7 +12,8 @@ fitted again and negatives below ``evict_margin`` leave. R-CNN and SPP_net do th
 whenever 2000 negatives are new.
 
 A class's SVM depends on the proposals and on its own ground truth, never on the other classes trained with it: one
-trained later, alone, is the same SVM.
+trained later, alone, is the same SVM, but for the last bits of products where fc layers are behind the pooling: these
+differ with the number of windows that go through a layer together.
 """
 
 from __future__ import annotations
@@ -54,7 +55,8 @@ def feature_scale(corpus: Corpus, features: WindowFeatures, norm: float, seed: i
 # Where a window lies: index into the corpus, index of the map, and x1, y1, x2, y2 on it. Whole cells are whole numbers,
 # which float32 holds exactly; with pooling.kind=align they are edges anywhere.
 PLACE = np.dtype([("picture", np.int32), ("scale", np.int32), ("window", np.float32, 4)])
-_NEAR, _NEAR_OF_CLASS = 20, 10000  # proposals that are positives beside the objects, at most: of one and of a class
+# Proposals that are positives beside the objects, at most: of one and of a class, if that leaves one to each object.
+_NEAR, _NEAR_OF_CLASS = 20, 10000
 _GROWTH = 2048  # rows by which the cache grows
 
 
@@ -270,7 +272,7 @@ class Miner:
             rows = np.flatnonzero(own)
             rows = rows[np.unique(windows.group[rows], return_index=True)[1]]  # of equal cells one
             drawn = np.random.default_rng([self.seed, i]).permutation(rows)
-            most = min(_NEAR, _NEAR_OF_CLASS // max(count, 1))
+            most = max(1, min(_NEAR, _NEAR_OF_CLASS // max(count, 1)))
             found.append(proposals[drawn[: most * len(self.corpus.objects(i, label))]])
         return found
 

@@ -159,8 +159,8 @@ class Pipeline:
             return {"computed": False}
         with checkpoint_of(path) as checkpoint:
             head, loss = finetune.train(
-                given.corpus_of("finetune"), given.pooled_features, c.finetune, given.scale, given.backbone.half_behind,
-                checkpoint, key.data, c.run.seed, c.workers, self.log, start,
+                given.corpus_of("finetune"), given.pooled_features, c.finetune, given.scale / c.svm.norm,
+                given.backbone.half_behind, checkpoint, key.data, c.run.seed, c.workers, self.log, start,
             )  # fmt: skip
             tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
             finish(path, key, tensors, head=head.description())

@@ -121,7 +121,7 @@ class Svm:
     evict_margin: float = -1.2  # after a fit, negatives that score below this leave
     duplicate_overlap: float = 0.7  # of a picture's hard negatives that overlap by more, the hardest stays
     hard_per_picture: int = 100  # new negatives a class and picture
-    max_negatives: int = 30000  # kept a class, the hardest ones; while the class is fitted each takes 2 bytes a feature
+    max_negatives: int = 30000  # a class's hardest, give or take a quarter; in a fit each takes 2 bytes a feature
     random_negatives: int = 5000  # to start from
     flip: bool = False  # learn from the mirror images too, which need maps of their own
 

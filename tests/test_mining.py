@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from sppdet import mining
 from sppdet.features import Windows
+from sppdet.head import Head
 from sppdet.mining import PLACE, Miner, SampleCache, feature_scale
 from sppdet.products import Products
 from sppdet.settings import Svm
@@ -114,6 +116,17 @@ def test_a_class_trained_alone_is_the_same_svm(random_corpus, tiny_features, wor
     np.testing.assert_array_equal(pair.weight, together.weight[[2, 0]])
 
 
+@pytest.mark.parametrize("layer", ["fc6", "pool5+fc7"])
+def test_behind_fc_layers_it_is_but_for_the_last_bits(random_corpus, tiny_features, layer):
+    corpus, pooled = random_corpus(pictures=20), tiny_features(8)
+    torch.manual_seed(3)
+    features = pooled.under(Head(pooled.pooled_dimension, 32, layer).eval())
+    together = miner(corpus, features, [0, 1, 2]).train()
+    alone = miner(corpus, features, [1]).train()
+    np.testing.assert_allclose(alone.weight[0], together.weight[1], atol=1e-4)
+    assert np.abs(alone.weight).max() > 0.1
+
+
 def test_memory_is_bounded_and_no_row_comes_twice(random_corpus, tiny_features):
     corpus, features = random_corpus(pictures=20), tiny_features(8)
     made = miner(corpus, features, [0, 1, 2], max_negatives=10, hard_margin=-1e9, evict_margin=-1e9)
@@ -184,7 +197,7 @@ def test_windows_that_overlap_an_object_by_enough_are_positives_too(planted, tin
         assert (cells * 4).tolist() == [[8, 8, 24, 24], *expected]
 
 
-@pytest.mark.parametrize(("of_class", "expected"), [(10000, 20), (7, 7)])
+@pytest.mark.parametrize(("of_class", "expected"), [(10000, 20), (7, 7), (0, 1)])
 def test_of_windows_near_an_object_a_few_are_drawn_each_cell_once(
     make_corpus, tiny_features, monkeypatch, of_class, expected
 ):

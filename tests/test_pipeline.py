@@ -525,6 +525,15 @@ def test_trained_networks_depend_on_more_than_their_own_settings(place, first, t
     assert any(after[name] != time for name, time in before.items())
 
 
+def test_what_fc_layers_begin_with_does_not_depend_on_the_norm_of_the_svms(place):
+    options = ["features=fc6", "finetune.units=16", "finetune.steps=1", "finetune.batch_size=32", "--stage", "finetune"]
+    scales = []
+    for norm in (20, 10):
+        assert place.train(*options, f"svm.norm={norm}") == 0
+        scales.append(json.loads((place.run / "stages" / "finetune.json").read_text())["head"]["scale"])
+    assert scales[0] == pytest.approx(scales[1]) and scales[0] != 1
+
+
 def test_every_stage_on_the_way_to_fc_features(place):
     options = [
         "backbone.weights=pretrain", "pretrain.sizes=[48]", "pretrain.epochs=1", "pretrain.batch_size=16",
