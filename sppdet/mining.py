@@ -209,8 +209,9 @@ class Miner:
         own = np.where(self.cache.held[:count], self.cache.score[:count], -np.inf).max(axis=0, initial=-np.inf)
         lost = [classes[label] for label, highest in zip(self.labels, own) if -np.inf < highest < 0]
         if lost:
+            near = "svm.positive_overlap=0.7, " if self.settings.positive_overlap == 1 else ""
             self.log(
-                f"  {', '.join(lost)}: the SVM takes all of its own objects for background; a larger svm.C or "
+                f"  {', '.join(lost)}: the SVM takes all of its own objects for background; {near}a larger svm.C or "
                 "svm.positive_weight, fewer svm.max_negatives or better features help"
             )
 
