@@ -211,8 +211,8 @@ class Miner:
         if lost:
             near = "svm.positive_overlap=0.7, " if self.settings.positive_overlap == 1 else ""
             self.log(
-                f"  {', '.join(lost)}: the SVM takes all of its own objects for background; {near}a larger svm.C or "
-                "svm.positive_weight, fewer svm.max_negatives or better features help"
+                f"  {', '.join(lost)}: the SVM takes all of its own objects for background; {near}a larger "
+                "svm.positive_weight or svm.C, or better features help"
             )
 
     def _save(self, path: Path, key: str, done: int, fitted: LinearSVMs) -> None:
