@@ -22,7 +22,7 @@ from sppdet.classifier import Classifier, SPPClassifier, load, measure
 from sppdet.classifier_training import Checkpoint, folder_batches, set_scale, train
 from sppdet.data.folders import Pictures, read_folders
 from sppdet.errors import SppdetError
-from sppdet.files import fingerprint, read_json, write_json
+from sppdet.files import fingerprint, read_json, require_writable, write_json
 from sppdet.settings import Classify
 from sppdet.versions import versions
 
@@ -36,6 +36,9 @@ def train_run(settings: Classify, log: Callable[[str], None], force: bool = Fals
     Returns what :func:`evaluate_run` does, None without pictures to measure on.
     """
     folder = Path(settings.run.dir)
+    if (folder / "model.json").exists():
+        raise SppdetError(f"{folder}: holds a detector; give another run.dir")
+    require_writable("run.dir", folder)
     pictures, held = _read(settings)
     log(f"{len(pictures)} pictures of {len(pictures.classes)} classes, {len(held) if held else 'none'} to measure on")
     backbone = Backbone.create(

@@ -18,6 +18,9 @@ def run(
 ) -> int:
     """Call ``command(options)``; the exit status: its own or 0, 2 for user errors, 130 if interrupted."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdout, sys.stderr):  # a class's name need not be text in the terminal's encoding
+        if hasattr(stream, "reconfigure"):  # not one that stands in for it
+            stream.reconfigure(errors="backslashreplace")
     try:
         return command(options) or 0
     except SppdetError as error:
@@ -29,6 +32,11 @@ def run(
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

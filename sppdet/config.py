@@ -121,6 +121,8 @@ def _convert(key: str, value, hint, source: str):
             pass
     if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
         return str(value)
+    if hint is str and isinstance(value, str) and value.startswith("~/"):  # in key=~/folder the shell leaves it
+        return str(Path(value).expanduser())
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise SppdetError(f"{source}{key}: expected {hint.__name__}, found {value!r}")
     return value
@@ -131,6 +133,9 @@ def _hint(key: str, kind: type) -> str:
     known = keys(kind)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     last = [other for other in known if other.rsplit(".")[-1] == key.rsplit(".")[-1]]
+    if key in known:
+        section, _, name = key.rpartition(".")
+        return f"key '{key}' in one line: write {section}: {{{name}: VALUE}}"
     guess = (last or near)[:1]
     return f"unknown key '{key}'" + (f"; did you mean '{guess[0]}'?" if guess else "")
 

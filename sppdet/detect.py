@@ -39,7 +39,8 @@ Where nothing reaches the threshold the nearest that did not is named ("nearest"
    "images": [{"path": "a.jpg", "width": 640, "height": 480,
                "detections": [{"label": "dog", "score": 0.71, "box": [48.0, 120.0, 195.5, 371.0]}]}]}
 
-Exit status: 0, or 2 if anything could not be done; the other pictures are done all the same.
+Exit status: 0, or 2 if anything could not be done. A picture that cannot be read does not keep the others from being
+done; a name that leads to no picture does.
 """
 
 
@@ -134,10 +135,14 @@ def output_paths(pictures: Sequence[str], folder: Path) -> list[Path]:
     except OSError as error:
         raise SppdetError(f"{folder}: cannot be made ({error.strerror}); give another --output") from None
     paths = [folder / f"{name}.jpg" for name in _unique([Path(picture).stem for picture in pictures])]
-    originals = {_identity(picture) for picture in pictures}
+    there = [Path(picture) for picture in pictures if Path(picture).exists()]
+    originals = {_identity(picture) for picture in there}
+    beside = {_identity(picture.parent) for picture in there}
     for path in paths:
         if path.exists() and _identity(path) in originals:
             raise SppdetError(f"{path}: would be overwritten, and is one of the pictures; give another --output")
+        if path.exists() and _identity(path.parent) in beside:
+            raise SppdetError(f"{path}: would be overwritten, and may be a picture of yours; give another --output")
     return paths
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sppdet import cli
 
-_CHANGEABLE = ("data.", "detection.", "run.cache=", "device=", "workers=")  # the rest is the trained model's
+_MOVED = ("data.", "run.cache=")  # what may be elsewhere since the last measurement, which has the rest
+_CHANGEABLE = (*_MOVED, "detection.", "device=", "workers=")  # the rest is the trained model's
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 
@@ -35,7 +36,23 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _check(overrides: list[str], last: bool) -> None:
+    """Refuse settings that the model has, or, where it is about the ``last`` measurement, that this was made with."""
+    from sppdet import config  # imported late: --help does not wait for torch
+    from sppdet.errors import SppdetError
+
+    known = set(config.keys())
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or key not in known or text.startswith(_MOVED if last else _CHANGEABLE):
+            continue
+        if text.startswith(_CHANGEABLE):
+            raise SppdetError(f"{text}: the last measurement has its own {key}; measure again, with it, first")
+        raise SppdetError(f"{text}: the trained model has its own {key}; train again to change it")
+
+
 def evaluate(options: argparse.Namespace) -> None:
+    _check(options.overrides, options.diagnose or options.against)
     if options.diagnose:
         from sppdet.diagnosis_run import diagnose_run
 
@@ -46,13 +63,10 @@ def evaluate(options: argparse.Namespace) -> None:
 
         print(compare_runs(options.run, options.against, options.overrides))
         return
-    from sppdet import config  # imported late: --help does not wait for torch
+    from sppdet import config
     from sppdet.errors import SppdetError
     from sppdet.measure import evaluate_run, summary
 
-    for text in options.overrides:
-        if "=" in text and not text.startswith(_CHANGEABLE):
-            raise SppdetError(f"{text}: the trained model has its own {text.split('=')[0]}; train again to change it")
     folder = Path(options.run)
     if not (folder / "config.json").exists():
         raise SppdetError(f"{folder}: no run here; python -m sppdet.train CONFIG run.dir={folder} makes one")

@@ -266,6 +266,8 @@ def check_names(dataset: Dataset, split: str) -> None:
     for part in (split, *dataset.classes):
         if not part or set(part) & set('/\\:*?"<>|\0\n\r'):
             raise SppdetError(f"{part!r}: cannot be part of a devkit file's name; rename that class or split")
+        if len(part.encode()) > 100:
+            raise SppdetError(f"{part!r}: is too long for a devkit file's name; rename that class or split")
     for sample in dataset.samples:
         if len(sample.id.split()) != 1 or sample.id != sample.id.strip():
             raise SppdetError(f"picture {sample.id!r}: white space would break the devkit's lines; rename the file")

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from sppdet.errors import SppdetError
 
 
 def atomic_write(path: str | os.PathLike, write: Callable[[Path], object]) -> None:
-    """Call ``write(temporary)`` and move that file to ``path``, so that no reader ever sees half of it."""
+    """Call ``write(temporary)`` and move that file to ``path``, so that no reader ever sees half of it.
+
+    Raises:
+        OSError: where that fails; it names a file.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: numpy and Pillow read the format from it.
@@ -24,8 +32,28 @@ def atomic_write(path: str | os.PathLike, write: Callable[[Path], object]) -> No
         write(temporary)
         temporary.chmod(mode)  # what the user's umask says: safetensors keeps its files to their owner
         os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, str(error), str(path)) from None
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk's has none
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def require_writable(key: str, folder: Path) -> None:
+    """Make the folder that setting ``key`` names.
+
+    Raises:
+        SppdetError: where that fails, or nothing can be written into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(folder / "writable", lambda temporary: temporary.write_text("yes"))
+        (folder / "writable").unlink()
+    except OSError as error:
+        raise SppdetError(f"{key}: {folder} cannot be written ({error.strerror}); choose another place") from None
 
 
 def write_json(path: str | os.PathLike, value) -> None:

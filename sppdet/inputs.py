@@ -186,11 +186,23 @@ class Inputs:
             forget(path)
         done = is_done(path, key, self.keep)
         if self.keep and not done and is_there(path):
-            raise SppdetError(
-                f"--keep: {path} was learned with other settings{self._changes()}; give those of the run, or leave "
-                "--keep out and learn all classes again"
-            )
+            raise self._other_settings(path)
         return done
+
+    def check_kept(self) -> None:
+        """Before any work: are the settings those of the run that is to be kept?
+
+        Raises:
+            SppdetError: naming those that are not.
+        """
+        if self._changes():
+            raise self._other_settings(self.folder)
+
+    def _other_settings(self, what: Path) -> SppdetError:
+        return SppdetError(
+            f"--keep: {what} was learned with other settings{self._changes()}; give those of the run, or leave "
+            "--keep out and learn all classes again"
+        )
 
     def _changes(self) -> str:
         """What config.json, if there is one, has otherwise: for an error's line."""

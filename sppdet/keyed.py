@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from sppdet.files import atomic_write, fingerprint, read_json, write_json
@@ -29,7 +30,13 @@ class Key:
 
 def is_there(path: Path) -> bool:
     """Whether there is a result at ``path``, of whatever key."""
-    return path.exists() and path.with_suffix(".json").exists()
+    if not (path.exists() and path.with_suffix(".json").exists()):
+        return False
+    try:
+        with safe_open(path, "numpy"):  # cut short, by a copy that was interrupted, it is none
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 def is_done(path: Path, key: Key, keep: bool) -> bool:

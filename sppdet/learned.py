@@ -10,9 +10,11 @@ import numpy as np
 from safetensors.torch import load_file
 
 from sppdet.features import WindowFeatures
-from sppdet.files import part, read_json
+from sppdet.files import fingerprint, part, read_json
 from sppdet.head import Head
 from sppdet.linear import BoxRegressors, LinearSVMs, Softmax
+
+_LONGEST = 150  # of a class's name in a file's, which systems limit to 255
 
 
 class Learned:
@@ -35,7 +37,10 @@ class Learned:
 
     def of_class(self, stage: str, k: int) -> Path:
         """The file of class k, of stage ``svm``, ``context`` or ``bbox``."""
-        return self.folder / stage / f"{quote(self.classes[k], safe=' ')}.safetensors"
+        name = quote(self.classes[k], safe=" ")
+        if len(name) > _LONGEST:
+            name = f"{name[:_LONGEST]}-{fingerprint(self.classes[k])}"
+        return self.folder / stage / f"{name}.safetensors"
 
     def svms(self, stage: str = "svm") -> LinearSVMs:
         """Those of all classes, of stage ``svm`` or ``context``."""

@@ -48,6 +48,7 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
     if config.data.classes is not None and tuple(config.data.classes) != detector.classes:
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
     dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
+    evaluation.check_names(dataset, config.data.test_split)  # before an hour's work whose results it would lose
     corpora = [
         open_corpus(dataset, config.run.cache, detector.search, part.backbone, part.features) for part in detector.parts
     ]

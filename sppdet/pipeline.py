@@ -27,7 +27,7 @@ from sppdet.corpus import fill_each, fill_maps
 from sppdet.detector import Detector
 from sppdet.errors import SppdetError
 from sppdet.evaluation import check_names
-from sppdet.files import fingerprint, read_json, write_json
+from sppdet.files import fingerprint, read_json, require_writable, write_json
 from sppdet.inputs import Inputs
 from sppdet.keyed import checkpoint_of, finish, forget
 from sppdet.measure import evaluate_run, read_costs, stage_line, summary
@@ -59,6 +59,10 @@ class Pipeline:
             raise SppdetError(
                 f"{self.inputs.folder}: holds detectors combined, which training would replace; give another run.dir"
             )
+        if (self.inputs.folder / "classifier.json").exists():
+            raise SppdetError(f"{self.inputs.folder}: holds a classifier of pictures; give another run.dir")
+        if keep:
+            self.inputs.check_kept()
         if not self.inputs.labels:
             raise SppdetError(f"{config.data.train_split}: there is no object in its annotations to learn")
         check_names(self.inputs.test, config.data.test_split)  # the results' files could not be written in the end
@@ -66,6 +70,7 @@ class Pipeline:
     def run(self, last: str = STAGES[-1], force: bool = False) -> None:
         """Every stage up to ``last``; ``force`` does ``last`` again (or, if it is the final one, all of them)."""
         folder = self.inputs.folder
+        require_writable("run.dir", folder)
         self._tell_of_data()
         for stage in STAGES[: STAGES.index(last) + 1]:
             again = force and (stage == last or last == STAGES[-1])

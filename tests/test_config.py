@@ -255,6 +255,17 @@ def test_wrong_files_are_named(tmp_path, text, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_home_folder_that_the_shell_left_is_found():
+    settings = config.override(Config(), ["run.dir=~/runs/a", "data.root=~user"])
+    assert settings.run.dir == str(Path.home() / "runs" / "a") and settings.data.root == "~user"
+
+
+def test_a_key_in_one_line_is_told_how_files_have_it(tmp_path):
+    (tmp_path / "a.yaml").write_text("data.root: my")
+    with pytest.raises(SppdetError, match=r"write data: \{root: VALUE\}"):
+        config.load(tmp_path / "a.yaml")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(SppdetError, match=r"none\.yaml: no such file.*configs/"):
         config.load(tmp_path / "none.yaml")

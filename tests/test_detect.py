@@ -186,6 +186,22 @@ def test_equal_stems_are_numbered_around_names_that_are_taken(tmp_path, monkeypa
     assert names == ["a.jpg", "a-3.jpg", "a-2.jpg", "A-4.jpg", "b.jpg"]
 
 
+def test_nor_is_another_one_beside_it(place, capsys):
+    for name in ("a.png", "a.jpg"):
+        save(place / "photos" / name)
+    before = (place / "photos/a.jpg").read_bytes()
+    assert main(["photos/a.png", "--output", "photos"]) == 2
+    assert "may be a picture of yours" in capsys.readouterr().err
+    assert (place / "photos/a.jpg").read_bytes() == before
+
+
+def test_a_link_that_leads_nowhere_does_not_stop_the_others(place, capsys):
+    save(place / "photos/a.jpg")
+    os.symlink("nowhere.jpg", "photos/link.jpg")
+    assert main(["photos", "--output", "out"]) == 2
+    assert (place / "out/a.jpg").exists() and "link.jpg" in capsys.readouterr().err
+
+
 def test_a_picture_is_never_overwritten_by_its_copy(place, capsys):
     save(place / "photos/a.jpg")
     before = (place / "photos/a.jpg").read_bytes()

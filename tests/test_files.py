@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
+from safetensors import SafetensorError
 
 from sppdet.errors import SppdetError
-from sppdet.files import BY_HAND, atomic_write, file_digest, fingerprint, read_json, write_document, write_json
+from sppdet.files import (
+    BY_HAND,
+    atomic_write,
+    file_digest,
+    fingerprint,
+    read_json,
+    require_writable,
+    write_document,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
@@ -22,6 +33,24 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
         atomic_write(path, fail)
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["value.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SafetensorError("No space left")])
+def test_a_full_disk_names_the_file(tmp_path, error):
+    def fail(temporary):
+        raise error
+
+    with pytest.raises(OSError, match="No space left") as raised:
+        atomic_write(tmp_path / "model.safetensors", fail)
+    assert raised.value.filename == str(tmp_path / "model.safetensors") and "No space" in raised.value.strerror
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_its_setting(tmp_path):
+    require_writable("run.dir", tmp_path / "runs" / "new")
+    assert not list((tmp_path / "runs" / "new").iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(SppdetError, match=r"run.dir: .*file/run cannot be written \(Not a directory\)"):
+        require_writable("run.dir", tmp_path / "file" / "run")
 
 
 def test_the_temporary_file_lies_beside_its_target_with_its_suffix(tmp_path):

@@ -30,6 +30,14 @@ def test_a_result_without_its_note_does_not_count(tmp_path):
     assert not is_done(path, KEY, keep=True)
 
 
+def test_a_result_that_was_cut_short_does_not_count(tmp_path):
+    path = tmp_path / "cat.safetensors"
+    finish(path, KEY, {"weight": torch.ones(100)})
+    for length in (300, 0):
+        path.write_bytes(path.read_bytes()[:length])
+        assert not is_done(path, KEY, keep=True)
+
+
 def test_a_checkpoint_outlives_an_interruption_but_not_the_training(tmp_path):
     with pytest.raises(KeyboardInterrupt), checkpoint_of(tmp_path / "head.safetensors") as checkpoint:
         checkpoint.write_bytes(b"step 9")

@@ -15,6 +15,12 @@ KEY = Key.of([], [])
 UNITS, POOLED = 3, 8  # of fc7, and of the pooled vector: two channels at level 2
 
 
+def test_files_of_long_names_differ_and_are_short_enough(tmp_path):
+    made = Learned(tmp_path, ["свет" * 20 + "а", "свет" * 20 + "б", "c" * 300])
+    names = [made.of_class("svm", k).name for k in range(3)]
+    assert len(set(names)) == 3 and max(map(len, names)) < 200
+
+
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)

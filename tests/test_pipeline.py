@@ -375,7 +375,7 @@ def test_what_is_kept_is_not_lost_to_other_settings(place, capsys):
     for change, own in (("svm.C=0.02", "svm.C=0.01"), ("run.seed=4", "run.seed=3")):
         assert place.train("--keep", change, "detection.nms=0.4", "workers=2") == 2
         (line,) = error_lines(capsys)
-        assert f"circle.safetensors was learned with other settings ({own}); give those" in line
+        assert f"run was learned with other settings ({own}); give those" in line
         assert place.times() == before
     assert main([str(place.run / "config.json"), "--keep"]) == 0
     assert place.times() == before
@@ -731,6 +731,39 @@ def test_layers_that_were_not_learned_are_refused(place, capsys, option):
     assert place.train(option) == 2
     (line,) = error_lines(capsys)
     assert "is a layer on fc7; set end_to_end.enabled=true and features=fc7" in line
+
+
+@pytest.mark.parametrize("option", ["run.dir=file/run", "run.cache=file"])
+def test_a_place_that_cannot_be_written_is_one_line_before_any_work(place, capsys, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert place.train(option) == 2
+    (line,) = error_lines(capsys)
+    assert "file" in line and ("Not a directory" in line or "File exists" in line)
+
+
+def test_a_classifiers_folder_is_left_alone(place, capsys):
+    place.run.mkdir()
+    (place.run / "classifier.json").write_text("{}")
+    assert place.train() == 2
+    (line,) = error_lines(capsys)
+    assert "holds a classifier of pictures; give another run.dir" in line
+
+
+def test_what_is_kept_is_compared_before_the_first_stage(trained, tmp_path, capsys):
+    shutil.copytree(trained.run, tmp_path / "run")
+    place = Workplace(tmp_path, trained.root)  # with an empty cache
+    assert place.train("--keep", "regions.scales=[96]") == 2
+    (line,) = error_lines(capsys)
+    assert "was learned with other settings (regions.scales=[160])" in line
+    assert not place.stored("proposals", ".npy")
+
+
+@pytest.mark.parametrize("option", [["--diagnose"], ["--against", "other"]])
+def test_what_was_measured_is_not_told_with_other_thresholds(trained, capsys, option):
+    assert evaluate([str(trained.run), *option, "detection.nms=0.9"]) == 2
+    (line,) = error_lines(capsys)
+    assert "detection.nms=0.9: the last measurement has its own detection.nms; measure again, with it, first" in line
 
 
 def test_measuring_does_not_change_the_model(place, capsys):
