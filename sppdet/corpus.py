@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ _SAMPLE = 8  # pictures of a split whose maps tell what all of them will take on
 def load_split(config: Config, split: str, classes=None, limit: int | None = None) -> Dataset:
     """A split of the configured data set; ``data.root=shapes`` is drawn in the cache on first use."""
     shapes = config.data.root == "shapes"
+    if shapes and Path("shapes").is_dir():
+        warnings.warn("data.root=shapes is the drawn set; ./shapes names the folder of yours", stacklevel=1)
     root = make_shapes(Path(config.run.cache) / "shapes") if shapes else Path(config.data.root)
     if not root.is_dir():  # a run remembers the path as it was given
         raise SppdetError(f"data.root: there is no folder {root} in {Path.cwd()}; give data.root=FOLDER")

@@ -50,7 +50,7 @@ _FROM_ZERO = (
     "pretrain.weight_decay", "finetune.weight_decay", "end_to_end.weight_decay", "weight_decay",
     "proposals.inc_k", "proposals.sigma", "proposals.max_side", "proposals.min_size", "proposals.max_windows",
     "finetune.steps", "svm.random_negatives", "svm.max_negatives", "svm.hard_per_picture", "workers",
-    "detection.context", "run.seed",
+    "detection.context", "run.seed", "end_to_end.frozen_stride", "frozen_stride", "trunk_rate", "units",
 )  # fmt: skip
 
 
@@ -82,7 +82,7 @@ def _expected(key: str, value) -> str | None:
         return "expected 0 to 1"
     if key in _POSITIVE and value <= 0:
         return "expected more than 0"
-    if key in _FROM_ZERO and value < 0:
+    if key in _FROM_ZERO and value is not None and value < 0:
         return "expected 0 or more"
     if key == "device" and not re.fullmatch(r"auto|cpu|cuda(:\d+)?", value):
         return "expected auto, cpu or cuda"

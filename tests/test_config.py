@@ -301,6 +301,8 @@ def test_the_classifiers_settings_are_read_by_the_same_rules(tmp_path):
         ("sizes=[]", "sizes: expected one or more positive whole numbers"),
         ("test.views=some", "test.views: expected one of crop, full, multi, found 'some'"),
         ("learning_rate=0", "learning_rate: expected more than 0"),
+        ("units=-3", "units: expected 0 or more"),
+        ("trunk_rate=-1", "trunk_rate: expected 0 or more"),
     ):
         with pytest.raises(SppdetError, match=message):
             classify(text)

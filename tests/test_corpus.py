@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 
 from sppdet import boxes as geometry
+from sppdet import corpus as corpora
 from sppdet.backbone import Backbone
-from sppdet.corpus import Corpus, open_corpus
+from sppdet.corpus import Corpus, load_split, open_corpus
 from sppdet.crops import CropFeatures
 from sppdet.data.voc import read_voc
 from sppdet.features import PyramidFeatures
 from sppdet.images import read_image
 from sppdet.proposals import SelectiveSearch
-from sppdet.settings import Pooling, Regions
+from sppdet.settings import Config, Pooling, Regions
 from sppdet.warp import Crop
 
 SEARCH = SelectiveSearch(max_side=100, max_windows=6)
@@ -69,3 +70,11 @@ def test_the_pictures_own_entries_are_shared(both, backbone, tmp_path, shapes_ro
     alone = open_corpus(read_voc(shapes_root, "trainval", limit=3), tmp_path / "cache", SEARCH, backbone, features)
     assert alone.fill_proposals(SEARCH, 1) == 0 == alone.fill_maps(backbone, 1)
     assert 0 < alone.disk()[1] < corpus.disk()[1] and alone.disk()[0] == corpus.disk()[0]
+
+
+def test_a_folder_that_has_the_name_of_the_drawn_set_is_not_passed_over_in_silence(shapes_root, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "make_shapes", lambda root: shapes_root)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shapes").mkdir()
+    with pytest.warns(UserWarning, match="./shapes names the folder of yours"):
+        load_split(Config(), "trainval")
