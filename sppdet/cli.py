@@ -35,7 +35,7 @@ def run(
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 2
 
 

@@ -210,9 +210,19 @@ class Inputs:
         if not path.exists():
             return ""
         before = load(path)
-        values = {key: attrgetter(key) for key in keys() if not key.startswith(_FREE)}
+        skipped = (*_FREE, *self._idle())
+        values = {key: attrgetter(key) for key in keys() if not key.startswith(skipped)}
         changed = [f"{key}={of(before)}" for key, of in values.items() if of(before) != of(self.config)]
         return f" ({', '.join(changed)})" if changed else ""
+
+    def _idle(self) -> list[str]:
+        """How the settings of stages begin that this run does not have."""
+        c = self.config
+        idle = [] if c.backbone.weights == "pretrain" else ["pretrain."]
+        if c.end_to_end.enabled:
+            return idle
+        idle += [key for key in keys() if key.startswith("end_to_end.") and key != "end_to_end.enabled"]
+        return idle if "finetune" in self.learning() else [*idle, "finetune."]
 
     def pretrain_key(self) -> Key:
         c = self.config

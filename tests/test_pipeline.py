@@ -378,6 +378,7 @@ def test_what_is_kept_is_not_lost_to_other_settings(place, capsys):
         assert f"run was learned with other settings ({own}); give those" in line
         assert place.times() == before
     assert main([str(place.run / "config.json"), "--keep"]) == 0
+    assert place.train("--keep", "finetune.flip=true", "end_to_end.units=16", "pretrain.epochs=1") == 0  # of no stage
     assert place.times() == before
 
 
