@@ -18,7 +18,7 @@ def run(
 ) -> int:
     """Call ``command(options)``; the exit status: its own or 0, 2 for user errors, 130 if interrupted."""
     warnings.showwarning = _show_warning
-    for stream in (sys.stdout, sys.stderr):  # a class's name need not be text in the terminal's encoding
+    for stream in (sys.stdout, sys.stderr):  # the name of a file or class need not be text in the terminal's encoding
         if hasattr(stream, "reconfigure"):  # not one that stands in for it
             stream.reconfigure(errors="backslashreplace")
     try:
@@ -77,10 +77,8 @@ def say(text: str, stream=None) -> None:
     from tqdm import tqdm
 
     stream = stream or sys.stdout
-    # A file's name need not be text in the terminal's encoding.
-    encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
-        tqdm.write(text.encode(encoding, "backslashreplace").decode(encoding), file=stream)
+        tqdm.write(text, file=stream)
         stream.flush()
     except BrokenPipeError:
         # `| head` has read enough; what is being made is still made, and nothing is left to be written at exit.

@@ -138,10 +138,10 @@ def output_paths(pictures: Sequence[str], folder: Path) -> list[Path]:
     there = [Path(picture) for picture in pictures if Path(picture).exists()]
     originals = {_identity(picture) for picture in there}
     beside = {_identity(picture.parent) for picture in there}
-    for path in paths:
-        if path.exists() and _identity(path) in originals:
+    for path in filter(Path.exists, paths):
+        if _identity(path) in originals:
             raise SppdetError(f"{path}: would be overwritten, and is one of the pictures; give another --output")
-        if path.exists() and _identity(path.parent) in beside:
+        if _identity(folder) in beside:
             raise SppdetError(f"{path}: would be overwritten, and may be a picture of yours; give another --output")
     return paths
 
