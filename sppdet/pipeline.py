@@ -80,6 +80,8 @@ class Pipeline:
             if cost is None:
                 if costs.pop(stage, None):  # of another configuration
                     write_json(folder / "stages.json", costs)
+                if stage == last:
+                    self.log(f"{stage}: this configuration has no such stage")
                 continue
             if cost.pop("computed"):
                 write_json(folder / "stages.json", costs | {stage: meter.cost() | cost})

@@ -29,4 +29,5 @@ def machine() -> str:
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     memory = psutil.virtual_memory().total / 2**30
     found = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"{model}, {joblib.cpu_count()} cores, {memory:.0f} GB of memory. {found}."
+    cores = joblib.cpu_count()
+    return f"{model}, {cores} core{'s' * (cores > 1)}, {memory:.0f} GB of memory. {found}."

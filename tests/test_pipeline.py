@@ -217,6 +217,11 @@ def test_pictures_are_asked_too_and_a_class_is_added_alone(tmp_path, trained, ow
     ]
 
 
+def test_a_stage_that_the_configuration_does_not_have_is_said_to_be_none(place, capsys):
+    assert place.train("--stage", "end_to_end") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "end_to_end: this configuration has no such stage"
+
+
 def test_a_stage_stops_there_and_force_does_it_again(place):
     assert place.train("--stage", "svm") == 0
     svms = place.times("run/stages/svm/*.safetensors")
