@@ -134,5 +134,5 @@ def _check_views(views: Views) -> None:
     if least < views.view:
         raise SppdetError(
             f"test.views: {views.views} cuts {views.view} x {views.view} from pictures of a shorter side of {least}; "
-            "make test.side (--side), or test.scales, larger or test.view smaller"
+            "make test.side (predict's --side), or test.scales, larger or test.view smaller"
         )
