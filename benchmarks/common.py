@@ -1,4 +1,4 @@
-"""What the benchmarks share: pictures and features to work on, timing side by side, and the machine's own limits."""
+"""What the benchmarks share: images and features to work on, timing side by side, and the machine's own limits."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from sppdet import config
-from sppdet.corpus import Corpus
-from sppdet.features import PyramidFeatures
-from sppdet.files import fingerprint
-from sppdet.images import read_image
-from sppdet.inputs import Inputs
-from sppdet.linear import LinearSVMs
-from sppdet.parallel import worker_count
+from sppdet.data.images import read_image
+from sppdet.detection.linear_layers import LinearSVMs
+from sppdet.features.cached_split import CachedSplit
+from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.proposals.search import SelectiveSearch
+from sppdet.training.stage_inputs import StageInputs
+from sppdet.utils.files import fingerprint
+from sppdet.utils.parallel import worker_count
 
 FIVE_SCALES = (480, 576, 688, 864, 1200)  # the paper's
 WINDOWS = 2000
@@ -111,30 +112,30 @@ class Limits:
 
 
 class Bench:
-    """The pictures, weights and settings that all benchmarks share.
+    """The images, weights and settings that all benchmarks share.
 
     Args:
         voc_root: a VOC-layout folder; where it is not there, the drawn `shapes` stand in.
         weights: of SqueezeNet 1.0; where the file is not there, random ones.
         work: folder of this program's own cache.
-        cache: a filled cache of the same settings, never written to; for what needs thousands of pictures.
+        cache: a filled cache of the same settings, never written to; for what needs thousands of images.
         model: the folder of a trained run, or None.
-        pictures: how many test pictures proposals are compared on.
+        images: how many test images proposals are compared on.
     """
 
     def __init__(
         self, voc_root: str, weights: str, work: str, cache: str | None = None, model: str | None = None,
-        pictures: int = 64,
+        images: int = 64,
     ):  # fmt: skip
         self.real = Path(voc_root).is_dir()
         self.voc_root = voc_root if self.real else "shapes"
         self.weights = weights if Path(weights).is_file() else "random"
-        self.work, self.cache, self.model, self.pictures = work, cache, model, pictures
+        self.work, self.cache, self.model, self.images = work, cache, model, images
 
     def data(self) -> str:
-        pictures = "VOC2007 pictures" if self.real else "drawn `shapes` pictures (no VOC folder was given)"
+        images = "VOC2007 images" if self.real else "drawn `shapes` images (no VOC folder was given)"
         weights = "random weights (none were given)" if self.weights == "random" else "ImageNet weights"
-        return f"{pictures}, SqueezeNet 1.0 with {weights} in {self.precision}"
+        return f"{images}, SqueezeNet 1.0 with {weights} in {self.precision}"
 
     @property
     def cores(self) -> int:
@@ -148,37 +149,37 @@ class Bench:
         """Of all cores, or of some."""
         return Limits.measure(cores or self.cores)
 
-    def inputs(self, pictures: int, *overrides: str, cache: str | None = None) -> Inputs:
-        """A run on the first ``pictures`` training pictures, at one scale unless ``overrides`` say otherwise."""
+    def inputs(self, images: int, *overrides: str, cache: str | None = None) -> StageInputs:
+        """A run on the first ``images`` training images, at one scale unless ``overrides`` say otherwise."""
         made = config.load(
             Path(__file__).parents[1] / "configs" / "voc07_sppnet_squeezenet.yaml",
             [
-                f"data.root={self.voc_root}", f"backbone.weights={self.weights}", f"data.limit_train={pictures}",
-                f"data.limit_test={pictures}", f"run.cache={cache or self.work}", f"run.dir={self.work}/run",
+                f"data.root={self.voc_root}", f"backbone.weights={self.weights}", f"data.limit_train={images}",
+                f"data.limit_test={images}", f"run.cache={cache or self.work}", f"run.dir={self.work}/run",
                 "data.train_split=train", "regions.scales=[688]", "detection.context=0", *overrides,
             ],
         )  # fmt: skip
-        run = Inputs(made)
+        run = StageInputs(made)
         if cache:  # not ours: a store of other settings would be made in it
             settings = run.backbone.settings() | {"max_side": made.regions.max_side}
-            for kind, wanted in (("proposals", made.proposals.settings()), ("maps", settings)):
+            for kind, wanted in (("proposals", SelectiveSearch.of(made.proposals).settings()), ("maps", settings)):
                 if not (Path(cache) / kind / fingerprint(wanted)).is_dir():
                     raise SystemExit(f"{cache}: holds no {kind} of these settings: {wanted}")
         return run
 
-    def filled(self, pictures: int, *overrides: str) -> Inputs:
+    def filled(self, images: int, *overrides: str) -> StageInputs:
         """The same with proposals and maps in this program's cache."""
-        made = self.inputs(pictures, *overrides)
-        made.corpus.fill_proposals(made.config.proposals, 0)
-        made.corpus.fill_maps(made.backbone, 0)
+        made = self.inputs(images, *overrides)
+        made.split.fill_proposals(SelectiveSearch.of(made.config.proposals), 0)
+        made.split.fill_maps(made.backbone, 0)
         return made
 
     @cached_property
-    def picture(self) -> tuple[Inputs, np.ndarray, np.ndarray]:
-        """A run of eight pictures, that with most proposals among them, and ``(2000, 4)`` of its proposals."""
+    def image(self) -> tuple[StageInputs, np.ndarray, np.ndarray]:
+        """A run of eight images, that with most proposals among them, and ``(2000, 4)`` of its proposals."""
         run = self.filled(8)
-        i = max(range(len(run.corpus)), key=lambda i: len(run.corpus.proposals(i)))
-        boxes = run.corpus.proposals(i)
+        i = max(range(len(run.split)), key=lambda i: len(run.split.proposals(i)))
+        boxes = run.split.proposals(i)
         boxes = np.random.default_rng(0).permutation(boxes)  # they come best first, the largest ones
         boxes = np.resize(boxes, (WINDOWS, 4)) if len(boxes) < WINDOWS else boxes[:WINDOWS]
         return run, read_image(run.train[i].path), boxes
@@ -188,7 +189,7 @@ def size_of(image: np.ndarray) -> tuple[int, int]:
     return image.shape[1], image.shape[0]
 
 
-def maps_of(run: Inputs, features: PyramidFeatures, image: np.ndarray) -> list[np.ndarray]:
+def maps_of(run: StageInputs, features: PyramidFeatures, image: np.ndarray) -> list[np.ndarray]:
     return features.read(run.backbone, image)
 
 
@@ -209,7 +210,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def sample(corpus: Corpus, features: PyramidFeatures, i: int = 0) -> np.ndarray:
-    """``(200, D)`` vectors of some windows of picture ``i``."""
-    boxes = np.random.default_rng(0).permutation(corpus.proposals(i))[:200]
-    return features.of_boxes(corpus.maps(i), boxes, corpus.size(i))
+def sample(split: CachedSplit, features: PyramidFeatures, i: int = 0) -> np.ndarray:
+    """``(200, D)`` vectors of some windows of image ``i``."""
+    boxes = np.random.default_rng(0).permutation(split.proposals(i))[:200]
+    return features.of_boxes(split.maps(i), boxes, split.size(i))

@@ -1,4 +1,4 @@
-"""Detection in one picture and in many: what follows the proposals, latency, pictures a second, memory."""
+"""Detection in one image and in many: what follows the proposals, latency, images a second, memory."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, random_svms, sample, size_of
-from sppdet.detector import Detector
-from sppdet.head import Head
-from sppdet.images import read_image
-from sppdet.linear import BoxRegressors
-from sppdet.meter import Meter
-from sppdet.parallel import run as run_all
-from sppdet.proposals import SelectiveSearch
+from sppdet.data.images import read_image
+from sppdet.detection.detector import Detector
+from sppdet.detection.linear_layers import BoxRegressors
+from sppdet.networks.fc_head import Head
+from sppdet.proposals.search import SelectiveSearch
+from sppdet.utils.meter import Meter
+from sppdet.utils.parallel import parallel_map as run_all
 
 CLASSES = 20
 FAST = SelectiveSearch(engine="opencv")
@@ -26,11 +26,11 @@ MANY = (16, 48)
 
 def run(bench: Bench) -> list[Row]:
     torch.set_num_threads(bench.cores)
-    made, image, boxes = bench.picture
+    made, image, boxes = bench.image
     plain = detector(made, made.pooled_features)
     torch.manual_seed(0)
     head = Head(made.pooled_features.pooled_dimension, 4096, "fc7").eval()
-    head.half = made.backbone.half_behind
+    head.half = made.backbone.bfloat16_on_cpu
     rich = detector(made, made.pooled_features.under(head))
     size = size_of(image)
 
@@ -47,7 +47,9 @@ def run(bench: Bench) -> list[Row]:
     work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
     numbers = len(windows.cells) * plain.features.dimension
     exact, rough = plain.weights.counts
-    bytes_each, columns = (2, 2 * exact + rough) if plain.features.half else (4, exact + rough)  # see sppdet.products
+    bytes_each, columns = (
+        (2, 2 * exact + rough) if plain.features.half else (4, exact + rough)
+    )  # see sppdet.ops.products
     least = times["backbone"] + bytes_each * numbers / limits.write + 2 * numbers * columns / rate
     rows = [
         Row("proposals, OpenCV fast 50, 50", times["proposals"], "s"),
@@ -60,14 +62,14 @@ def run(bench: Bench) -> list[Row]:
             "all but the proposals, SVMs on fc7 of 4096", times["fc7"] / times["proposals"], 1 / 2, "of their time",
             f"{times['fc7'] / (work / rate):.1f} x fc6 and fc7 at the matrix rate, {work / 1e9:.0f} Gop",
         ),
-        Row("latency of one picture, proposals and all", times["predict"], "s"),
+        Row("latency of one image, proposals and all", times["predict"], "s"),
     ]  # fmt: skip
     return rows + many(bench, plain) + starting(plain)
 
 
 def detector(made, features) -> Detector:
     """One with random SVMs and box regressors."""
-    vectors = sample(made.corpus, features)
+    vectors = sample(made.split, features)
     shape = (CLASSES, 4, features.pooled_dimension)
     regressors = BoxRegressors(np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32))
     return Detector(
@@ -77,7 +79,7 @@ def detector(made, features) -> Detector:
 
 
 def many(bench: Bench, model: Detector) -> list[Row]:
-    """Pictures a second on one core and on all, and the memory of few and of three times as many."""
+    """Images a second on one core and on all, and the memory of few and of three times as many."""
     paths = [sample.path for sample in bench.inputs(MANY[1]).train]
 
     def all_of(count: int, workers: int) -> Meter:
@@ -92,10 +94,10 @@ def many(bench: Bench, model: Detector) -> list[Row]:
     one, few, more = all_of(MANY[1], 1), all_of(MANY[0], 0), all_of(MANY[1], 0)
     rate, single = MANY[1] / more.seconds, MANY[1] / one.seconds
     return [
-        Row("many pictures, one core", single, "pictures/s"),
-        Row(f"many pictures, {bench.cores} cores", rate, "pictures/s"),
+        Row("many images, one core", single, "images/s"),
+        Row(f"many images, {bench.cores} cores", rate, "images/s"),
         at_least("all cores against one", rate / single, 0.9 * bench.cores),
-        at_most(f"peak memory, {MANY[1]} pictures against {MANY[0]}", more.peak_memory_mb / few.peak_memory_mb, 1.1),
+        at_most(f"peak memory, {MANY[1]} images against {MANY[0]}", more.peak_memory_mb / few.peak_memory_mb, 1.1),
     ]
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import Bench, Row, at_most, best, milliseconds
-from sppdet.corpus import map_name
-from sppdet.inputs import Inputs
-from sppdet.linear import LinearSVMs
-from sppdet.meter import Meter
-from sppdet.mining import Miner
-from sppdet.parallel import run as run_all
-from sppdet.products import Products
+from sppdet.detection.linear_layers import LinearSVMs
+from sppdet.features.cached_split import map_name
+from sppdet.ops.products import Products
+from sppdet.training.mining import Miner
+from sppdet.training.stage_inputs import StageInputs
+from sppdet.utils.meter import Meter
+from sppdet.utils.parallel import parallel_map as run_all
 
 PICTURES = 40
 MANY = (500, 2500)  # for the memory
@@ -24,14 +24,14 @@ MANY = (500, 2500)  # for the memory
 
 def run(bench: Bench) -> list[Row]:
     ready = prepare(bench.filled(PICTURES, "svm.random_negatives=600"))
-    miner, features, corpus = ready.miner, ready.miner.features, ready.miner.corpus
-    everything = list(range(len(corpus)))
-    windows = [features.windows(corpus.proposals(i), corpus.size(i), corpus.maps(i)) for i in everything]
+    miner, features, split = ready.miner, ready.miner.features, ready.miner.split
+    everything = list(range(len(split)))
+    windows = [features.windows(split.proposals(i), split.size(i), split.maps(i)) for i in everything]
 
     weights = Products(ready.svms.weight, half=features.half)
 
     def least(i: int) -> None:
-        features.products(corpus.maps(i), windows[i], weights)
+        features.products(split.maps(i), windows[i], weights)
 
     def floor() -> None:
         for _ in run_all(least, everything, 0, "floor", threads=True):
@@ -40,7 +40,7 @@ def run(bench: Bench) -> list[Row]:
     times = best(5, mine=lambda: miner._mine(everything, ready.svms), floor=floor)
     rows = [
         milliseconds(
-            "a pass, a picture", times["mine"] / PICTURES, times["floor"] / PICTURES, "reading, pooling and one GEMM"
+            "a pass, an image", times["mine"] / PICTURES, times["floor"] / PICTURES, "reading, pooling and one GEMM"
         ),
         at_most("a pass against reading, pooling and one GEMM", times["mine"] / times["floor"], 1.5),
         *stages(bench, ready, windows, everything[:8]),
@@ -56,71 +56,71 @@ class Ready:
     svms: LinearSVMs
 
 
-def prepare(made: Inputs) -> Ready:
+def prepare(made: StageInputs) -> Ready:
     """As :meth:`Miner.train` starts."""
-    miner = Miner(made.corpus, made.features, made.labels, made.config.svm, made.scale, log=lambda text: None)
-    miner.cache = miner._start(np.random.default_rng(3).permutation(len(made.corpus)))
+    miner = Miner(made.split, made.features, made.labels, made.config.svm, made.scale, log=lambda text: None)
+    miner.cache = miner._start(np.random.default_rng(3).permutation(len(made.split)))
     return Ready(miner, miner._fit())
 
 
-def stages(bench: Bench, ready: Ready, windows: list, pictures: list[int]) -> list[Row]:
+def stages(bench: Bench, ready: Ready, windows: list, images: list[int]) -> list[Row]:
     """What the floor is made of, on one core."""
-    corpus, features = ready.miner.corpus, ready.miner.features
-    maps = [features.halved(corpus.maps(i)) for i in pictures]
+    split, features = ready.miner.split, ready.miner.features
+    maps = [features.halved(split.maps(i)) for i in images]
     torch.set_num_threads(1)
     weights = Products(ready.svms.weight, half=features.half)
     kind = torch.bfloat16 if features.half else torch.float32
-    vectors = torch.zeros(max(len(windows[i].cells) for i in pictures), features.dimension, dtype=kind)
+    vectors = torch.zeros(max(len(windows[i].cells) for i in images), features.dimension, dtype=kind)
 
     def pool() -> None:
-        for i, own in zip(pictures, maps):
+        for i, own in zip(images, maps):
             for rows in features.blocks(windows[i]):
                 features.block(own, windows[i], rows)
 
     def multiply() -> None:
-        for i in pictures:
+        for i in images:
             weights(vectors[: len(windows[i].cells)])
 
-    times = best(5, read=lambda: [corpus.maps(i) for i in pictures], pool=pool, multiply=multiply)
+    times = best(5, read=lambda: [split.maps(i) for i in images], pool=pool, multiply=multiply)
     limits = bench.limits(1)
-    numbers = sum(len(windows[i].cells) for i in pictures) / len(pictures) * features.dimension
-    columns, rate = (2, limits.bfloat16) if features.half else (1, limits.float32)  # see sppdet.products
+    numbers = sum(len(windows[i].cells) for i in images) / len(images) * features.dimension
+    columns, rate = (2, limits.bfloat16) if features.half else (1, limits.float32)  # see sppdet.ops.products
     return [
-        milliseconds("of it, on one core: reading a picture's map", times["read"] / len(pictures)),
+        milliseconds("of it, on one core: reading an image's map", times["read"] / len(images)),
         milliseconds(
-            "of it, on one core: pooling", times["pool"] / len(pictures),
+            "of it, on one core: pooling", times["pool"] / len(images),
             vectors.element_size() * numbers / limits.write, "writing the vectors",
         ),
         milliseconds(
-            "of it, on one core: the products with 20 classes", times["multiply"] / len(pictures),
+            "of it, on one core: the products with 20 classes", times["multiply"] / len(images),
             2 * columns * len(ready.svms.weight) * numbers / rate, "the matrix rate",
         ),
     ]  # fmt: skip
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Of the whole of mining, fits included, on a few pictures and on five times as many."""
+    """Of the whole of mining, fits included, on a few images and on five times as many."""
     sizes = MANY if bench.cache else (PICTURES // 5, PICTURES)
     rows = []
-    for pictures in sizes:
+    for images in sizes:
         # A process of its own, of a fresh interpreter: what an earlier one left would count.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            seconds, peak = pool.apply(peak_memory, (bench, pictures))
-        rows.append(Row(f"{pictures} pictures: peak memory ({seconds:.0f} s with all fits)", peak, "MB"))
+            seconds, peak = pool.apply(peak_memory, (bench, images))
+        rows.append(Row(f"{images} images: peak memory ({seconds:.0f} s with all fits)", peak, "MB"))
     few, many = (row.value for row in rows)
     if not bench.cache:
-        return [*rows, Row("peak memory, many against few; --cache has more pictures", many / few, "x")]
-    return [*rows, at_most(f"peak memory, {sizes[1]} pictures against {sizes[0]}", many / few, 1.1)]
+        return [*rows, Row("peak memory, many against few; --cache has more images", many / few, "x")]
+    return [*rows, at_most(f"peak memory, {sizes[1]} images against {sizes[0]}", many / few, 1.1)]
 
 
-def peak_memory(bench: Bench, pictures: int) -> tuple[float, float]:
-    made = bench.inputs(pictures, cache=bench.cache)
-    corpus = made.corpus
-    names = [map_name(scale, name) for scale in corpus.scales for name in corpus.names]
-    missing = len(corpus.proposal_store.missing(corpus.names)) + len(corpus.map_store.missing(names))
+def peak_memory(bench: Bench, images: int) -> tuple[float, float]:
+    made = bench.inputs(images, cache=bench.cache)
+    split = made.split
+    names = [map_name(scale, name) for scale in split.scales for name in split.names]
+    missing = len(split.proposal_store.missing(split.names)) + len(split.map_store.missing(names))
     if missing:
-        raise SystemExit(f"{bench.cache}: {missing} entries of the first {pictures} pictures are missing")
+        raise SystemExit(f"{bench.cache}: {missing} entries of the first {images} images are missing")
     start = time.perf_counter()
     with Meter() as meter:
-        Miner(corpus, made.features, made.labels, made.config.svm, made.scale, log=lambda text: None).train()
+        Miner(split, made.features, made.labels, made.config.svm, made.scale, log=lambda text: None).train()
     return time.perf_counter() - start, meter.peak_memory_mb

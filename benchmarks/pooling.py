@@ -1,4 +1,4 @@
-"""Pooling 2000 windows of one picture's map against torch, torchvision and the writing of the output alone."""
+"""Pooling 2000 windows of one image's map against torch, torchvision and the writing of the output alone."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from torch.nn import functional
 from torchvision.ops import roi_align, roi_pool
 
 from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, milliseconds, size_of, threads
-from sppdet.averaging import average_pool
-from sppdet.pooling import pyramid_pool, pyramid_pool_torch
+from sppdet.ops.averaging import average_pool
+from sppdet.ops.pooling import pyramid_pool, pyramid_pool_torch
 
 LEVELS = (6, 3, 2, 1)
 
 
 def run(bench: Bench) -> list[Row]:
     torch.set_num_threads(bench.cores)
-    made, image, boxes = bench.picture
+    made, image, boxes = bench.image
     features = made.pooled_features
     conv_map = maps_of(made, features, image)[0]
     windows = features.windows(boxes, size_of(image), [conv_map])

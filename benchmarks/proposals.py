@@ -1,4 +1,4 @@
-"""Proposals: our own selective search beside OpenCV's in the same mode; pictures a second on one core and on all."""
+"""Proposals: our own selective search beside OpenCV's in the same mode; images a second on one core and on all."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common import Bench, Row, at_least, at_most, threads
-from sppdet.images import read_image
-from sppdet.parallel import run as run_all
-from sppdet.proposals import SelectiveSearch, recall
+from sppdet.data.images import read_image
+from sppdet.proposals.recall import proposal_recall
+from sppdet.proposals.search import SelectiveSearch
+from sppdet.utils.parallel import parallel_map as run_all
 
 OPENCV, NATIVE = SelectiveSearch(engine="opencv"), SelectiveSearch()
 DEFAULT = SelectiveSearch(base_k=150, inc_k=150, engine="opencv")  # OpenCV's own fast mode
@@ -20,7 +21,7 @@ FEW = 16
 
 
 def run(bench: Bench) -> list[Row]:
-    samples = list(bench.inputs(bench.pictures).test)
+    samples = list(bench.inputs(bench.images).test)
     images = [read_image(sample.path) for sample in samples]
     NATIVE.warm_up()
     with threads(1):
@@ -32,13 +33,13 @@ def run(bench: Bench) -> list[Row]:
     few_recall = {name: table_of(boxes, samples[:FEW])["recall@0.5"] for name, boxes in few.items()}
     count = {name: row["windows"] for name, row in tables.items()}
     rows = [
-        Row(f"OpenCV fast(50, 50), one core, {len(images)} test pictures", seconds["opencv"], "s a picture"),
-        Row("native, the same mode", seconds["native"], "s a picture"),
+        Row(f"OpenCV fast(50, 50), one core, {len(images)} test images", seconds["opencv"], "s an image"),
+        Row("native, the same mode", seconds["native"], "s an image"),
         at_least("OpenCV's time against native's, one core", seconds["opencv"] / seconds["native"], 5),
-        Row(f"native, one picture on {bench.cores} cores, {FEW} pictures", latency["native"], "s a picture"),
+        Row(f"native, one image on {bench.cores} cores, {FEW} images", latency["native"], "s an image"),
         at_least(f"the same, {bench.cores} cores", latency["opencv"] / latency["native"], 8),
-        Row("windows a picture, OpenCV", count["opencv"], "windows"),
-        Row("windows a picture, native", count["native"], "windows"),
+        Row("windows an image, OpenCV", count["opencv"], "windows"),
+        Row("windows an image, native", count["native"], "windows"),
         at_most("their difference", abs(count["native"] / count["opencv"] - 1), 0.1, "of OpenCV's"),
         Row("windows that both find", shared(found["opencv"], found["native"]), "of all that either finds"),
     ]
@@ -58,7 +59,7 @@ def run(bench: Bench) -> list[Row]:
 
 
 def shared(some: list[np.ndarray], others: list[np.ndarray]) -> float:
-    """Of the windows of two searches in the same pictures, what share both have."""
+    """Of the windows of two searches in the same images, what share both have."""
     pairs = [(set(map(tuple, a)), set(map(tuple, b))) for a, b in zip(some, others)]
     return sum(len(a & b) for a, b in pairs) / sum(len(a | b) for a, b in pairs)
 
@@ -66,7 +67,7 @@ def shared(some: list[np.ndarray], others: list[np.ndarray]) -> float:
 def in_turns(
     searches: dict[str, Callable], images: Sequence[np.ndarray]
 ) -> tuple[dict[str, float], dict[str, list[np.ndarray]]]:
-    """Mean seconds a picture of each search, one after the other on each picture, and what they found."""
+    """Mean seconds an image of each search, one after the other on each image, and what they found."""
     seconds, found = dict.fromkeys(searches, 0.0), {name: [] for name in searches}
     for image in tqdm(images, desc="proposals", unit=""):
         for name, search in searches.items():
@@ -77,7 +78,7 @@ def in_turns(
 
 
 def table_of(found: list[np.ndarray], samples: Sequence) -> dict[str, float]:
-    return recall(found, (sample.boxes[~sample.difficult] for sample in samples))
+    return proposal_recall(found, (sample.boxes[~sample.difficult] for sample in samples))
 
 
 def search_file(path: Path) -> int:
@@ -89,7 +90,7 @@ def search_files(paths: Sequence[Path]) -> int:
 
 
 def throughput(bench: Bench, paths: Sequence[Path]) -> list[Row]:
-    """Native, many pictures read from files: a process a core, which must have started before the clock does."""
+    """Native, many images read from files: a process a core, which must have started before the clock does."""
     list(run_all(search_file, paths[: bench.cores], 0, "warm-up"))
     rate = {}
     for workers in (1, bench.cores):
@@ -101,8 +102,8 @@ def throughput(bench: Bench, paths: Sequence[Path]) -> list[Row]:
     list(run_all(search_files, [paths[first :: bench.cores] for first in range(bench.cores)], 0, "a share a core"))
     apart = len(paths) / (time.perf_counter() - start)
     return [
-        Row("native, one core", rate[1], "pictures/s"),
-        Row(f"native, {bench.cores} cores", rate[bench.cores], "pictures/s"),
+        Row("native, one core", rate[1], "images/s"),
+        Row(f"native, {bench.cores} cores", rate[bench.cores], "images/s"),
         at_least("all cores against one", rate[bench.cores] / rate[1], 0.9 * bench.cores),
-        Row("the same, each core with a share of the pictures and no word to the other", apart / rate[1], "x"),
+        Row("the same, each core with a share of the images and no word to the other", apart / rate[1], "x"),
     ]

@@ -10,8 +10,8 @@ import numpy as np
 
 from benchmarks.common import Bench, Row, at_least, at_most, best
 from benchmarks.mining import prepare
-from sppdet import svm
-from sppdet.parallel import run as run_all
+from sppdet.training import svm
+from sppdet.utils.parallel import parallel_map as run_all
 
 PICTURES = 16
 TOLERANCE = 0.0005  # of ours: where its objective is LinearSVC's, which stops at 0.0001 by a rule of its own

@@ -1,4 +1,4 @@
-"""Features of 2000 windows of one picture: SPP at one scale and at five against R-CNN's 2000 warped crops."""
+"""Features of 2000 windows of one image: SPP at one scale and at five against R-CNN's 2000 warped crops."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import FIVE_SCALES, Bench, Row, at_least, best, maps_of, size_of
-from sppdet.crops import CropFeatures
-from sppdet.warp import Crop
+from sppdet.features.crop_features import CropFeatures
+from sppdet.features.warp import Crop
 
 
 def run(bench: Bench) -> list[Row]:
     torch.set_num_threads(bench.cores)
-    made, image, boxes = bench.picture
+    made, image, boxes = bench.image
     five = bench.inputs(8, f"regions.scales={list(FIVE_SCALES)}").pooled_features
     times = best(
         3, one=lambda: spp(made, made.pooled_features, image, boxes), five=lambda: spp(made, five, image, boxes)

@@ -24,7 +24,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--voc-root", default="data/VOCdevkit", help="default: %(default)s; `shapes` where it is absent")
     made.add_argument("--weights", default="", help="SqueezeNet 1.0's ImageNet weights; default: random ones")
     made.add_argument("--work", default="cache/bench", help="folder of the benchmarks' own cache; default: %(default)s")
-    made.add_argument("--pictures", type=int, default=64, help="test pictures for proposals; default: %(default)s")
+    made.add_argument("--images", type=int, default=64, help="test images for proposals; default: %(default)s")
     made.add_argument("--cache", help="a filled cache of VOC at 688, not written to: for the memory of mining")
     made.add_argument("--model", help="a trained run: for the mAP of stored maps")
     made.add_argument("--write", help="with `all`: the Markdown file to write")
@@ -36,7 +36,7 @@ def one(options: argparse.Namespace) -> None:
     sys.path.insert(0, str(ROOT))
     from benchmarks.common import Bench, table
 
-    bench = Bench(options.voc_root, options.weights, options.work, options.cache, options.model, options.pictures)
+    bench = Bench(options.voc_root, options.weights, options.work, options.cache, options.model, options.images)
     rows = importlib.import_module(f"benchmarks.{options.name}").run(bench)
     print(table(rows))
     rows = [asdict(row) | {"value": float(f"{row.value:.4g}")} for row in rows]
@@ -46,7 +46,7 @@ def one(options: argparse.Namespace) -> None:
 
 def every(options: argparse.Namespace) -> str:
     """Run all, each in a process of its own; the Markdown of what they found."""
-    from sppdet.versions import machine
+    from sppdet.utils.versions import machine
 
     given = sys.argv[2:]
     parts = [HEAD.format(command=command(options), machine=machine())]
@@ -76,7 +76,7 @@ turns. "Above its floor" is the time measured, divided by that of the least work
 
 def command(options: argparse.Namespace) -> str:
     """How to repeat it, without the folders of this machine."""
-    flags = [f"--pictures {options.pictures}"]
+    flags = [f"--images {options.images}"]
     flags += [f"--{name} {name.upper()}" for name in ("cache", "model") if getattr(options, name)]
     return " ".join(["python scripts/bench.py all --voc-root VOCDEVKIT --weights FILE", *flags])
 
@@ -89,7 +89,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     text = every(options)
     if options.write:
-        from sppdet.files import write_document
+        from sppdet.utils.files import write_document
 
         write_document(options.write, text)
     print(text)

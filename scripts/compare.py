@@ -1,4 +1,4 @@
-"""Train and measure several configurations on the same pictures, and write what came out beside the papers' figures.
+"""Train and measure several configurations on the same images, and write what came out beside the papers' figures.
 
 ``python scripts/compare.py ablation --write docs/accuracy.md`` gives the rows of the SPP-net paper's table of
 detection (He et al. 2014, section 4), pooled conv features and fc layers, with and without box regression, and the
@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 
 from sppdet import config
-from sppdet.cli import STAGES, run
-from sppdet.errors import SppdetError
-from sppdet.files import read_json, write_document
-from sppdet.proposals import recall_line
-from sppdet.versions import machine
+from sppdet.cli.common import run
+from sppdet.config.settings import STAGES
+from sppdet.proposals.recall import recall_line
+from sppdet.utils.errors import SppdetError
+from sppdet.utils.files import read_json, write_document
+from sppdet.utils.versions import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SPP, END, FAST, RCNN, BEST = (
@@ -34,11 +35,11 @@ SPP, END, FAST, RCNN, BEST = (
 )
 FIVE = "regions.scales=[480,576,688,864,1200]"
 OBJECTS = "svm.positive_overlap=1"
-# The paper's single scale, the picture not asked, fc layers whole.
+# The paper's single scale, the image not asked, fc layers whole.
 ONE = ("regions.scales=[688]", "detection.context=0", "svd_ranks=[]")
 PLAIN = (*ONE, "finetune.flip=false", "svm.flip=false", "bbox.flip=false", OBJECTS)
 RIDGE, ONE_VIEW = "bbox.kind=ridge", "detection.flip=false"
-TIMED = 8  # pictures on which detection is timed
+TIMED = 8  # images on which detection is timed
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ ABLATION = (
     Row("fc7, mirror images and windows near objects too", SPP, (*ONE, "features=fc7")),
     Row("pool5, 5 scales, windows near objects too", SPP, (*ONE, FIVE)),
     Row("pool5, 2 scales", SPP, ("detection.context=0",)),
-    Row("pool5, 2 scales, the picture asked too", SPP),
-    Row("pool5, 2 scales, the mirrored picture too", SPP, ("detection.flip=true",)),
+    Row("pool5, 2 scales, the image asked too", SPP),
+    Row("pool5, 2 scales, the mirrored image too", SPP, ("detection.flip=true",)),
     Row("end to end, softmax", END),
     Row("end to end, SVMs on pool5", BEST, (*PLAIN, RIDGE, ONE_VIEW, "features=pool5")),
     Row("end to end, SVMs on fc7", BEST, (*PLAIN, RIDGE, ONE_VIEW, "features=fc7")),
@@ -82,10 +83,10 @@ ABLATION = (
     Row("the same, both kinds of boxes", BEST, (*PLAIN, ONE_VIEW)),
     Row("the same, mirror images learned", BEST, (*ONE, OBJECTS, ONE_VIEW)),
     Row("the same, windows near objects too", BEST, (*ONE, ONE_VIEW)),
-    Row("the same, the mirrored picture too", BEST, ONE),
+    Row("the same, the mirrored image too", BEST, ONE),
     Row("best at one scale, seed 1", BEST, (*ONE, "run.seed=1")),
     Row("best", BEST),
-    Row("best and pool5 combined", BEST, of=(("best", 2), ("pool5, 2 scales, the picture asked too", 1))),
+    Row("best and pool5 combined", BEST, of=(("best", 2), ("pool5, 2 scales, the image asked too", 1))),
     Row("best, seed 1", BEST, ("run.seed=1",)),
     Row("best, seed 2", BEST, ("run.seed=2",)),
 )
@@ -98,13 +99,13 @@ SYSTEMS = (
     Row("Fast R-CNN, fc layers only", FAST, ("end_to_end.frozen_stride=16",)),
     Row("R-CNN", RCNN, ("proposals.mode=balanced", "bbox.min_overlap=0.5", "detection.vote=0.4"), ("44.2", "")),
 )
-# What the papers say of whole systems: other networks, twice the pictures, GPUs of their day.
+# What the papers say of whole systems: other networks, twice the images, GPUs of their day.
 PAPERS = """\
 ## The papers' figures
 
-VOC2007, trained on the 5011 pictures of trainval, tested on the 4952 of test; seconds on a GPU, without the proposals.
+VOC2007, trained on the 5011 images of trainval, tested on the 4952 of test; seconds on a GPU, without the proposals.
 
-| | network | mAP | + box regression | seconds a picture | from |
+| | network | mAP | + box regression | seconds an image | from |
 |---|---|---|---|---|---|
 | R-CNN, fine-tuned fc7 | AlexNet | 54.2 | 58.5 | 9.03 | He et al. 2014, tables 9 and 10 |
 | SPP-net, fine-tuned fc7, 1 scale | ZF-5 | 54.5 | 58.0 | 0.142 | the same |
@@ -127,15 +128,15 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--rows", action="append", default=[], help="the row of this name, or those whose hold it; may repeat"
     )
-    made.add_argument("--all", action="store_true", help="systems: not only 150 + 75 pictures and 2000 windows")
+    made.add_argument("--all", action="store_true", help="systems: not only 150 + 75 images and 2000 windows")
     made.add_argument("--write", type=Path, help="the Markdown file to write")
     made.add_argument("overrides", nargs="*", metavar="key=value", help="for every row, e.g. data.limit_train=500")
     return made
 
 
 def measure(row: Row, options: argparse.Namespace) -> dict:
-    """Every stage of one row; what its metrics.json holds, and seconds a picture of its detector."""
-    from sppdet.inputs import Inputs
+    """Every stage of one row; what its metrics.json holds, and seconds an image of its detector."""
+    from sppdet.training.stage_inputs import StageInputs
 
     folder = options.runs / row.folder
     places = {"data.root": options.voc_root, "backbone.weights": options.weights, "run.cache": options.cache}
@@ -150,9 +151,9 @@ def measure(row: Row, options: argparse.Namespace) -> dict:
         borrow(folder, options.runs)
         print(f"\n{row.name}: {row.config} {' '.join(row.changes)}", flush=True)
         started(row, ["sppdet.train", str(ROOT / row.config), *changes])
-    inputs = Inputs(settings)
+    inputs = StageInputs(settings)
     paths = [sample.path for sample in inputs.test][:TIMED]
-    found = {"training_pictures": len(inputs.train), "detection": seconds(folder, paths)}
+    found = {"training_images": len(inputs.train), "detection": seconds(folder, paths)}
     return read_json(folder / "metrics.json") | found
 
 
@@ -167,7 +168,7 @@ def started(row: Row, command: list[str]) -> None:
 
 def combine(row: Row, options: argparse.Namespace, folder: Path) -> None:
     """Make a run of the rows that it is ``of``, unless it is there already, and measure it."""
-    from sppdet.combination import is_of
+    from sppdet.detection.ensemble import is_of
 
     folders = [options.runs / Row(name, "").folder for name, _ in row.of]
     if missing := [f"--rows '{name}'" for (name, _), run in zip(row.of, folders) if not (run / "model.json").exists()]:
@@ -190,10 +191,10 @@ def borrow(folder: Path, runs: Path) -> None:
 
 
 def seconds(folder: Path, paths: list[Path]) -> tuple[float, ...]:
-    """Median seconds a picture of its proposals, of what the network makes of it (the conv map, or the crops' vectors),
-    and of all that follows: pooling, classifier, boxes. The first picture is looked at once before."""
+    """Median seconds an image of its proposals, of what the network makes of it (the conv map, or the crops' vectors),
+    and of all that follows: pooling, classifier, boxes. The first image is looked at once before."""
     import sppdet
-    from sppdet.images import read_image
+    from sppdet.data.images import read_image
 
     detector = sppdet.load(folder)
     times = []
@@ -243,12 +244,12 @@ def per_class(rows: list[Row], found: list[dict]) -> str:
 
 
 def costs(rows: list[Row], found: list[dict]) -> str:
-    """Seconds by stage, of all pictures that it needs, and in training: all but the evaluation. Empty where a row took
+    """Seconds by stage, of all images that it needs, and in training: all but the evaluation. Empty where a row took
     over an earlier one's result; the first row's proposals count for all. Disk is what the cache held of a row's
-    pictures once the stages that ran had ended. Then seconds of detection in one picture: its proposals, the network,
+    images once the stages that ran had ended. Then seconds of detection in one image: its proposals, the network,
     and all that follows from pooling on."""
     stages = [stage for stage in STAGES if any(stage in metrics["stages"] for metrics in found)]
-    heads = [*stages, "training", "peak memory, MB", "disk, MB", "a picture: proposals", "network", "the rest"]
+    heads = [*stages, "training", "peak memory, MB", "disk, MB", "an image: proposals", "network", "the rest"]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (len(heads) + 1) + "|"]
     for row, metrics in zip(rows, found):
         taken = metrics["stages"]
@@ -269,7 +270,7 @@ Written by
 
     {command}
 
-Every figure is from its run. PASCAL VOC2007, trained on {train} pictures and tested on {test}: not the papers' 5011
+Every figure is from its run. PASCAL VOC2007, trained on {train} images and tested on {test}: not the papers' 5011
 and 4952. One run a row.
 
 {machine}
@@ -281,7 +282,7 @@ def document(options: argparse.Namespace, rows: list[Row], found: list[dict]) ->
     titles = {"ablation": "Accuracy: the paper's table", "systems": "The family compared"}
     head = HEAD.format(
         title=titles[options.table], command=command(options), machine=machine(),
-        train=found[0]["training_pictures"], test=found[0]["pictures"], recall=recall_line(found[0]["proposals"]),
+        train=found[0]["training_images"], test=found[0]["pictures"], recall=recall_line(found[0]["proposals"]),
     )  # fmt: skip
     parts = [head]
     tables = {"Mean average precision": accuracy, "Spread": spread, "By class": per_class, "Costs": costs}

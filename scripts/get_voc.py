@@ -1,7 +1,7 @@
 """Download PASCAL VOC2007 into ``data/`` and check what arrived: ``python scripts/get_voc.py --root data``.
 
 torchvision fetches the two tars, verifies their checksums and unpacks them to ``ROOT/VOCdevkit/VOC2007``. A
-split that is there and complete is not fetched again, so pictures placed by hand (``data/README.md``) are
+split that is there and complete is not fetched again, so images placed by hand (``data/README.md``) are
 taken as they are.
 """
 
@@ -16,10 +16,10 @@ import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from sppdet.errors import SppdetError
-from sppdet.files import atomic_write
+from sppdet.utils.errors import SppdetError
+from sppdet.utils.files import atomic_write
 
-# Split -> number of picture ids, as published (Everingham et al., the VOC2007 development kit, section 1.4).
+# Split -> number of image ids, as published (Everingham et al., the VOC2007 development kit, section 1.4).
 PUBLISHED = {"trainval": 5011, "test": 4952}
 TARS = {"trainval": "VOCtrainval_06-Nov-2007.tar", "test": "VOCtest_06-Nov-2007.tar"}
 # What torchvision raises when the server is away, the connection drops, a checksum or a tar is wrong.
@@ -27,7 +27,7 @@ DOWNLOAD_ERRORS = (OSError, RuntimeError, EOFError, tarfile.TarError, http.clien
 
 
 def voc_folder(root: Path) -> Path:
-    """Where the pictures of VOC2007 lie under ``root``."""
+    """Where the images of VOC2007 lie under ``root``."""
     return root / "VOCdevkit" / "VOC2007"
 
 
@@ -54,8 +54,8 @@ def non_empty(folder: Path) -> set[str]:
 
 
 def fault(root: Path, split: str, count: int) -> str | None:
-    """What is wrong with a split, in words, or None: ``count`` ids, a picture and an annotation for each."""
-    # Unpacking that was cut short can leave a picture that exists, is not empty, and is not whole. Without a
+    """What is wrong with a split, in words, or None: ``count`` ids, an image and an annotation for each."""
+    # Unpacking that was cut short can leave an image that exists, is not empty, and is not whole. Without a
     # whole tar it never began: what lies there was placed by hand since.
     mark = mark_of(root)
     if mark.exists() and split in mark.read_text().split() and reads(root / TARS[split]):
@@ -115,7 +115,7 @@ def fetch(root: Path, counts: Mapping[str, int] = PUBLISHED) -> None:
 
 
 def drop_idle_mark(root: Path) -> None:
-    """Take the mark away where nothing was unpacked: pictures placed by hand later are not to be doubted."""
+    """Take the mark away where nothing was unpacked: images placed by hand later are not to be doubted."""
     devkit = mark_of(root).parent
     if devkit.is_dir() and not voc_folder(root).exists():
         set_mark(root, [])
@@ -130,7 +130,7 @@ def download_failure(root: Path, split: str, error: Exception) -> str:
     return (
         f"downloading VOC2007 {split} failed ({cause}); "
         + (f"it left a broken {left}, which the next try replaces; " if left else "")
-        + f"try again later, or place the pictures by hand as data/README.md says: {layout(root)}"
+        + f"try again later, or place the images by hand as data/README.md says: {layout(root)}"
     )
 
 
@@ -145,10 +145,10 @@ def check(root: Path, counts: Mapping[str, int] = PUBLISHED) -> str:
     if found:
         raise SppdetError(
             f"VOC2007 is not complete: {'; '.join(found.values())}; run `make data-voc`, or place the "
-            f"pictures by hand as data/README.md says: {layout(root)}"
+            f"images by hand as data/README.md says: {layout(root)}"
         )
     ids = ", ".join(f"{split} {count} ids" for split, count in counts.items())
-    return f"VOC2007 in {voc_folder(root)}: {ids}, a picture and an annotation for each"
+    return f"VOC2007 in {voc_folder(root)}: {ids}, an image and an annotation for each"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,16 +7,15 @@ import json
 import sys
 from pathlib import Path
 
-from sppdet.cli import STAGES
-from sppdet.proposals import recall_line
+from sppdet.config.settings import STAGES
+from sppdet.proposals.recall import recall_line
 
 
 def tables(metrics: dict) -> str:
-    """Markdown of what :func:`sppdet.measure.evaluate_run` wrote."""
+    """Markdown of what :func:`sppdet.evaluation.run.evaluate_run` wrote."""
     without, proposals = metrics["without_bbox"], metrics["proposals"]
     lines = [
-        f"{metrics['pictures']} test pictures; proposals: {proposals['windows']:.0f} a picture, "
-        f"{recall_line(proposals)}",
+        f"{metrics['pictures']} test images; proposals: {proposals['windows']:.0f} an image, {recall_line(proposals)}",
         "",
         "| | 11-point mAP | area mAP |",
         "|---|---|---|",

@@ -1,7 +1,7 @@
 """SPP-net as a classifier on VOC2007, as in the tables of He et al. 2014: prints the tables of docs/classification.md.
 
-``pictures``: which classes a picture shows, by linear SVMs on its pooled conv features (the paper's section 3.3).
-``objects``: one object a picture, a network trained at one size, at several, and without the pyramid (section 3.1).
+``images``: which classes an image shows, by linear SVMs on its pooled conv features (the paper's section 3.3).
+``objects``: one object an image, a network trained at one size, at several, and without the pyramid (section 3.1).
 """
 
 from __future__ import annotations
@@ -16,34 +16,35 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sppdet import cli, config
-from sppdet.backbone import Backbone
-from sppdet.classifier import resized
-from sppdet.classifier_run import evaluate_run, train_run
-from sppdet.data import Dataset
+from sppdet import config
+from sppdet.classification.classifier import resized
+from sppdet.classification.run import evaluate_run, train_run
+from sppdet.cli import common as cli
+from sppdet.config.settings import ClassifierConfig
+from sppdet.data.dataset import Dataset
+from sppdet.data.images import read_image
 from sppdet.data.voc import read_voc
-from sppdet.evaluation import average_precision
-from sppdet.files import atomic_write, fingerprint
-from sppdet.images import read_image
-from sppdet.parallel import in_threads, run
-from sppdet.pooling import bins, pyramid_pool
-from sppdet.pretraining import around
-from sppdet.regions import scale_factor
-from sppdet.settings import Classify
-from sppdet.svm import Fit, Problem, fit, margins
+from sppdet.evaluation.voc import average_precision
+from sppdet.features.regions import scale_factor
+from sppdet.networks.backbone import Backbone
+from sppdet.ops.pooling import bins, pyramid_pool
+from sppdet.training.pretraining import around
+from sppdet.training.svm import Fit, Problem, fit, margins
+from sppdet.utils.files import atomic_write, fingerprint
+from sppdet.utils.parallel import in_threads, parallel_map
 
 PYRAMID = (6, 3, 2, 1)
 TESTS = ("crop", "full", "multi")
 
 
-# Which classes a picture shows
+# Which classes an image shows
 
 
-def study_pictures(options: argparse.Namespace) -> None:
-    """Mean average precision of linear SVMs on the features of crops and of full pictures, 6 x 6 bins or a pyramid."""
+def study_images(options: argparse.Namespace) -> None:
+    """Mean average precision of linear SVMs on the features of crops and of full images, 6 x 6 bins or a pyramid."""
     train, test = (read_voc(options.root, split, limit=options.limit) for split in ("trainval", "test"))
     backbone = Backbone.create(options.backbone, options.weights, options.device)
-    print(f"{len(train)} pictures for training, {len(test)} for testing; {backbone.precision}\n")
+    print(f"{len(train)} images for training, {len(test)} for testing; {backbone.precision}\n")
     print("| view | bins | C | held-out mAP | test mAP | test area mAP |\n|---|---|---|---|---|---|", flush=True)
     for view in options.views:
         kind, _, side = view.partition("-")
@@ -59,7 +60,7 @@ def study_pictures(options: argparse.Namespace) -> None:
 
 
 def presence(dataset: Dataset) -> np.ndarray:
-    """``(P, K)``: 1 for a class that a picture shows, -1 if not, 0 where all its objects are difficult: left out."""
+    """``(P, K)``: 1 for a class that an image shows, -1 if not, 0 where all its objects are difficult: left out."""
     shown = -np.ones((len(dataset), len(dataset.classes)), np.int64)
     for row, sample in zip(shown, dataset):
         row[sample.labels[sample.difficult]] = 0
@@ -68,7 +69,7 @@ def presence(dataset: Dataset) -> np.ndarray:
 
 
 def pyramids(dataset: Dataset, backbone: Backbone, side: int, crop: bool, work: Path) -> np.ndarray:
-    """Float16 ``(P, M, C)``: the pyramid of every picture's map, 6 x 6 bins first; made once and kept in ``work``."""
+    """Float16 ``(P, M, C)``: the pyramid of every image's map, 6 x 6 bins first; made once and kept in ``work``."""
     key = fingerprint([[s.id for s in dataset], backbone.settings(), side, crop, PYRAMID])
     path = work / f"pyramids-{key}.npy"
     if not path.exists():
@@ -79,13 +80,13 @@ def pyramids(dataset: Dataset, backbone: Backbone, side: int, crop: bool, work: 
             whole = np.array([[0, 0, conv_map.shape[1], conv_map.shape[0]]])
             return pyramid_pool(conv_map, whole, PYRAMID)[0].astype(np.float16)
 
-        found = np.stack(list(run(one, list(dataset), 0, f"side {side}", threads=True)))
+        found = np.stack(list(parallel_map(one, list(dataset), 0, f"side {side}", threads=True)))
         atomic_write(path, lambda temporary: np.save(temporary, found))
     return np.load(path)
 
 
 def view_of(image: np.ndarray, side: int, crop: bool) -> tuple[np.ndarray, float]:
-    """What is shown of a picture, and its enlargement: its shorter side is ``side``, the crop its central square."""
+    """What is shown of an image, and its enlargement: its shorter side is ``side``, the crop its central square."""
     height, width = image.shape[:2]
     factor = scale_factor(width, height, side, 10**9)
     if crop:
@@ -103,7 +104,7 @@ def unit_rows(pooled: np.ndarray) -> np.ndarray:
 
 
 def choose_cost(rows: np.ndarray, shown: np.ndarray, costs: Sequence[float]) -> tuple[float, float]:
-    """The C whose SVMs, fitted to two thirds of the pictures, do best on the others; and their 11-point mAP there."""
+    """The C whose SVMs, fitted to two thirds of the images, do best on the others; and their 11-point mAP there."""
     held = np.arange(len(rows)) % 3 == 2
     starts, trials = None, []
     for cost in sorted(costs):
@@ -115,7 +116,7 @@ def choose_cost(rows: np.ndarray, shown: np.ndarray, costs: Sequence[float]) -> 
 
 
 def fit_classes(rows: np.ndarray, shown: np.ndarray, cost: float, starts: Sequence | None = None) -> Iterator[Fit]:
-    """A class's SVM after the other, each on the pictures where ``shown`` ``(P, K)`` is not 0."""
+    """A class's SVM after the other, each on the images where ``shown`` ``(P, K)`` is not 0."""
     problem = Problem(C=cost, positive_weight=1.0, bias=1.0, max_epochs=300)
 
     def one(k: int) -> Fit:
@@ -126,19 +127,19 @@ def fit_classes(rows: np.ndarray, shown: np.ndarray, cost: float, starts: Sequen
 
 
 def mean_precisions(rows: np.ndarray, shown: np.ndarray, svms: Iterable[Fit]) -> np.ndarray:
-    """``(2,)`` mean average precision in percent, 11-point and area; of each class over the pictures not left out."""
+    """``(2,)`` mean average precision in percent, 11-point and area; of each class over the images not left out."""
     found = []
     for k, svm in enumerate(svms):
         used = np.flatnonzero(shown[:, k])
         order = used[np.argsort(-margins(rows, used, svm), kind="stable")]
         right = np.cumsum(shown[order, k] > 0)
-        if len(right) and right[-1]:  # a class that no picture shows has no precision
+        if len(right) and right[-1]:  # a class that no image shows has no precision
             curve = right / right[-1], right / np.arange(1, len(order) + 1)
             found.append([average_precision(*curve, rule) for rule in ("11-point", "area")])
     return 100 * np.mean(found, axis=0)
 
 
-# One object a picture
+# One object an image
 
 
 def study_objects(options: argparse.Namespace) -> None:
@@ -165,7 +166,7 @@ def study_objects(options: argparse.Namespace) -> None:
 def train_one(folder: Path, options: argparse.Namespace, levels: list[int], sizes: list[int], seed: int) -> list[float]:
     """Top-1 errors in percent of one network, by the views of TESTS."""
     settings = config.override(
-        Classify(),
+        ClassifierConfig(),
         [
             f"data.root={folder}", "data.val=null", f"levels={levels}", f"sizes={sizes}", f"epochs={options.epochs}",
             f"backbone.name={options.backbone}", "backbone.weights=random", "learning_rate=2e-3",
@@ -228,21 +229,21 @@ def main(arguments: list[str] | None = None) -> int:
     objects.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
     objects.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a training of each network for each")
     objects.add_argument("--most", type=int, default=200, help="training objects a class; default: %(default)s")
-    pictures = kinds.add_parser("pictures", help=study_pictures.__doc__)
-    pictures.set_defaults(command=study_pictures)
-    pictures.add_argument("--backbone", default="squeezenet1_0", help="default: %(default)s")
-    pictures.add_argument("--weights", default="imagenet", help="a file, or imagenet (torchvision's download)")
-    pictures.add_argument(
+    images = kinds.add_parser("pictures", help=study_images.__doc__)
+    images.set_defaults(command=study_images)
+    images.add_argument("--backbone", default="squeezenet1_0", help="default: %(default)s")
+    images.add_argument("--weights", default="imagenet", help="a file, or imagenet (torchvision's download)")
+    images.add_argument(
         "--views",
         nargs="+",
         type=view_name,
         default=["crop-224", "full-224", "full-392"],
         metavar="crop-N|full-N",
-        help="the central square, or all of a picture whose shorter side is N; default: %(default)s",
+        help="the central square, or all of an image whose shorter side is N; default: %(default)s",
     )
-    pictures.add_argument("--limit", type=int, metavar="N", help="only the first N pictures of each split")
-    pictures.add_argument("--costs", type=float, nargs="+", default=[0.1, 0.3, 1, 3, 10], metavar="C")
-    for made_one in (pictures, objects):
+    images.add_argument("--limit", type=int, metavar="N", help="only the first N images of each split")
+    images.add_argument("--costs", type=float, nargs="+", default=[0.1, 0.3, 1, 3, 10], metavar="C")
+    for made_one in (images, objects):
         made_one.add_argument("root", help="a VOC folder")
         made_one.add_argument("--work", default="cache/classification", help="folder of files; default: %(default)s")
         made_one.add_argument("--device", default="auto")

@@ -1,7 +1,7 @@
 """What windows' bins take: ``python scripts/study_pooling.py CONFIG [key=value ...] --train 400 --validate 200``.
 
-Kinds of pooling on the same cached maps, with the same proposals, SVMs, box regression and seed. Pictures are of the
-config's training split only: its first ones to train on, the next ones to compare on; test pictures are left alone.
+Kinds of pooling on the same cached maps, with the same proposals, SVMs, box regression and seed. Images are of the
+config's training split only: its first ones to train on, the next ones to compare on; test images are left alone.
 Vectors of means differ less from one another than those of maxima, for their length: with several ``--C`` each kind
 is shown at its best one.
 Prints the table of ``docs/pooling.md`` and draws ``docs/pooling.png``. What is finished is kept in
@@ -18,18 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet import bbox_regression, cli, config
-from sppdet.backbone import Backbone
-from sppdet.corpus import Corpus, MapCorpus, load_split
-from sppdet.data import Dataset
-from sppdet.detector import Detector
-from sppdet.errors import SppdetError
-from sppdet.evaluation import evaluate_voc
-from sppdet.features import PyramidFeatures
-from sppdet.files import atomic_write, fingerprint, read_json, write_json
-from sppdet.measure import detect_all
-from sppdet.mining import Miner, feature_scale
-from sppdet.settings import Config
+from sppdet import config
+from sppdet.cli import common as cli
+from sppdet.config.settings import Config
+from sppdet.data.dataset import Dataset
+from sppdet.data.splits import load_split
+from sppdet.detection.detector import Detector
+from sppdet.evaluation.run import detect_all
+from sppdet.evaluation.voc import evaluate_voc
+from sppdet.features.cached_split import CachedSplit, MapSplit
+from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.networks.backbone import Backbone
+from sppdet.proposals.search import SelectiveSearch
+from sppdet.training import bbox_regression
+from sppdet.training.mining import Miner, feature_scale
+from sppdet.utils.errors import SppdetError
+from sppdet.utils.files import atomic_write, fingerprint, read_json, write_json
 
 KINDS = {  # name -> what differs from the config
     "spp": ["pooling.kind=max", "pooling.levels=[6,3,2,1]"],
@@ -49,9 +53,7 @@ def study(options: argparse.Namespace) -> int:
         settings.backbone.name, settings.backbone.weights, settings.device, settings.backbone.precision
     )
     train, validate = make_corpora(settings, backbone, options.train, options.validate)
-    print(
-        f"{len(train)} pictures of `{settings.data.train_split}` to train on, the next {len(validate)} to compare on\n"
-    )
+    print(f"{len(train)} images of `{settings.data.train_split}` to train on, the next {len(validate)} to compare on\n")
     path = Path(settings.run.dir) / "study_pooling.json"
     done = read_json(path) if path.exists() else {}
     rows = {}
@@ -69,24 +71,24 @@ def study(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_corpora(settings: Config, backbone: Backbone, train: int, validate: int) -> list[Corpus]:
-    """The first ``train`` pictures of the training split and the next ``validate``, with proposals and maps."""
-    pictures = load_split(settings, settings.data.train_split)
-    if len(pictures) < train + validate:
-        raise SppdetError(f"{settings.data.train_split} has {len(pictures)} pictures: lower --train or --validate")
-    corpora = []
-    for samples in (pictures.samples[:train], pictures.samples[train : train + validate]):
-        corpus = MapCorpus.create(
-            Dataset(pictures.classes, samples), settings.run.cache, settings.proposals, backbone,
+def make_corpora(settings: Config, backbone: Backbone, train: int, validate: int) -> list[CachedSplit]:
+    """The first ``train`` images of the training split and the next ``validate``, with proposals and maps."""
+    images = load_split(settings, settings.data.train_split)
+    if len(images) < train + validate:
+        raise SppdetError(f"{settings.data.train_split} has {len(images)} images: lower --train or --validate")
+    splits = []
+    for samples in (images.samples[:train], images.samples[train : train + validate]):
+        split = MapSplit.create(
+            Dataset(images.classes, samples), settings.run.cache, settings.proposals, backbone,
             settings.regions.scales, settings.regions.max_side,
         )  # fmt: skip
-        corpus.fill_proposals(settings.proposals, settings.workers)
-        corpus.fill_maps(backbone, settings.workers)
-        corpora.append(corpus)
-    return corpora
+        split.fill_proposals(SelectiveSearch.of(settings.proposals), settings.workers)
+        split.fill_maps(backbone, settings.workers)
+        splits.append(split)
+    return splits
 
 
-def measure(settings: Config, backbone: Backbone, train: Corpus, validate: Corpus) -> dict:
+def measure(settings: Config, backbone: Backbone, train: CachedSplit, validate: CachedSplit) -> dict:
     """Train one kind, detect, and tell what it cost: ``AP`` is class -> percent by overlap, without and with boxes."""
     features = PyramidFeatures.create(backbone, settings.regions, settings.pooling)
     windows, pooling = time_pooling(features, validate)
@@ -113,19 +115,19 @@ def measure(settings: Config, backbone: Backbone, train: Corpus, validate: Corpu
     }
 
 
-def time_pooling(features: PyramidFeatures, corpus: Corpus) -> tuple[float, float]:
-    """Different windows a picture, and seconds of pooling them."""
+def time_pooling(features: PyramidFeatures, split: CachedSplit) -> tuple[float, float]:
+    """Different windows an image, and seconds of pooling them."""
 
     def pool(i: int) -> tuple[int, float]:
-        maps = corpus.maps(i)
-        windows = features.windows(corpus.proposals(i), corpus.size(i), maps)
+        maps = split.maps(i)
+        windows = features.windows(split.proposals(i), split.size(i), maps)
         start = time.process_time()
         for rows in features.blocks(windows):
             features.block(maps, windows, rows)
         return len(windows.cells), time.process_time() - start
 
     pool(0)  # compiles
-    counts, seconds = zip(*(pool(i) for i in range(min(_PICTURES_POOLED, len(corpus)))))
+    counts, seconds = zip(*(pool(i) for i in range(min(_PICTURES_POOLED, len(split)))))
     return float(np.mean(counts)), float(np.mean(seconds))
 
 
@@ -162,7 +164,7 @@ def print_table(rows: dict[str, dict]) -> None:
 
 
 def plot(rows: dict[str, dict]):
-    """A Pillow picture: a bar a kind, at each overlap, with box regression in front of the SVMs alone."""
+    """A Pillow image: a bar a kind, at each overlap, with box regression in front of the SVMs alone."""
     from PIL import Image, ImageDraw
 
     step, width = 26, 380
@@ -186,8 +188,8 @@ def main(arguments: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(prog="study_pooling.py", description=__doc__.splitlines()[0])
     made.add_argument("config", help="a YAML file, such as configs/voc07_sppnet_squeezenet.yaml")
     cli.add_overrides(made)
-    made.add_argument("--train", type=int, default=400, help="pictures to train on; default: %(default)s")
-    made.add_argument("--validate", type=int, default=200, help="pictures to compare on; default: %(default)s")
+    made.add_argument("--train", type=int, default=400, help="images to train on; default: %(default)s")
+    made.add_argument("--validate", type=int, default=200, help="images to compare on; default: %(default)s")
     made.add_argument("--kinds", nargs="+", choices=KINDS, metavar="NAME", help="only these")
     made.add_argument("--C", nargs="+", type=float, help="of the SVMs; default: the config's")
     made.add_argument("--plot", metavar="FILE", help="draw the table too, such as docs/pooling.png")

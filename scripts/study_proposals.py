@@ -1,7 +1,7 @@
-"""What proposals cost and find: ``python scripts/study_proposals.py VOC --split train --pictures 150``.
+"""What proposals cost and find: ``python scripts/study_proposals.py VOC --split train --images 150``.
 
 Prints the tables of ``docs/proposals.md`` and draws ``docs/proposals.png``. Seconds are processor time of one thread,
-without reading the pictures.
+without reading the images.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet import cli
-from sppdet.data import Sample
+from sppdet.cli import common as cli
+from sppdet.data.dataset import Sample
+from sppdet.data.images import read_image
 from sppdet.data.voc import read_voc
-from sppdet.files import atomic_write
-from sppdet.images import read_image
-from sppdet.proposals import SelectiveSearch, enlarge, recall, shrink
-from sppdet.selective_search import ALL, NO_COLOUR, RECIPES, Recipe, selective_search
+from sppdet.proposals.native import ALL, NO_COLOUR, RECIPES, Recipe, selective_search
+from sppdet.proposals.recall import proposal_recall
+from sppdet.proposals.search import SelectiveSearch, enlarge, shrink
+from sppdet.utils.files import atomic_write
 
 WIDTHS = (200, 300, 400, 500)
 COUNTS = (100, 200, 500, 1000, 1500, 2000)
@@ -42,9 +43,9 @@ MEASURES = {"recall@0.5": "recall@0.5", "recall@0.7": "recall@0.7", "ABO": "aver
 
 def study(options: argparse.Namespace) -> int:
     samples = list(read_voc(options.root, options.split))
-    samples = samples[:: max(1, len(samples) // options.pictures)][: options.pictures]
+    samples = samples[:: max(1, len(samples) // options.images)][: options.images]
     images = [read_image(sample.path) for sample in samples]
-    print(f"{len(samples)} pictures of `{options.split}`\n")
+    print(f"{len(samples)} images of `{options.split}`\n")
     rows = {}
     for name, recipe in STUDIED.items():
         if options.recipes and name not in options.recipes:
@@ -75,7 +76,7 @@ def native(image: np.ndarray, recipe: Recipe, max_side: int) -> np.ndarray:
 
 
 def measure(search: Callable, samples: Sequence[Sample], images: list[np.ndarray]) -> tuple[dict, list[np.ndarray]]:
-    """The recall table of a search with its seconds a picture, and its windows. The first picture is done twice."""
+    """The recall table of a search with its seconds an image, and its windows. The first image is done twice."""
     search(images[0])
     start = time.process_time()
     found = [search(image) for image in images]
@@ -84,7 +85,7 @@ def measure(search: Callable, samples: Sequence[Sample], images: list[np.ndarray
 
 
 def recall_of(samples: Sequence[Sample], found: list[np.ndarray]) -> dict[str, float]:
-    return recall(found, (sample.boxes[~sample.difficult] for sample in samples))
+    return proposal_recall(found, (sample.boxes[~sample.difficult] for sample in samples))
 
 
 def print_table(names: list[str], rows: dict[tuple, dict[str, float]]) -> None:
@@ -98,7 +99,7 @@ def print_table(names: list[str], rows: dict[tuple, dict[str, float]]) -> None:
 
 
 def plot(rows: dict, by_count: dict):
-    """A Pillow picture: recall@0.5 and average best overlap against time, and recall against windows."""
+    """A Pillow image: recall@0.5 and average best overlap against time, and recall against windows."""
     from PIL import Image, ImageDraw
 
     drawn = Image.new("RGB", (1700, 500), "white")
@@ -109,12 +110,12 @@ def plot(rows: dict, by_count: dict):
             name: [(rows[name, width]["seconds"] * 1000, rows[name, width][measured]) for width in WIDTHS]
             for name in quick
         }
-        panel(draw, (left, 30, left + 490, 440), lines, f"ms a picture; longer side {WIDTHS}", measured)
+        panel(draw, (left, 30, left + 490, 440), lines, f"ms an image; longer side {WIDTHS}", measured)
     lines = {}
     for name in ("recall@0.5", "recall@0.7"):
         for engine in ("opencv", "native"):
             lines[f"{engine} {name}"] = [(count, by_count[engine, count][name]) for count in COUNTS]
-    panel(draw, (1200, 30, 1670, 440), lines, "windows a picture", "recall")
+    panel(draw, (1200, 30, 1670, 440), lines, "windows an image", "recall")
     return drawn
 
 
@@ -150,7 +151,7 @@ def main(arguments: list[str] | None = None) -> int:
     made = argparse.ArgumentParser(prog="study_proposals.py", description=__doc__.splitlines()[0])
     made.add_argument("root", help="a VOC folder")
     made.add_argument("--split", default="train")
-    made.add_argument("--pictures", type=int, default=150, help="evenly spread over the split; default: %(default)s")
+    made.add_argument("--images", type=int, default=150, help="evenly spread over the split; default: %(default)s")
     made.add_argument(
         "--recipes", nargs="+", choices=STUDIED, metavar="NAME", help="only these, no comparison of engines and no plot"
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import importlib
 import sys
 
-from sppdet import cli
+from sppdet.cli import common as cli
 
 COMMANDS = {
     "train": "train and evaluate a detector from a config",
     "evaluate": "measure a trained detector on a test split",
-    "detect": "find objects in pictures",
+    "detect": "find objects in images",
     "combine": "make one detector of several trained ones",
-    "classify": "train, measure and use a classifier of whole pictures",
+    "classify": "train, measure and use a classifier of whole images",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def rename_objects(annotation: Path, name: str) -> None:
-    """Give all objects of a picture another class."""
+    """Give all objects of an image another class."""
     tree = ET.parse(annotation)
     for old in tree.getroot().iter("name"):
         old.text = name
@@ -15,13 +15,13 @@ def rename_objects(annotation: Path, name: str) -> None:
 
 
 def rename_class(root: Path, name: str, new: str) -> None:
-    """Give a class another name, in all pictures."""
+    """Give a class another name, in all images."""
     for annotation in (root / "Annotations").iterdir():
         annotation.write_text(annotation.read_text().replace(f"<name>{name}<", f"<name>{new}<"))
 
 
 def narrow_first_object(annotation: Path) -> str:
-    """Take two pixels off a picture's first object; its class."""
+    """Take two pixels off an image's first object; its class."""
     tree = ET.parse(annotation)
     thing = tree.getroot().find("object")
     corner = thing.find("bndbox").find("xmax")

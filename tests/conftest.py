@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from sppdet.cache import Store
-from sppdet.corpus import MapCorpus, map_name
-from sppdet.data import Dataset, Sample
+from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.shapes import make_shapes
-from sppdet.features import PyramidFeatures
-from sppdet.regions import CellGrid
+from sppdet.features.cached_split import MapSplit, map_name
+from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.features.store import Store
+from sppdet.networks.cell_grid import CellGrid
 
-SIDE, STRIDE = 64, 4  # every hand-made picture is 64 x 64 pixels, its map 16 x 16 cells
+SIDE, STRIDE = 64, 4  # every hand-made image is 64 x 64 pixels, its map 16 x 16 cells
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -40,14 +40,14 @@ def tiny_features():
 
 
 @pytest.fixture
-def make_corpus(tmp_path):
-    """``make_corpus(pictures, classes)``; a picture is ``(map, proposals, object boxes, object labels)``."""
+def make_split(tmp_path):
+    """``make_corpus(images, classes)``; an image is ``(map, proposals, object boxes, object labels)``."""
 
-    def make(pictures, classes: tuple[str, ...]) -> MapCorpus:
+    def make(images, classes: tuple[str, ...]) -> MapSplit:
         proposal_store = Store(tmp_path / "cache", "proposals", {}, ".npy")
         map_store = Store(tmp_path / "cache", "maps", {}, ".b2nd")
         samples, names = [], []
-        for i, (conv_map, proposals, boxes, labels) in enumerate(pictures):
+        for i, (conv_map, proposals, boxes, labels) in enumerate(images):
             boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
             labels = np.asarray(labels, np.int64)
             sample = Sample(f"p{i}", Path(f"p{i}.jpg"), SIDE, SIDE, boxes, labels, np.zeros(len(labels), bool))
@@ -55,19 +55,19 @@ def make_corpus(tmp_path):
             names.append(f"p{i}-0")
             proposal_store.write(names[-1], np.asarray(proposals, np.float32).reshape(-1, 4))
             map_store.write(map_name(SIDE, names[-1]), np.asarray(conv_map, np.float32))
-        return MapCorpus(Dataset(tuple(classes), tuple(samples)), names, proposal_store, map_store, (SIDE,), 1000)
+        return MapSplit(Dataset(tuple(classes), tuple(samples)), names, proposal_store, map_store, (SIDE,), 1000)
 
     return make
 
 
 @pytest.fixture
-def random_corpus(make_corpus):
-    """``random_corpus(pictures, classes)``: objects of class k are bright in channel k of 8; all else is noise."""
+def random_split(make_split):
+    """``random_corpus(images, classes)``: objects of class k are bright in channel k of 8; all else is noise."""
 
-    def make(pictures: int = 12, classes: int = 3, seed: int = 0, windows: int = 60) -> MapCorpus:
+    def make(images: int = 12, classes: int = 3, seed: int = 0, windows: int = 60) -> MapSplit:
         rng = np.random.default_rng(seed)
         content = []
-        for _ in range(pictures):
+        for _ in range(images):
             conv_map = np.maximum(rng.normal(size=(16, 16, 8)), 0)
             labels = rng.permutation(classes)[: rng.integers(1, classes + 1)]
             boxes = random_windows(rng, len(labels))
@@ -77,7 +77,7 @@ def random_corpus(make_corpus):
             near = near[(near[:, 2:] > near[:, :2]).all(axis=1)]
             proposals = np.unique(np.concatenate([random_windows(rng, windows), near]), axis=0)
             content.append((conv_map, rng.permutation(proposals), boxes, labels))
-        return make_corpus(content, tuple("abcdefgh"[:classes]))
+        return make_split(content, tuple("abcdefgh"[:classes]))
 
     return make
 
@@ -91,5 +91,5 @@ def random_windows(rng: np.random.Generator, count: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory) -> Path:
-    """Twelve training and six test pictures of about 160 x 120 pixels. Read only: copy it to change it."""
+    """Twelve training and six test images of about 160 x 120 pixels. Read only: copy it to change it."""
     return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=12, test=6, size=(160, 120))

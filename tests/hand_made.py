@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from sppdet.backbone import Backbone
-from sppdet.detector import Detector
-from sppdet.linear import LinearSVMs
-from sppdet.proposals import SelectiveSearch
-from sppdet.settings import Detection
+from sppdet.config.settings import DetectionSettings
+from sppdet.detection.detector import Detector
+from sppdet.detection.linear_layers import LinearSVMs
+from sppdet.networks.backbone import Backbone
+from sppdet.proposals.search import SelectiveSearch
 
-# Four windows of a 64 x 64 picture, 4 pixels a cell.
+# Four windows of a 64 x 64 image, 4 pixels a cell.
 A, B, C, D = [8, 8, 16, 16], [12, 8, 20, 16], [40, 40, 48, 48], [0, 40, 8, 48]
 WINDOWS = np.array([D, B, C, A], np.float32)
 
@@ -31,5 +31,5 @@ def hand_made_detector(tiny_features) -> Detector:
         search=SelectiveSearch(),
         classifier=LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, -1], np.float32)),
         regressors=None,
-        detection=Detection(nms=0.3, min_margin=-0.5),
+        detection=DetectionSettings(nms=0.3, min_margin=-0.5),
     )

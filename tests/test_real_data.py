@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sppdet
-from sppdet.train import main
+from sppdet.cli.train import main
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOC = SHARED / "VOCdevkit" / "VOC2007"
@@ -33,9 +33,9 @@ def test_six_photographs(tmp_path, capsys):
     costs = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert costs["proposals"]["train"]["recall@0.5"] > 0.5
     assert costs["proposals"]["train"]["windows"] > 50
-    # A class that was trained on so few pictures knows at least those.
+    # A class that was trained on so few images knows at least those.
     detector = sppdet.load(tmp_path / "run", device="cpu")
-    found = detector.predict(VOC / "JPEGImages" / f"{train_ids[0]}.jpg")
+    found = detector.predict(next((VOC / "JPEGImages").glob(f"{train_ids[0]}.*")))
     assert len(found) > 0 and found.scores[0] > -1
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["pictures"] == 3 and list(metrics["AP"]) == list(detector.classes)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet.boxes import as_boxes
-from sppdet.data import Dataset, Sample
-from sppdet.detections import Detections
+from sppdet.data.dataset import Dataset, Sample
+from sppdet.detection.detections import Detections
+from sppdet.ops.boxes import as_boxes
 
 # Objects far from each other, 100 square pixels each, and windows beside them.
 HERE, THERE, ELSEWHERE = (0, 0, 10, 10), (100, 0, 110, 10), (200, 0, 210, 10)
@@ -23,7 +23,7 @@ def found(*rows) -> Detections:
     )
 
 
-def picture(name, *rows, path=None) -> Sample:
+def image(name, *rows, path=None) -> Sample:
     """A sample from rows of (box, label) or (box, label, difficult)."""
     return Sample(
         name,
@@ -41,9 +41,9 @@ def dataset(*samples, classes=("cat", "dog")) -> Dataset:
 
 
 def scattered(objects: int, seed: int):
-    """One object a picture, found in seven of ten; a window on nothing in each; scores all differ."""
+    """One object an image, found in seven of ten; a window on nothing in each; scores all differ."""
     random = np.random.default_rng(seed)
-    truth = dataset(*(picture(f"{i:06d}", (HERE, 0)) for i in range(objects)), classes=["cat"])
+    truth = dataset(*(image(f"{i:06d}", (HERE, 0)) for i in range(objects)), classes=["cat"])
     scores = random.permutation(2 * objects).reshape(objects, 2)
     rows = [[(HERE, 0, s), (THERE, 0, t)] if random.random() < 0.7 else [(THERE, 0, s)] for s, t in scores]
     return truth, [found(*row) for row in rows]

@@ -1,4 +1,4 @@
-"""Pictures in a folder a class, as torchvision's ImageFolder reads them: ``FOLDER/CLASS/*.jpg``."""
+"""Images in a folder a class, as torchvision's ImageFolder reads them: ``FOLDER/CLASS/*.jpg``."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet.errors import SppdetError
-from sppdet.images import image_size
-from sppdet.parallel import in_threads, worker_count
-from sppdet.sources import SUFFIXES, is_picture
+from sppdet.data.image_files import SUFFIXES, is_image
+from sppdet.data.images import image_size
+from sppdet.utils import SppdetError, in_threads, worker_count
 
-_SHOWN = 10  # pictures that cannot be read are told together, this many by name
+_SHOWN = 10  # images that cannot be read are told together, this many by name
 
 
 @dataclass(frozen=True, eq=False)
-class Pictures:
-    """Paths of P pictures and the class of each: ``labels`` ``(P,)`` int64 index ``classes``, the K names."""
+class LabelledImages:
+    """Paths of P images and the class of each: ``labels`` ``(P,)`` int64 index ``classes``, the K names."""
 
     classes: tuple[str, ...]
     paths: tuple[Path, ...]
@@ -30,15 +29,15 @@ class Pictures:
         return len(self.paths)
 
 
-def read_folders(folder: str | os.PathLike, classes: Sequence[str] | None = None, workers: int = 0) -> Pictures:
-    """The pictures below each class's folder, in order of their names.
+def read_folders(folder: str | os.PathLike, classes: Sequence[str] | None = None, workers: int = 0) -> LabelledImages:
+    """The images below each class's folder, in order of their names.
 
-    ``classes`` fixes the labels; by default they are the folders' names, sorted. Every picture's header is looked
-    at, so that one that is no picture is told before hours of training and not after.
+    ``classes`` fixes the labels; by default they are the folders' names, sorted. Every image's header is looked
+    at, so that one that is no image is told before hours of training and not after.
 
     Raises:
-        SppdetError: no such folder, no class in it, a class without pictures or not in ``classes``, and one for
-            all pictures that cannot be read: a line for each of the first ten.
+        SppdetError: no such folder, no class in it, a class without images or not in ``classes``, and one for
+            all images that cannot be read: a line for each of the first ten.
     """
     folder = Path(folder)
     names = _class_names(folder)
@@ -50,14 +49,14 @@ def read_folders(folder: str | os.PathLike, classes: Sequence[str] | None = None
                 f"{folder / name}: class '{name}' is none of the {len(classes)} that were trained "
                 f"(nearest: {', '.join(near)}); rename or remove the folder"
             )
-    found = [(path, classes.index(name)) for name in names for path in _pictures_below(folder / name)]
+    found = [(path, classes.index(name)) for name in names for path in _images_below(folder / name)]
     paths, labels = zip(*found)
     _check_readable(paths, worker_count(workers))
-    return Pictures(tuple(classes), tuple(paths), np.array(labels, np.int64))
+    return LabelledImages(tuple(classes), tuple(paths), np.array(labels, np.int64))
 
 
 def _class_names(folder: Path) -> list[str]:
-    layout = f"lay pictures out as {folder}/CLASS/*.jpg"
+    layout = f"lay images out as {folder}/CLASS/*.jpg"
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
@@ -67,10 +66,10 @@ def _class_names(folder: Path) -> list[str]:
     return names
 
 
-def _pictures_below(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if is_picture(path.name) and path.is_file())
+def _images_below(folder: Path) -> list[Path]:
+    found = sorted(path for path in folder.rglob("*") if is_image(path.name) and path.is_file())
     if not found:
-        raise SppdetError(f"{folder}: no pictures ({', '.join(SUFFIXES)}); add some or remove the folder")
+        raise SppdetError(f"{folder}: no images ({', '.join(SUFFIXES)}); add some or remove the folder")
     return found
 
 

@@ -17,8 +17,7 @@ import cv2
 import numpy as np
 
 from sppdet.data.voc import write_voc_annotation
-from sppdet.errors import SppdetError
-from sppdet.files import atomic_write, write_json
+from sppdet.utils import SppdetError, atomic_write, write_json
 
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 _MARKER = "shapes.json"
@@ -34,9 +33,9 @@ def make_shapes(
     seed: int = 0,
     size: tuple[int, int] = (320, 240),
 ) -> Path:
-    """Draws ``train`` and ``test`` pictures of about ``size`` (width, height) pixels. Returns ``root``.
+    """Draws ``train`` and ``test`` images of about ``size`` (width, height) pixels. Returns ``root``.
 
-    Picture i of a split depends on ``seed`` and ``size`` alone, not on the counts. The splits are ``train``,
+    Image i of a split depends on ``seed`` and ``size`` alone, not on the counts. The splits are ``train``,
     ``trainval`` (the same) and ``test``. Read the result with :func:`sppdet.data.voc.read_voc`.
 
     A folder that is complete is left as it is, one that was interrupted is drawn again. Raises
@@ -45,7 +44,7 @@ def make_shapes(
     if train < 1 or test < 1 or seed < 0 or min(size) < _SMALLEST_SIDE:
         raise SppdetError(
             f"shapes of train={train}, test={test}, seed={seed}, size={tuple(size)}: give at least one "
-            f"picture of each split, a seed from 0 and sides from {_SMALLEST_SIDE} pixels"
+            f"image of each split, a seed from 0 and sides from {_SMALLEST_SIDE} pixels"
         )
     root = Path(root)
     parameters = {"version": 2, "train": train, "test": test, "seed": seed, "size": list(size)}
@@ -65,11 +64,11 @@ def make_shapes(
 def _draw_split(root: Path, split: str, count: int, stream: tuple[int, int], size: tuple[int, int]) -> list[str]:
     ids = [f"{split}_{index:05d}" for index in range(count)]
     for index, image_id in enumerate(ids):
-        picture, boxes, labels, difficult = draw_shapes(np.random.default_rng([*stream, index]), size)
-        height, width = picture.shape[:2]
+        image, boxes, labels, difficult = draw_shapes(np.random.default_rng([*stream, index]), size)
+        height, width = image.shape[:2]
         names = [CLASSES[label] for label in labels]
         file = f"{image_id}.jpg"
-        _write_picture(root / "JPEGImages" / file, picture)
+        _write_image(root / "JPEGImages" / file, image)
         annotation = root / "Annotations" / f"{image_id}.xml"
         write_voc_annotation(annotation, file, width, height, boxes, names, difficult)
     return ids
@@ -78,9 +77,9 @@ def _draw_split(root: Path, split: str, count: int, stream: tuple[int, int], siz
 def draw_shapes(
     rng: np.random.Generator, size: tuple[int, int] = (320, 240)
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """One picture of 1 to 5 objects: ``(H, W, 3)`` uint8 RGB and its objects.
+    """One image of 1 to 5 objects: ``(H, W, 3)`` uint8 RGB and its objects.
 
-    These are ``(N, 4)`` float32 boxes of the whole figures, hidden parts included, cut to the picture,
+    These are ``(N, 4)`` float32 boxes of the whole figures, hidden parts included, cut to the image,
     ``(N,)`` int64 labels that index :data:`CLASSES`, and ``(N,)`` bool difficult.
     """
     long, short = np.rint(np.array([max(size), min(size)]) * rng.uniform(0.85, 1.15, 2)).astype(int)
@@ -115,8 +114,8 @@ class _Figure(NamedTuple):
     mask: np.ndarray
     left: int
     top: int
-    inside: tuple[slice, slice]  # the part of the patch that is in the picture
-    window: tuple[slice, slice]  # the same part, in the picture
+    inside: tuple[slice, slice]  # the part of the patch that is in the image
+    window: tuple[slice, slice]  # the same part, in the image
 
 
 def _circle(radius: float = 1, start: float = 0, stop: float = 360) -> np.ndarray:
@@ -183,7 +182,7 @@ def _figure(rng: np.random.Generator, kind: str, width: int, height: int) -> _Fi
     contours = [points * half @ rotation.T for points in {**_FIGURES, **_DISTRACTORS}[kind]]
 
     low, high = contours[0].min(axis=0), contours[0].max(axis=0)
-    # Up to a tenth of a figure lies outside the picture.
+    # Up to a tenth of a figure lies outside the image.
     slack = 0.1 * (high - low)
     corner = rng.uniform(-slack, np.maximum(np.array([width, height]) - (high - low) + slack, 1 - slack))
     left, top = np.floor(corner).astype(int) - 2
@@ -311,7 +310,7 @@ def _draw_spot(rng: np.random.Generator, canvas: np.ndarray) -> None:
 
 
 def _draw_curves(rng: np.random.Generator, canvas: np.ndarray, count: int) -> None:
-    """Straight and bent strokes across the picture."""
+    """Straight and bent strokes across the image."""
     height, width = canvas.shape[:2]
     t = np.linspace(0, 1, 24)[:, None]
     for _ in range(count):
@@ -328,14 +327,14 @@ def _draw_curves(rng: np.random.Generator, canvas: np.ndarray, count: int) -> No
 def _blend(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, opacity: float) -> None:
     """Lays a colour onto the canvas where ``mask`` (uint8) is set; masks are mostly empty."""
     points = cv2.findNonZero(mask)
-    if points is None:  # wholly outside the picture
+    if points is None:  # wholly outside the image
         return
     where = points[:, 0, 1], points[:, 0, 0]
     canvas[where] += (colour - canvas[where]) * (mask[where][:, None] * np.float32(opacity / 255))
 
 
 def _develop(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Light, lens and sensor: uneven illumination, some blur, some noise. The picture as uint8."""
+    """Light, lens and sensor: uneven illumination, some blur, some noise. The image as uint8."""
     height, width = canvas.shape[:2]
     light = rng.uniform(0.75, 1.2) * (0.75 + 0.5 * _clouds(rng, height, width, cell=max(height, width) / 1.5))
     canvas = canvas * cv2.merge([light] * 3)
@@ -367,7 +366,7 @@ def _write_text(path: Path, text: str) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def _write_picture(path: Path, picture: np.ndarray) -> None:
+def _write_image(path: Path, image: np.ndarray) -> None:
     # JPEG: the noise makes PNG three times as large. At this quality it adds no visible blocks.
-    _, content = cv2.imencode(".jpg", picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
+    _, content = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])
     atomic_write(path, lambda temporary: temporary.write_bytes(content.tobytes()))

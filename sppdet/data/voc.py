@@ -1,6 +1,6 @@
 """Detection data in PASCAL VOC's layout (Everingham et al., IJCV 2010).
 
-A VOC folder holds ``ImageSets/Main/<split>.txt`` (one picture id a line), ``Annotations/<id>.xml`` and
+A VOC folder holds ``ImageSets/Main/<split>.txt`` (one image id a line), ``Annotations/<id>.xml`` and
 ``JPEGImages/<id>.<jpg, png, ...>``. Corners in the XML are 1-based and inclusive.
 """
 
@@ -17,13 +17,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sppdet.boxes import clip, from_voc, to_voc
-from sppdet.data import Dataset, Sample
-from sppdet.errors import SppdetError
-from sppdet.files import atomic_write
-from sppdet.images import image_size
+from sppdet.data.dataset import Dataset, Sample
+from sppdet.data.images import image_size
+from sppdet.ops import clip, from_voc, to_voc
+from sppdet.utils import SppdetError, atomic_write
 
-# In order of preference, should an id have several pictures.
+# In order of preference, should an id have several images.
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -36,30 +35,30 @@ class _Object(NamedTuple):
 
 class _Annotation(NamedTuple):
     things: list[_Object]
-    size: tuple[int, int] | None  # width and height of the picture as the file has it
+    size: tuple[int, int] | None  # width and height of the image as the file has it
 
 
 def read_voc(
     root: str | os.PathLike, split: str, classes: Sequence[str] | None = None, limit: int | None = None
 ) -> Dataset:
-    """The pictures of one split of a VOC folder.
+    """The images of one split of a VOC folder.
 
     ``root`` is the folder itself (VOC2007) or a parent of exactly one (VOCdevkit). ``classes`` fixes the
     labels; by default they are the names found in all annotations of the split, sorted. ``limit`` keeps the
-    first pictures only, and the same labels. Sizes come from the pictures, not from the XML, so a picture
+    first images only, and the same labels. Sizes come from the images, not from the XML, so an image
     with an EXIF orientation is taken as displayed. Only an object's own ``bndbox`` is read, not those of its
     parts.
 
-    Boxes that poke out of their picture are clipped, and boxes of a single pixel kept, with one warning for
-    the data set, which also tells of pictures whose size is not that of the XML. Raises :class:`SppdetError`
-    for a missing folder or split, and one for all files that cannot be used (missing or broken picture or
-    annotation, inverted box, box outside the picture, class not in ``classes``): a line for each of the first ten.
+    Boxes that poke out of their image are clipped, and boxes of a single pixel kept, with one warning for
+    the data set, which also tells of images whose size is not that of the XML. Raises :class:`SppdetError`
+    for a missing folder or split, and one for all files that cannot be used (missing or broken image or
+    annotation, inverted box, box outside the image, class not in ``classes``): a line for each of the first ten.
     """
     if limit is not None and limit < 1:
-        raise SppdetError(f"limit is {limit}: give 1 or more pictures, or none for all")
+        raise SppdetError(f"limit is {limit}: give 1 or more images, or none for all")
     folder = _voc_folder(Path(root))
-    pictures = _pictures(folder)
-    ids = _read_ids(folder, split, pictures)
+    images = _images(folder)
+    ids = _read_ids(folder, split, images)
     kept = ids[:limit]
     problems: list[str] = []
 
@@ -75,7 +74,7 @@ def read_voc(
     samples = []
     for image_id in kept:
         try:
-            path, width, height = _find_picture(folder, pictures, image_id)
+            path, width, height = _find_image(folder, images, image_id)
             if image_id in annotations:
                 things = annotations[image_id].things
                 labels = _labels(_annotation(folder, image_id), things, classes)
@@ -135,7 +134,7 @@ def _voc_folder(root: Path) -> Path:
     return found[0]
 
 
-def _read_ids(folder: Path, split: str, pictures: dict[str, Path]) -> list[str]:
+def _read_ids(folder: Path, split: str, images: dict[str, Path]) -> list[str]:
     main = folder / "ImageSets" / "Main"
     path = main / f"{split}.txt"
     if not path.is_file():
@@ -144,33 +143,33 @@ def _read_ids(folder: Path, split: str, pictures: dict[str, Path]) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
-        raise SppdetError(f"{path}: is not UTF-8 text; save it as one picture id a line") from None
+        raise SppdetError(f"{path}: is not UTF-8 text; save it as one image id a line") from None
     lines = [line.strip() for line in lines]
-    # Files of a class (cat_train.txt) say in a second column whether a picture shows it.
-    ids = [line if line in pictures else re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
+    # Files of a class (cat_train.txt) say in a second column whether an image shows it.
+    ids = [line if line in images else re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
     ids = list(dict.fromkeys(filter(None, ids)))
     if not ids:
-        raise SppdetError(f"{path}: lists no picture; write one picture id a line")
+        raise SppdetError(f"{path}: lists no image; write one image id a line")
     return ids
 
 
-def _pictures(folder: Path) -> dict[str, Path]:
-    """The picture of every id, from one look at the folder."""
+def _images(folder: Path) -> dict[str, Path]:
+    """The image of every id, from one look at the folder."""
     try:
         paths = [path for path in (folder / "JPEGImages").iterdir() if path.suffix.lower() in _SUFFIXES]
     except OSError:
-        raise SppdetError(f"{folder / 'JPEGImages'}: no such folder; put the pictures there") from None
+        raise SppdetError(f"{folder / 'JPEGImages'}: no such folder; put the images there") from None
     paths.sort(key=lambda path: (_SUFFIXES.index(path.suffix.lower()), path.name), reverse=True)
     return {path.stem: path for path in paths}
 
 
-def _find_picture(folder: Path, pictures: dict[str, Path], image_id: str) -> tuple[Path, int, int]:
-    if image_id not in pictures:
+def _find_image(folder: Path, images: dict[str, Path], image_id: str) -> tuple[Path, int, int]:
+    if image_id not in images:
         raise SppdetError(
-            f"{folder / 'JPEGImages' / image_id}.jpg (or .png, ...): no such picture; "
+            f"{folder / 'JPEGImages' / image_id}.jpg (or .png, ...): no such image; "
             "add it or drop the id from the split"
         )
-    path = pictures[image_id]
+    path = images[image_id]
     return path, *image_size(path)
 
 
@@ -237,7 +236,7 @@ def _clipped(path: Path, things: list[_Object], width: int, height: int) -> np.n
     for thing, (x1, y1, x2, y2) in zip(things, boxes):
         if x1 >= x2 or y1 >= y2:
             raise SppdetError(
-                f"{path}: {thing.name} ({_box_text(thing.corners)}) lies outside the picture, "
+                f"{path}: {thing.name} ({_box_text(thing.corners)}) lies outside the image, "
                 f"which is {width} x {height}; mend or delete it"
             )
     return boxes
@@ -248,7 +247,7 @@ def _remarks(samples: list[Sample], annotations: dict[str, _Annotation]) -> list
     poking: list[str] = []  # the file of each such box
     zero_based: list[str] = []
     tiny: list[str] = []
-    resized: list[str] = []  # the file of each such picture
+    resized: list[str] = []  # the file of each such image
     for sample in samples:
         file, (things, size) = f"{sample.id}.xml", annotations[sample.id]
         corners = np.array([thing.corners for thing in things], np.float32).reshape(-1, 4)
@@ -258,7 +257,7 @@ def _remarks(samples: list[Sample], annotations: dict[str, _Annotation]) -> list
         tiny += [file] * int((corners[:, :2] == corners[:, 2:]).all(axis=1).sum())
     remarks = []
     if poking:
-        remarks.append(f"boxes that poke out of their picture, clipped: {len(poking)} ({_listed(poking)})")
+        remarks.append(f"boxes that poke out of their image, clipped: {len(poking)} ({_listed(poking)})")
     if zero_based:
         remarks.append(
             "boxes that start at 0, so the files look 0-based where VOC counts from 1, "
@@ -268,7 +267,7 @@ def _remarks(samples: list[Sample], annotations: dict[str, _Annotation]) -> list
         remarks.append(f"boxes of a single pixel, likely stray clicks, kept: {len(tiny)} ({_listed(tiny)})")
     if resized:
         remarks.append(
-            "pictures of another size than their annotation says, resized or turned by their EXIF orientation after "
+            "images of another size than their annotation says, resized or turned by their EXIF orientation after "
             f"it was made, so that boxes may be wrong: {len(resized)} ({_listed(resized)})"
         )
     return remarks

@@ -8,10 +8,10 @@ import warnings
 import numpy as np
 import pytest
 
+from sppdet.data.images import read_image
 from sppdet.data.shapes import CLASSES, draw_shapes, make_shapes
 from sppdet.data.voc import read_voc
-from sppdet.errors import SppdetError
-from sppdet.images import read_image
+from sppdet.utils.errors import SppdetError
 
 SIZE = (96, 72)
 
@@ -31,18 +31,18 @@ def test_the_reader_reads_it_without_a_remark(tmp_path):
 def test_the_reader_returns_what_was_drawn(tmp_path):
     make_shapes(tmp_path, train=1, test=3, seed=5, size=SIZE)
     for index, sample in enumerate(read_voc(tmp_path, "test", classes=CLASSES)):
-        picture, boxes, labels, difficult = draw_shapes(np.random.default_rng([5, 1, index]), SIZE)
+        image, boxes, labels, difficult = draw_shapes(np.random.default_rng([5, 1, index]), SIZE)
         np.testing.assert_array_equal(sample.boxes, boxes)
         np.testing.assert_array_equal(sample.labels, labels)
         np.testing.assert_array_equal(sample.difficult, difficult)
-        assert np.abs(read_image(sample.path).astype(int) - picture).mean() < 8  # JPEG's loss
+        assert np.abs(read_image(sample.path).astype(int) - image).mean() < 8  # JPEG's loss
 
 
-def test_objects_lie_in_their_picture():
+def test_objects_lie_in_their_image():
     heights, widths, hard = [], [], []
     for seed in range(40):
-        picture, boxes, labels, difficult = draw_shapes(np.random.default_rng(seed), SIZE)
-        height, width = picture.shape[:2]
+        image, boxes, labels, difficult = draw_shapes(np.random.default_rng(seed), SIZE)
+        height, width = image.shape[:2]
         assert 1 <= len(boxes) == len(labels) == len(difficult) <= 5
         assert (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= [width, height]).all()
         assert (boxes[:, 2:] - boxes[:, :2] >= 4).all()
@@ -54,7 +54,7 @@ def test_objects_lie_in_their_picture():
     assert sum(hard) < len(hard) / 4
 
 
-def test_a_picture_depends_on_the_seed_not_on_the_counts(tmp_path):
+def test_an_image_depends_on_the_seed_not_on_the_counts(tmp_path):
     make_shapes(tmp_path / "few", train=1, test=1, size=SIZE)
     make_shapes(tmp_path / "more", train=3, test=2, size=SIZE)
     make_shapes(tmp_path / "other", train=1, test=1, seed=1, size=SIZE)
@@ -65,20 +65,20 @@ def test_a_picture_depends_on_the_seed_not_on_the_counts(tmp_path):
 
 def test_a_complete_folder_is_not_drawn_again(tmp_path):
     make_shapes(tmp_path, train=1, test=1, size=SIZE)
-    picture = tmp_path / "JPEGImages" / "train_00000.jpg"
-    picture.write_bytes(b"touched")
+    image = tmp_path / "JPEGImages" / "train_00000.jpg"
+    image.write_bytes(b"touched")
     make_shapes(tmp_path, train=1, test=1, size=SIZE)
-    assert picture.read_bytes() == b"touched"
+    assert image.read_bytes() == b"touched"
 
 
 def test_an_interrupted_folder_is_drawn_again(tmp_path):
     make_shapes(tmp_path, train=1, test=1, size=SIZE)
-    picture, marker = tmp_path / "JPEGImages" / "train_00000.jpg", tmp_path / "shapes.json"
-    whole = picture.read_bytes()
-    picture.unlink()
+    image, marker = tmp_path / "JPEGImages" / "train_00000.jpg", tmp_path / "shapes.json"
+    whole = image.read_bytes()
+    image.unlink()
     marker.write_text(json.dumps({**json.loads(marker.read_text()), "complete": False}))
     make_shapes(tmp_path, train=1, test=1, size=SIZE)
-    assert picture.read_bytes() == whole
+    assert image.read_bytes() == whole
     assert json.loads(marker.read_text())["complete"] is True
 
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from sppdet.data.voc import read_voc, write_voc_annotation
-from sppdet.errors import SppdetError
+from sppdet.utils.errors import SppdetError
 
-SHARED = Path(__file__).parents[2].parent / "shared"
+SHARED = Path(__file__).parents[3] / "shared"
 
 
 def thing(name="cat", xmin=11, ymin=6, xmax=20, ymax=15, extra="<difficult>0</difficult>"):
@@ -21,7 +21,7 @@ def thing(name="cat", xmin=11, ymin=6, xmax=20, ymax=15, extra="<difficult>0</di
 
 
 def add(root, image_id, *objects, size=(40, 30), suffix=".png"):
-    """One more picture of ``size`` (width, height) in the split ``train``."""
+    """One more image of ``size`` (width, height) in the split ``train``."""
     for folder in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size).save(root / "JPEGImages" / f"{image_id}{suffix}")
@@ -45,7 +45,7 @@ def no_unexpected_warning():
 
 
 def test_corners_are_1_based_and_inclusive(tmp_path):
-    # The whole picture and its first pixel, as VOC writes them; the last one is one pixel wide.
+    # The whole image and its first pixel, as VOC writes them; the last one is one pixel wide.
     add(tmp_path, "a", thing("cat", 1, 1, 40, 30), thing("dog", 1, 1, 1, 2), thing("cat", 7, 3, 7, 12))
     data = read_voc(tmp_path, "train")
     (sample,) = data
@@ -71,7 +71,7 @@ def test_fractions_of_a_pixel_are_legal(tmp_path):
     assert read_voc(tmp_path, "train")[0].boxes.tolist() == [[0.5, 5, 8.25, 15]]
 
 
-def test_a_picture_without_objects_is_legal(tmp_path):
+def test_an_image_without_objects_is_legal(tmp_path):
     add(tmp_path, "a")
     sample = read_voc(tmp_path, "train", classes=["cat"])[0]
     assert sample.boxes.shape == (0, 4) and sample.labels.shape == sample.difficult.shape == (0,)
@@ -112,19 +112,19 @@ def test_split_files_are_read_tolerantly(tmp_path):
     assert [sample.id for sample in read_voc(tmp_path, "train")] == ["a", "b", "c 2"]
 
 
-def test_a_picture_whose_name_ends_like_a_second_column_is_itself(tmp_path):
+def test_an_image_whose_name_ends_like_a_second_column_is_itself(tmp_path):
     for image_id in ("photo", "photo 0", "photo 1"):
         add(tmp_path, image_id)
     assert [sample.id for sample in read_voc(tmp_path, "train")] == ["photo", "photo 0", "photo 1"]
 
 
 @pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png", ".BMP"])
-def test_pictures_of_several_formats_are_found(tmp_path, suffix):
+def test_images_of_several_formats_are_found(tmp_path, suffix):
     add(tmp_path, "a", suffix=suffix)
     assert read_voc(tmp_path, "train")[0].path.name == f"a{suffix}"
 
 
-def test_the_size_is_that_of_the_picture_as_displayed(tmp_path):
+def test_the_size_is_that_of_the_image_as_displayed(tmp_path):
     add(tmp_path, "a", thing(xmax=30, ymax=40))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -153,7 +153,7 @@ def test_folders_and_splits_that_are_missing_are_named(tmp_path):
     (tmp_path / "ImageSets/Main/test.txt").write_text("b\n")
     fails(tmp_path, r"train\.txt: no such split; there are: test, val")
     (tmp_path / "ImageSets/Main/train.txt").write_text("\n \n")
-    fails(tmp_path, r"train\.txt: lists no picture")
+    fails(tmp_path, r"train\.txt: lists no image")
 
 
 @pytest.mark.parametrize(
@@ -167,8 +167,8 @@ def test_folders_and_splits_that_are_missing_are_named(tmp_path):
         ([thing(xmax="nan")], "xmax=nan"),
         ([thing(xmin=21)], r"inverted \(xmin=21, ymin=6, xmax=20, ymax=15\)"),
         ([thing(ymin=16)], "inverted"),
-        ([thing(xmin=41, xmax=50)], "outside the picture, which is 40 x 30"),
-        ([thing(ymin=-9, ymax=0)], "outside the picture"),
+        ([thing(xmin=41, xmax=50)], "outside the image, which is 40 x 30"),
+        ([thing(ymin=-9, ymax=0)], "outside the image"),
     ],
 )
 def test_bad_annotations_are_named(tmp_path, objects, reason):
@@ -184,7 +184,7 @@ def test_files_that_are_missing_or_broken_are_named_together(tmp_path):
     (tmp_path / "Annotations/a.xml").unlink()
     (tmp_path / "JPEGImages/a.png").write_bytes(b"")
     (tmp_path / "JPEGImages/b.png").unlink()
-    (tmp_path / "JPEGImages/c.png").write_bytes(b"no picture")
+    (tmp_path / "JPEGImages/c.png").write_bytes(b"no image")
     lines = fails(tmp_path, "no such annotation")
     assert [("a.xml" in lines[0]), ("a.png" in lines[1]), ("b.jpg" in lines[2]), ("c.png" in lines[3])] == [True] * 4
     assert len(lines) == 4
@@ -228,7 +228,7 @@ def test_a_box_of_a_single_pixel_is_kept_with_a_warning(tmp_path):
     assert data[0].boxes.tolist() == [[2, 3, 3, 4]]
 
 
-def test_a_picture_of_another_size_than_its_annotation_says_is_pointed_out(tmp_path):
+def test_an_image_of_another_size_than_its_annotation_says_is_pointed_out(tmp_path):
     add(tmp_path, "a", "<size><width>30</width><height>40</height></size>", thing())
     add(tmp_path, "b", "<size><width>40</width><height>30</height></size>", thing())
     add(tmp_path, "c", "<size><width>0</width><height>0</height></size>", thing())  # some tools leave it so

@@ -1,0 +1,1 @@
+from . import common as common

@@ -1,0 +1,148 @@
+"""Images as arrays: whatever a file holds becomes ``(H, W, 3)`` uint8 RGB, turned as viewers display it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from sppdet.utils import SppdetError
+
+# How an image is turned for display, by the value of its EXIF orientation tag (EXIF 2.3, tag 0x0112).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def read_image(path: str | os.PathLike) -> np.ndarray:
+    """The image in a file as a C-contiguous ``(H, W, 3)`` uint8 RGB array.
+
+    EXIF orientation is applied. Grey is repeated, transparency is laid over white, 16-bit grey (and 32-bit
+    integers, which hold it too) is scaled so that 65535 becomes 255, float grey is taken as 0..1 if nothing
+    in it is larger and as 0..255 otherwise. Of an animation the first frame is read.
+
+    Raises :class:`SppdetError` naming the file if it is missing, empty, a folder, broken, cut short, no
+    image, or so large that Pillow takes it for a decompression bomb (about 179 million pixels).
+    """
+    with _opened(path) as image:
+        return _as_array(image)
+
+
+def image_size(path: str | os.PathLike) -> tuple[int, int]:
+    """``(width, height)`` in pixels of the image as displayed, from the file's header: no pixel is decoded.
+
+    Raises the errors of :func:`read_image` as far as a header shows them.
+    """
+    with _opened(path) as image:
+        width, height = image.size
+        # From 5 on, orientations lay the image on its side.
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def to_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
+    """A path, a Pillow image or a uint8 array as a C-contiguous ``(H, W, 3)`` uint8 RGB array.
+
+    Arrays are grey ``(H, W)`` or ``(H, W, 1)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``; note that OpenCV
+    reads images as BGR. An array that is right already is returned as it is, not copied. Raises
+    :class:`SppdetError` for anything else.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return read_image(image)
+    if isinstance(image, Image.Image):
+        with _naming(getattr(image, "filename", "") or "the given image"):
+            return _as_array(image)
+    if isinstance(image, np.ndarray):
+        return _array_as_rgb(image)
+    raise SppdetError(f"an image cannot be a {type(image).__name__}: give a path, a PIL image or a uint8 array")
+
+
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    # Not Image.open(path): given a path, Pillow maps an uncompressed grey TIFF into memory and, where an
+    # orientation lays it on its side, takes its rows for columns (seen with Pillow 13.0).
+    with _naming(path), open(path, "rb") as file, Image.open(file) as image:
+        yield image
+
+
+@contextmanager
+def _naming(path: str | os.PathLike) -> Iterator[None]:
+    """Turns whatever goes wrong with an image into one line that names it."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise SppdetError(f"{path}: no such image; check the path") from None
+    except Image.DecompressionBombError:
+        raise SppdetError(
+            f"{path}: has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels, too many; make it smaller"
+        ) from None
+    except UnidentifiedImageError:
+        what = "is empty" if Path(path).is_file() and Path(path).stat().st_size == 0 else "is no image Pillow knows"
+        raise SppdetError(f"{path}: {what}; replace it by a JPEG or PNG file") from None
+    except Exception as error:
+        # Pillow's decoders raise a zoo (SyntaxError, struct.error, ValueError...) on files that are damaged.
+        if Path(path).is_dir():
+            raise SppdetError(f"{path}: is a folder; give an image file") from None
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise SppdetError(
+            f"{path}: cannot be read ({' '.join(reason.split())}); copy it again or save it anew"
+        ) from error
+
+
+def _orientation(image: Image.Image) -> int:
+    # Pillow turns TIFF images by itself, their size included.
+    if image.format == "TIFF":
+        return 1
+    try:
+        # The base class's getexif: PNG's own would decode the whole image to see whether EXIF follows it.
+        found = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return 1  # a damaged EXIF block says nothing, and the image may be sound
+    return found if found in _TURNS else 1
+
+
+def _as_array(image: Image.Image) -> np.ndarray:
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:
+        image = image.transpose(turn)
+    if image.mode.startswith("I"):
+        return _array_as_rgb(_bytes_of(np.asarray(image) / 257))
+    if image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        return _array_as_rgb(_bytes_of(values * 255 if values.max() <= 1 else values))
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("LA") if image.mode == "La" else image
+        return _array_as_rgb(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
+
+
+def _bytes_of(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _array_as_rgb(array: np.ndarray) -> np.ndarray:
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
+        raise SppdetError(
+            f"an image cannot be a {array.dtype} array of shape {array.shape}: "
+            "give uint8 of shape (H, W), (H, W, 1), (H, W, 3) or (H, W, 4)"
+        )
+    if channels == 1:
+        return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
+    if channels == 4:
+        opacity = array[..., 3:] / np.float32(255)
+        return _bytes_of(array[..., :3] * opacity + 255 * (1 - opacity))
+    return np.ascontiguousarray(array)
+
+
+def scaled_size(width: int, height: int, factor: float) -> tuple[int, int]:
+    return max(1, round(width * factor)), max(1, round(height * factor))

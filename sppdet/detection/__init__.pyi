@@ -1,0 +1,11 @@
+from . import ensemble as ensemble
+from .detections import Detections as Detections
+from .detector import Detector as Detector
+from .drawing import draw_detections as draw_detections
+from .ensemble import MODEL_FILES as MODEL_FILES
+from .ensemble import is_combined as is_combined
+from .ensemble import load as load
+from .linear_layers import BoxRegressors as BoxRegressors
+from .linear_layers import LinearSVMs as LinearSVMs
+from .linear_layers import Softmax as Softmax
+from .predictor import Predictor as Predictor

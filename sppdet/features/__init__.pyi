@@ -1,0 +1,13 @@
+from .cached_split import CachedSplit as CachedSplit
+from .cached_split import entry_names as entry_names
+from .cached_split import fill_each as fill_each
+from .cached_split import fill_maps as fill_maps
+from .cached_split import open_split as open_split
+from .cached_split import proposal_store as proposal_store
+from .crop_features import CropFeatures as CropFeatures
+from .pyramid_features import PyramidFeatures as PyramidFeatures
+from .regions import project as project
+from .regions import scale_factor as scale_factor
+from .warp import Crop as Crop
+from .window_features import WindowFeatures as WindowFeatures
+from .window_features import Windows as Windows

@@ -1,0 +1,59 @@
+"""Where a network's cells lie in its input: stride and first centre, derived from its layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+
+@dataclass(frozen=True)
+class CellGrid:
+    """Where a trunk's cells lie in its input: cell i is centred on pixel ``centre + stride * i`` (0-based)."""
+
+    stride: int
+    centre: float
+
+
+def cell_grid(trunk: nn.Module) -> CellGrid:
+    """Stride and first-cell centre of a trunk's output, from its conv and pool layers.
+
+    Each layer of kernel k, stride s, padding p and dilation d moves the first centre by ((k - 1) d / 2 - p) strides
+    of its input and multiplies the stride by s. Branches that meet (residual sums, Fire's concatenation) must agree.
+    """
+    return list(_cell_grids(trunk).values())[-1]
+
+
+def _cell_grids(trunk: nn.Module) -> dict[str, CellGrid]:
+    """The output cells of every step of a trunk, in the order they run; a layer's step is called by its name."""
+    grids: dict[fx.Node, CellGrid] = {}
+    traced = fx.symbolic_trace(trunk)
+    modules = dict(traced.named_modules())
+    for node in traced.graph.nodes:
+        inputs = {grids[parent] for parent in node.all_input_nodes} or {CellGrid(1, 0.0)}
+        if len(inputs) != 1:
+            raise ValueError(f"branches of different stride or centre meet at {node.name}: {inputs}")
+        grid = inputs.pop()
+        stride, centre = grid.stride, grid.centre
+        layer = modules.get(node.target) if node.op == "call_module" else None
+        if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
+            kernel, step, padding, dilation = (
+                value[0] if isinstance(value, tuple) else value
+                for value in (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
+            )
+            centre += stride * ((kernel - 1) * dilation / 2 - padding)
+            stride *= step
+        grids[node] = CellGrid(stride, centre)
+    return {str(node.target): grid for node, grid in grids.items()}
+
+
+def freeze(trunk: nn.Module, stride: int) -> None:
+    """Let the layers train whose output cells are more than ``stride`` pixels apart, and fix those before them.
+
+    Fast R-CNN (arXiv 1504.08083, section 4.5) fixes conv1 and conv2 of VGG16, its layers up to stride 2, and
+    learns nearly as well as with conv2. 0 trains every layer.
+    """
+    grids = _cell_grids(trunk)
+    for name, layer in trunk.named_modules():
+        for parameter in layer.parameters(recurse=False):
+            parameter.requires_grad_(grids[name].stride > stride)

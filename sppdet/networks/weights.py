@@ -1,0 +1,75 @@
+"""Weights of a network: from torchvision, or from a file; and their digest."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sppdet.utils import SppdetError
+
+
+def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
+    """Fill ``trunk`` from ``imagenet``, ``random`` (leaves it), or a file of a state_dict (.pth or .safetensors).
+
+    The file may hold the whole torchvision network or the trunk alone.
+    """
+    if weights == "random":
+        return
+    state = network_state(name, weights)
+    wanted = trunk.state_dict()
+    misfits = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
+    misfits = [key for key in misfits if not key.endswith("num_batches_tracked")]
+    if misfits:
+        raise SppdetError(
+            f"backbone.weights: {weights} does not fit {name}: {len(misfits)} of {len(wanted)} tensors are missing "
+            f"or of another shape (first: {misfits[0]}); give weights of {name} or set backbone.name"
+        )
+    trunk.load_state_dict({key: state.get(key, wanted[key]) for key in wanted})
+
+
+def network_state(name: str, weights: str) -> dict[str, torch.Tensor]:
+    """The state_dict that ``imagenet`` or a file stands for: of the whole network, or what of it a file holds."""
+    return _imagenet_state(name) if weights == "imagenet" else _file_state(Path(weights))
+
+
+def _imagenet_state(name: str) -> dict:
+    if name == "small":
+        raise SppdetError("backbone.weights: there are no imagenet weights of 'small'; use pretrain, random or a file")
+    from torchvision.models import get_model_weights  # takes longer to import than torch
+
+    try:
+        return get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as error:
+        raise SppdetError(
+            f"backbone.weights: the download of torchvision's {name} weights failed ({error}); "
+            "give a file: backbone.weights=PATH"
+        ) from None
+
+
+def _file_state(path: Path) -> dict:
+    if not path.is_file():
+        raise SppdetError(f"backbone.weights: {path} does not exist; give a file, imagenet or random")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch and safetensors raise many kinds; all mean the same to the user
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise SppdetError(f"backbone.weights: {path} cannot be read as a state_dict ({reason})") from None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise SppdetError(f"backbone.weights: {path} is not a state_dict (names to tensors)")
+    return state
+
+
+def weights_digest(trunk: nn.Module) -> str:
+    """16 hexadecimal digits of all weights, for the key of what they compute."""
+    digest = hashlib.blake2b(digest_size=8)
+    for key, value in sorted(trunk.state_dict().items()):
+        if not key.endswith("num_batches_tracked"):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

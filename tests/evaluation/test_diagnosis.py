@@ -1,0 +1,286 @@
+"""Errors whose kind is known, sums that must match, and mended detections measured again by the evaluation itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sppdet.data.dataset import Dataset, Sample
+from sppdet.detection.detections import Detections
+from sppdet.evaluation.diagnosis import KINDS, diagnose, similar_classes
+from sppdet.evaluation.diagnosis_plot import draw_diagnosis
+from sppdet.evaluation.diagnosis_report import report_markdown
+from sppdet.evaluation.voc import evaluate_voc
+from sppdet.ops import boxes as geometry
+
+CLASSES = ("car", "cow", "sheep")
+COW, SECOND, SHEEP, CAR, HARD = ([x, 0, x + 12, 10] for x in (0, 100, 200, 300, 400))
+NOWHERE = [500, 0, 512, 10]
+NOTHING = np.zeros((0, 4), np.float32)
+
+
+def concat_pooled(box, shift):
+    """12 pixels wide: shifted by 2 its IoU is 10 / 14, by 6 it is 6 / 18, by 10 it is 2 / 22 < 0.1."""
+    return [box[0] + shift, box[1], box[2] + shift, box[3]]
+
+
+def image(*rows, name="a") -> Sample:
+    """A sample of (box, class) or (box, class, difficult)."""
+    boxes = geometry.as_boxes([row[0] for row in rows])
+    labels = np.array([CLASSES.index(row[1]) for row in rows], np.int64)
+    return Sample(name, Path(f"{name}.jpg"), 640, 480, boxes, labels, np.array([len(row) > 2 for row in rows], bool))
+
+
+def found(*boxes, label="cow") -> Detections:
+    """Detections of one class, surest first."""
+    scores = -np.arange(len(boxes), dtype=np.float32)
+    return Detections(geometry.as_boxes(boxes), np.full(len(boxes), CLASSES.index(label)), scores, CLASSES)
+
+
+FIELD = image((COW, "cow"), (SECOND, "cow"), (SHEEP, "sheep"), (CAR, "car"), (HARD, "cow", True))
+
+
+def of_cows(detections: Detections, sample=FIELD, proposals=NOTHING):
+    result = diagnose(Dataset(CLASSES, (sample,)), [detections], [geometry.as_boxes(proposals)])
+    return result["classes"]["cow"]
+
+
+@pytest.mark.parametrize(
+    ("box", "kind"),
+    [
+        (concat_pooled(COW, 2), "duplicate"),
+        (concat_pooled(COW, 6), "localisation"),
+        (concat_pooled(COW, 10), "background"),
+        (SHEEP, "similar"),
+        (concat_pooled(SHEEP, 6), "similar"),
+        (concat_pooled(SHEEP, 10), "background"),
+        (CAR, "other"),
+        (concat_pooled(CAR, 6), "other"),
+        (NOWHERE, "background"),
+        (concat_pooled(HARD, 6), "localisation"),
+    ],
+)
+def test_every_kind_of_wrong_detection(box, kind):
+    counts = of_cows(found(COW, box))["detections"]
+    assert {name: count for name, count in counts.items() if count} == {"correct": 1, kind: 1}
+
+
+def test_a_detection_on_a_difficult_object_is_in_no_count():
+    assert of_cows(found(HARD, COW))["detections"] == of_cows(found(COW))["detections"]
+
+
+def test_its_own_class_goes_before_a_similar_one_and_that_before_another():
+    crowd = image((COW, "cow"), (concat_pooled(COW, 10), "sheep"), (concat_pooled(COW, 16), "car"))
+    # Shifted by 8: IoU 4 / 20 with the cow, 10 / 14 with the sheep, 4 / 20 with the car; by 14: off the cow.
+    assert of_cows(found(concat_pooled(COW, 8)), crowd)["detections"]["localisation"] == 1
+    assert of_cows(found(concat_pooled(COW, 14)), crowd)["detections"]["similar"] == 1
+    assert of_cows(found(concat_pooled(COW, 14)), crowd)["confused_with"] == {"sheep": 1}
+
+
+def test_as_many_detections_are_looked_at_as_there_are_objects():
+    result = of_cows(found(NOWHERE, COW, SECOND, SHEEP, CAR))
+    assert result["detections"] == {
+        "correct": 1, "localisation": 0, "duplicate": 0, "similar": 0, "other": 0, "background": 1,
+    }  # fmt: skip
+    assert result["objects"] == {"found": 1, "outranked": 1, "undetected": 0, "unproposed": 0}
+
+
+def test_missed_with_and_without_a_proposal():
+    missed = found(COW)
+    assert of_cows(missed, proposals=[concat_pooled(SECOND, 2)])["objects"]["undetected"] == 1
+    assert of_cows(missed, proposals=[concat_pooled(SECOND, 6)])["objects"]["unproposed"] == 1
+    # Box regression found it all the same.
+    assert of_cows(found(COW, SECOND), proposals=[])["objects"]["found"] == 2
+
+
+def test_gains_worked_by_hand():
+    """Two cows: right, again, badly on the same one, badly on the other, sheep, car, nothing, badly on a hard one."""
+    wrong = [
+        concat_pooled(COW, 2),
+        concat_pooled(COW, 6),
+        concat_pooled(SECOND, 6),
+        SHEEP,
+        CAR,
+        NOWHERE,
+        concat_pooled(HARD, 6),
+    ]
+    result = diagnose(Dataset(CLASSES, (FIELD,)), [found(COW, *wrong)], [geometry.as_boxes([SECOND])])
+    cow, errors = result["classes"]["cow"], result["errors"]
+    assert cow["AP"] == pytest.approx(600 / 11) and cow["AP_area"] == pytest.approx(50)
+    # right, again, right: recall 1 at a precision of 2/3.
+    assert cow["AP_without"]["localisation"] == pytest.approx(100 * (6 + 5 * 2 / 3) / 11)
+    # Nothing is found below them, so nothing is gained by their absence.
+    for kind in ("duplicate", "similar", "other", "background", "outranked", "unproposed"):
+        assert cow["AP_without"][kind] == pytest.approx(cow["AP"])
+    assert cow["AP_without"]["undetected"] == pytest.approx(100)
+    # Sheep and car have an object each and no detection: AP 0 before and after.
+    assert errors["localisation"]["mAP"] == pytest.approx(cow["AP_without"]["localisation"] / 3)
+    assert errors["localisation"]["mAP_area"] == pytest.approx((50 + 50 * 2 / 3) / 3)
+    assert errors["duplicate"] == {
+        "count": 1, "share": 0.5, "mAP": pytest.approx(200 / 11), "mAP_area": pytest.approx(50 / 3),
+    }  # fmt: skip
+    assert errors["unproposed"]["count"] == 2 and errors["unproposed"]["share"] == 0.5  # the sheep and the car
+
+
+def test_outranked_objects_come_right_after_the_surest():
+    # wrong, wrong, wrong, right, wrong, right: precision 1/4 and 2/6; then wrong, wrong, right, right: 1/3 and 2/4.
+    far = [concat_pooled(NOWHERE, 20 * i) for i in range(4)]
+    cow = of_cows(found(*far[:3], COW, far[3], SECOND))
+    assert cow["AP"] == pytest.approx(100 / 3)
+    assert cow["AP_without"]["outranked"] == pytest.approx(50)
+    assert cow["AP_without"]["background"] == pytest.approx(100)
+
+
+def plain_outcomes(dataset: Dataset, detections: list[Detections], k: int) -> list[tuple]:
+    """One by one: (image, row, outcome, object) of class k's detections, surest first."""
+    rows = [(i, j) for i, d in enumerate(detections) for j in np.flatnonzero(d.labels == k)]
+    rows.sort(key=lambda row: -detections[row[0]].scores[row[1]])
+    similar, taken, result = similar_classes(dataset.classes)[k], set(), []
+    for i, j in rows:
+        sample = dataset[i]
+        overlap = geometry.iou(detections[i].boxes[j : j + 1], sample.boxes)[0]
+        own = np.where(sample.labels == k, overlap, -1)
+        best = int(own.argmax()) if len(own) else -1
+        if len(own) and own[best] >= 0.5:
+            if sample.difficult[best]:
+                outcome = "ignored"
+            else:
+                outcome = "duplicate" if (i, best) in taken else "correct"
+                taken.add((i, best))
+        elif len(own) and own[best] >= 0.1:
+            outcome = "localisation"
+        elif any(value >= 0.1 and similar[label] for value, label in zip(overlap, sample.labels)):
+            outcome = "similar"
+        else:
+            outcome = "other" if (overlap >= 0.1).any() else "background"
+        result.append((i, j, outcome, best))
+    return result
+
+
+def scattered(seed: int) -> tuple[Dataset, list[Detections], list[np.ndarray]]:
+    """Random objects, some difficult; many or few detections, near and far, of any class; proposals of some objects."""
+    rng = np.random.default_rng(seed)
+    share = (1, 0.4, 0.1)[seed % 3]
+    samples, detections, proposals = [], [], []
+    for i in range(12):
+        n = rng.integers(0, 5)
+        corner = rng.integers(0, 60, (n, 2))
+        boxes = np.concatenate([corner, corner + rng.integers(8, 30, (n, 2))], axis=1).astype(np.float32)
+        labels = rng.integers(0, 3, n)
+        samples.append(Sample(f"p{i}", Path(f"p{i}.jpg"), 100, 100, boxes, labels, rng.random(n) < 0.2))
+        near = np.repeat(boxes, 4, axis=0) + rng.integers(-6, 7, (4 * n, 4))
+        far = np.concatenate([np.zeros((6, 2)), rng.integers(5, 90, (6, 2))], axis=1)
+        every = geometry.as_boxes(np.concatenate([near, far]))
+        every[:, 2:] = np.maximum(every[:, 2:], every[:, :2] + 2)
+        guessed = np.where(rng.random(4 * n) < 0.7, np.repeat(labels, 4), rng.integers(0, 3, 4 * n))
+        guessed = np.concatenate([guessed, rng.integers(0, 3, 6)])
+        scores = rng.permutation(len(every)) + rng.random(len(every))
+        order = np.argsort(-scores)[rng.random(len(every)) < share]
+        detections.append(Detections(every[order], guessed[order], scores[order].astype(np.float32), CLASSES))
+        proposals.append(geometry.as_boxes(boxes[rng.random(n) < 0.6]))
+    return Dataset(CLASSES, tuple(samples)), detections, proposals
+
+
+def mend(dataset: Dataset, detections: list[Detections], error: str, outcomes: dict, covered: list[np.ndarray]):
+    """The data set and detections in which one kind of error does not happen."""
+    boxes, scores = [d.boxes.copy() for d in detections], [d.scores.copy() for d in detections]
+    keep = [np.ones(len(d), bool) for d in detections]
+    difficult = [sample.difficult.copy() for sample in dataset]
+    for k in range(3):
+        rows = [row for row in outcomes[k] if row[2] != "ignored"]
+        finders = {(i, best): place for place, (i, _, outcome, best) in enumerate(rows) if outcome == "correct"}
+        objects = [(i, o) for i, s in enumerate(dataset) for o in np.flatnonzero((s.labels == k) & ~s.difficult)]
+        placed = set()
+        for i, j, outcome, best in rows:
+            if outcome == error:
+                keep[i][j] = False
+            if outcome == error == "localisation" and (i, best) in objects and (i, best) not in {*finders, *placed}:
+                placed.add((i, best))
+                keep[i][j], boxes[i][j] = True, dataset[i].boxes[best]
+        if error == "outranked" and len(rows) > len(objects):
+            i, j = rows[len(objects)][:2]  # the first that is not among the surest
+            late = [rows[place] for place in finders.values() if place >= len(objects)]
+            edge = detections[i].scores[j]
+            for nth, row in enumerate(late):
+                scores[row[0]][row[1]] = edge + np.float32(1e-4 * (len(late) - nth))
+        if error in ("undetected", "unproposed"):
+            for i, o in objects:
+                if (i, o) not in finders and covered[i][o] == (error == "undetected"):
+                    difficult[i][o] = True
+    samples = tuple(replace(sample, difficult=d) for sample, d in zip(dataset, difficult))
+    rows = zip(boxes, detections, scores, keep)
+    return Dataset(CLASSES, samples), [Detections(b[k], d.labels[k], s[k], CLASSES) for b, d, s, k in rows]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_it_is_the_evaluation_of_mended_detections(seed):
+    dataset, detections, proposals = scattered(seed)
+    result = diagnose(dataset, detections, proposals)
+    measured = evaluate_voc(dataset, detections)
+    assert result["mAP"] == pytest.approx(measured["mAP"]) and result["mAP_area"] == pytest.approx(measured["mAP_area"])
+    outcomes = {k: plain_outcomes(dataset, detections, k) for k in range(3)}
+    covered = [
+        geometry.iou(sample.boxes, windows).max(axis=1, initial=0) >= 0.5 for sample, windows in zip(dataset, proposals)
+    ]
+    for k, name in enumerate(CLASSES):
+        own = result["classes"][name]
+        surest = [row[2] for row in outcomes[k] if row[2] != "ignored"][: sum(own["objects"].values())]
+        assert own["detections"] == {kind: surest.count(kind) for kind in ("correct", *KINDS)}
+        assert sum(own["objects"].values()) == sum(((s.labels == k) & ~s.difficult).sum() for s in dataset)
+        assert own["objects"]["found"] == own["detections"]["correct"]
+        assert sum(own["confused_with"].values()) == own["detections"]["similar"] + own["detections"]["other"]
+    for error, row in result["errors"].items():
+        again = evaluate_voc(*mend(dataset, detections, error, outcomes, covered))
+        assert row["mAP"] == pytest.approx(again["mAP"]), error
+        assert row["mAP_area"] == pytest.approx(again["mAP_area"]), error
+        assert row["mAP"] >= result["mAP"] - 1e-9 and row["mAP_area"] >= result["mAP_area"] - 1e-9
+        for name, value in again["AP"].items():
+            assert result["classes"][name]["AP_without"][error] == pytest.approx(value)
+
+
+def test_groups_are_hoiems():
+    names = ("aeroplane", "bird", "bus", "person", "chair", "sofa", "bottle", "platelets")
+    similar = similar_classes(names)
+    pairs = {(a, b) for a, row in zip(names, similar) for b, value in zip(names, row) if value}
+    expected = {("aeroplane", "bird"), ("aeroplane", "bus"), ("bird", "person"), ("chair", "sofa")}
+    assert pairs == expected | {(b, a) for a, b in expected}
+
+
+def test_classes_without_known_groups_are_other_classes():
+    classes = ("disc", "bar")
+    sample = replace(image((COW, "car"), (SHEEP, "cow")), labels=np.array([0, 1]))
+    detections = Detections(geometry.as_boxes([SHEEP]), np.array([0]), np.ones(1, np.float32), classes)
+    result = diagnose(Dataset(classes, (sample,)), [detections], [NOTHING])
+    assert "similar" not in result["errors"] and "similar" not in result["classes"]["disc"]["detections"]
+    assert result["classes"]["disc"]["detections"]["other"] == 1
+    assert "similar" not in report_markdown(result)
+
+
+def test_nothing_to_find_and_nothing_found():
+    empty = diagnose(Dataset(CLASSES, (image(),)), [found()], [NOTHING])
+    assert empty["mAP"] is None and all(row["mAP"] is None for row in empty["errors"].values())
+    assert "| cow | - |" in report_markdown(empty)
+    draw_diagnosis(empty)
+    blind = diagnose(Dataset(CLASSES, (FIELD,)), [found()], [NOTHING])
+    assert (
+        blind["mAP"] == 0 and blind["errors"]["unproposed"]["mAP"] == 0 and blind["errors"]["unproposed"]["share"] == 1
+    )
+    draw_diagnosis(blind)
+    json.dumps([empty, blind])
+
+
+def test_report_and_plot_show_the_figures():
+    result = diagnose(Dataset(CLASSES, (FIELD,)), [found(COW, SHEEP, SECOND)], [NOTHING])
+    lines = report_markdown(result).splitlines()
+    # right, wrong, right: (6 + 5 * 2/3) / 11 of a cow, of three classes; without the confusion all of it.
+    assert lines[0].startswith("1 images, mAP 28.3 (11-point, IoU 0.5)")
+    (row,) = [line for line in lines if line.startswith("| similar |")]
+    assert "| 50.0% of detections | 33.3 | +5.1 |" in row
+    assert "| cow | 84.8 | 1 | 0 | 0 | 1 | 0 | 0 | sheep 1 |" in lines
+    assert "| cow | 2 | 1 | 1 | 0 | 0 |" in lines
+    colours = {colour for _, colour in draw_diagnosis(result).getcolors(1 << 20)}
+    assert {(0x4C, 0x9A, 0x52), (0xE8, 0x86, 0x2E), (0xE3, 0xC0, 0x4B)} <= colours  # correct, similar, outranked

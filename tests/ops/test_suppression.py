@@ -1,0 +1,68 @@
+"""Suppression by hand, and against torchvision's on boxes that overlap in every way; votes against plain sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+
+from sppdet.ops import boxes as geometry
+from sppdet.ops.suppression import nms, vote
+
+
+def test_the_best_of_those_that_overlap_stays():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 5], [20, 20, 30, 30]])
+    assert nms(boxes, np.array([0.5, 0.9, 0.7, 0.1]), 0.6).tolist() == [1, 2, 3]
+    # The IoU of the first and the third is exactly a half: not above it.
+    assert nms(boxes[[0, 2]], np.array([2.0, 1.0]), 0.5).tolist() == [0, 1]
+    assert nms(boxes[[0, 2]], np.array([2.0, 1.0]), 0.49).tolist() == [0]
+
+
+def test_of_equal_scores_the_first_comes_first():
+    boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 0, 60, 10]])
+    assert nms(boxes, np.zeros(3), 0.5).tolist() == [0, 2]
+
+
+def test_nothing_and_boxes_without_area():
+    assert nms(np.zeros((0, 4)), np.zeros(0), 0.3).tolist() == []
+    assert nms(np.zeros((2, 4)), np.zeros(2), 0.3).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_torchvisions_survivors(seed):
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 40, (300, 2)) if seed % 2 else rng.uniform(0, 40, (300, 2))
+    boxes = np.concatenate([corners, corners + rng.uniform(0, 30, (300, 2))], axis=1).astype(np.float32)
+    boxes[rng.integers(0, 300, 20)] = boxes[rng.integers(0, 300, 20)]
+    scores = rng.integers(0, 50, 300).astype(np.float32)  # many ties
+    overlap = rng.choice([0.0, 0.3, 0.5, 0.7, 1.0])
+    expected = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap)
+    assert nms(boxes, scores, overlap).tolist() == expected.tolist()
+
+
+def test_votes_are_the_plain_sums():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 30, (60, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(10, 40, (60, 2))], axis=1).astype(np.float32)
+    scores, labels = rng.normal(size=60).astype(np.float32), rng.integers(0, 3, 60)
+    survivors = np.array([40, 3, 17, 5])
+    for survivor, voted in zip(survivors, vote(boxes, scores, labels, survivors, 0.4)):
+        total, weights = np.zeros(4), 0.0
+        for box, score, label in zip(boxes, scores, labels):
+            if label == labels[survivor] and geometry.iou(box[None], boxes[survivor][None])[0, 0] >= 0.4:
+                total += np.exp(3 * score) * box
+                weights += np.exp(3 * score)
+        np.testing.assert_allclose(voted, total / weights, rtol=1e-5)
+
+
+def test_a_box_that_regression_left_without_area_votes_for_itself():
+    boxes = np.array([[0, 10, 0, 40], [5, 5, 20, 20]], np.float32)
+    voted = vote(boxes, np.ones(2, np.float32), np.zeros(2, np.int64), np.array([0, 1]), 0.4)
+    np.testing.assert_array_equal(voted, boxes)
+
+
+def test_votes_of_very_sure_detections_are_finite():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 12]], np.float32)  # log odds of a softmax have no bound
+    voted = vote(boxes, np.array([900, 899], np.float32), np.zeros(2, np.int64), np.array([0]), 0.4)
+    np.testing.assert_allclose(voted, [[0, 0, 10, (10 + 12 * np.exp(-3)) / (1 + np.exp(-3))]])

@@ -1,0 +1,49 @@
+"""scripts/bench.py and what benchmarks/ share: tables, targets, and that a command shown names no folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+spec = importlib.util.spec_from_file_location("bench", ROOT / "scripts" / "bench.py")
+bench = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(bench)
+
+
+@pytest.fixture
+def common(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    return importlib.import_module("benchmarks.common")
+
+
+def test_table(common):
+    rows = [common.at_least("faster", 3.14159, 3), common.at_most("memory", 1.2, 1.1), common.Row("plain", 5, "ms")]
+    assert common.table(rows).splitlines()[2:] == [
+        "| faster | 3.14 x | at least 3 x | yes |  |",
+        "| memory | 1.2 x | at most 1.1 x | **no** |  |",
+        "| plain | 5 ms |  |  |  |",
+    ]
+    assert common.milliseconds("a", 0.02, 0.01, "writing").floor == "2.0 x writing"
+
+
+def test_best_calls_every_function_in_turns(common):
+    calls = []
+    found = common.best(2, a=lambda: calls.append("a"), b=lambda: calls.append("b"))
+    assert calls == ["a", "b"] * 3 and set(found) == {"a", "b"} and min(found.values()) >= 0
+
+
+def test_the_command_shown_names_no_folder():
+    options = bench.parser().parse_args(["all", "--voc-root", "/some/where", "--cache", "/else"])
+    assert "/" not in bench.command(options).replace("scripts/bench.py", "") and "--cache CACHE" in bench.command(
+        options
+    )
+
+
+def test_every_name_is_a_module():
+    assert sorted(bench.NAMES) == sorted(
+        path.stem for path in (ROOT / "benchmarks").glob("*.py") if path.stem not in ("__init__", "common")
+    )

@@ -1,0 +1,131 @@
+"""Box regression: a planted map comes back, and a class without windows moves nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sppdet.config.settings import BoxRegressionSettings
+from sppdet.ops import boxes as geometry
+from sppdet.training import bbox_regression
+
+
+@pytest.fixture
+def planted():
+    """500 vectors of 6 features, and targets that are a linear function of them."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(500, 6)).astype(np.float32)
+    weight, bias = rng.normal(size=(4, 6)), rng.normal(size=4)
+    return rows, weight, bias, rows @ weight.T + bias
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 7.0])
+def test_a_planted_map_comes_back(planted, scale):
+    rows, weight, bias, targets = planted
+    found_weight, found_bias = bbox_regression.fit_class(rows, targets, ridge=1e-4, scale=scale)
+    np.testing.assert_allclose(found_weight, weight, atol=1e-3)
+    np.testing.assert_allclose(found_bias, bias, atol=1e-3)
+
+
+def test_fewer_windows_than_features(planted):
+    rows, _, _, targets = planted
+    found_weight, found_bias = bbox_regression.fit_class(rows[:4], targets[:4], ridge=1e-6, scale=1.0)
+    np.testing.assert_allclose(rows[:4] @ found_weight.T + found_bias, targets[:4], atol=1e-2)
+
+
+def test_an_infinite_ridge_leaves_the_mean_shift(planted):
+    rows, _, _, targets = planted
+    found_weight, found_bias = bbox_regression.fit_class(rows, targets, ridge=1e12, scale=1.0)
+    np.testing.assert_allclose(found_weight, 0, atol=1e-6)
+    np.testing.assert_allclose(found_bias, targets.mean(axis=0), atol=1e-6)
+
+
+def test_ridge_by_hand():
+    # One feature, two windows at +-1 with targets +-(1, 0, 0, 0). Covariance diag(1, 0, 0, 0), whitened by
+    # 1 / sqrt(1.001); ridge 2: w = sum(x t) / (sum(x x) + 2) = 2 / 4 of it, and the whitening cancels.
+    rows = np.array([[1], [-1]], np.float32)
+    weight, bias = bbox_regression.fit_class(rows, np.array([[1, 0, 0, 0], [-1, 0, 0, 0]]), ridge=2.0, scale=1.0)
+    np.testing.assert_allclose(weight, [[0.5], [0], [0], [0]], atol=1e-6)
+    np.testing.assert_allclose(bias, np.zeros(4), atol=1e-6)
+
+
+def test_whitened_targets_have_unit_covariance():
+    rng = np.random.default_rng(1)
+    targets = rng.normal(size=(2000, 4)) @ rng.normal(size=(4, 4)) * 3
+    targets -= targets.mean(axis=0)
+    whiten, unwhiten = bbox_regression._whitening(targets)
+    white = targets @ whiten
+    np.testing.assert_allclose(white.T @ white / 2000, np.eye(4), atol=0.02)  # 0.001 is added to each variance
+    np.testing.assert_allclose(whiten @ unwhiten, np.eye(4), atol=1e-9)
+
+
+@pytest.fixture
+def split(make_split):
+    """Class a has objects, b has none, c has one without a proposal near it."""
+    rng = np.random.default_rng(0)
+    content = []
+    for i in range(6):
+        near = [[8 + 4 * (i % 2), 8, 24, 24], [8, 8, 24, 20]]
+        boxes, labels = [[8, 8, 24, 24]], [0]
+        if i == 0:
+            boxes, labels = [*boxes, [40, 40, 56, 56]], [0, 2]
+        content.append((rng.random((16, 16, 3)), [*near, [0, 32, 8, 40]], boxes, labels))
+    return make_split(content, ("a", "b", "c"))
+
+
+def test_a_class_without_windows_moves_nothing(split, tiny_features):
+    found = bbox_regression.train(split, tiny_features(3), [0, 1], BoxRegressionSettings(ridge=0.1), 1.0, workers=1)
+    assert found.weight.shape == (2, 4, 15) and found.bias.shape == (2, 4)
+    assert found.weight.dtype == found.bias.dtype == np.float32
+    assert np.abs(found.weight[0]).max() > 0
+    assert not found.weight[1].any() and not found.bias[1].any()
+
+
+def test_only_its_own_object_leaves_a_box_where_it_is(split, tiny_features):
+    found = bbox_regression.train(split, tiny_features(3), [2], BoxRegressionSettings(), 1.0, workers=1)
+    np.testing.assert_allclose(found.bias, 0, atol=1e-6)  # the target of an object is no shift
+    assert np.isfinite(found.weight).all()
+
+
+def test_windows_and_targets_are_those_above_the_overlap(split):
+    chosen = bbox_regression._choose(split, 0, BoxRegressionSettings(min_overlap=0.5), seed=3)
+    # Of each image the object itself and both windows near it (IoU 3/4, or 1 where it is the object).
+    assert np.bincount(chosen.images).tolist() == [3] * 6
+    moved = geometry.decode(chosen.boxes.astype(np.float32), chosen.targets)
+    np.testing.assert_allclose(moved, np.tile([[8, 8, 24, 24]], (18, 1)), atol=1e-4)
+    strict = bbox_regression._choose(split, 0, BoxRegressionSettings(min_overlap=0.75), seed=3)
+    assert len(strict.images) == 9  # an overlap of exactly 0.75 is not above it
+
+
+def test_a_class_is_the_same_whichever_are_trained_with_it(split, tiny_features):
+    settings = BoxRegressionSettings(ridge=0.1, max_windows=7)
+    together = bbox_regression.train(split, tiny_features(3), [0, 1, 2], settings, 1.0, workers=2)
+    for k in range(3):
+        alone = bbox_regression.train(split, tiny_features(3), [k], settings, 1.0, workers=1)
+        np.testing.assert_array_equal(alone.weight[0], together.weight[k])
+        np.testing.assert_array_equal(alone.bias[0], together.bias[k])
+
+
+def test_a_sample_of_the_windows_is_bounded(split):
+    chosen = bbox_regression._choose(split, 0, BoxRegressionSettings(max_windows=5), seed=3)
+    assert len(chosen.images) == len(chosen.boxes) == len(chosen.targets) == 5
+    again = bbox_regression._choose(split, 0, BoxRegressionSettings(max_windows=5), seed=3)
+    np.testing.assert_array_equal(chosen.boxes, again.boxes)
+
+
+def test_regression_lowers_the_error_on_what_it_was_fitted_to(random_split, tiny_features):
+    split, features = random_split(images=20), tiny_features(8, (4, 2, 1))
+    settings = BoxRegressionSettings(min_overlap=0.3, ridge=1.0)
+    found = bbox_regression.train(split, features, [0], settings, 1.0, workers=1)
+    chosen = bbox_regression._choose(split, 0, settings, seed=3)
+    ((rows, targets),) = bbox_regression._gather(split, features, [chosen], 1)
+    left = targets - (rows.astype(np.float32) @ found.weight[0].T + found.bias[0])
+    assert (left**2).mean() < 0.5 * (targets**2).mean()
+
+
+def test_the_memory_at_hand_changes_nothing(split, tiny_features):
+    settings = BoxRegressionSettings(ridge=0.1)
+    expected = bbox_regression.train(split, tiny_features(3), [0, 1, 2], settings, 1.0, workers=1)
+    found = bbox_regression.train(split, tiny_features(3), [0, 1, 2], settings, 1.0, workers=1, memory_gb=1e-9)
+    np.testing.assert_array_equal(found.weight, expected.weight)
+    np.testing.assert_array_equal(found.bias, expected.bias)

@@ -1,0 +1,119 @@
+"""Pretraining: crops of objects and of background, and what is learned from them."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sppdet.config.settings import PretrainSettings
+from sppdet.data.dataset import Dataset, Sample
+from sppdet.networks.trunks import build_trunk
+from sppdet.ops import boxes as geometry
+from sppdet.training import pretraining
+from sppdet.utils.errors import SppdetError
+
+COLOURS = ([220, 30, 30], [30, 30, 220])
+
+
+@pytest.fixture
+def dataset(tmp_path) -> Dataset:
+    """Ten grey images of 100 x 80 with a red (class 0) or a blue (class 1) square, and one without objects."""
+    samples = []
+    for i in range(11):
+        image = np.full((80, 100, 3), 120, np.uint8)
+        boxes, labels = np.zeros((0, 4), np.float32), np.zeros(0, np.int64)
+        if i < 10:
+            x, y = 5 + 4 * i, 3 * i
+            image[y : y + 40, x : x + 40] = COLOURS[i % 2]
+            boxes, labels = np.array([[x, y, x + 40, y + 40]], np.float32), np.array([i % 2])
+        path = tmp_path / f"p{i}.png"
+        Image.fromarray(image).save(path)
+        samples.append(Sample(f"p{i}", path, 100, 80, boxes, labels, np.zeros(len(labels), bool)))
+    return Dataset(("red", "blue"), tuple(samples))
+
+
+def test_crops_show_the_objects_and_as_little_else(dataset):
+    crops = pretraining.object_crops(dataset, 32, seed=3, workers=2)
+    assert crops.images.shape[1:] == (32, 32, 3) and crops.images.dtype == np.uint8
+    assert len(crops.images) == len(crops.labels)
+    assert (crops.labels < 2).sum() == 10 and 0 < (crops.labels == 2).sum() <= 10
+    for image, label in zip(crops.images, crops.labels):
+        if label < 2:
+            assert image[16, 16].tolist() == COLOURS[label]
+    again = pretraining.object_crops(dataset, 32, seed=3, workers=1)
+    np.testing.assert_array_equal(crops.images, again.images)
+
+
+def test_background_is_apart_from_every_object():
+    boxes = np.array([[0, 0, 30, 30], [60, 50, 100, 80]], np.float32)
+    sample = Sample("p", None, 100, 80, boxes, np.array([0, 1]), np.zeros(2, bool))
+    for seed in range(20):
+        found = pretraining._elsewhere(sample, np.random.default_rng(seed))
+        assert len(found) <= 2
+        assert (found >= 0).all() and (found[:, 2:] <= [100.01, 80.01]).all()
+        assert (geometry.iou(found, boxes) < 0.3).all()
+
+
+def test_an_object_as_large_as_its_image_has_no_background():
+    boxes = np.array([[0, 0, 100, 80]], np.float32)
+    sample = Sample("p", None, 100, 80, boxes, np.array([0]), np.zeros(1, bool))
+    assert pretraining._elsewhere(sample, np.random.default_rng(0)).shape == (0, 4)
+
+
+def test_a_crop_has_a_fifth_around_it_and_stays_inside():
+    image = np.zeros((80, 100, 3), np.uint8)
+    image[20:60, 30:70] = 200
+    crop = pretraining._crop(image, np.array([30, 20, 70, 60], np.float32), 56)  # pixels 22..78 and 12..68: 56 a side
+    np.testing.assert_array_equal(crop, image[12:68, 22:78])
+    assert pretraining._crop(image, np.array([0, 0, 100, 80], np.float32), 20).shape == (20, 20, 3)
+    assert pretraining._crop(image, np.array([99.2, 10, 99.6, 10.4], np.float32), 8).shape == (8, 8, 3)
+
+
+def pretrain(dataset, log=lambda text: None, **changes):
+    settings = PretrainSettings(**{"sizes": [64, 48], "epochs": 2, "batch_size": 8} | changes)
+    return pretraining.pretrain(dataset, "small", "float32", settings, (2, 1), seed=3, device="cpu", workers=1, log=log)
+
+
+def test_epochs_take_the_sizes_in_turn(dataset):
+    lines = []
+    trunk, accuracy = pretrain(dataset, log=lines.append, epochs=3)
+    records = [json.loads(line) for line in lines]
+    assert [record["size"] for record in records] == [64, 48, 64]
+    assert records[-1]["accuracy"] == pytest.approx(accuracy, abs=1e-3)
+    assert not trunk.training and set(trunk.state_dict()) == set(build_trunk("small").state_dict())
+
+
+def test_colours_are_learned(dataset):
+    _, accuracy = pretrain(dataset, epochs=10, learning_rate=3e-3, sizes=[48])
+    assert accuracy > 0.8  # one class of three would be a third
+
+
+def test_the_same_seed_is_the_same_trunk(dataset):
+    (a, _), (b, _) = pretrain(dataset, epochs=1), pretrain(dataset, epochs=1)
+    assert all(torch.equal(value, b.state_dict()[key]) for key, value in a.state_dict().items())
+
+
+def test_a_single_step(dataset):
+    lines = []
+    pretrain(dataset, epochs=1, batch_size=16, sizes=[48], log=lines.append)
+    assert len(lines) == 1
+
+
+def test_too_few_crops_are_told(dataset):
+    with pytest.raises(SppdetError, match=r"fewer than pretrain\.batch_size=100; give more images"):
+        pretrain(dataset, batch_size=100)
+
+
+def test_jitter_never_cuts_the_object():
+    crop = np.zeros((140, 140, 3), np.uint8)
+    crop[20:120, 20:120] = 255  # the object of a crop with a fifth of its side around it
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        part = pretraining._jitter(crop, 140, rng)
+        assert part.shape == (140, 140, 3)
+        # All of the object is there, and it has only grown.
+        assert (part > 127).sum() >= (crop > 127).sum()
