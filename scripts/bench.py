@@ -46,7 +46,7 @@ def one(options: argparse.Namespace) -> None:
 
 def every(options: argparse.Namespace) -> str:
     """Run all, each in a process of its own; the Markdown of what they found."""
-    from sppdet.utils.versions import machine
+    from sppdet.utils.environment import machine
 
     given = sys.argv[2:]
     parts = [HEAD.format(command=command(options), machine=machine())]

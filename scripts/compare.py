@@ -27,7 +27,7 @@ from sppdet.config.settings import STAGES
 from sppdet.proposals.recall import recall_line
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import read_json, write_document
-from sppdet.utils.versions import machine
+from sppdet.utils.environment import machine
 
 ROOT = Path(__file__).resolve().parents[1]
 SPP, END, FAST, RCNN, BEST = (

@@ -1,7 +1,10 @@
 from . import checkpoints as checkpoints
 from .compilation import compiled as compiled
 from .compilation import marker as marker
+from .environment import versions as versions
 from .errors import SppdetError as SppdetError
+from .execution import Checkpoint as Checkpoint
+from .execution import Execution as Execution
 from .files import atomic_write as atomic_write
 from .files import entries_under as entries_under
 from .files import file_digest as file_digest
@@ -18,4 +21,3 @@ from .parallel import share as share
 from .parallel import side_by_side as side_by_side
 from .parallel import thread_count as thread_count
 from .parallel import worker_count as worker_count
-from .versions import versions as versions
