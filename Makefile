@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 # Which PyTorch build the first setup installs: empty is what PyPI gives, `cpu` is the small CPU-only one.
 TORCH ?=
+# Processes that run the tests.
+JOBS ?= 2
 CONFIG ?= configs/voc07_sppnet_squeezenet.yaml
 VOC_ROOT ?= data/VOCdevkit
 # Added to the command that a target runs, e.g. `make demo ARGS="run.seed=1"` or `make test ARGS="-k boxes"`.
@@ -12,7 +14,7 @@ ARGS ?=
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train-voc data-voc test lint table-voc compare bench clean-cache clean
+.PHONY: help setup demo train-voc data-voc test test-all lint types rooms docs table-voc compare bench clean-cache clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1 - /p' $(firstword $(MAKEFILE_LIST)) | awk -F ' - ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -61,23 +63,36 @@ train-voc: setup  ## train and evaluate CONFIG on PASCAL VOC2007 in VOC_ROOT
 data-voc: setup  ## download PASCAL VOC2007 (0.9 GB) into data/ and check it
 	$(python) scripts/get_voc.py --root data
 
-test: setup  ## run the tests
-	$(python) -m pytest $(ARGS)
+test: lint types rooms setup  ## everything that CI checks: style, types, the order of the rooms, and the tests
+	$(python) -m pytest -n $(JOBS) $(ARGS)
+
+test-all: setup  ## the tests, the slow ones too
+	$(python) -m pytest -n $(JOBS) -m "slow or not slow" $(ARGS)
 
 lint: setup  ## check style and formatting
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 
-table-voc: setup  ## train and measure the rows of the paper's table, and write docs/accuracy.md; most of a day
-	$(python) scripts/compare.py ablation --voc-root $(VOC_ROOT) --write docs/accuracy.md $(ARGS)
+types: setup  ## check the annotations
+	$(python) -m mypy
 
-compare: setup  ## train and measure every system on the same pictures, and write docs/systems.md; an hour and a half
-	$(python) scripts/compare.py systems --voc-root $(VOC_ROOT) --write docs/systems.md $(ARGS)
+rooms: setup  ## check that imports only go down between the rooms of the package
+	$(VENV)/bin/lint-imports
 
-bench: setup  ## measure every stage beside what it replaces, and write docs/performance.md; half an hour
-	$(python) scripts/bench.py all --voc-root $(VOC_ROOT) --write docs/performance.md $(ARGS)
+docs: setup  ## build the documents as a site in site/
+	$(python) -m uv pip install --quiet --python $(python) -c constraints.txt -e '.[docs]'
+	$(python) -m mkdocs build --strict
 
-clean-cache:  ## remove cached proposals, conv maps and drawn pictures (cache/)
+table-voc: setup  ## train and measure the rows of the paper's table, and write docs/experiments/accuracy.md; most of a day
+	$(python) scripts/compare.py ablation --voc-root $(VOC_ROOT) --write docs/experiments/accuracy.md $(ARGS)
+
+compare: setup  ## train and measure every system on the same images, and write docs/experiments/systems.md; an hour and a half
+	$(python) scripts/compare.py systems --voc-root $(VOC_ROOT) --write docs/experiments/systems.md $(ARGS)
+
+bench: setup  ## measure every stage beside what it replaces, and write docs/experiments/performance.md; half an hour
+	$(python) scripts/bench.py all --voc-root $(VOC_ROOT) --write docs/experiments/performance.md $(ARGS)
+
+clean-cache:  ## remove cached proposals, conv maps and drawn images (cache/)
 	rm -rf cache
 
 clean:  ## remove what builds and tests leave (keeps the environment, cache/, runs/ and data/)
