@@ -14,7 +14,7 @@ import torch
 import yaml
 
 import sppdet
-from sppdet.config import ClassifierConfig, Config, keys
+from sppdet.config import ClassifierConfig, keys
 from sppdet.config.settings import RENAMED
 
 ROOT = Path(__file__).parents[1]
