@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sppdet.detection.detections import Detections
-from sppdet.detection.drawing import colour, draw_detections, text_colour
+from sppdet.detection.drawing import class_colour, draw_detections, text_colour
 from sppdet.ops.boxes import as_boxes
 
 
@@ -26,7 +26,7 @@ def grey(width, height):
 
 def has_colour(image, label):
     """``(H, W)``: where an image has the colour of a class."""
-    return (image == colour(label)).all(axis=2)
+    return (image == class_colour(label)).all(axis=2)
 
 
 def has_ink(image, label):
@@ -141,7 +141,7 @@ def test_a_thin_box_stays_thin():
 
 
 def test_twenty_classes_have_colours_that_can_be_told_apart():
-    colours = np.array([colour(label) for label in range(20)], float)
+    colours = np.array([class_colour(label) for label in range(20)], float)
     distances = np.linalg.norm(colours[:, None] - colours[None], axis=2)
     assert distances[~np.eye(20, dtype=bool)].min() > 40
 
@@ -152,5 +152,5 @@ def test_text_can_be_read_on_every_colour():
         return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
 
     for label in range(300):
-        low, high = sorted([luminance(colour(label)), luminance(text_colour(colour(label)))])
+        low, high = sorted([luminance(class_colour(label)), luminance(text_colour(class_colour(label)))])
         assert (high + 0.05) / (low + 0.05) >= 4.5
