@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from sppdet.proposals import SelectiveSearch
 
 if TYPE_CHECKING:
     from sppdet.detection.detector import Detector
+
+ImageT = TypeVar("ImageT", bound=ImageLike)  # a list of strings is a list of images
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,7 @@ class Predictor(ABC):
     @overload
     def predict(
         self,
-        images: list[ImageLike] | tuple[ImageLike, ...],
+        images: list[ImageT] | tuple[ImageT, ...],
         threshold: float | None = DEFAULT_THRESHOLD,
         bgr: bool = False,
     ) -> list[Detections]: ...
@@ -127,7 +129,7 @@ class Predictor(ABC):
 
     def predict(
         self,
-        images: ImageLike | list[ImageLike] | tuple[ImageLike, ...] | Iterator[ImageLike],
+        images: ImageLike | list[ImageT] | tuple[ImageT, ...] | Iterator[ImageLike],
         threshold: float | None = DEFAULT_THRESHOLD,
         bgr: bool = False,
     ) -> Detections | list[Detections] | Iterator[Detections]:
