@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
+from sppdet.data.dataset import Dataset, Sample
 from sppdet.detection.detections import Detections
 from sppdet.detection.drawing import draw_detections
 from sppdet.evaluation.coco import write_coco_ground_truth
@@ -150,14 +154,7 @@ def test_json_like_list_is_rounded(detections):
 
 
 def test_coco_entries_are_what_pycocotools_reads(detections, tmp_path):
-    """The image's detections, taken for its objects too, are all found."""
-    from pathlib import Path
-
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
-    from sppdet.data.dataset import Dataset, Sample
-
+    """Average precision is 1 where the detections are the ground truth, too."""
     sample = Sample("7", Path("7.jpg"), 64, 64, detections.xyxy, detections.labels, np.zeros(3, bool))
     write_coco_ground_truth(tmp_path / "truth.json", Dataset(CLASSES, (sample,)))
     truth = COCO(str(tmp_path / "truth.json"))
@@ -176,5 +173,5 @@ def test_drawing_takes_every_kind_of_image(detections, tmp_path):
     expected = draw_detections(image, detections)
     file = io.BytesIO()
     Image.fromarray(image).save(file, "png")
-    for given in (image, Image.fromarray(image), file.getvalue()):
-        np.testing.assert_array_equal(detections.draw(given), expected)
+    for form in (image, Image.fromarray(image), file.getvalue()):
+        np.testing.assert_array_equal(detections.draw(form), expected)

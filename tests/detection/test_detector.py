@@ -34,7 +34,7 @@ def test_scores_by_hand(by_hand):
 
 
 def test_scores_in_the_mirror_image_are_in_the_frame_of_the_image(by_hand):
-    # Twice as much to the right there is to the left here; everything else stays.
+    # Right in the mirror image is left in the image; all other components stay.
     bias = np.tile(np.array([0.5, 0.25, 0.125, 1], np.float32), (2, 1))
     model = replace(by_hand, regressors=BoxRegressors(np.zeros((2, 4, 2), np.float32), bias))
     mirrored_map = np.ascontiguousarray(hand_made_map()[:, ::-1])
