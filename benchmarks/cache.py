@@ -11,7 +11,7 @@ import torch
 from benchmarks.common import FIVE_SCALES, WINDOWS, Bench, Row, at_least, at_most, best, maps_of
 from sppdet.data.images import read_image
 from sppdet.data.splits import load_split
-from sppdet.detection.detector import load_detector
+from sppdet.detection import load_detector
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.cached_split import open_split
 from sppdet.features.store import Store, compress_map, decompress_map
@@ -68,7 +68,7 @@ def accuracy(bench: Bench) -> Row:
         image, size = read_image(dataset[i].path), split.size(i)
         maps = features.read(detector.backbone, image)
         kept = [decompress_map(compress_map(conv_map)).astype(np.float32) for conv_map in maps]
-        return tuple(detector.detect(m, split.proposals(i), size) for m in (maps, kept))
+        return tuple(detector.detect([m], split.proposals(i), size) for m in (maps, kept))
 
     plain, stored = zip(*run_all(detect, range(len(dataset)), 0, "detecting", threads=True))
     before, after = (evaluate_voc(dataset, list(found))["mAP"] for found in (plain, stored))

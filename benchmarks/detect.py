@@ -35,7 +35,7 @@ def run(bench: Bench) -> list[Row]:
     size = size_of(image)
 
     def rest(model: Detector) -> None:
-        model.detect(maps_of(made, model.features, image), boxes, size)
+        model.detect([maps_of(made, model.features, image)], boxes, size)
 
     times = best(
         3, proposals=lambda: FAST(image), backbone=lambda: maps_of(made, plain.features, image),
@@ -46,7 +46,7 @@ def run(bench: Bench) -> list[Row]:
     windows = plain.features.windows(boxes, size, maps_of(made, plain.features, image))
     work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
     numbers = len(windows.cells) * plain.features.dimension
-    exact, rough = plain.weights.counts
+    exact, rough = plain.window_weights.counts
     bytes_each, columns = (
         (2, 2 * exact + rough) if plain.features.half else (4, exact + rough)
     )  # see sppdet.ops.products

@@ -168,12 +168,12 @@ def started(row: Row, command: list[str]) -> None:
 
 def combine(row: Row, options: argparse.Namespace, folder: Path) -> None:
     """Make a run of the rows that it is ``of``, unless it is there already, and measure it."""
-    from sppdet.detection.ensemble import is_of
+    from sppdet.detection import is_ensemble_of
 
     folders = [options.runs / Row(name, "").folder for name, _ in row.of]
     if missing := [f"--rows '{name}'" for (name, _), run in zip(row.of, folders) if not (run / "model.json").exists()]:
         raise SppdetError(f"{row.name}: is made of other rows, which come first: {' '.join(missing)}")
-    if not is_of(folder, folders):
+    if not is_ensemble_of(folder, folders):
         shutil.rmtree(folder, ignore_errors=True)
         weights = [str(weight) for _, weight in row.of]
         started(row, ["sppdet.combine", *map(str, folders), "--weights", *weights, "--output", str(folder)])
@@ -203,7 +203,7 @@ def seconds(folder: Path, paths: list[Path]) -> tuple[float, ...]:
         start = time.perf_counter()
         proposals = detector.search(image)
         searched = time.perf_counter()
-        maps, mirrored = detector.read(image, proposals), detector.read_mirrored(image, proposals)
+        maps, mirrored = detector.read(image, proposals), detector.read_mirror_image(image, proposals)
         read = time.perf_counter()
         detector.detect(maps, proposals, (image.shape[1], image.shape[0]), mirrored)
         times.append((searched - start, read - searched, time.perf_counter() - read))

@@ -9,19 +9,19 @@ import math
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sppdet.cli import common as cli
+from sppdet.config import DEFAULT_THRESHOLD
 from sppdet.data import find_images
 from sppdet.utils import SppdetError, atomic_write
 
 if TYPE_CHECKING:  # imported late: --help does not wait for torch
     import numpy as np
 
-    from sppdet.detection import Detections, Predictor
+    from sppdet.detection import Detector, Ensemble
 
 OUTPUT = "detections"
 
@@ -30,48 +30,50 @@ Scores are SVM margins, not probabilities: 0 is the decision boundary, and they 
 log odds, where 0 is a probability of one half.
 Boxes are x1 y1 x2 y2, pixel edges counted from 0, of the image as displayed (EXIF orientation applied):
 the top left pixel is 0 0 1 1, and a width is x2 - x1.
-Where nothing reaches the threshold the nearest that did not is named ("nearest" in JSON).
+Where no detection reaches the threshold, the best one below it is named ("nearest" in JSON).
 
---json prints one document, best detections first; an image that could not be done has "error" instead:
+--json prints one document, best detections first; an image that could not be read or drawn has "error" instead:
   {"model": "runs/demo", "classes": ["cat", "dog"], "threshold": -0.5,
    "images": [{"path": "a.jpg", "width": 640, "height": 480,
                "detections": [{"label": "dog", "score": 0.71, "box": [48.0, 120.0, 195.5, 371.0]}]}]}
 
-Exit status: 0, or 2 if anything could not be done. An image that cannot be read does not keep the others from being
-done; a name that leads to no image does.
+Exit status: 0, or 2 after any error. If an image cannot be read the others are processed all the same; if an IMAGE
+argument names no image, none is.
 """
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    """Return the parser of the command's arguments."""
+    parser = argparse.ArgumentParser(
         prog="sppdet detect",
         description="Find objects in images: prints them and draws them into copies of the images.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("images", nargs="+", metavar="IMAGE", help="an image, a folder of them, or a quoted pattern")
-    made.add_argument("--model", metavar="RUN", help="a run's folder; default: the newest finished one in runs/")
-    images = made.add_mutually_exclusive_group()
-    images.add_argument(
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, a folder of images, or a quoted pattern")
+    parser.add_argument("--model", metavar="RUN", help="a run's folder; default: the newest finished one in runs/")
+    drawing = parser.add_mutually_exclusive_group()
+    drawing.add_argument(
         "--output",
         metavar="DIR",
         help=f"where the images with boxes go, as JPEG; default: {OUTPUT}, with --json none are drawn",
     )
-    images.add_argument("--no-pictures", action="store_true", help="only print")
-    made.add_argument(
+    drawing.add_argument("--no-pictures", action="store_true", help="only print")
+    parser.add_argument(
         "--threshold",
         type=_finite,
-        default=-0.5,
+        default=DEFAULT_THRESHOLD,
         metavar="M",
         help="lowest score shown, not a probability; default: %(default)s; 0 is the decision boundary",
     )
-    made.add_argument("--max-detections", type=cli.positive, metavar="N", help="show only the N best of an image")
-    made.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
-    made.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda; default: %(default)s")
-    return made
+    parser.add_argument("--max-detections", type=cli.positive, metavar="N", help="show only the N best per image")
+    parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda; default: %(default)s")
+    return parser
 
 
 def _finite(text: str) -> float:
+    """Convert the value of an option that is a finite number, as ``type=`` of argparse."""
     try:
         value = float(text)
     except ValueError:
@@ -82,25 +84,22 @@ def _finite(text: str) -> float:
 
 
 def detect(options: argparse.Namespace) -> int:
-    """Do every image; the exit status."""
+    """Detect objects in every image, print and draw them, and return the exit status."""
     images = find_images(options.images)
     model = Path(options.model) if options.model else newest_run()
     output = options.output or (None if options.json or options.no_pictures else OUTPUT)
-    targets = output_paths(images, Path(output)) if output else [None] * len(images)
+    targets: Sequence[Path | None] = output_paths(images, Path(output)) if output else [None] * len(images)
     if not options.model:
         print(f"model: {model}, the newest in {model.parent}", file=sys.stderr)
 
-    from sppdet.detection import load  # after all that can go wrong without it
+    from sppdet.detection import load  # imported late: errors in the arguments come before the wait for torch
     from sppdet.utils import few_or_many
 
     detector = load(model, options.device)
     detector.search.warm_up()
-    # The detector's own floor must not hide what is asked for.
-    floor = min(detector.detection.min_margin, options.threshold)
-    detector.detection = replace(detector.detection, min_margin=floor)
-    one = partial(_detect_one, detector, options.threshold, options.max_detections)
+    detect_one = partial(_detect_one, detector, options.threshold, options.max_detections)
     entries = []
-    for entry, target in zip(few_or_many(one, list(zip(images, targets)), "detecting"), targets):
+    for entry, target in zip(few_or_many(detect_one, list(zip(images, targets)), "detecting"), targets):
         if "error" in entry:
             cli.say(f"error: {entry['error']}", sys.stderr)
         elif not options.json:
@@ -109,11 +108,15 @@ def detect(options: argparse.Namespace) -> int:
     if options.json:
         document = {"model": str(model), "classes": list(detector.classes), "threshold": options.threshold}
         cli.say(json.dumps(document | {"images": entries}, indent=2))
-    return 2 if any("error" in entry for entry in entries) else 0
+    return cli.FAILED if any("error" in entry for entry in entries) else cli.OK
 
 
 def newest_run(folder: str | Path = "runs") -> Path:
-    """The finished run (``model.json`` and ``metrics.json``) in ``folder`` that was measured last."""
+    """Return the finished run (``model.json`` and ``metrics.json``) in ``folder`` that was evaluated last.
+
+    Raises:
+        SppdetError: if no run is finished.
+    """
     finished = [path.parent for path in Path(folder).glob("*/metrics.json") if (path.parent / "model.json").exists()]
     if not finished:
         raise SppdetError(
@@ -124,28 +127,31 @@ def newest_run(folder: str | Path = "runs") -> Path:
 
 
 def output_paths(images: Sequence[str], folder: Path) -> list[Path]:
-    """A JPEG in ``folder`` for each image, by its stem; equal stems are numbered: ``a``, ``a-2``, ``a-3``.
+    """Choose a JPEG file in ``folder`` for the drawing of each image, and make the folder.
 
-    Makes the folder. Raises :class:`SppdetError` if that fails, or if an image would be overwritten.
+    A file is named by the stem of its image; equal stems are numbered: ``a``, ``a-2``, ``a-3``.
+
+    Raises:
+        SppdetError: if the folder cannot be made, or a file in a folder of images would be overwritten.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SppdetError(f"{folder}: cannot be made ({error.strerror}); give another --output") from None
     paths = [folder / f"{name}.jpg" for name in _unique([Path(image).stem for image in images])]
-    there = [Path(image) for image in images if Path(image).exists()]
-    originals = {_identity(image) for image in there}
-    concat_pooled = {_identity(image.parent) for image in there}
+    existing = [Path(image) for image in images if Path(image).exists()]
+    originals = {_identity(image) for image in existing}
+    folders_of_images = {_identity(image.parent) for image in existing}
     for path in filter(Path.exists, paths):
         if _identity(path) in originals:
             raise SppdetError(f"{path}: would be overwritten, and is one of the images; give another --output")
-        if _identity(folder) in concat_pooled:
+        if _identity(folder) in folders_of_images:
             raise SppdetError(f"{path}: would be overwritten, and may be an image of yours; give another --output")
     return paths
 
 
 def _unique(stems: Sequence[str]) -> list[str]:
-    # Without regard to case, because some file systems have none.
+    """Number equal stems. Upper and lower case are equal, because they are on some file systems."""
     taken = {stem.casefold() for stem in stems}
     numbers: dict[str, Iterator[int]] = {}
     names = []
@@ -161,60 +167,62 @@ def _unique(stems: Sequence[str]) -> list[str]:
 
 
 def _identity(path: str | Path) -> tuple[int, int]:
-    """Of the file itself, whatever names or links lead to it."""
+    """Return a value that all names of a file, and all links to it, share."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
 
-def _detect_one(detector: Predictor, threshold: float, limit: int | None, item: tuple[str, Path | None]) -> dict:
-    """What --json tells of one image, which is drawn to ``item``'s path if it has one.
+def _detect_one(
+    detector: Detector | Ensemble, threshold: float, limit: int | None, item: tuple[str, Path | None]
+) -> dict:
+    """Return the entry of one image in the JSON document, and draw the detections if ``item`` has a path for that.
 
-    Where nothing reaches the threshold, ``nearest`` is the best detection that did not.
+    ``nearest`` is the best detection below the threshold, if none reaches it.
     """
     from sppdet.data import read_image
 
     path, target = item
     try:
         image = read_image(path)
-        every = detector.predict(image)
-        found = every.above(threshold)
-        found = replace(found, boxes=found.boxes[:limit], labels=found.labels[:limit], scores=found.scores[:limit])
+        # Detections below the threshold, too: the nearest may have to be named.
+        every = detector.predict(image, min(threshold, detector.detection.min_margin))
+        shown = every.above(threshold)[:limit]
         if target is not None:
-            _write(target, image, found)
+            _write(target, shown.draw(image))
     except SppdetError as error:
         text = str(error)
         return {"path": path, "error": text if text.startswith(path) else f"{path}: {text}"}
     height, width = image.shape[:2]
-    entry = {"path": path, "width": width, "height": height, "detections": found.to_list()}
-    return entry if len(found) or not len(every) else entry | {"nearest": every.to_list()[0]}
+    entry = {"path": path, "width": width, "height": height, "detections": shown.to_list()}
+    return entry if len(shown) or not len(every) else entry | {"nearest": every[:1].to_list()[0]}
 
 
-def _write(target: Path, image: np.ndarray, found: Detections) -> None:
+def _write(target: Path, drawing: np.ndarray) -> None:
+    """Write an RGB array as a JPEG file."""
     from PIL import Image
 
-    from sppdet.detection import draw_detections
-
-    drawn = Image.fromarray(draw_detections(image, found))
+    image = Image.fromarray(drawing)
     try:
-        atomic_write(target, lambda temporary: drawn.save(temporary, quality=92))
+        atomic_write(target, lambda temporary: image.save(temporary, quality=92))
     except OSError as error:
         raise SppdetError(f"{target} cannot be written ({error.strerror or error})") from None
 
 
 def _report(entry: dict, target: Path | None) -> str:
-    """The lines for one image: where it was written, and below each detection."""
-    found = entry["detections"]
-    what = f"{len(found)} found" if found else "nothing above the threshold"
+    """Return the lines for one image: where it was drawn, and each detection."""
+    detections = entry["detections"]
+    result = f"{len(detections)} found" if detections else "nothing above the threshold"
     if "nearest" in entry:
-        what += " (nearest: {label} {score:.2f}; --threshold lowers it)".format(**entry["nearest"])
-    lines = [f"{entry['path']}: {what}" + (f" -> {target}" if target else "")]
-    for one in found:
-        corners = " ".join(f"{edge:.0f}" for edge in one["box"])
-        lines.append(f"  {one['label']} {one['score']:.2f} {corners}")
+        result += " (nearest: {label} {score:.2f}; --threshold lowers it)".format(**entry["nearest"])
+    lines = [f"{entry['path']}: {result}" + (f" -> {target}" if target else "")]
+    for detection in detections:
+        corners = " ".join(f"{edge:.0f}" for edge in detection["box"])
+        lines.append(f"  {detection['label']} {detection['score']:.2f} {corners}")
     return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return the exit status."""
     return cli.run(detect, parser().parse_intermixed_args(arguments))
 
 

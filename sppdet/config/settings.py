@@ -31,6 +31,8 @@ RENAMED = {
     "hard_per_picture": "hard_per_image",
 }
 
+DEFAULT_THRESHOLD = -0.5  # lowest score shown by `sppdet detect` and returned by `Detector.predict`
+
 CROPS = ("warp", "square", "square_context")  # how R-CNN crops a window, see sppdet/features/warp.py
 MIN_CROP = 64  # pixels a side; the pools of a trunk would leave nothing of a smaller crop
 

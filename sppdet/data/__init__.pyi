@@ -2,6 +2,7 @@ from .dataset import Dataset as Dataset
 from .folders import LabelledImages as LabelledImages
 from .folders import read_folders as read_folders
 from .image_files import find_images as find_images
+from .images import ImageLike as ImageLike
 from .images import read_image as read_image
 from .images import scaled_size as scaled_size
 from .images import to_rgb as to_rgb

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from sppdet.utils import SppdetError
+
+if TYPE_CHECKING:  # imported late: only a program that has imported torch can give a tensor
+    import torch
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor"
 
 # How an image is turned for display, by the value of its EXIF orientation tag (EXIF 2.3, tag 0x0112).
 _TURNS = {
@@ -49,21 +57,40 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
-def to_rgb(image: str | os.PathLike | Image.Image | np.ndarray) -> np.ndarray:
-    """A path, a Pillow image or a uint8 array as a C-contiguous ``(H, W, 3)`` uint8 RGB array.
+def to_rgb(image: ImageLike, bgr: bool = False) -> np.ndarray:
+    """Convert an image to a C-contiguous ``(H, W, 3)`` uint8 RGB array.
 
-    Arrays are grey ``(H, W)`` or ``(H, W, 1)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``; note that OpenCV
-    reads images as BGR. An array that is right already is returned as it is, not copied. Raises
-    :class:`SppdetError` for anything else.
+    Args:
+        image: a path; the bytes of an image file; a PIL image; a uint8 array: grey ``(H, W)`` or ``(H, W, 1)``, RGB
+            ``(H, W, 3)`` or RGBA ``(H, W, 4)``; or a tensor of 1, 3 or 4 channels ``(C, H, W)``, uint8 or floating
+            point from 0 to 1. An RGB array is returned as it is, not copied.
+        bgr: whether the channels of arrays and tensors are blue, green, red, as in OpenCV's images.
+
+    Raises:
+        SppdetError: if the image cannot be read, or is none of the above.
+
+    >>> to_rgb(np.array([[[255, 0, 0]]], np.uint8), bgr=True).tolist()
+    [[[0, 0, 255]]]
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
+    if isinstance(image, (bytes, bytearray, memoryview)):
+        with _naming("the encoded image"), Image.open(io.BytesIO(image)) as decoded:
+            return _as_array(decoded)
     if isinstance(image, Image.Image):
         with _naming(getattr(image, "filename", "") or "the given image"):
             return _as_array(image)
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(image, torch.Tensor):
+        image = _tensor_as_array(image)
     if isinstance(image, np.ndarray):
+        if bgr and image.ndim == 3 and image.shape[2] in (3, 4):
+            image = image[..., [2, 1, 0, 3][: image.shape[2]]]
         return _array_as_rgb(image)
-    raise SppdetError(f"an image cannot be a {type(image).__name__}: give a path, a PIL image or a uint8 array")
+    raise SppdetError(
+        f"an image cannot be a {type(image).__name__}: "
+        "give a path, the bytes of a file, a PIL image, a uint8 array or a tensor"
+    )
 
 
 @contextmanager
@@ -127,6 +154,21 @@ def _as_array(image: Image.Image) -> np.ndarray:
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+def _tensor_as_array(tensor: torch.Tensor) -> np.ndarray:
+    """Convert a tensor ``(C, H, W)``, uint8 or floating point from 0 to 1, to a uint8 array ``(H, W, C)``."""
+    values = tensor.detach().cpu()
+    if values.ndim == 3 and values.shape[0] in (1, 3, 4) and values.numel():
+        if values.is_floating_point() and values.min() >= 0 and values.max() <= 1:
+            return _bytes_of(values.permute(1, 2, 0).float().numpy() * 255)
+        if str(values.dtype) == "torch.uint8":
+            return values.permute(1, 2, 0).numpy()
+    bounds = f", values from {values.min():g} to {values.max():g}" if values.numel() else ""
+    raise SppdetError(
+        f"an image cannot be a {values.dtype} tensor of shape {tuple(values.shape)}{bounds}: "
+        "give (3, H, W), uint8 or floating point from 0 to 1"
+    )
 
 
 def _array_as_rgb(array: np.ndarray) -> np.ndarray:

@@ -1,46 +1,232 @@
-"""What a detector finds in one image."""
+"""The objects that a detector reports in one image.
+
+Names: N detections, K classes.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, overload
 
 import numpy as np
 
+from sppdet.ops import boxes as geometry
 
-@dataclass(frozen=True, eq=False)
-class Detections:
-    """Boxes, best first.
+if TYPE_CHECKING:
+    from sppdet.data import ImageLike
+
+
+class Detection(NamedTuple):
+    """One object in an image.
 
     Attributes:
-        boxes: ``(N, 4)`` float32 in the convention of :mod:`sppdet.ops.boxes`.
-        labels: ``(N,)`` int64, index into ``classes``.
-        scores: ``(N,)`` float32 SVM margins: not probabilities; 0 is the decision boundary.
-        classes: names of all K classes.
+        xyxy: ``(4,)`` float32 ``x1, y1, x2, y2``: pixel edges, 0-based.
+        label: index of the class.
+        name: name of the class; the label as text where the classes have no names.
+        score: SVM margin. Not a probability; 0 is the decision boundary.
     """
 
-    boxes: np.ndarray
+    xyxy: np.ndarray
+    label: int
+    name: str
+    score: float
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Detections:
+    """The objects that a detector reports in one image, best first.
+
+    Iteration yields a :class:`Detection` each; an integer index gives one of them. A slice, a boolean mask or an array
+    of indices gives :class:`Detections`.
+
+    Args:
+        xyxy: ``(N, 4)`` boxes ``x1, y1, x2, y2``: pixel edges, 0-based, so that a width is ``x2 - x1``.
+        labels: ``(N,)`` indices of classes, from 0.
+        scores: ``(N,)`` SVM margins. They are not probabilities; 0 is the decision boundary.
+        classes: names of all K classes; empty where they have none.
+
+    The arrays are converted to float32, int64 and float32.
+
+    Raises:
+        ValueError: if the arrays do not fit each other or the classes.
+
+    >>> detections = Detections([[8, 8, 16, 20], [0, 0, 4, 4]], [1, 0], [0.75, -0.25], ("cat", "dog"))
+    >>> detections
+    Detections(2: dog 1, cat 1; scores 0.75 to -0.25)
+    >>> detections.names
+    ['dog', 'cat']
+    >>> detections[0].name, detections[0].score
+    ('dog', 0.75)
+    >>> detections[detections.scores > 0].xyxy.tolist()
+    [[8.0, 8.0, 16.0, 20.0]]
+    """
+
+    xyxy: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     classes: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        xyxy, labels = np.asarray(self.xyxy, np.float32), np.asarray(self.labels)
+        scores, classes = np.asarray(self.scores, np.float32), tuple(self.classes)
+        xyxy = xyxy if xyxy.size else xyxy.reshape(0, 4)
+        if xyxy.ndim != 2 or xyxy.shape[1] != 4 or labels.ndim != 1 or scores.ndim != 1:
+            raise ValueError(
+                f"Detections: xyxy, labels and scores have shapes {xyxy.shape}, {labels.shape} and {scores.shape}; "
+                "give (N, 4), (N,) and (N,)"
+            )
+        if not len(xyxy) == len(labels) == len(scores):
+            raise ValueError(
+                f"Detections: {len(xyxy)} boxes, {len(labels)} labels and {len(scores)} scores; "
+                "give one of each per detection"
+            )
+        if len(labels) and labels.dtype.kind not in "iu":
+            raise ValueError(f"Detections: labels are {labels.dtype}; give integers, indices of classes")
+        labels = labels.astype(np.int64, copy=False)
+        if classes and len(labels) and not (labels.min() >= 0 and labels.max() < len(classes)):
+            raise ValueError(
+                f"Detections: labels from {labels.min()} to {labels.max()} are outside 0..{len(classes) - 1}, "
+                f"the indices of {len(classes)} classes"
+            )
+        for name, value in {"xyxy": xyxy, "labels": labels, "scores": scores, "classes": classes}.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def merge(cls, several: Sequence[Detections]) -> Detections:
+        """Join detections of one image, such as those of several detectors, without suppression.
+
+        Args:
+            several: detections of the same classes.
+
+        Returns:
+            All detections, in the order of ``several``: not sorted by score.
+
+        Raises:
+            ValueError: if the classes differ.
+
+        >>> cat = Detections([[0, 0, 4, 4]], [0], [0.5], ("cat", "dog"))
+        >>> Detections.merge([cat, cat[:0], cat]).names
+        ['cat', 'cat']
+        """
+        if not several:
+            return cls(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
+        classes = several[0].classes
+        for other in several[1:]:
+            if other.classes != classes:
+                raise ValueError(
+                    f"Detections.merge: classes {list(other.classes)} are not {list(classes)}; "
+                    "give detections of the same classes"
+                )
+        xyxy = np.concatenate([detections.xyxy for detections in several])
+        labels = np.concatenate([detections.labels for detections in several])
+        scores = np.concatenate([detections.scores for detections in several])
+        return cls(xyxy, labels, scores, classes)
+
+    @property
+    def boxes(self) -> np.ndarray:
+        """The boxes ``xyxy``, by the name that :class:`sppdet.data.Sample` has for ground truth."""
+        return self.xyxy
+
+    @property
+    def names(self) -> list[str]:
+        """The name of each detection's class; its label as text where the classes have no names."""
+        return [self.classes[label] if self.classes else str(label) for label in self.labels.tolist()]
+
     def __len__(self) -> int:
         return len(self.scores)
 
-    def only(self, rows: np.ndarray) -> Detections:
-        """Those at ``rows``, indices or a mask."""
-        return Detections(self.boxes[rows], self.labels[rows], self.scores[rows], self.classes)
+    def __iter__(self) -> Iterator[Detection]:
+        for xyxy, label, name, score in zip(self.xyxy, self.labels.tolist(), self.names, self.scores.tolist()):
+            yield Detection(xyxy, label, name, score)
+
+    @overload
+    def __getitem__(self, rows: int | np.integer) -> Detection: ...
+
+    @overload
+    def __getitem__(self, rows: slice | np.ndarray | Sequence[int] | Sequence[bool]) -> Detections: ...
+
+    def __getitem__(
+        self, rows: int | np.integer | slice | np.ndarray | Sequence[int] | Sequence[bool]
+    ) -> Detection | Detections:
+        """Return the :class:`Detection` at an index, or the detections of a slice, a mask or an array of indices."""
+        if isinstance(rows, (int, np.integer)):
+            label = int(self.labels[rows])
+            name = self.classes[label] if self.classes else str(label)
+            return Detection(self.xyxy[rows], label, name, float(self.scores[rows]))
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows)
+            rows = rows if rows.size else rows.astype(np.int64)  # an empty list is an array of floats
+        return Detections(self.xyxy[rows], self.labels[rows], self.scores[rows], self.classes)
+
+    def __repr__(self) -> str:
+        if not len(self):
+            return "Detections(0)"
+        counts = ", ".join(f"{name} {count}" for name, count in Counter(self.names).most_common(5))
+        more = ", ..." if len(set(self.names)) > 5 else ""
+        return f"Detections({len(self)}: {counts}{more}; scores {self.scores.max():.2f} to {self.scores.min():.2f})"
 
     def above(self, threshold: float) -> Detections:
-        """Those with a margin of at least ``threshold``."""
-        return self.only(self.scores >= threshold)
+        """Return the detections with a score of at least ``threshold``."""
+        return self[self.scores >= threshold]
+
+    def of_class(self, name: str) -> Detections:
+        """Return the detections of the class ``name``.
+
+        Raises:
+            ValueError: if there is no such class.
+        """
+        if name not in self.classes:
+            raise ValueError(f"'{name}' is none of the classes: {', '.join(self.classes) or 'they have no names'}")
+        return self[self.labels == self.classes.index(name)]
 
     def to_list(self) -> list[dict]:
-        """JSON-like: ``[{"label": "dog", "score": 0.71, "box": [x1, y1, x2, y2]}, ...]``, pixel edges, 0-based."""
+        """Return the detections as JSON-like values.
+
+        Returns:
+            One entry per detection: ``{"label": "dog", "score": 0.71, "box": [x1, y1, x2, y2]}``. ``label`` is the
+            class's name, or its index where the classes have no names; scores are rounded to 5 digits, boxes (pixel
+            edges, 0-based) to 2.
+        """
         return [
             {
-                "label": self.classes[label] if self.classes else int(label),
-                "score": round(float(score), 5),
-                "box": [round(float(edge), 2) for edge in box],
+                "label": self.classes[label] if self.classes else label,
+                "score": round(score, 5),
+                "box": [round(edge, 2) for edge in box],
             }
-            for box, label, score in zip(self.boxes, self.labels, self.scores)
+            for box, label, score in zip(self.xyxy.tolist(), self.labels.tolist(), self.scores.tolist())
         ]
+
+    def to_coco(self, image_id: int) -> list[dict]:
+        """Return the detections as entries of a COCO results file, unrounded.
+
+        Args:
+            image_id: the image's ``id`` in the annotation file.
+
+        Returns:
+            One entry per detection: ``image_id``, ``category_id`` (label + 1: COCO counts from 1), ``bbox`` (left, top,
+            width and height in pixels) and ``score``.
+
+        >>> Detections([[8, 8, 16, 20]], [1], [0.75]).to_coco(image_id=7)
+        [{'image_id': 7, 'category_id': 2, 'bbox': [8.0, 8.0, 8.0, 12.0], 'score': 0.75}]
+        """
+        rows = zip(geometry.to_xywh(self.xyxy).tolist(), self.labels.tolist(), self.scores.tolist())
+        return [
+            {"image_id": image_id, "category_id": label + 1, "bbox": bbox, "score": score}
+            for bbox, label, score in rows
+        ]
+
+    def draw(self, image: ImageLike) -> np.ndarray:
+        """Draw the detections into a copy of their image; see :func:`sppdet.detection.draw_detections`.
+
+        Args:
+            image: the image, as :meth:`sppdet.Detector.predict` takes it.
+
+        Returns:
+            The copy, RGB uint8 ``(H, W, 3)``.
+        """
+        from sppdet.data import to_rgb
+        from sppdet.detection.drawing import draw_detections
+
+        return draw_detections(to_rgb(image), self)

@@ -1,8 +1,9 @@
-"""Detections drawn into an image: a frame a box, and on its edge the class and the margin."""
+"""Detections drawn into an image: a frame for each box, and at its edge a label with class and score."""
 
 from __future__ import annotations
 
 import colorsys
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -10,68 +11,87 @@ from PIL import Image, ImageDraw, ImageFont
 from sppdet.detection.detections import Detections
 from sppdet.ops import boxes as geometry
 
-_GOLDEN_RATIO = 0.6180339887  # of the colour circle: steps by which each new hue falls into the largest gap left
-_TONES = ((0.85, 1.0), (1.0, 0.65), (0.45, 0.95))  # saturation and value, in turn, where hues grow alike
-_Box = tuple[int, int, int, int]
+_GOLDEN_RATIO = 0.6180339887  # of the colour circle: with this step each new hue falls into the largest gap left
+_TONES = ((0.85, 1.0), (1.0, 0.65), (0.45, 0.95))  # saturation and value, in turn: with many classes hues come close
+_Box = tuple[int, int, int, int]  # x1, y1, x2, y2: pixel edges
+_Colour = tuple[int, int, int]  # red, green, blue: 0..255
+_Font = ImageFont.FreeTypeFont
 
 
 def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
-    """A copy of an image ``(H, W, 3)`` uint8 RGB with its detections, the best on top.
+    """Draw detections into a copy of their image, the best on top.
 
-    Frames lie inside their boxes. Each has a label such as ``dog 0.71``: the class and the SVM margin, which
-    is not a probability. Lines and letters grow with the image; a class always has the same colour.
+    Frames lie inside their boxes. Each has a label such as ``dog 0.71``: the class and the SVM margin, which is not a
+    probability. Lines and letters grow with the image; a class has the same colour in all images.
+
+    Args:
+        image: RGB uint8 ``(H, W, 3)``.
+        detections: those of the image, best first.
+
+    Returns:
+        The copy, RGB uint8 ``(H, W, 3)``.
+
+    >>> image = np.zeros((60, 80, 3), np.uint8)
+    >>> drawn = draw_detections(image, Detections([[10, 30, 50, 50]], [0], [0.75], ("cat",)))
+    >>> drawn[49, 10].tolist(), image.max().item()  # a pixel of the frame; the image itself is still black
+    ([255, 38, 38], 0)
     """
     height, width = image.shape[:2]
     size = float(np.sqrt(width * height))
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
-    font = ImageFont.load_default(size=max(11, round(size * 0.03)))
-    boxes = np.rint(geometry.clip(detections.boxes, width, height)).astype(int).tolist()
-    labels, colours = detections.labels.tolist(), [colour(label) for label in detections.labels.tolist()]
-    texts = [
-        _label_text(detections.classes[label] if detections.classes else str(label), score, font, width)
-        for label, score in zip(labels, detections.scores.tolist())
-    ]
-    places: list[_Box] = []
-    for box, text in zip(boxes, texts):  # the best label chooses its place first
-        places.append(_label_place(box, _text_size(text, font), (width, height), places))
-    # All frames before all labels: no line goes through a text.
-    for box, ink in reversed(list(zip(boxes, colours))):
-        _draw_frame(pen, box, ink, max(1, round(size / 200)))
-    for place, text, ink in reversed(list(zip(places, texts, colours))):
-        x1, y1, x2, y2 = place
-        pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=ink)
-        pen.text((x1 + _margin(font), y1), text, fill=text_colour(ink), font=font)
+    font = cast(_Font, ImageFont.load_default(size=max(11, round(size * 0.03))))
+    boxes = np.rint(geometry.clip(detections.xyxy, width, height)).astype(int).tolist()
+    colours = [class_colour(label) for label in detections.labels.tolist()]
+    texts = [_label_text(name, score, font, width) for name, score in zip(detections.names, detections.scores.tolist())]
+    label_boxes: list[_Box] = []
+    for box, text in zip(boxes, texts):  # the label of the best detection comes first and chooses freely
+        label_boxes.append(_label_box(box, _text_size(text, font), (width, height), label_boxes))
+    # All frames are drawn before all labels, so that no line crosses a text.
+    for box, colour in reversed(list(zip(boxes, colours))):
+        _draw_frame(pen, box, colour, max(1, round(size / 200)))
+    for (x1, y1, x2, y2), text, colour in reversed(list(zip(label_boxes, texts, colours))):
+        pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
+        pen.text((x1 + _label_margin(font), y1), text, fill=text_colour(colour), font=font)
     return np.array(canvas)
 
 
-def colour(label: int) -> tuple[int, int, int]:
-    """The RGB colour, 0..255, of class ``label``."""
+def class_colour(label: int) -> tuple[int, int, int]:
+    """Return the RGB colour, 0..255, of class ``label``.
+
+    >>> class_colour(0)
+    (255, 38, 38)
+    """
     saturation, value = _TONES[label % len(_TONES)]
-    return tuple(round(255 * part) for part in colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1, saturation, value))
+    red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1, saturation, value)
+    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
-    """Black or white, whichever stands out more on ``background``: a contrast of at least 4.5 on any colour.
+    """Return black or white, whichever has the higher contrast to ``background``: at least 4.5 for any colour.
 
-    Luminance as in WCAG 2 (W3C), where white's contrast is 1.05 / (L + 0.05) and black's (L + 0.05) / 0.05.
+    Contrast and luminance L are those of WCAG 2 (W3C): 1.05 / (L + 0.05) for white, (L + 0.05) / 0.05 for black.
+
+    >>> text_colour((255, 255, 0)), text_colour((0, 0, 255))
+    ((0, 0, 0), (255, 255, 255))
     """
-    parts = np.asarray(background) / 255
-    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    channels = np.asarray(background) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     luminance = linear @ (0.2126, 0.7152, 0.0722)
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
 
 
-def _draw_frame(pen: ImageDraw.ImageDraw, box: _Box, ink: tuple[int, int, int], line: int) -> None:
+def _draw_frame(pen: ImageDraw.ImageDraw, box: _Box, colour: _Colour, line: int) -> None:
+    """Draw the frame of a box with lines of ``line`` pixels, or fewer if the box is smaller."""
     x1, y1, x2, y2 = box
     # Pillow's corners are inclusive pixels, and a line thicker than its box would leave it.
     line = max(1, min(line, (x2 - x1) // 2, (y2 - y1) // 2))
-    pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=ink, width=line)
+    pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=colour, width=line)
 
 
-def _label_text(name: str, score: float, font, width: int) -> str:
-    """One line, its name shortened until it fits into ``width`` pixels."""
-    # A lone surrogate, which JSON can hold, is no text to a font.
+def _label_text(name: str, score: float, font: _Font, width: int) -> str:
+    """Return one line of name and score; the name is shortened until the line fits into ``width`` pixels."""
+    # A font cannot draw a lone surrogate, which JSON can hold.
     name = " ".join(name.encode("utf-8", "replace").decode().split())
     text = f"{name} {score:.2f}"
     while name and _text_size(text, font)[0] > width:
@@ -80,26 +100,29 @@ def _label_text(name: str, score: float, font, width: int) -> str:
     return text
 
 
-def _text_size(text: str, font) -> tuple[int, int]:
-    """Width and height of a label's background."""
-    return int(np.ceil(font.getlength(text))) + 2 * _margin(font), sum(font.getmetrics())
+def _text_size(text: str, font: _Font) -> tuple[int, int]:
+    """Return width and height in pixels of the background of a label."""
+    return int(np.ceil(font.getlength(text))) + 2 * _label_margin(font), sum(font.getmetrics())
 
 
-def _margin(font) -> int:
+def _label_margin(font: _Font) -> int:
+    """Return the pixels to the left and to the right of a label's text."""
     return max(2, round(font.size / 5))
 
 
-def _label_place(box: _Box, text: tuple[int, int], image: tuple[int, int], taken: list[_Box]) -> _Box:
-    """Where a label of ``(width, height)`` lies: at the box's upper or lower edge, inside the image.
+def _label_box(box: _Box, text_size: tuple[int, int], image_size: tuple[int, int], taken: list[_Box]) -> _Box:
+    """Choose where a label lies: at the upper or the lower edge of its box, inside the image.
 
-    The first such place that no other label has; where all are taken, above the box if the image allows.
+    The first position that overlaps no label in ``taken``; if all do, above the box if the image allows.
+    Sizes are ``(width, height)``.
     """
-    (x1, y1, _, y2), (width, height) = box, text
-    left = max(0, min(x1, image[0] - width))
-    tops = [top for top in (y1 - height, y1, y2, y2 - height) if 0 <= top <= image[1] - height]
-    tops = tops or [max(0, min(y1 - height, image[1] - height))]
-    places = [(left, top, left + width, top + height) for top in tops]
-    return next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+    (x1, y1, _, y2), (width, height) = box, text_size
+    left = max(0, min(x1, image_size[0] - width))
+    tops = [top for top in (y1 - height, y1, y2, y2 - height) if 0 <= top <= image_size[1] - height]
+    tops = tops or [max(0, min(y1 - height, image_size[1] - height))]
+    positions = [(left, top, left + width, top + height) for top in tops]
+    free = (position for position in positions if not any(_overlap(position, other) for other in taken))
+    return next(free, positions[0])
 
 
 def _overlap(a: _Box, b: _Box) -> bool:

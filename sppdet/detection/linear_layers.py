@@ -1,7 +1,9 @@
-"""The last layers as arrays, apart from the training and the libraries that it loads: margins and box shifts.
+"""The trained linear layers behind the features, as arrays: margins and box regressions.
 
-Names: n windows, K classes, D features. A margin is a real number, larger is surer, and 0 is where a class becomes
-the better guess; it is no probability.
+They are apart from their training, and so load without its libraries.
+
+Names: n windows, K classes, D features of a vector. A margin is a real number: the larger, the surer, and 0 is the
+decision boundary. It is not a probability.
 """
 
 from __future__ import annotations
@@ -13,31 +15,46 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class LinearSVMs:
-    """``margins = vectors @ weight.T + bias`` for K classes: ``(K, D)`` and ``(K,)`` float32."""
+    """One linear SVM per class: ``margins = vectors @ weight.T + bias``.
 
-    weight: np.ndarray
-    bias: np.ndarray
-
-    def margins(self, products: np.ndarray) -> np.ndarray:
-        """``(n, K)`` margins of ``vectors @ weight.T + bias``."""
-        return products
-
-
-@dataclass(frozen=True, eq=False)
-class Softmax:
-    """Fast R-CNN's classifier: K classes and, last, the background: ``(K + 1, D)`` and ``(K + 1,)`` float32.
-
-    Its margin is the log odds of a class, ``log(p / (1 - p))``: it orders windows as the probability p does, and 0
-    is where a class is as likely as not.
+    Attributes:
+        weight: ``(K, D)`` float32.
+        bias: ``(K,)`` float32.
     """
 
     weight: np.ndarray
     bias: np.ndarray
 
-    def margins(self, products: np.ndarray) -> np.ndarray:
-        """``(n, K)`` log odds of the logits ``(n, K + 1)``."""
-        logits = products.astype(np.float64)
-        # The others' sum is added up from both sides, and not 1 - p: for a window that is all but certain that is 0.
+    def margins(self, outputs: np.ndarray) -> np.ndarray:
+        """Return the margins ``(n, K)`` of ``outputs = vectors @ weight.T + bias``: the outputs themselves."""
+        return outputs
+
+
+@dataclass(frozen=True, eq=False)
+class Softmax:
+    """Fast R-CNN's classifier of K classes and, last, the background.
+
+    Its margin is the log odds of a class, ``log(p / (1 - p))``: it orders windows as the probability p does, and is 0
+    where p is one half.
+
+    Attributes:
+        weight: ``(K + 1, D)`` float32.
+        bias: ``(K + 1,)`` float32.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def margins(self, outputs: np.ndarray) -> np.ndarray:
+        """Return the log odds ``(n, K)`` of the logits ``outputs = vectors @ weight.T + bias``, ``(n, K + 1)``.
+
+        >>> softmax = Softmax(np.zeros((3, 2)), np.zeros(3))
+        >>> softmax.margins(np.log([[0.5, 0.2, 0.3]])).round(3)  # log(0.5 / 0.5) and log(0.2 / 0.8)
+        array([[ 0.   , -1.386]], dtype=float32)
+        """
+        logits = outputs.astype(np.float64)
+        # The sum over the other classes is added up from both sides: 1 - p would be 0 for a window of which the
+        # network is all but certain.
         before = np.logaddexp.accumulate(logits, axis=1)[:, :-2]
         after = np.logaddexp.accumulate(logits[:, ::-1], axis=1)[:, -2::-1]
         others = np.logaddexp(np.pad(before, ((0, 0), (1, 0)), constant_values=-np.inf), after)
@@ -46,9 +63,14 @@ class Softmax:
 
 @dataclass(frozen=True, eq=False)
 class BoxRegressors:
-    """``deltas[n, k] = weight[k] @ vector[n] + bias[k]``: ``(K, 4, D)`` and ``(K, 4)`` float32.
+    """Box regression of each class: ``deltas[n, k] = weight[k] @ vectors[n] + bias[k]``.
 
-    ``of_head``: the vectors are what the classifier sees, not the pooled ones.
+    The deltas dx, dy, dw, dh are those of :func:`sppdet.ops.boxes.decode`.
+
+    Attributes:
+        weight: ``(K, 4, D)`` float32.
+        bias: ``(K, 4)`` float32.
+        of_head: whether the vectors are those that the classifier sees, and not the pooled ones.
     """
 
     weight: np.ndarray

@@ -1,4 +1,4 @@
-"""Images in, boxes out: what one detector and several combined have in common once each window has its margins.
+"""From images to detections: what a single detector and an ensemble have in common.
 
 Names: N proposals, K classes, n candidates.
 """
@@ -6,187 +6,332 @@ Names: N proposals, K classes, n candidates.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 import torch
 
-from sppdet.config import DetectionSettings
-from sppdet.data import to_rgb
+from sppdet.config import DEFAULT_THRESHOLD, DetectionSettings
+from sppdet.data import ImageLike, to_rgb
 from sppdet.detection.detections import Detections
 from sppdet.ops import boxes as geometry
 from sppdet.ops import nms, vote
 from sppdet.proposals import SelectiveSearch
 
+if TYPE_CHECKING:
+    from sppdet.detection.detector import Detector
 
-class WindowScores(Protocol):
-    """The proposals of an image as one classifier, with its box regressors, sees them.
+ImageT = TypeVar("ImageT", bound=ImageLike)  # a list of strings is a list of images
+
+
+@dataclass(frozen=True, eq=False)
+class WindowScores:
+    """The scores of an image's proposals by one detector, read in the image or in its mirror image.
 
     Attributes:
         margins: ``(N, K)``.
-        mirrored: whether they were seen in the image's mirror image.
-        moves: whether there are box regressors.
+        deltas: ``deltas(rows, labels)`` computes the box regression ``(n, 4)`` (dx, dy, dw, dh, see
+            :func:`sppdet.ops.boxes.decode`) of the proposals ``rows`` ``(n,)``, each by the regressor of its label
+            ``(n,)``; None without box regression. In the frame of the image, also where the mirror image was read.
     """
 
     margins: np.ndarray
-    mirrored: bool
-    moves: bool
-
-    def deltas(self, chosen: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """``(n, 4)`` shifts of the proposals ``chosen`` ``(n,)``, each by the regressor of its label ``(n,)``."""
+    deltas: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
 
 
 @dataclass(frozen=True, eq=False)
 class Candidates:
-    """Windows that may become detections: ``rows`` ``(n,)`` among the proposals, labels, scores, boxes ``(n, 4)``."""
+    """Windows that may become detections.
+
+    Attributes:
+        rows: ``(n,)`` index of each among the proposals.
+        labels: ``(n,)``.
+        scores: ``(n,)``.
+        boxes: ``(n, 4)`` pixel edges.
+    """
 
     rows: np.ndarray
     labels: np.ndarray
     scores: np.ndarray
     boxes: np.ndarray
 
-    def only(self, chosen: np.ndarray) -> Candidates:
+    def __getitem__(self, chosen: np.ndarray) -> Candidates:
         return Candidates(self.rows[chosen], self.labels[chosen], self.scores[chosen], self.boxes[chosen])
 
 
 class Predictor(ABC):
-    """What users hold.
+    """A trained model that turns images into detections.
 
     Attributes:
         classes: K names.
-        search: where the proposals come from.
-        detection: thresholds.
+        search: computes the proposals.
+        detection: settings of the steps from scored windows to detections.
     """
 
-    classes: tuple[str, ...]
-    search: SelectiveSearch
     detection: DetectionSettings
 
-    @property
-    @abstractmethod
-    def parts(self) -> tuple:
-        """The detectors, each with a network of its own, that look at the windows."""
+    if TYPE_CHECKING:  # the fields or properties of subclasses
+
+        @property
+        def classes(self) -> tuple[str, ...]: ...
+
+        @property
+        def search(self) -> SelectiveSearch: ...
 
     @property
     @abstractmethod
+    def parts(self) -> tuple[Detector, ...]:
+        """The detectors, each with its network, that score the windows."""
+
+    @property
+    @abstractmethod
+    def part_weights(self) -> tuple[float, ...]:
+        """The weight of each of ``parts`` in the means of margins and box regressions; the sum is 1."""
+
+    @abstractmethod
+    def with_detection(self, settings: DetectionSettings | None = None, **changes: Any) -> Predictor:
+        """Return a copy with other settings of detection.
+
+        Args:
+            settings: the new settings; None for the present ones.
+            changes: fields of :class:`sppdet.config.DetectionSettings` to change, such as ``nms=0.4``.
+
+        Raises:
+            SppdetError: if a value is out of its limits, or ``context`` is above 0 and the model has no SVMs of whole
+                images.
+        """
+
+    @property
     def needs_windows(self) -> bool:
-        """Whether :meth:`read` has to know the proposals."""
+        """Whether :meth:`read` has to know the proposals, as R-CNN does."""
+        return any(part.features.needs_windows for part in self.parts)
 
-    @abstractmethod
-    def with_detection(self, detection: DetectionSettings) -> Predictor:
-        """The same with other thresholds."""
+    @overload
+    def predict(
+        self, images: ImageLike, threshold: float | None = DEFAULT_THRESHOLD, bgr: bool = False
+    ) -> Detections: ...
 
-    @abstractmethod
-    def read(self, image: np.ndarray, proposals: np.ndarray | None = None):
-        """What the windows of an RGB uint8 image are read from; R-CNN has to know the proposals ``(N, 4)``."""
+    @overload
+    def predict(
+        self,
+        images: list[ImageT] | tuple[ImageT, ...],
+        threshold: float | None = DEFAULT_THRESHOLD,
+        bgr: bool = False,
+    ) -> list[Detections]: ...
 
-    @abstractmethod
-    def of_parts(self, read: Sequence):
-        """What :meth:`read` gives, from what it gives for each of the ``parts``."""
+    @overload
+    def predict(
+        self, images: Iterator[ImageLike], threshold: float | None = DEFAULT_THRESHOLD, bgr: bool = False
+    ) -> Iterator[Detections]: ...
 
-    @abstractmethod
-    def views(self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored) -> list[tuple[float, WindowScores]]:
-        """Each with its share, of 1 in all, in margins and shifts; none where there are no proposals."""
+    def predict(
+        self,
+        images: ImageLike | list[ImageT] | tuple[ImageT, ...] | Iterator[ImageLike],
+        threshold: float | None = DEFAULT_THRESHOLD,
+        bgr: bool = False,
+    ) -> Detections | list[Detections] | Iterator[Detections]:
+        """Detect objects in one or several images.
 
-    def predict(self, image) -> Detections:
-        """Find objects in an image: a path, a Pillow image, or an RGB uint8 array ``(H, W, 3)``."""
-        image = to_rgb(image)
-        size = (image.shape[1], image.shape[0])
+        Args:
+            images: an image, a list or tuple of images, or an iterator over images. An image is a path; the bytes of an
+                image file; a PIL image; a uint8 array: grey ``(H, W)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``; or a
+                tensor ``(3, H, W)``, uint8 or floating point from 0 to 1.
+            threshold: lowest score of the detections. A threshold below ``detection.min_margin`` replaces it for this
+                call. None returns all detections above ``detection.min_margin``.
+            bgr: whether the channels of arrays and tensors are blue, green, red, as in OpenCV's images.
+
+        Returns:
+            The detections of an image, best first; for a list or tuple of images a list; for an iterator a generator
+            that reads an image when its detections are asked for.
+
+        Raises:
+            SppdetError: if an image cannot be read, or is none of the above.
+        """
+        if isinstance(images, (list, tuple)):
+            return [self._predict_one(image, threshold, bgr) for image in images]
+        if isinstance(images, Iterator):
+            return (self._predict_one(image, threshold, bgr) for image in images)
+        return self._predict_one(images, threshold, bgr)
+
+    def _predict_one(self, image: ImageLike, threshold: float | None, bgr: bool) -> Detections:
+        pixels = to_rgb(image, bgr)
+        lowest = self.detection.min_margin if threshold is None else min(threshold, self.detection.min_margin)
+        maps, mirrored, proposals = self._read_and_search(pixels)
+        size = (pixels.shape[1], pixels.shape[0])
+        detections = self.detect(maps, proposals, size, mirrored, lowest)
+        return detections if threshold is None else detections.above(threshold)
+
+    def _read_and_search(self, image: np.ndarray) -> tuple[list[Any], list[Any] | None, np.ndarray]:
+        """Return what :meth:`read` and :meth:`read_mirror_image` return for an image, and its proposals."""
         threads = torch.get_num_threads()
-        # One thread: one of many workers, and other images take the other cores. The native search uses all cores.
+        # With one thread this is one of many workers, and the other cores are busy. The native search uses all cores.
         if threads == 1 or self.needs_windows or self.search.engine == "native":
             proposals = self.search(image)
-            return self.detect(self.read(image, proposals), proposals, size, self.read_mirrored(image, proposals))
+            return self.read(image, proposals), self.read_mirror_image(image, proposals), proposals
         with ThreadPoolExecutor(1) as helper:
-            proposals = helper.submit(self.search, image)
-            # The threads of a layer wait for each other: one that shared its core with the search would hold up all.
+            search = helper.submit(self.search, image)
+            # The threads of a layer wait for each other: one that shared its core with the search would delay them all.
             torch.set_num_threads(threads - 1)
             try:
-                maps, mirrored = self.read(image), self.read_mirrored(image)
+                maps, mirrored = self.read(image), self.read_mirror_image(image)
             finally:
                 torch.set_num_threads(threads)
-            return self.detect(maps, proposals.result(), size, mirrored)
+            return maps, mirrored, search.result()
 
-    def read_mirrored(self, image: np.ndarray, proposals: np.ndarray | None = None):
-        """As :meth:`read`, of the image's mirror image, where ``detection.flip`` asks for it."""
+    def read(self, image: np.ndarray, proposals: np.ndarray | None = None) -> list[Any]:
+        """Run the network of each of ``parts`` on an image.
+
+        Args:
+            image: RGB uint8 ``(H, W, 3)``.
+            proposals: ``(N, 4)`` pixel edges; only needed if ``needs_windows``.
+
+        Returns:
+            For each part what its ``features.read`` returns: feature maps, or with R-CNN the vectors of the proposals.
+        """
+        return [part.features.read(part.backbone, image, proposals) for part in self.parts]
+
+    def read_mirror_image(self, image: np.ndarray, proposals: np.ndarray | None = None) -> list[Any] | None:
+        """Run the networks on the mirror image of an image.
+
+        Args:
+            image: RGB uint8 ``(H, W, 3)``, not mirrored.
+            proposals: ``(N, 4)`` pixel edges in the image itself; only needed if ``needs_windows``.
+
+        Returns:
+            What :meth:`read` returns for the mirror image; None unless ``detection.flip`` is set.
+        """
         if not self.detection.flip:
             return None
-        there = None if proposals is None else geometry.mirror(proposals, image.shape[1])
-        return self.read(np.ascontiguousarray(image[:, ::-1]), there)
+        mirrored = None if proposals is None else geometry.mirror(proposals, image.shape[1])
+        return self.read(np.ascontiguousarray(image[:, ::-1]), mirrored)
 
-    def detect(self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored=None) -> Detections:
-        """Detections among proposals ``(N, 4)`` of an image of ``(width, height)``, from what :meth:`read` gave.
+    def window_scores(
+        self, maps: Sequence[Any], proposals: np.ndarray, size: tuple[int, int], mirrored: Sequence[Any] | None = None
+    ) -> list[tuple[float, WindowScores]]:
+        """Score the proposals of an image with every one of ``parts``.
 
-        ``mirrored`` is that of its mirror image: margins and shifts are then the means of both views'.
+        Args:
+            maps: what :meth:`read` returned for the image.
+            proposals: ``(N, 4)`` pixel edges.
+            size: ``(width, height)`` of the image in pixels.
+            mirrored: what :meth:`read` returned for the mirror image; None leaves it out.
+
+        Returns:
+            (weight, scores) pairs; the weights sum to 1. Empty without proposals.
         """
-        views = self.views(maps, proposals, size, mirrored)
-        found = self._candidates(views, proposals)
-        moved = self._moved(views, found, size)
-        return self._survivors(found) if moved is None else moved
+        if not len(proposals):
+            return []
+        scores = []
+        for n, (part, weight) in enumerate(zip(self.parts, self.part_weights)):
+            if mirrored is None:
+                scores.append((weight, part.score(maps[n], proposals, size)))
+            else:
+                scores.append((0.5 * weight, part.score(maps[n], proposals, size)))
+                scores.append((0.5 * weight, part.score(mirrored[n], proposals, size, mirrored=True)))
+        return scores
+
+    def detect(
+        self,
+        maps: Sequence[Any],
+        proposals: np.ndarray,
+        size: tuple[int, int],
+        mirrored: Sequence[Any] | None = None,
+        min_margin: float | None = None,
+    ) -> Detections:
+        """Detect objects among the proposals of an image that the networks have read.
+
+        Args:
+            maps: what :meth:`read` returned for the image.
+            proposals: ``(N, 4)`` pixel edges.
+            size: ``(width, height)`` of the image in pixels.
+            mirrored: what :meth:`read_mirror_image` returned for the image. Margins and box regressions are then the
+                means of those in the image and in its mirror image.
+            min_margin: in place of ``detection.min_margin``.
+
+        Returns:
+            Detections after box regression, where the model has it.
+        """
+        scores = self.window_scores(maps, proposals, size, mirrored)
+        candidates = self._candidates(scores, proposals, min_margin)
+        regressed = self._regress(scores, candidates, size)
+        return self._suppress_and_vote(candidates) if regressed is None else regressed
 
     def detect_both(
-        self, maps, proposals: np.ndarray, size: tuple[int, int], mirrored=None
+        self, maps: Sequence[Any], proposals: np.ndarray, size: tuple[int, int], mirrored: Sequence[Any] | None = None
     ) -> tuple[Detections, Detections]:
-        """Detections before and after box regression; twice the same if there is none.
+        """Detect objects before and after box regression.
 
-        With ``detection.vote`` 0, as in the originals: regression moves the boxes that survived the suppression,
-        leaves their scores, and is followed by a second suppression. Else all candidates are moved before they are
-        suppressed, as in Fast R-CNN, and the survivors are voted on (:func:`vote`), moved or not.
+        With ``detection.vote`` 0, as in the original systems, regression moves the boxes that survived suppression,
+        leaves their scores, and is followed by a second suppression. Otherwise, as in Fast R-CNN, all candidates are
+        moved before suppression; those around a survivor then vote on its box (:func:`sppdet.ops.vote`), both before
+        and after box regression.
+
+        Args:
+            maps, proposals, size, mirrored: as for :meth:`detect`.
+
+        Returns:
+            Detections before and after box regression; one and the same object twice if the model has none.
         """
-        views = self.views(maps, proposals, size, mirrored)
-        found = self._candidates(views, proposals)
-        plain, moved = self._survivors(found), self._moved(views, found, size)
-        return plain, plain if moved is None else moved
+        scores = self.window_scores(maps, proposals, size, mirrored)
+        candidates = self._candidates(scores, proposals)
+        plain, regressed = self._suppress_and_vote(candidates), self._regress(scores, candidates, size)
+        return plain, plain if regressed is None else regressed
 
-    def _candidates(self, views: list[tuple[float, WindowScores]], proposals: np.ndarray) -> Candidates:
-        """Each class's best windows above ``detection.min_margin``."""
-        if not views:
+    def _candidates(
+        self, scores: list[tuple[float, WindowScores]], proposals: np.ndarray, min_margin: float | None = None
+    ) -> Candidates:
+        """Return each class's best windows above ``min_margin``, or else ``detection.min_margin``."""
+        if not scores:
             return Candidates(*(np.zeros(0, np.int64),) * 2, np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
-        margins = sum(share * view.margins for share, view in views)
-        rows, labels = [], []
+        min_margin = self.detection.min_margin if min_margin is None else min_margin
+        zero = np.zeros_like(scores[0][1].margins)
+        margins = sum((weight * score.margins for weight, score in scores), zero)
+        rows_of_classes, labels_of_classes = [], []
         for k in range(margins.shape[1]):
-            above = np.flatnonzero(margins[:, k] > self.detection.min_margin)
+            above = np.flatnonzero(margins[:, k] > min_margin)
             best = above[np.argsort(-margins[above, k], kind="stable")[: self.detection.max_candidates]]
-            rows.append(best)
-            labels.append(np.full(len(best), k, np.int64))
-        rows, labels = np.concatenate(rows), np.concatenate(labels)
+            rows_of_classes.append(best)
+            labels_of_classes.append(np.full(len(best), k, np.int64))
+        rows, labels = np.concatenate(rows_of_classes), np.concatenate(labels_of_classes)
         return Candidates(rows, labels, margins[rows, labels], proposals[rows])
 
-    def _moved(
-        self, views: list[tuple[float, WindowScores]], found: Candidates, size: tuple[int, int]
+    def _regress(
+        self, scores: list[tuple[float, WindowScores]], candidates: Candidates, size: tuple[int, int]
     ) -> Detections | None:
-        """What is left of candidates whose boxes regression has moved; None without regression."""
-        views = [(share, view) for share, view in views if view.moves]
-        if not views:
+        """Return the detections among candidates after box regression; None if the model has none."""
+        regressors = [(weight, score.deltas) for weight, score in scores if score.deltas is not None]
+        if not regressors:
             return None
         if not self.detection.vote:
-            found = found.only(self._suppress(found))
-        if not len(found.rows):
-            return self._survivors(found)
-        deltas = np.zeros((len(found.rows), 4), np.float32)
-        whole = sum(share for share, _ in views)
-        for share, view in views:
-            own = view.deltas(found.rows, found.labels) * (share / whole)
-            deltas += own * (-1, 1, 1, 1) if view.mirrored else own
-        boxes = geometry.clip(geometry.decode(found.boxes, deltas), *size)
-        return self._survivors(replace(found, boxes=boxes))
+            candidates = candidates[self._suppress(candidates)]
+        if not len(candidates.rows):
+            return self._suppress_and_vote(candidates)
+        total = sum(weight for weight, _ in regressors)  # some parts of an ensemble may have no box regression
+        deltas = np.zeros((len(candidates.rows), 4), np.float32)
+        for weight, compute in regressors:
+            deltas += compute(candidates.rows, candidates.labels) * (weight / total)
+        boxes = geometry.clip(geometry.decode(candidates.boxes, deltas), *size)
+        return self._suppress_and_vote(replace(candidates, boxes=boxes))
 
-    def _survivors(self, found: Candidates) -> Detections:
-        """What the suppression leaves of candidates, voted on where that is asked for; best first."""
-        kept, overlap = self._suppress(found), self.detection.vote
-        boxes = vote(found.boxes, found.scores, found.labels, kept, overlap) if overlap else found.boxes[kept]
-        order = np.argsort(-found.scores[kept], kind="stable")
+    def _suppress_and_vote(self, candidates: Candidates) -> Detections:
+        """Return the candidates that survive suppression, voted on if ``detection.vote`` is set; best first."""
+        kept, overlap = self._suppress(candidates), self.detection.vote
+        if overlap:
+            boxes = vote(candidates.boxes, candidates.scores, candidates.labels, kept, overlap)
+        else:
+            boxes = candidates.boxes[kept]
+        order = np.argsort(-candidates.scores[kept], kind="stable")
         kept = kept[order]
-        return Detections(boxes[order], found.labels[kept], found.scores[kept], self.classes)
+        return Detections(boxes[order], candidates.labels[kept], candidates.scores[kept], self.classes)
 
-    def _suppress(self, found: Candidates) -> np.ndarray:
-        """The survivors of every class's own suppression."""
+    def _suppress(self, candidates: Candidates) -> np.ndarray:
+        """Return the rows of the candidates that survive suppression, class by class."""
         kept = []
-        for k in np.unique(found.labels):
-            rows = np.flatnonzero(found.labels == k)
-            survivors = nms(found.boxes[rows], found.scores[rows], self.detection.nms)
+        for k in np.unique(candidates.labels):
+            rows = np.flatnonzero(candidates.labels == k)
+            survivors = nms(candidates.boxes[rows], candidates.scores[rows], self.detection.nms)
             kept.append(rows[survivors[: self.detection.max_per_class]])
         return np.concatenate([np.zeros(0, np.int64), *kept])

@@ -76,7 +76,7 @@ def _curves(truth, content: dict, numbers: list[int], detections: Sequence[Detec
     """What ``COCOeval.accumulate`` finds of one class, its axis the third from the last."""
     from pycocotools.cocoeval import COCOeval
 
-    of_class = (own.only(own.labels == label) for own in detections)
+    of_class = (own[own.labels == label] for own in detections)
     found = [result for number, own in zip(numbers, of_class) for result in _entries(number, own)]
     # What `loadRes` adds; it refuses an empty list, so it is not called.
     for number, result in enumerate(found, start=1):

@@ -83,8 +83,8 @@ def detect_all(
     def detect(i: int) -> tuple[Detections, Detections]:
         # What is read of mirror images is not stored: nothing but this asks for it.
         proposals, flip = split.proposals(i), detector.detection.flip
-        mirrored = detector.read_mirrored(split.dataset[i].read(), proposals) if flip else None
-        maps = detector.of_parts([own.maps(i) for own in splits])
+        mirrored = detector.read_mirror_image(split.dataset[i].read(), proposals) if flip else None
+        maps = [own.maps(i) for own in splits]
         return detector.detect_both(maps, proposals, split.size(i), mirrored)
 
     plain, found = zip(*parallel_map(detect, range(len(split)), workers, "detecting", threads=True))

@@ -20,7 +20,7 @@ from collections.abc import Callable
 import numpy as np
 
 from sppdet.config import STAGES, Config, to_dict
-from sppdet.detection import Detector, is_combined
+from sppdet.detection import Detector, is_ensemble
 from sppdet.evaluation import check_names, evaluate_run, read_costs, stage_line, summary
 from sppdet.features import fill_each, fill_maps
 from sppdet.proposals import SelectiveSearch
@@ -50,7 +50,7 @@ class Pipeline:
                 "bbox.kind=ridge a class can be added"
             )
         self.config, self.log, self.inputs = config, log, StageInputs(config, keep)
-        if is_combined(self.inputs.folder):
+        if is_ensemble(self.inputs.folder):
             raise SppdetError(
                 f"{self.inputs.folder}: holds detectors combined, which training would replace; give another run.dir"
             )
@@ -244,5 +244,5 @@ class Pipeline:
             regressors=learned.regressors(c.bbox.kind, given.features, given.head) if c.bbox.enabled else None,
             detection=c.detection,
             head=given.head,
-            context=learned.svms("context") if "context" in given.learning() else None,
+            image_svms=learned.svms("context") if "context" in given.learning() else None,
         )

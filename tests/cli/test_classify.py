@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppdet import __main__ as program
 from sppdet.classification import training as classifier_training
 from sppdet.classification.classifier import load_classifier
+from sppdet.cli import main as program
 from sppdet.cli.classify import main
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}

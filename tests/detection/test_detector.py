@@ -1,141 +1,143 @@
-"""The detector: files that give the same detections again."""
+"""The detector: scores of windows, copies with other settings, and its text form."""
 
 from __future__ import annotations
 
-import json
+import dataclasses
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from detectors import WINDOWS, A, hand_made_detector, hand_made_map, random_detector
 
-from sppdet.config.settings import DetectionSettings
-from sppdet.detection import detector as module
-from sppdet.detection.detector import Detector
+from sppdet.detection.detector import Detector, class_list
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs
-from sppdet.features.pyramid_features import PyramidFeatures
-from sppdet.networks.backbone import Backbone
-from sppdet.networks.fc_head import Head
-from sppdet.proposals.search import SelectiveSearch
+from sppdet.features.crop_features import CropFeatures
+from sppdet.features.warp import Crop
 from sppdet.utils.errors import SppdetError
 
 
-@pytest.fixture(scope="module")
-def image() -> np.ndarray:
-    image = np.random.default_rng(0).integers(0, 60, (120, 160, 3), np.uint8)
-    image[20:80, 30:90] = [200, 60, 20]
-    image[50:100, 100:150] = [20, 160, 220]
-    return image
+@pytest.fixture
+def by_hand(tiny_features) -> Detector:
+    return hand_made_detector(tiny_features)
 
 
-def random_detector(layer: str | None = None, with_regressors: bool = True, **pooling) -> Detector:
-    rng = np.random.default_rng(0)
-    backbone = Backbone.create("small", "random", "cpu", "float32", seed=3)
-    features = PyramidFeatures(backbone.grid, backbone.channels, (120, 160), 1000, 64, 6.5, (2, 1), **pooling)
-    pooled, head = features.dimension, None
-    if layer:
-        torch.manual_seed(0)
-        head = Head(pooled, 16, layer, 0.5, balance=0.7).eval()
-        features = features.under(head)
-    weight = rng.normal(size=(3, features.dimension)).astype(np.float32)
-    regressors = None
-    if with_regressors:
-        moves, inputs = (
-            rng.normal(0, 0.1, (3, 4)).astype(np.float32),
-            features.dimension if features.concat_pooled else pooled,
-        )
-        moving = rng.normal(0, 0.002, (3, 4, inputs)).astype(np.float32)
-        regressors = BoxRegressors(moving, moves, of_head=features.concat_pooled)
-    svms = LinearSVMs(weight, np.zeros(3, np.float32))
-    detection = DetectionSettings(nms=0.4, min_margin=-0.2, max_per_class=9, context=0.01)
-    images = LinearSVMs(rng.normal(size=weight.shape).astype(np.float32), np.full(3, -2, np.float32))
-    search, classes = SelectiveSearch(), ("a", "b c", "ü")
-    return Detector(classes, backbone, features, search, svms, regressors, detection, head, images)
+def test_scores_by_hand(by_hand):
+    # A, the last window, holds 3 in channel 0; its class moves boxes by 0.1 of the vector.
+    weight = np.zeros((2, 4, 2), np.float32)
+    weight[0, :, 0] = 0.1
+    model = replace(by_hand, regressors=BoxRegressors(weight, np.full((2, 4), 0.25, np.float32)))
+    scores = model.score([hand_made_map()], WINDOWS, (64, 64))
+    assert scores.margins.tolist() == [[-1, -1], [2.5 - 1, -1], [-1, 2 - 1], [3 - 1, -1]]
+    deltas = scores.deltas(np.array([3, 3, 0]), np.array([0, 1, 0]))
+    np.testing.assert_allclose(deltas, [[0.3 + 0.25] * 4, [0.25] * 4, [0.25] * 4], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("layer", "regressors"), [(None, True), ("fc6", True), ("pool5+fc7", True), (None, False)])
-def test_a_saved_detector_finds_exactly_the_same(tmp_path, image, layer, regressors):
-    detector = random_detector(layer, regressors)
-    expected = detector.predict(image)
-    assert len(expected) > 3
-    detector.save(tmp_path / "model")
-    loaded = module.load_detector(tmp_path / "model", device="cpu")
-    found = loaded.predict(image)
-    for name in ("boxes", "labels", "scores"):
-        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
-    assert found.classes == expected.classes == ("a", "b c", "ü")
-    assert loaded.detection == detector.detection and loaded.search == detector.search
-    assert (loaded.regressors is None) != regressors and (loaded.head is None) == (layer is None)
+def test_scores_in_the_mirror_image_are_in_the_frame_of_the_image(by_hand):
+    # Right in the mirror image is left in the image; all other components stay.
+    bias = np.tile(np.array([0.5, 0.25, 0.125, 1], np.float32), (2, 1))
+    model = replace(by_hand, regressors=BoxRegressors(np.zeros((2, 4, 2), np.float32), bias))
+    mirrored_map = np.ascontiguousarray(hand_made_map()[:, ::-1])
+    scores = model.score([mirrored_map], WINDOWS, (64, 64), mirrored=True)
+    np.testing.assert_array_equal(scores.margins, model.score([hand_made_map()], WINDOWS, (64, 64)).margins)
+    assert scores.deltas(np.array([0]), np.array([1])).tolist() == [[-0.5, 0.25, 0.125, 1]]
+
+
+def test_a_detector_without_box_regression_has_no_deltas(by_hand):
+    assert by_hand.score([hand_made_map()], WINDOWS, (64, 64)).deltas is None
+    assert not by_hand.regresses_all_windows
+
+
+@pytest.mark.parametrize("layer", [None, "fc6", "pool5+fc7"])
+def test_box_regressions_are_the_same_computed_for_all_windows_or_for_some(layer):
+    detector, rng = random_detector(layer), np.random.default_rng(1)
+    voting = detector.with_detection(vote=0.4)
+    assert [detector.regresses_all_windows, voting.regresses_all_windows] == {
+        None: [False, True],
+        "fc6": [False, False],
+        "pool5+fc7": [True, True],
+    }[layer]
+    maps, boxes = random_maps(detector, rng), random_boxes(rng)
+    rows, labels = np.array([7, 3, 3]), np.array([2, 0, 1])
+    vectors = detector.features if detector.regressors.of_head else detector.features.pooled
+    weight, bias = detector.regressors.weight[labels], detector.regressors.bias[labels]
+    expected = np.einsum("nid,nd->ni", weight, vectors.of_boxes(maps, boxes[rows], (120, 120))) + bias
+    for model in (detector, voting):
+        deltas = model.score(maps, boxes, (120, 120)).deltas(rows, labels)
+        np.testing.assert_allclose(deltas, expected, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [None, "pool5+fc7"])
-def test_where_maps_are_of_bfloat16_shifts_are_rounded_and_scores_are_not(layer):
-    exact, rng = random_detector(layer), np.random.default_rng(1)
-    exact = replace(exact, detection=replace(exact.detection, vote=0.4))
+def test_bfloat16_rounds_box_regressions_but_not_scores(layer):
+    exact, rng = random_detector(layer).with_detection(vote=0.4), np.random.default_rng(1)
     coarse = replace(exact, features=replace(exact.features, half=True))
-    maps = [rng.random((side, side, exact.features.channels), np.float32) for side in (30, 40)]
-    maps = [torch.from_numpy(m).bfloat16().float().numpy() for m in maps]
-    corner = rng.integers(0, 80, (50, 2))
-    boxes = np.concatenate([corner, corner + rng.integers(20, 40, (50, 2))], axis=1).astype(np.float32)
-    views = [module.WindowScores(detector, maps, boxes, (120, 120)) for detector in (exact, coarse)]
-    np.testing.assert_allclose(views[0].margins, views[1].margins, atol=2**-14 * np.abs(views[0].margins).max())
+    maps = [torch.from_numpy(m).bfloat16().float().numpy() for m in random_maps(exact, rng)]
+    boxes = random_boxes(rng)
+    scores = [detector.score(maps, boxes, (120, 120)) for detector in (exact, coarse)]
+    np.testing.assert_allclose(scores[0].margins, scores[1].margins, atol=2**-14 * np.abs(scores[0].margins).max())
     rows, labels = np.arange(50), rng.integers(0, 3, 50)
-    shifts, rounded = (view.deltas(rows, labels) for view in views)
-    assert 0 < np.abs(rounded - shifts).max() < 0.01 < np.abs(shifts).max()
+    deltas, rounded = (score.deltas(rows, labels) for score in scores)
+    assert 0 < np.abs(rounded - deltas).max() < 0.01 < np.abs(deltas).max()
 
 
-@pytest.mark.parametrize("pooling", [{"kind": "average"}, {"kind": "align", "samples": 3}])
-def test_the_kind_of_pooling_is_saved(tmp_path, image, pooling):
-    detector = random_detector(**pooling)
-    detector.save(tmp_path)
-    loaded = module.load_detector(tmp_path, device="cpu")
-    assert loaded.features == detector.features
-    expected, found = detector.predict(image), loaded.predict(image)
-    assert len(found) > 3
-    np.testing.assert_array_equal(found.scores, expected.scores)
-    np.testing.assert_array_equal(found.boxes, expected.boxes)
+def random_maps(detector: Detector, rng: np.random.Generator) -> list[np.ndarray]:
+    """Feature maps of an image of 120 x 120 pixels at the two scales of the random detector."""
+    return [rng.random((side, side, detector.features.channels), np.float32) for side in (30, 40)]
 
 
-def test_models_from_before_there_were_kinds_or_context_take_the_maximum_alone(tmp_path):
-    replace(random_detector(), context=None, detection=DetectionSettings()).save(tmp_path)
-    description = json.loads((tmp_path / "model.json").read_text())
-    for key in ("kind", "samples"):
-        del description["features"][key]
-    del description["detection"]["context"]
-    (tmp_path / "model.json").write_text(json.dumps(description))
-    model = module.load_detector(tmp_path, device="cpu")
-    assert model.features.kind == "max" and model.context is None and model.detection.context == 0
+def random_boxes(rng: np.random.Generator) -> np.ndarray:
+    corner = rng.integers(0, 80, (50, 2))
+    return np.concatenate([corner, corner + rng.integers(20, 40, (50, 2))], axis=1).astype(np.float32)
 
 
-def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path):
-    random_detector("fc6").save(tmp_path / "a")
-    module.load_detector(tmp_path / "a", device="cpu").save(tmp_path / "b")
-    for name in ("model.json", "model.safetensors"):
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+# Settings
 
 
-def test_a_black_image_has_no_detections_or_ordinary_ones():
-    found = random_detector().predict(np.zeros((40, 50, 3), np.uint8))
-    assert (found.boxes >= 0).all() and (found.boxes <= [50, 40, 50, 40]).all()
+def test_settings_are_changed_in_a_copy(by_hand):
+    changed = by_hand.with_detection(nms=0.34)
+    assert (changed.detection.nms, changed.detection.min_margin, by_hand.detection.nms) == (0.34, -0.5, 0.3)
+    assert changed.backbone is by_hand.backbone
+    assert changed.with_detection(by_hand.detection).detection == by_hand.detection
+    assert changed.with_detection(by_hand.detection, vote=0.5).detection == replace(by_hand.detection, vote=0.5)
+    # Cached values are those of the settings.
+    assert by_hand.detect([[hand_made_map()]], WINDOWS, (64, 64)).xyxy[0].tolist() == A
+    assert len(changed.detect([[hand_made_map()]], WINDOWS, (64, 64))) == 3
 
 
-def test_no_model_here(tmp_path):
-    with pytest.raises(SppdetError, match=r"no finished model .*sppdet\.train"):
-        module.load_detector(tmp_path)
+def test_settings_cannot_be_assigned(by_hand):
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        by_hand.detection = replace(by_hand.detection, nms=0.34)
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing"])
-def test_damaged_weights_are_named(tmp_path, damage):
-    random_detector().save(tmp_path)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(path.read_bytes()[:1000]) if damage == "cut" else path.unlink()
-    with pytest.raises(SppdetError, match=r"model\.safetensors: cannot be read"):
-        module.load_detector(tmp_path)
+def test_settings_out_of_their_limits_are_refused(by_hand):
+    with pytest.raises(SppdetError, match=r"nms: expected 0 to 1, found 7"):
+        by_hand.with_detection(nms=7)
 
 
-def test_a_model_of_another_version(tmp_path):
-    random_detector().save(tmp_path)
-    description = json.loads((tmp_path / "model.json").read_text())
-    (tmp_path / "model.json").write_text(json.dumps(description | {"format": 99}))
-    with pytest.raises(SppdetError, match=r"model\.json: format 99, this version reads"):
-        module.load_detector(tmp_path)
+def test_context_is_refused_without_svms_of_whole_images(by_hand):
+    with pytest.raises(SppdetError, match=r"detection\.context: this model has no SVMs of whole images; train with"):
+        by_hand.with_detection(context=0.5)
+    svms = LinearSVMs(np.eye(2, dtype=np.float32), np.zeros(2, np.float32))
+    assert replace(by_hand, image_svms=svms).with_detection(context=0.5).detection.context == 0.5
+
+
+# Text form
+
+
+def test_the_text_form_names_what_matters():
+    detector = random_detector("fc6").with_detection(vote=0.4, flip=True)
+    assert repr(detector).splitlines() == [
+        "Detector of 3 classes: a, b c, ü",
+        "  small (float32), fc6, max pooling 2 1, scales 120 160, fast selective search",
+        "  SVMs, box regression, nms=0.4, min_margin=-0.2, vote=0.4, context=0.01, flip",
+    ]
+
+
+def test_the_text_form_with_features_of_crops(by_hand):
+    features = CropFeatures(channels=2, crop=Crop("warp", 64, 4), levels=(1,))
+    assert "small (float32), pool5, max pooling 1, warp crops of 64" in repr(replace(by_hand, features=features))
+
+
+def test_long_lists_of_classes_are_cut():
+    assert class_list(tuple("abcdefg")) == "7 classes: a, b, c, d, e, f, ..."
+    assert class_list(("a",)) == "1 class: a"

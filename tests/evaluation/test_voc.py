@@ -237,7 +237,6 @@ UNFIT = {
     "image a: a box has a corner": [found(((0, 0, float("inf"), 1), 0, 1.0))],
     "outside 0..1": [found((HERE, 2, 1.0))],
     "outside 0[.]{2}1; evaluate with the classes": [found((HERE, -1, 1.0))],
-    "differ in length": [Detections(as_boxes([HERE]), np.zeros(2, np.int64), np.zeros(1, np.float32))],
 }
 
 

@@ -100,7 +100,7 @@ def test_a_run_leaves_its_settings_costs_model_and_metrics(trained, shapes_root)
 
 def test_the_model_detects(trained, shapes_root):
     detector = sppdet.load(trained.run, device="cpu")
-    found = detector.predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+    found = detector.predict(shapes_root / "JPEGImages" / "test_00000.jpg", threshold=None)
     assert found.classes == ("circle", "cross", "ring", "square", "star", "triangle")
     assert len(found) and (np.diff(found.scores) <= 0).all()
 
@@ -200,7 +200,7 @@ def test_images_are_asked_too_and_a_class_is_added_alone(tmp_path, trained, own_
     of_images = place.times("run/stages/context/*")
     assert len(of_images) == 12  # two files a class
     model = sppdet.load(place.run, device="cpu")
-    assert model.context.weight.shape == model.classifier.weight.shape
+    assert model.image_svms.weight.shape == model.classifier.weight.shape
     costs = json.loads((place.run / "stages.json").read_text())
     assert costs["context"]["classes"] == 6 and "svm" not in costs  # the windows' SVMs were there and serve on
 
@@ -455,7 +455,7 @@ def test_a_class_without_training_objects_is_named_and_never_found(place, capsys
     assert place.train("data.classes=[circle,cross,hexagon,ring,square,star,triangle]", "detection.min_margin=-9") == 0
     output = capsys.readouterr()
     assert "hexagon" in "".join(line for line in (output.out + output.err).splitlines() if "no training" in line)
-    found = sppdet.load(place.run, device="cpu").predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+    found = sppdet.load(place.run, device="cpu").predict(shapes_root / "JPEGImages" / "test_00000.jpg", threshold=None)
     names = {thing["label"] for thing in found.to_list()}
     assert "star" in names and "hexagon" not in names
 
@@ -680,10 +680,10 @@ def test_rcnn_runs_through_the_same_stages(trained_rcnn, shapes_root, capsys):
     assert trained_rcnn.stored("crops", ".rows") == stored
     detector = sppdet.load(trained_rcnn.run, device="cpu")
     image = shapes_root / "JPEGImages" / "test_00000.jpg"
-    found = detector.predict(image)
+    found = detector.predict(image, threshold=None)
     assert len(found)
     detector.save(trained_rcnn.run / "copy")
-    again = sppdet.load(trained_rcnn.run / "copy", device="cpu").predict(image)
+    again = sppdet.load(trained_rcnn.run / "copy", device="cpu").predict(image, threshold=None)
     np.testing.assert_array_equal(found.boxes, again.boxes)
     np.testing.assert_array_equal(found.scores, again.scores)
 
@@ -691,7 +691,9 @@ def test_rcnn_runs_through_the_same_stages(trained_rcnn, shapes_root, capsys):
 def test_rcnn_detects_in_an_image_what_it_detects_from_the_cache(trained_rcnn, shapes_root):
     (listed,) = (trained_rcnn.run / "detections").glob("coco_results.json")
     stored = [one for one in json.loads(listed.read_text()) if one["image_id"] == 1]
-    found = sppdet.load(trained_rcnn.run, device="cpu").predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+    found = sppdet.load(trained_rcnn.run, device="cpu").predict(
+        shapes_root / "JPEGImages" / "test_00000.jpg", threshold=None
+    )
     assert len(stored) and abs(len(stored) - len(found)) <= 2  # vectors are of half precision in both
     np.testing.assert_allclose(sorted(one["score"] for one in stored)[-5:], found.scores[:5][::-1], atol=1e-2)
 
@@ -701,7 +703,7 @@ def test_different_systems_are_combined(tmp_path, trained, trained_rcnn, shapes_
     assert combine([str(trained.run), str(trained_rcnn.run), "--output", str(both)]) == 0
     assert evaluate([str(both), "detection.flip=true"]) == 0
     assert json.loads((both / "metrics.json").read_text())["pictures"] == 6
-    found = sppdet.load(both, device="cpu").predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+    found = sppdet.load(both, device="cpu").predict(shapes_root / "JPEGImages" / "test_00000.jpg", threshold=None)
     assert len(found) and (np.diff(found.scores) <= 0).all()
 
 

@@ -1,0 +1,33 @@
+"""``sppdet COMMAND ...``: every command of the package; ``python -m sppdet.COMMAND ...`` does the same."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import sppdet
+from sppdet.cli import common as cli
+
+COMMANDS = {
+    "train": "train and evaluate a detector from a config",
+    "evaluate": "measure a trained detector on a test split",
+    "detect": "find objects in images",
+    "combine": "make one detector of several trained ones",
+    "classify": "train, measure and use a classifier of whole images",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command that ``arguments`` (by default those of the process) name, and return the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--version"]:
+        print(f"sppdet {sppdet.__version__}")
+        return 0
+    command = cli.choose("sppdet", COMMANDS, arguments)
+    if isinstance(command, int):
+        return command
+    return importlib.import_module(f"sppdet.cli.{command}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""Detectors and ensembles in files: model.json and model.safetensors.
+
+The folder of an ensemble is like that of a run. Its model.json names the parts: copies of the runs' model files.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from sppdet.config import DetectionSettings
+from sppdet.detection.detector import Detector
+from sppdet.detection.ensemble import Ensemble
+from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
+from sppdet.features import Crop, CropFeatures, PyramidFeatures, WindowFeatures
+from sppdet.networks import Backbone, Head, restore_trunk
+from sppdet.proposals import SelectiveSearch
+from sppdet.utils import SppdetError, atomic_write, entries_under, file_digest, read_json, write_json
+
+MODEL_FILES = ("model.json", "model.safetensors")
+_FORMAT = 2
+_ENSEMBLE_FORMAT = "combination 1"
+_CLASSIFIERS: dict[str, type[LinearSVMs] | type[Softmax]] = {"svm": LinearSVMs, "softmax": Softmax}
+
+
+def load(folder: str | Path, device: str = "auto") -> Detector | Ensemble:
+    """Load a trained detector or an ensemble.
+
+    Args:
+        folder: a run's folder, such as ``runs/demo``, or the folder that ``sppdet combine`` wrote.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        SppdetError: if the folder holds no model, or one of another version or that cannot be read.
+
+    >>> detector = load("runs/demo")  # doctest: +SKIP
+    >>> detector.predict("street.jpg")  # doctest: +SKIP
+    Detections(3: dog 2, cat 1; scores 1.21 to -0.04)
+    """
+    folder = Path(folder)
+    if not is_ensemble(folder):
+        return load_detector(folder, device)
+    description = _read_description(folder)
+    return Ensemble(
+        detectors=tuple(load_detector(folder / part["folder"], device) for part in description["parts"]),
+        weights=tuple(part["share"] for part in description["parts"]),
+        detection=DetectionSettings(**description["detection"]),
+    )
+
+
+def load_detector(folder: str | Path, device: str = "auto") -> Detector:
+    """Load a single detector, as :func:`load` does."""
+    folder = Path(folder)
+    if not (folder / "model.json").is_file():
+        raise SppdetError(f"{folder}: no finished model (model.json) here; train one with python -m sppdet.train")
+    description = read_json(folder / "model.json")
+    if description.get("format") != _FORMAT:
+        raise SppdetError(f"{folder}/model.json: format {description.get('format')}, this version reads {_FORMAT}")
+    try:
+        tensors = load_file(folder / "model.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise SppdetError(f"{folder}/model.safetensors: cannot be read ({error}); train again") from None
+
+    name, precision = description["backbone"]["name"], description["backbone"]["precision"]
+    try:
+        trunk = restore_trunk(name, entries_under(tensors, "trunk."))
+    except RuntimeError:
+        raise SppdetError(f"{folder}: its weights do not fit this version's {name}; train again") from None
+    # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.
+    backbone = Backbone.wrap(name, trunk, device, "auto" if precision == "bfloat16" else precision)
+    features = _restore_features(description["features"], backbone)
+    head = None
+    if description["head"]:
+        head_tensors = entries_under(tensors, "head.")
+        head = Head.restore(features.pooled_dimension, description["head"], head_tensors, backbone.bfloat16_on_cpu)
+        features = features.under(head)
+    arrays = {key: value.numpy() for key, value in tensors.items() if not key.startswith(("trunk.", "head."))}
+    bbox, image_svms = entries_under(arrays, "bbox."), entries_under(arrays, "context.")
+    return Detector(
+        classes=tuple(description["classes"]),
+        backbone=backbone,
+        features=features,
+        search=SelectiveSearch(**description["proposals"]),
+        classifier=_CLASSIFIERS[description["classifier"]](**entries_under(arrays, "classifier.")),
+        regressors=BoxRegressors(**bbox, of_head=description["bbox_of_head"]) if bbox else None,
+        detection=DetectionSettings(**description["detection"]),
+        head=head,
+        image_svms=LinearSVMs(**image_svms) if image_svms else None,
+    )
+
+
+def _restore_features(description: dict, backbone: Backbone) -> WindowFeatures:
+    """Build the features that :meth:`WindowFeatures.description` describes, on the feature maps of ``backbone``."""
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
+    }
+    if "crop" in values:
+        return CropFeatures(channels=backbone.channels, crop=Crop(**values["crop"]), levels=values["levels"])
+    return PyramidFeatures(grid=backbone.grid, channels=backbone.channels, half=backbone.bfloat16_on_cpu, **values)
+
+
+def save_detector(detector: Detector, folder: Path) -> None:
+    """Write ``model.json`` and ``model.safetensors`` into ``folder``."""
+    description = {
+        "format": _FORMAT,
+        "classes": list(detector.classes),
+        "classifier": "softmax" if isinstance(detector.classifier, Softmax) else "svm",
+        "backbone": {"name": detector.backbone.name, "precision": detector.backbone.precision},
+        "features": detector.features.description(),
+        "proposals": asdict(detector.search),
+        "head": detector.head.description() if detector.head else None,
+        "bbox_of_head": detector.regressors.of_head if detector.regressors else None,
+        "detection": asdict(detector.detection),
+    }
+    groups: dict[str, dict[str, Any]] = {
+        "trunk": detector.backbone.trunk.state_dict(),
+        "head": detector.head.state_dict() if detector.head else {},
+        "classifier": _weight_and_bias(detector.classifier),
+        "bbox": _weight_and_bias(detector.regressors),
+        "context": _weight_and_bias(detector.image_svms),
+    }
+    tensors = {
+        f"{group}.{key}": torch.as_tensor(value).cpu().contiguous()
+        for group, values in groups.items()
+        for key, value in values.items()
+    }
+    atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path))
+    write_json(folder / "model.json", description)
+
+
+def _weight_and_bias(layer: LinearSVMs | Softmax | BoxRegressors | None) -> dict[str, np.ndarray]:
+    return {} if layer is None else {"weight": layer.weight, "bias": layer.bias}
+
+
+def combine_runs(folders: Sequence[Path], weights: Sequence[float], output: Path) -> None:
+    """Write an ensemble of several runs: copies of their model files, and the config.json of the first run.
+
+    Args:
+        folders: the runs' folders. The first one computes the proposals, and its settings hold for the ensemble.
+        weights: the weight of each run in the means of margins and box regressions, above 0; any sum.
+        output: the folder to write; it must not exist.
+
+    Raises:
+        SppdetError: if the runs do not fit each other, or ``output`` exists or cannot be written.
+    """
+    if output.exists():
+        raise SppdetError(f"{output}: exists already; give another --output")
+    if not all(np.isfinite(weights)) or min(weights) <= 0 or len(weights) != len(folders):
+        raise SppdetError(f"--weights: give a number above 0 for each of the {len(folders)} runs")
+    for folder in filter(is_ensemble, folders):
+        raise SppdetError(f"{folder}: ensembles cannot be combined; name the runs that it was made of")
+    detectors = [load_detector(folder, "cpu") for folder in folders]
+    _check_that_runs_fit(folders, detectors)
+    shares = [weight / sum(weights) for weight in weights]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
+            unfinished = Path(temporary) / output.name
+            _write_ensemble(folders, detectors[0], shares, unfinished, output)
+            unfinished.rename(output)
+    except OSError as error:
+        raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def _check_that_runs_fit(folders: Sequence[Path], detectors: Sequence[Detector]) -> None:
+    if not (folders[0] / "config.json").is_file():
+        raise SppdetError(f"{folders[0]}/config.json: does not exist; name a run's folder")
+    first = detectors[0]
+    for folder, detector in zip(folders[1:], detectors[1:]):
+        if detector.classes != first.classes:
+            raise SppdetError(
+                f"{folder}: its classes ({', '.join(detector.classes)}) are not those of {folders[0]} "
+                f"({', '.join(first.classes)})"
+            )
+        if type(detector.classifier) is not type(first.classifier):
+            raise SppdetError(f"{folder}: SVMs and a softmax cannot be averaged; {folders[0]} has the other one")
+
+
+def _write_ensemble(
+    folders: Sequence[Path], first: Detector, shares: Sequence[float], unfinished: Path, output: Path
+) -> None:
+    """Write into the folder ``unfinished`` what will be the folder ``output``."""
+    parts = [
+        _copy_part(folder, unfinished, f"parts/{n}", share) for n, (folder, share) in enumerate(zip(folders, shares))
+    ]
+    settings = read_json(folders[0] / "config.json")
+    write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
+    description = {
+        "format": _ENSEMBLE_FORMAT,
+        "classes": list(first.classes),
+        "proposals": asdict(first.search),
+        "detection": asdict(first.detection),
+        "parts": parts,
+    }
+    write_json(unfinished / "model.json", description)
+
+
+def _copy_part(folder: Path, unfinished: Path, name: str, share: float) -> dict:
+    """Copy a run's model files; return the part's entry in model.json.
+
+    Its digests make the model.json of the ensemble a key of the ensemble's results.
+    """
+    (unfinished / name).mkdir(parents=True)
+    for file in MODEL_FILES:
+        shutil.copyfile(folder / file, unfinished / name / file)
+    return {"folder": name, "share": share, "run": folder.name, "digests": _digests(folder)}
+
+
+def is_ensemble(folder: Path) -> bool:
+    """Whether ``folder`` holds an ensemble, which cannot be trained."""
+    return _read_description(folder).get("format") == _ENSEMBLE_FORMAT
+
+
+def is_ensemble_of(ensemble: Path, folders: Sequence[Path]) -> bool:
+    """Whether the folder ``ensemble`` was made of these runs as they are now."""
+    parts = _read_description(ensemble).get("parts", [])
+    return [part["digests"] for part in parts] == [_digests(folder) for folder in folders]
+
+
+def _digests(folder: Path) -> list[str]:
+    return [file_digest(folder / file) for file in MODEL_FILES]
+
+
+def _read_description(folder: Path) -> dict:
+    """Read the model.json in ``folder``; empty if there is none."""
+    path = folder / "model.json"
+    return read_json(path) if path.is_file() else {}

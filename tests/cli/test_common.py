@@ -1,0 +1,170 @@
+"""What the commands share: exit statuses, how errors and log messages are printed, the choice of a command."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+
+import pytest
+from tqdm import tqdm
+
+from sppdet.cli import common as cli
+from sppdet.utils.errors import SppdetError
+
+NO_OPTIONS = argparse.Namespace()
+
+
+def failing(error: BaseException):
+    def command(options: argparse.Namespace) -> None:
+        raise error
+
+    return command
+
+
+# Exit statuses and errors
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, 0), (0, 0), (2, 2)])
+def test_the_exit_status_is_that_of_the_command(returned, status):
+    assert cli.run(lambda options: returned, NO_OPTIONS) == status
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "text"),
+    [
+        (SppdetError("a.jpg: is empty; replace it"), 2, "error: a.jpg: is empty; replace it\n"),
+        (SppdetError("one\ntwo"), 2, "error: one\nerror: two\n"),
+        (OSError(28, "No space left on device", "runs/x"), 2, "error: runs/x: No space left on device\n"),
+        (KeyboardInterrupt(), 130, "\nstopped, go on later\n"),
+        (BrokenPipeError(), 0, ""),
+    ],
+)
+def test_errors_of_the_user_and_the_system_are_one_line(capsys, error, status, text):
+    assert cli.run(failing(error), NO_OPTIONS, interrupted="stopped, go on later") == status
+    assert capsys.readouterr() == ("", text)
+
+
+@pytest.mark.parametrize("error", [OSError("without a file"), ValueError("a bug")])
+def test_bugs_keep_their_traceback(error):
+    with pytest.raises(type(error)):
+        cli.run(failing(error), NO_OPTIONS)
+
+
+# Warnings and log messages
+
+
+def test_log_messages_are_printed_while_a_command_runs(capsys):
+    logger = logging.getLogger("sppdet.somewhere")
+    level = logging.getLogger("sppdet").level
+
+    def command(options: argparse.Namespace) -> None:
+        logger.debug("not shown")
+        logger.info("%d images", 3)
+        logger.warning("a file is missing")
+        logger.error("a file is broken")
+        logging.getLogger("another.package").warning("not ours")
+
+    assert cli.run(command, NO_OPTIONS) == 0
+    out, err = capsys.readouterr()
+    assert out == "3 images\n"
+    assert err.startswith("warning: a file is missing\nerror: a file is broken\n") and "warning: not ours" not in err
+    logger.info("nobody asked")
+    assert capsys.readouterr().out == "" and logging.getLogger("sppdet").level == level
+
+
+def test_log_messages_are_printed_once_by_a_command_within_a_command(capsys):
+    def inner(options: argparse.Namespace) -> None:
+        logging.getLogger("sppdet").info("inside")
+
+    cli.run(inner, NO_OPTIONS)
+    cli.run(inner, NO_OPTIONS)
+    assert capsys.readouterr().out == "inside\ninside\n"
+
+
+def test_log_messages_stand_above_a_progress_bar(capsys):
+    def command(options: argparse.Namespace) -> None:
+        with tqdm(total=3, file=sys.stderr) as bar:
+            bar.update()
+            logging.getLogger("sppdet").info("between")
+
+    cli.run(command, NO_OPTIONS)
+    out, err = capsys.readouterr()
+    assert out == "between\n"
+    assert "\r" + " " * 10 in err  # the bar's line is blanked before, and drawn again after
+
+
+def test_warnings_are_one_line_without_a_line_of_our_source(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # put back after the test
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.run(lambda options: warnings.warn("a.xml: no objects", stacklevel=1), NO_OPTIONS)
+    assert capsys.readouterr().err == "warning: a.xml: no objects\n"
+
+
+def test_text_goes_to_the_stream_that_is_named(capsys):
+    cli.say("result")
+    cli.say("error: trouble", sys.stderr)
+    assert capsys.readouterr() == ("result\n", "error: trouble\n")
+
+
+def test_a_reader_that_has_read_enough_is_no_error():
+    read, write = os.pipe()
+    os.close(read)
+    with open(write, "w") as stream:
+        cli.say("first", stream)
+        cli.say("second", stream)
+        assert os.fstat(stream.fileno()).st_rdev == os.stat(os.devnull).st_rdev
+
+
+# Arguments
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "x", "", "²"])
+def test_only_positive_whole_numbers_count(text):
+    with pytest.raises(argparse.ArgumentTypeError, match=f"'{text}' is not a positive whole number"):
+        cli.positive(text)
+
+
+def test_overrides_are_all_that_is_left():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("run")
+    cli.add_overrides(parser, "nms=0.4")
+    assert parser.parse_args(["x", "a=1", "b=2"]).overrides == ["a=1", "b=2"]
+    assert "such as nms=0.4" in parser.format_help()
+
+
+COMMANDS = {"train": "learns", "detect": "looks"}
+USAGE = """\
+usage: tool COMMAND ...
+
+  train     learns
+  detect    looks
+
+tool COMMAND --help tells more.
+"""
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["detect", "train", "--help"]])
+def test_the_first_argument_is_the_command(capsys, arguments):
+    assert cli.choose("tool", COMMANDS, arguments) == arguments[0]
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_usage_is_printed_on_request(capsys, option):
+    assert cli.choose("tool", COMMANDS, [option]) == 0
+    assert capsys.readouterr() == (USAGE, "")
+
+
+def test_usage_without_a_command_is_an_error(capsys):
+    assert cli.choose("tool", COMMANDS, []) == 2
+    assert capsys.readouterr() == ("", USAGE)
+
+
+def test_an_unknown_command_is_named(capsys):
+    assert cli.choose("tool", COMMANDS, ["detekt", "a.jpg"]) == 2
+    line = "error: tool has no command 'detekt'; give one of train, detect\n"
+    assert capsys.readouterr() == ("", line + USAGE)

@@ -1,0 +1,171 @@
+"""Model files: a detector that was saved and loaded detects exactly the same; folders of ensembles."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from detectors import hand_made_detector, random_detector, two_rectangles
+
+from sppdet.config.settings import DetectionSettings
+from sppdet.detection.detector import Detector
+from sppdet.detection.ensemble import Ensemble
+from sppdet.detection.linear_layers import BoxRegressors, Softmax
+from sppdet.detection.saved_model import (
+    MODEL_FILES,
+    combine_runs,
+    is_ensemble,
+    is_ensemble_of,
+    load,
+    load_detector,
+    save_detector,
+)
+from sppdet.utils.errors import SppdetError
+from sppdet.utils.files import write_json
+
+# A detector
+
+
+@pytest.mark.parametrize(("layer", "regressors"), [(None, True), ("fc6", True), ("pool5+fc7", True), (None, False)])
+def test_a_loaded_detector_detects_exactly_the_same(tmp_path, layer, regressors):
+    detector, image = random_detector(layer, regressors), two_rectangles()
+    expected = detector.predict(image, threshold=None)
+    assert len(expected) > 3
+    save_detector(detector, tmp_path / "model")
+    loaded = load_detector(tmp_path / "model", device="cpu")
+    detections = loaded.predict(image, threshold=None)
+    for name in ("xyxy", "labels", "scores"):
+        np.testing.assert_array_equal(getattr(detections, name), getattr(expected, name))
+    assert detections.classes == expected.classes == ("a", "b c", "ü")
+    assert loaded.detection == detector.detection and loaded.search == detector.search
+    assert (loaded.regressors is None) != regressors and (loaded.head is None) == (layer is None)
+
+
+def test_the_kind_of_pooling_is_saved(tmp_path):
+    detector, image = random_detector(kind="align", samples=3), two_rectangles()
+    detector.save(tmp_path)
+    loaded = load_detector(tmp_path, device="cpu")
+    assert loaded.features == detector.features
+    expected, detections = detector.predict(image, threshold=None), loaded.predict(image, threshold=None)
+    assert len(detections) > 3
+    np.testing.assert_array_equal(detections.scores, expected.scores)
+    np.testing.assert_array_equal(detections.xyxy, expected.xyxy)
+
+
+def test_a_loaded_softmax_is_a_softmax(tmp_path, tiny_features):
+    softmax = Softmax(np.eye(3, 2, dtype=np.float32), np.arange(3, dtype=np.float32))
+    replace(hand_made_detector(tiny_features), classifier=softmax).save(tmp_path)
+    loaded = load(tmp_path, "cpu").classifier
+    assert isinstance(loaded, Softmax)
+    np.testing.assert_array_equal(loaded.weight, softmax.weight)
+    np.testing.assert_array_equal(loaded.bias, softmax.bias)
+
+
+def test_models_without_a_kind_of_pooling_and_without_context_take_the_maximum(tmp_path):
+    """As versions wrote them that knew neither."""
+    replace(random_detector(), image_svms=None, detection=DetectionSettings()).save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    for key in ("kind", "samples"):
+        del description["features"][key]
+    del description["detection"]["context"]
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    model = load_detector(tmp_path, device="cpu")
+    assert model.features.kind == "max" and model.image_svms is None and model.detection.context == 0
+
+
+def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path):
+    random_detector("fc6").save(tmp_path / "a")
+    load_detector(tmp_path / "a", device="cpu").save(tmp_path / "b")
+    for name in MODEL_FILES:
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(SppdetError, match=r"no finished model .*sppdet\.train"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing"])
+def test_damaged_weights_are_named(tmp_path, damage):
+    random_detector().save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000]) if damage == "cut" else path.unlink()
+    with pytest.raises(SppdetError, match=r"model\.safetensors: cannot be read"):
+        load_detector(tmp_path)
+
+
+def test_weights_of_another_network_are_named(tmp_path):
+    random_detector().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    description["backbone"]["name"] = "squeezenet1_0"
+    (tmp_path / "model.json").write_text(json.dumps(description))
+    with pytest.raises(SppdetError, match="its weights do not fit this version's squeezenet1_0; train again"):
+        load_detector(tmp_path)
+
+
+def test_a_model_of_another_version(tmp_path):
+    random_detector().save(tmp_path)
+    description = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(description | {"format": 99}))
+    with pytest.raises(SppdetError, match=r"model\.json: format 99, this version reads 2"):
+        load_detector(tmp_path)
+
+
+# An ensemble
+
+
+@pytest.fixture
+def runs(tmp_path, tiny_features) -> Path:
+    """The folder of two runs, a and b; b has box regression."""
+    detector = hand_made_detector(tiny_features)
+    regressors = BoxRegressors(np.zeros((2, 4, 2), np.float32), np.zeros((2, 4), np.float32))
+    save_run(tmp_path / "runs/a", detector)
+    save_run(tmp_path / "runs/b", replace(detector, regressors=regressors))
+    return tmp_path / "runs"
+
+
+def save_run(folder: Path, detector: Detector) -> None:
+    detector.save(folder)
+    write_json(folder / "config.json", {"run": {"dir": str(folder), "seed": 3}, "workers": 1})
+
+
+def test_an_ensemble_holds_copies_of_its_runs(runs):
+    combine_runs([runs / "a", runs / "b"], [3, 1], runs / "both")
+    config = json.loads((runs / "both/config.json").read_text())
+    assert config == {"run": {"dir": str(runs / "both"), "seed": 3}, "workers": 1}
+    (runs / "a").rename(runs / "moved")
+    model = load(runs / "both", "cpu")
+    assert isinstance(model, Ensemble)
+    assert model.weights == (0.75, 0.25) and model.classes == ("red", "blue")
+    assert [detector.regressors is None for detector in model.detectors] == [True, False]
+    assert sorted(path.name for path in runs.iterdir()) == ["b", "both", "moved"]  # and no temporary folder
+
+
+def test_the_description_of_an_ensemble(runs):
+    """The format of files that other versions read."""
+    combine_runs([runs / "a", runs / "b"], [3, 1], runs / "both")
+    description = json.loads((runs / "both/model.json").read_text())
+    assert list(description) == ["format", "classes", "proposals", "detection", "parts"]
+    assert description["format"] == "combination 1"
+    assert [{**part, "digests": len(part["digests"])} for part in description["parts"]] == [
+        {"folder": "parts/0", "share": 0.75, "run": "a", "digests": 2},
+        {"folder": "parts/1", "share": 0.25, "run": "b", "digests": 2},
+    ]
+
+
+def test_an_ensemble_knows_its_runs(runs):
+    combine_runs([runs / "a", runs / "b"], [1, 1], runs / "both")
+    assert is_ensemble(runs / "both") and not is_ensemble(runs / "a") and not is_ensemble(runs / "none")
+    assert is_ensemble_of(runs / "both", [runs / "a", runs / "b"])
+    assert not is_ensemble_of(runs / "both", [runs / "b", runs / "a"])
+    (runs / "b" / "model.json").write_text("trained again")
+    assert not is_ensemble_of(runs / "both", [runs / "a", runs / "b"])
+
+
+def test_runs_without_settings_are_refused(runs):
+    (runs / "a/config.json").unlink()
+    with pytest.raises(SppdetError, match=r"a/config\.json: does not exist; name a run's folder"):
+        combine_runs([runs / "a", runs / "b"], [1, 1], runs / "both")
