@@ -53,7 +53,7 @@ def test_half_precision_is_near_and_follows_the_weights(layer):
     torch.manual_seed(0)
     head, pooled = Head(300, 40, layer, scale=0.3).eval(), torch.rand(5, 300)
     expected = head.vectors(pooled)
-    head.half = True
+    head.use_bfloat16 = True
     found = head.vectors(pooled)
     assert found.dtype == torch.float32 and not torch.equal(found, expected)
     np.testing.assert_allclose(found, expected, atol=0.02 * float(expected.max()))
@@ -148,7 +148,7 @@ def test_truncated_layers_in_half_precision_are_near():
     torch.manual_seed(0)
     thin, pooled = Head(300, 40, "fc7", scale=0.3).eval().truncated((30, 20)), torch.rand(5, 300)
     expected = thin.vectors(pooled)
-    thin.half = True
+    thin.use_bfloat16 = True
     np.testing.assert_allclose(thin.vectors(pooled), expected, atol=0.02 * float(expected.max()))
 
 
@@ -156,5 +156,5 @@ def test_truncated_layers_are_restored():
     whole = Head(30, 8, "pool5+fc7", balance=2.0).eval()
     head, pooled = whole.truncated((3, 2)), torch.ones(1, 30)
     assert head.concat_pooled and head.balance == 2
-    again = Head.restore(30, head.description(), head.state_dict(), half=False)
+    again = Head.restore(30, head.description(), head.state_dict(), use_bfloat16=False)
     np.testing.assert_array_equal(again.vectors(pooled), head.vectors(pooled))
