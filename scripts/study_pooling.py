@@ -96,7 +96,9 @@ def measure(settings: Config, backbone: Backbone, train: FeatureSplit, validate:
     boxes = bbox_regression.train(train, features, list(labels), settings.bbox, scale, seed, workers)
     trained = time.process_time()
     detection = replace(settings.detection, context=0)  # windows alone
-    detector = Detector(train.dataset.classes, backbone, features, SelectiveSearch.of(settings.proposals), svms, boxes, detection)
+    detector = Detector(
+        train.dataset.classes, backbone, features, SelectiveSearch.of(settings.proposals), svms, boxes, detection
+    )
     both = detect_all(detector, [validate], workers)
     detected = time.process_time()
     return {

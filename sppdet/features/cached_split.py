@@ -114,7 +114,7 @@ class CachedSplit:
         return geometry.mirror(boxes, sample.width) if sample.mirrored else boxes
 
     def objects(self, i: int, label: int) -> np.ndarray:
-        """Return the boxes ``(M, 4)`` of one class in image ``i``, difficult ones included, as the original programs."""
+        """Return the boxes ``(M, 4)`` of one class in image ``i``, difficult ones included, as in the papers."""
         sample = self.dataset[i]
         return sample.boxes[sample.labels == label]
 

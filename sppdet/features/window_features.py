@@ -45,8 +45,8 @@ class Windows:
 class WindowFeatures(ABC, Generic[Maps]):
     """How the windows of an image become vectors.
 
-    ``maps`` is what :meth:`read` returns for an image: a list of feature maps in :mod:`sppdet.features.pyramid_features`,
-    the vectors of cropped windows in :mod:`sppdet.features.crop_features`.
+    ``maps`` is what :meth:`read` returns for an image: in :mod:`sppdet.features.pyramid_features` a list of feature
+    maps, in :mod:`sppdet.features.crop_features` the vectors of cropped windows.
 
     Attributes:
         head: maps pooled vectors ``(n, D)`` to vectors ``(n, head_dimension)``; None leaves the pooled vectors.
@@ -152,17 +152,15 @@ class WindowFeatures(ABC, Generic[Maps]):
         ]
 
     def _columns(self, pooled: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
-        """Return the vectors of pooled ones as (columns, values) pairs: copying them side by side would take longer than
-        pooling."""
+        """Return the vectors of pooled ones as (columns, values) pairs."""
+        # Not side by side in one array: the copy would take longer than pooling.
         if self.head is None:
             return [(slice(None), pooled)]
         last = slice(-self.head_dimension, None)
         first = [(slice(0, self.pooled_dimension), pooled)] if self.concat_pooled else []
         return [*first, (last, self.head(pooled))]
 
-    def vectors(
-        self, maps: Maps, windows: Windows, rows: np.ndarray, dtype: DTypeLike = np.float32
-    ) -> np.ndarray:
+    def vectors(self, maps: Maps, windows: Windows, rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
         """Return the vectors ``(len(rows), D)`` of the windows at ``rows``, which must not repeat."""
         position = torch.empty(len(windows.cells), dtype=torch.int64)
         position[rows] = torch.arange(len(rows))

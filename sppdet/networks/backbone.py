@@ -82,9 +82,7 @@ class Backbone:
     precision: str
 
     @classmethod
-    def create(
-        cls, name: str, weights: str, device: str = "auto", precision: str = "auto", seed: int = 0
-    ) -> Backbone:
+    def create(cls, name: str, weights: str, device: str = "auto", precision: str = "auto", seed: int = 0) -> Backbone:
         """Build a network and load its weights.
 
         Args:

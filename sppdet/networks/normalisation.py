@@ -20,8 +20,8 @@ def normalise(image: np.ndarray) -> np.ndarray:
     Returns:
         float32 ``(H, W, 3)``.
 
-    >>> normalise(np.full((1, 1, 3), 255, np.uint8)).round(3).tolist()
-    [[[2.249, 2.429, 2.64]]]
+    >>> print(normalise(np.full((1, 1, 3), 255, np.uint8)).round(3))
+    [[[2.249 2.429 2.64 ]]]
     """
     import cv2
 

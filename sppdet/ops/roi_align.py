@@ -20,8 +20,8 @@ def pyramid_roi_align(
 
     Args:
         feature_map: ``(C, H, W)``, float32 or float64, on any device.
-        windows: float32 ``(N, 4)`` edges ``x1, y1, x2, y2`` in cells, where cell i reaches from i to i + 1; at most half
-            a cell outside the map.
+        windows: float32 ``(N, 4)`` edges ``x1, y1, x2, y2`` in cells, where cell i reaches from i to i + 1; at most
+            half a cell outside the map.
         levels: bins per side of each level.
         samples: sample points per side of each bin; 0 takes as many as the bin is cells long, rounded up.
 
