@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,7 +230,8 @@ def hundred_images(make_split) -> TenBytes:
     return TenBytes(split.dataset, split.names, split.proposal_store, split.map_store, (10, 20), 1000)
 
 
-def free_space(monkeypatch, count: int) -> Callable:
+def free_space(monkeypatch, count: int) -> None:
+    """Let every disk have ``count`` bytes free."""
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=count))
 

@@ -128,7 +128,9 @@ def test_weights_without_fc_layers_are_refused(eight_units):
 
 
 def test_a_network_without_fc_layers_is_refused():
-    with pytest.raises(SppdetError, match=r"resnet18 brings no fc6 and fc7; set backbone.name to one of alexnet, vgg16"):
+    with pytest.raises(
+        SppdetError, match=r"resnet18 brings no fc6 and fc7; set backbone.name to one of alexnet, vgg16"
+    ):
         Head.of_network("resnet18", {}, 0.5)
 
 
