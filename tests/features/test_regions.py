@@ -103,7 +103,7 @@ def test_projection_is_the_programs_formula(stride, centre, shrink, size, scale)
 
 
 def test_projection_by_hand():
-    # Stride 16, first cell on pixel 0, no shrinking, an image that is not enlarged. Pixels 16..47 lie around cells 1..3:
+    # Stride 16, first cell on pixel 0, no shrinking, the image is not enlarged. Pixels 16..47 lie around cells 1..3:
     # first = floor(16/16 + 1/2) = 1, last = ceil(47/16 - 1/2) = ceil(2.4375) = 3.
     grid = CellGrid(16, 0.0)
     window = np.array([[16, 16, 48, 48]], np.float32)
