@@ -351,7 +351,7 @@ def fill_each(splits: Sequence[Split], fill_one: Callable[[Split], int]) -> int:
     return computed
 
 
-def fill_maps(splits: Sequence[FeatureSplit], backbone: Backbone, workers: int, again: bool = False) -> int:
+def fill_maps(splits: Sequence[FeatureSplit], backbone: Backbone, workers: int, *, again: bool = False) -> int:
     """Compute and store the missing maps of every split; log what they will take on disk, estimated from a few.
 
     Args:

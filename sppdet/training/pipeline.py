@@ -147,7 +147,7 @@ class Pipeline:
         # What end-to-end training has learned already asks for the maps of no training image.
         every = [self.inputs.split_of(stage) for stage in self.inputs.learning()]
         splits = [*sorted(every, key=len)[-1:], self.inputs.splits[1]]  # one with mirror images holds one without
-        computed = fill_maps(splits, self.inputs.backbone, self.config.workers, again)
+        computed = fill_maps(splits, self.inputs.backbone, self.config.workers, again=again)
         if not computed:
             return {"computed": False}
         disk = sum(split.disk()[1] for split in splits)
