@@ -26,9 +26,8 @@ def hand_made_detector(tiny_features) -> Detector:
     """Return a detector whose margin of class k is the highest value of channel k in a window, less 1."""
     return Detector(
         classes=("red", "blue"),
-        backbone=Backbone.create(
-            "small", "random", "cpu", "float32", seed=3
-        ),  # only its precision matters: the maps are made by hand
+        # Only its precision matters: the maps are made by hand.
+        backbone=Backbone.create("small", "random", "cpu", "float32", seed=3),
         features=tiny_features(2, (1,)),
         search=SelectiveSearch(),
         classifier=LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, -1], np.float32)),
