@@ -17,7 +17,7 @@ import torch
 from sppdet import config
 from sppdet.data.images import read_image
 from sppdet.detection.linear_layers import LinearSVMs
-from sppdet.features.cached_split import CachedSplit
+from sppdet.features.cached_split import FeatureSplit
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.training.stage_inputs import StageInputs
@@ -210,7 +210,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def sample(split: CachedSplit, features: PyramidFeatures, i: int = 0) -> np.ndarray:
+def sample(split: FeatureSplit, features: PyramidFeatures, i: int = 0) -> np.ndarray:
     """``(200, D)`` vectors of some windows of image ``i``."""
     boxes = np.random.default_rng(0).permutation(split.proposals(i))[:200]
     return features.of_boxes(split.maps(i), boxes, split.size(i))

@@ -30,7 +30,7 @@ def run(bench: Bench) -> list[Row]:
     plain = detector(made, made.pooled_features)
     torch.manual_seed(0)
     head = Head(made.pooled_features.pooled_dimension, 4096, "fc7").eval()
-    head.half = made.backbone.bfloat16_on_cpu
+    head.use_bfloat16 = made.backbone.bfloat16_on_cpu
     rich = detector(made, made.pooled_features.under(head))
     size = size_of(image)
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch.nn import functional
-from torchvision.ops import roi_align, roi_pool
+from torchvision.ops import roi_pool
 
 from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, milliseconds, size_of, threads
-from sppdet.ops.averaging import average_pool
 from sppdet.ops.pooling import pyramid_pool, pyramid_pool_torch
+from sppdet.ops.roi_align import pyramid_roi_align
 
 LEVELS = (6, 3, 2, 1)
 
@@ -27,7 +27,7 @@ def run(bench: Bench) -> list[Row]:
     for channels in (256, 512):
         rows += compare(np.ascontiguousarray(conv_map[:, :, :channels]), cells)
     edges = replace(features, kind="align").windows(boxes, size_of(image), [conv_map]).cells
-    return rows + compare_averages(conv_map, cells, edges)
+    return rows + time_align(conv_map, cells, edges)
 
 
 def compare(conv_map: np.ndarray, cells: np.ndarray) -> list[Row]:
@@ -72,29 +72,11 @@ def compare(conv_map: np.ndarray, cells: np.ndarray) -> list[Row]:
     ]
 
 
-def compare_averages(conv_map: np.ndarray, cells: np.ndarray, edges: np.ndarray) -> list[Row]:
-    """The other kinds, on whole ``cells`` and on ``edges`` between them, beside the maximum and torchvision."""
-    channels_first, rois = torch.from_numpy(conv_map).permute(2, 0, 1)[None].contiguous(), [torch.from_numpy(edges)]
+def time_align(conv_map: np.ndarray, cells: np.ndarray, edges: np.ndarray) -> list[Row]:
+    """Time ``align`` on window ``edges`` beside the maximum of whole ``cells``."""
+    channels_first = torch.from_numpy(conv_map).permute(2, 0, 1)
     out = pyramid_pool(conv_map, cells, LEVELS)
-
-    def roi_aligns() -> list[torch.Tensor]:
-        return [roi_align(channels_first, rois, n, sampling_ratio=-1, aligned=True).flatten(2) for n in LEVELS]
-
-    def align() -> np.ndarray:
-        return average_pool(conv_map, edges, LEVELS, 0, out)
-
-    np.testing.assert_allclose(align().transpose(0, 2, 1), torch.cat(roi_aligns(), dim=2), atol=1e-4 * conv_map.max())
-    slow = best(2, roi=roi_aligns)["roi"]
-    fast = best(
-        20,
-        pool=lambda: pyramid_pool(conv_map, cells, LEVELS, out),
-        average=lambda: average_pool(conv_map, cells, LEVELS, None, out),
-        align=align,
-    )
+    pool = best(20, pool=lambda: pyramid_pool(conv_map, cells, LEVELS, out))["pool"]
+    align = best(2, align=lambda: pyramid_roi_align(channels_first, edges, LEVELS))["align"]
     height, width, channels = conv_map.shape
-    name = f"{channels} x {height} x {width}"
-    return [
-        milliseconds(f"{name}: kind average", fast["average"], fast["pool"], "pooling"),
-        milliseconds(f"{name}: kind align", fast["align"], fast["pool"], "pooling"),
-        at_least(f"{name}: align against roi_align once a level", slow / fast["align"], 10),
-    ]
+    return [milliseconds(f"{channels} x {height} x {width}: kind align", align, pool, "pooling")]

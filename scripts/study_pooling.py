@@ -2,8 +2,8 @@
 
 Kinds of pooling on the same cached maps, with the same proposals, SVMs, box regression and seed. Images are of the
 config's training split only: its first ones to train on, the next ones to compare on; test images are left alone.
-Vectors of means differ less from one another than those of maxima, for their length: with several ``--C`` each kind
-is shown at its best one.
+Vectors of means differ less from one another, relative to their length, than vectors of maxima: with several ``--C``
+each kind is shown at its best one.
 Prints the table of ``docs/pooling.md`` and draws ``docs/pooling.png``. What is finished is kept in
 RUN.DIR/study_pooling.json, and an interrupted study goes on after it. Seconds are processor time.
 """
@@ -26,7 +26,7 @@ from sppdet.data.splits import load_split
 from sppdet.detection.detector import Detector
 from sppdet.evaluation.run import detect_all
 from sppdet.evaluation.voc import evaluate_voc
-from sppdet.features.cached_split import CachedSplit, MapSplit
+from sppdet.features.cached_split import FeatureSplit, open_split
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.networks.backbone import Backbone
 from sppdet.proposals.search import SelectiveSearch
@@ -38,7 +38,6 @@ from sppdet.utils.files import atomic_write, fingerprint, read_json, write_json
 KINDS = {  # name -> what differs from the config
     "spp": ["pooling.kind=max", "pooling.levels=[6,3,2,1]"],
     "spp, shrink 0": ["pooling.kind=max", "pooling.levels=[6,3,2,1]", "regions.shrink=0"],
-    "average": ["pooling.kind=average", "pooling.levels=[6,3,2,1]"],
     "spp_align": ["pooling.kind=align", "pooling.levels=[6,3,2,1]"],
     "roi_pool": ["pooling.kind=max", "pooling.levels=[7]", "regions.shrink=0"],
     "roi_align": ["pooling.kind=align", "pooling.levels=[7]"],
@@ -71,24 +70,22 @@ def study(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_corpora(settings: Config, backbone: Backbone, train: int, validate: int) -> list[CachedSplit]:
+def make_corpora(settings: Config, backbone: Backbone, train: int, validate: int) -> list[FeatureSplit]:
     """The first ``train`` images of the training split and the next ``validate``, with proposals and maps."""
     images = load_split(settings, settings.data.train_split)
     if len(images) < train + validate:
         raise SppdetError(f"{settings.data.train_split} has {len(images)} images: lower --train or --validate")
-    splits = []
+    splits, search = [], SelectiveSearch.of(settings.proposals)
+    features = PyramidFeatures.create(backbone, settings.regions, settings.pooling)  # of any kind: maps are the same
     for samples in (images.samples[:train], images.samples[train : train + validate]):
-        split = MapSplit.create(
-            Dataset(images.classes, samples), settings.run.cache, settings.proposals, backbone,
-            settings.regions.scales, settings.regions.max_side,
-        )  # fmt: skip
-        split.fill_proposals(SelectiveSearch.of(settings.proposals), settings.workers)
+        split = open_split(Dataset(images.classes, samples), settings.run.cache, search, backbone, features)
+        split.fill_proposals(search, settings.workers)
         split.fill_maps(backbone, settings.workers)
         splits.append(split)
     return splits
 
 
-def measure(settings: Config, backbone: Backbone, train: CachedSplit, validate: CachedSplit) -> dict:
+def measure(settings: Config, backbone: Backbone, train: FeatureSplit, validate: FeatureSplit) -> dict:
     """Train one kind, detect, and tell what it cost: ``AP`` is class -> percent by overlap, without and with boxes."""
     features = PyramidFeatures.create(backbone, settings.regions, settings.pooling)
     windows, pooling = time_pooling(features, validate)
@@ -99,7 +96,9 @@ def measure(settings: Config, backbone: Backbone, train: CachedSplit, validate: 
     boxes = bbox_regression.train(train, features, list(labels), settings.bbox, scale, seed, workers)
     trained = time.process_time()
     detection = replace(settings.detection, context=0)  # windows alone
-    detector = Detector(train.dataset.classes, backbone, features, settings.proposals, svms, boxes, detection)
+    detector = Detector(
+        train.dataset.classes, backbone, features, SelectiveSearch.of(settings.proposals), svms, boxes, detection
+    )
     both = detect_all(detector, [validate], workers)
     detected = time.process_time()
     return {
@@ -115,7 +114,7 @@ def measure(settings: Config, backbone: Backbone, train: CachedSplit, validate: 
     }
 
 
-def time_pooling(features: PyramidFeatures, split: CachedSplit) -> tuple[float, float]:
+def time_pooling(features: PyramidFeatures, split: FeatureSplit) -> tuple[float, float]:
     """Different windows an image, and seconds of pooling them."""
 
     def pool(i: int) -> tuple[int, float]:

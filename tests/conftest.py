@@ -1,4 +1,4 @@
-"""Tiny corpora with maps and proposals written by hand, and a tiny `shapes` set."""
+"""Fixtures: tiny splits whose maps and proposals are written by hand, and a tiny set of drawn images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIDE, STRIDE = 64, 4  # every hand-made image is 64 x 64 pixels, its map 16 x 16
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """OpenMP's threads wait for each other by spinning: for work this small one is faster, most of all when busy."""
+    """Let torch use one thread: OpenMP's threads spin while they wait, which costs more than work this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -29,7 +29,7 @@ def one_thread():
 
 @pytest.fixture
 def tiny_features():
-    """``tiny_features(channels, levels)``: a window whose edges are multiples of 4 pixels covers cells edge / 4."""
+    """``tiny_features(channels, levels)``: a window whose edges are multiples of 4 pixels covers the cells edge / 4."""
 
     def make(channels: int, levels: tuple[int, ...] = (2, 1), **changes) -> PyramidFeatures:
         # Cell i is centred on pixel 1.5 + 4 i: it covers the pixels 4 i .. 4 i + 3.
@@ -41,20 +41,20 @@ def tiny_features():
 
 @pytest.fixture
 def make_split(tmp_path):
-    """``make_corpus(images, classes)``; an image is ``(map, proposals, object boxes, object labels)``."""
+    """``make_split(images, classes)``: an image is ``(feature map, proposals, object boxes, object labels)``."""
 
     def make(images, classes: tuple[str, ...]) -> MapSplit:
         proposal_store = Store(tmp_path / "cache", "proposals", {}, ".npy")
         map_store = Store(tmp_path / "cache", "maps", {}, ".b2nd")
         samples, names = [], []
-        for i, (conv_map, proposals, boxes, labels) in enumerate(images):
+        for i, (feature_map, proposals, boxes, labels) in enumerate(images):
             boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
             labels = np.asarray(labels, np.int64)
             sample = Sample(f"p{i}", Path(f"p{i}.jpg"), SIDE, SIDE, boxes, labels, np.zeros(len(labels), bool))
             samples.append(sample)
             names.append(f"p{i}-0")
             proposal_store.write(names[-1], np.asarray(proposals, np.float32).reshape(-1, 4))
-            map_store.write(map_name(SIDE, names[-1]), np.asarray(conv_map, np.float32))
+            map_store.write(map_name(SIDE, names[-1]), np.asarray(feature_map, np.float32))
         return MapSplit(Dataset(tuple(classes), tuple(samples)), names, proposal_store, map_store, (SIDE,), 1000)
 
     return make
@@ -62,28 +62,28 @@ def make_split(tmp_path):
 
 @pytest.fixture
 def random_split(make_split):
-    """``random_corpus(images, classes)``: objects of class k are bright in channel k of 8; all else is noise."""
+    """``random_split(images, classes)``: objects of class k are bright in channel k of 8; all else is noise."""
 
     def make(images: int = 12, classes: int = 3, seed: int = 0, windows: int = 60) -> MapSplit:
         rng = np.random.default_rng(seed)
         content = []
         for _ in range(images):
-            conv_map = np.maximum(rng.normal(size=(16, 16, 8)), 0)
+            feature_map = np.maximum(rng.normal(size=(16, 16, 8)), 0)
             labels = rng.permutation(classes)[: rng.integers(1, classes + 1)]
             boxes = random_windows(rng, len(labels))
             for box, label in zip((boxes / STRIDE).astype(int), labels):
-                conv_map[box[1] : box[3], box[0] : box[2], label] += 1.5
+                feature_map[box[1] : box[3], box[0] : box[2], label] += 1.5
             near = np.clip(boxes + rng.integers(-2, 3, boxes.shape) * STRIDE, 0, SIDE)
             near = near[(near[:, 2:] > near[:, :2]).all(axis=1)]
             proposals = np.unique(np.concatenate([random_windows(rng, windows), near]), axis=0)
-            content.append((conv_map, rng.permutation(proposals), boxes, labels))
+            content.append((feature_map, rng.permutation(proposals), boxes, labels))
         return make_split(content, tuple("abcdefgh"[:classes]))
 
     return make
 
 
 def random_windows(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Windows of 2 to 8 cells a side inside the map, in pixels."""
+    """Return windows of 2 to 8 cells per side inside the map, in pixels."""
     size = rng.integers(2, 9, (count, 2))
     corner = rng.integers(0, 16 - size + 1)
     return np.concatenate([corner, corner + size], axis=1).astype(np.float32) * STRIDE
@@ -91,5 +91,5 @@ def random_windows(rng: np.random.Generator, count: int) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def shapes_root(tmp_path_factory) -> Path:
-    """Twelve training and six test images of about 160 x 120 pixels. Read only: copy it to change it."""
+    """The folder of twelve training and six test images of about 160 x 120 pixels. Copy it to change it."""
     return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=12, test=6, size=(160, 120))

@@ -1,5 +1,3 @@
-from .checks import FC_BINS as FC_BINS
-from .checks import FC_UNITS as FC_UNITS
 from .checks import check as check
 from .limits import field_types as field_types
 from .limits import type_and_limits as type_and_limits

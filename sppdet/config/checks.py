@@ -7,9 +7,6 @@ from functools import singledispatch
 from sppdet.config.settings import MIN_CROP, ClassifierConfig, Config, ViewSettings
 from sppdet.utils import SppdetError
 
-FC_BINS = {"alexnet": 6, "vgg16": 7}  # networks that bring fc6 and fc7, and the bins a side that their fc6 reads
-FC_UNITS = 4096
-
 
 @singledispatch
 def check(settings) -> None:
@@ -94,24 +91,17 @@ def _check_ranks(config: Config) -> None:
 
 
 def _check_fc(config: Config) -> None:
-    """Refuse fc layers that no network brings, and random ones that nothing trains."""
-    name, finetune, together = config.backbone.name, config.finetune, config.end_to_end.enabled
-    section, units = ("end_to_end", config.end_to_end.units) if together else ("finetune", finetune.units)
+    """Refuse random fc layers that nothing trains, and layers of a network whose weights are not loaded.
+
+    What depends on the network's name is checked by :func:`sppdet.networks.check_network`.
+    """
+    finetune = config.finetune
     if finetune.init == "random":
-        if finetune.steps < 1 and not together:
+        if finetune.steps < 1 and not config.end_to_end.enabled:
             raise SppdetError("finetune.steps: 0 leaves random layers; set finetune.init=imagenet or give some steps")
-    elif name not in FC_BINS:
-        raise SppdetError(
-            f"finetune.init: {name} brings no fc6 and fc7; set backbone.name to one of {', '.join(FC_BINS)}"
-        )
     elif config.backbone.weights in ("random", "pretrain"):
         raise SppdetError(
             "finetune.init: imagenet takes fc6 and fc7 from backbone.weights; set it to imagenet or a file"
-        )
-    elif config.pooling.levels != (FC_BINS[name],) or units != FC_UNITS:
-        raise SppdetError(
-            f"finetune.init: the fc6 of {name} reads one level of {FC_BINS[name]} x {FC_BINS[name]} bins; set "
-            f"pooling.levels=[{FC_BINS[name]}] and {section}.units={FC_UNITS}"
         )
 
 

@@ -54,7 +54,7 @@ def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool
         return read_json(path)
     split.fill_proposals(detector.search, config.workers)
     for part, own in zip(detector.parts, splits):
-        fill_maps([own], part.backbone, config.workers, log)
+        fill_maps([own], part.backbone, config.workers)
     with Meter() as meter:
         plain, found = detect_all(detector, splits, config.workers)
         metrics = {

@@ -1,7 +1,10 @@
 from .cached_split import CachedSplit as CachedSplit
+from .cached_split import FeatureSplit as FeatureSplit
+from .cached_split import add_features as add_features
 from .cached_split import entry_names as entry_names
 from .cached_split import fill_each as fill_each
 from .cached_split import fill_maps as fill_maps
+from .cached_split import open_proposals as open_proposals
 from .cached_split import open_split as open_split
 from .cached_split import proposal_store as proposal_store
 from .crop_features import CropFeatures as CropFeatures

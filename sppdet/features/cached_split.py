@@ -1,19 +1,22 @@
-"""The images of a split together with what the cache holds of them: what the stages read and fill."""
+"""The images of a split together with their cached proposals and feature maps, which the stages read and fill."""
 
 from __future__ import annotations
 
+import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 import torch
 
 from sppdet.data import Dataset
 from sppdet.features.crop_features import CropFeatures, CropVectors
+from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.features.regions import scale_factor
 from sppdet.features.store import Store, fill
 from sppdet.features.window_features import WindowFeatures
@@ -22,65 +25,77 @@ from sppdet.ops import boxes as geometry
 from sppdet.proposals import SelectiveSearch, proposal_recall
 from sppdet.utils import SppdetError, file_digest, fingerprint
 
+logger = logging.getLogger(__name__)
+
 _SAMPLE = 8  # images of a split whose maps tell what all of them will take on disk
-
-
 _MIRRORED = "-mirrored"
+
+Split = TypeVar("Split", bound="CachedSplit")
 
 
 def entry_names(dataset: Dataset) -> list[str]:
-    """The store entry of each image: its id and a digest of the file."""
+    """Return the store entry of each image: its id and a digest of the file."""
     return [f"{sample.id}-{file_digest(sample.path)}" for sample in dataset]
 
 
 def proposal_store(cache: str, search: SelectiveSearch) -> Store:
+    """Return the store of the proposals of ``search`` in the folder ``cache``."""
     return Store(cache, "proposals", search.settings(), ".npy")
+
+
+def open_proposals(dataset: Dataset, cache: str, search: SelectiveSearch) -> CachedSplit:
+    """Open a split with its cached proposals; no network is needed.
+
+    Args:
+        dataset: the images and their objects.
+        cache: the cache folder.
+        search: where the proposals come from.
+    """
+    return CachedSplit(dataset, entry_names(dataset), proposal_store(cache, search))
 
 
 def open_split(
     dataset: Dataset, cache: str, search: SelectiveSearch, backbone: Backbone, features: WindowFeatures
-) -> CachedSplit:
-    """A split with what ``cache`` holds for its proposals and ``features``."""
+) -> FeatureSplit:
+    """Open a split with its cached proposals and what ``features`` read windows from.
+
+    Args:
+        dataset: the images and their objects.
+        cache: the cache folder.
+        search: where the proposals come from.
+        backbone: the network whose maps are stored.
+        features: how windows become vectors.
+    """
+    return add_features(open_proposals(dataset, cache, search), cache, backbone, features)
+
+
+def add_features(split: CachedSplit, cache: str, backbone: Backbone, features: WindowFeatures) -> FeatureSplit:
+    """Open a split's cached maps as :func:`open_split` does, without reading the images again for their digests."""
+    dataset, names, proposals = split.dataset, split.names, split.proposal_store
     if isinstance(features, CropFeatures):
-        return CropSplit.create(dataset, cache, search, backbone, features)
-    return MapSplit.create(dataset, cache, search, backbone, features.scales, features.max_side)
+        return CropSplit(dataset, names, proposals, _crop_store(cache, backbone, proposals, features), features)
+    if isinstance(features, PyramidFeatures):
+        maps = _map_store(cache, backbone, features.max_side)
+        return MapSplit(dataset, names, proposals, maps, features.scales, features.max_side)
+    raise TypeError(f"no split stores what {type(features).__name__} read windows from")
 
 
 @dataclass(frozen=True, eq=False)
-class CachedSplit(ABC):
-    """One split of a data set, its proposals, and its maps: what its windows are read from.
+class CachedSplit:
+    """One split of a data set with its cached proposals.
 
     Attributes:
+        dataset: the images and their objects.
         names: the store entry of each image, see :func:`entry_names`.
-        proposal_store, map_store: where they are.
+        proposal_store: the store of the proposals.
     """
 
     dataset: Dataset
     names: list[str]
     proposal_store: Store
-    map_store: Store
 
-    @abstractmethod
-    def with_maps_of(self, backbone: Backbone, cache: str) -> CachedSplit:
-        """The same images and proposals with another backbone's maps."""
-
-    @abstractmethod
-    def maps(self, i: int):
-        """What the windows of image ``i`` are read from."""
-
-    @abstractmethod
-    def map_entries(self) -> dict[str, float]:
-        """The entries of the map store, and how they share the room that they take."""
-
-    @abstractmethod
-    def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
-        """Compute the maps that are missing (all of them, if ``again``); returns how many that were.
-
-        ``first``: of so many images and no more.
-        """
-
-    def with_mirror_images(self) -> CachedSplit:
-        """The same images and, behind them, their mirror images, with the same proposals mirrored."""
+    def with_mirror_images(self: Split) -> Split:
+        """Return the images followed by their mirror images, with the proposals mirrored."""
         samples = (*self.dataset, *(sample.mirror() for sample in self.dataset))
         names = [*self.names, *(name + _MIRRORED for name in self.names)]
         return replace(self, dataset=replace(self.dataset, samples=samples), names=names)
@@ -89,29 +104,49 @@ class CachedSplit(ABC):
         return len(self.dataset)
 
     def size(self, i: int) -> tuple[int, int]:
-        """Width and height of image ``i``."""
+        """Return the width and height of image ``i`` in pixels."""
         sample = self.dataset[i]
         return sample.width, sample.height
 
     def proposals(self, i: int) -> np.ndarray:
-        """``(N, 4)`` windows of image ``i``."""
-        sample, found = self.dataset[i], self.proposal_store.read(self.names[i].removesuffix(_MIRRORED))
-        return geometry.mirror(found, sample.width) if sample.mirrored else found
+        """Return the proposals of image ``i``: float32 ``(N, 4)`` pixel edges."""
+        sample, boxes = self.dataset[i], self.proposal_store.read(self.names[i].removesuffix(_MIRRORED))
+        return geometry.mirror(boxes, sample.width) if sample.mirrored else boxes
 
     def objects(self, i: int, label: int) -> np.ndarray:
-        """``(M, 4)`` ground truth of one class in image ``i``, difficult ones included, as in the originals."""
+        """Return the boxes ``(M, 4)`` of one class in image ``i``, difficult ones included, as in the papers."""
         sample = self.dataset[i]
         return sample.boxes[sample.labels == label]
 
     def overlaps(self, i: int, windows: np.ndarray, labels: list[int]) -> np.ndarray:
-        """``(N, K)``: each window's highest IoU with an object of each class of ``labels``."""
+        """Compute the highest IoU of each window of image ``i`` with an object of each class.
+
+        Args:
+            windows: ``(N, 4)`` pixel edges.
+            labels: K classes.
+
+        Returns:
+            ``(N, K)``; 0 for a class without objects in the image.
+        """
         sample = self.dataset[i]
         overlap = geometry.iou(windows, sample.boxes)
         best = [overlap[:, sample.labels == label].max(axis=1, initial=0) for label in labels]
         return np.stack(best, axis=1) if best else np.zeros((len(windows), 0), np.float32)
 
     def fill_proposals(self, search: SelectiveSearch, workers: int, again: bool = False) -> int:
-        """Compute the proposals that are missing (all of them, if ``again``); returns how many that were."""
+        """Compute and store missing proposals.
+
+        Args:
+            search: that of :func:`open_proposals`.
+            workers: processes; 0 is every core.
+            again: compute all proposals again.
+
+        Returns:
+            How many images were searched.
+
+        Raises:
+            SppdetError: some images cannot be read; all others are stored by then.
+        """
         images = {name: sample.read for name, sample in zip(self.names, self.dataset) if not sample.mirrored}
         if again:
             self.proposal_store.remove(list(images))
@@ -119,50 +154,83 @@ class CachedSplit(ABC):
             search.warm_up()
         return fill(self.proposal_store, images, search, workers, "proposals")
 
-    def disk(self) -> tuple[int, int]:
-        """Bytes of the proposals and of the maps."""
-        return self.proposal_store.size(self.names), self.map_store.size([*self.map_entries()])
-
-    def disk_needed(self) -> float:
-        """Bytes that the missing maps will take, as far as the stored ones tell."""
-        shares = self.map_entries()
-        missing = self.map_store.missing([*shares])
-        stored = sum(shares.values()) - sum(shares[entry] for entry in missing)
-        return self.map_store.size([*shares]) / stored * sum(shares[entry] for entry in missing) if stored else 0.0
-
     def recall(self) -> dict[str, float]:
-        """Of the proposals, against the objects that count in the evaluation: the difficult ones left out."""
+        """Compute the recall of the proposals for the objects that count in the evaluation, not the difficult ones."""
         targets = (sample.boxes[~sample.difficult] for sample in self.dataset)
         table = proposal_recall((self.proposals(i) for i in range(len(self))), targets)
         return {key: round(value, 4) for key, value in table.items()}
 
 
 @dataclass(frozen=True, eq=False)
-class MapSplit(CachedSplit):
-    """A split with its conv maps, at each of ``scales``, where the longer side never exceeds ``max_side``."""
+class FeatureSplit(CachedSplit, ABC):
+    """One split of a data set with its cached proposals and what the windows' vectors are read from.
+
+    Attributes:
+        map_store: the store of feature maps, or of the vectors of crops.
+    """
+
+    map_store: Store
+
+    @abstractmethod
+    def maps(self, i: int) -> list[np.ndarray] | CropVectors:
+        """Return what the windows of image ``i`` are read from."""
+
+    @abstractmethod
+    def map_entries(self) -> dict[str, float]:
+        """Return the entries of the map store, each with its share of the disk space."""
+
+    @abstractmethod
+    def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
+        """Compute and store missing maps.
+
+        Args:
+            backbone: that of :func:`open_split`.
+            workers: threads; 0 is every core.
+            again: compute all maps again.
+            first: of how many images at most; None is of all.
+
+        Returns:
+            How many entries were computed.
+
+        Raises:
+            SppdetError: some images cannot be read; all others are stored by then.
+        """
+
+    def disk(self) -> tuple[int, int]:
+        """Return the bytes of the stored proposals and of the stored maps."""
+        return self.proposal_store.size(self.names), self.map_store.size([*self.map_entries()])
+
+    def disk_needed(self) -> float:
+        """Estimate the bytes of the missing maps from the stored ones; 0 if none is stored."""
+        shares = self.map_entries()
+        missing = self.map_store.missing([*shares])
+        stored = sum(shares.values()) - sum(shares[entry] for entry in missing)
+        return self.map_store.size([*shares]) / stored * sum(shares[entry] for entry in missing) if stored else 0.0
+
+
+@dataclass(frozen=True, eq=False)
+class MapSplit(FeatureSplit):
+    """A split with its feature maps at several scales.
+
+    Attributes:
+        scales: pixels of the image's shorter side.
+        max_side: highest number of pixels of the image's longer side.
+    """
 
     scales: tuple[int, ...]
     max_side: int
 
-    @classmethod
-    def create(
-        cls, dataset: Dataset, cache: str, search: SelectiveSearch, backbone: Backbone, scales, max_side: int
-    ) -> MapSplit:
-        names, proposals = entry_names(dataset), proposal_store(cache, search)
-        return cls(dataset, names, proposals, _map_store(cache, backbone, max_side), tuple(scales), max_side)
-
-    def with_maps_of(self, backbone: Backbone, cache: str) -> MapSplit:
-        return replace(self, map_store=_map_store(cache, backbone, self.max_side))
-
     def maps(self, i: int) -> list[np.ndarray]:
-        """The conv maps of image ``i``, one a scale: float32 ``(H, W, C)``."""
-        halves = (self.map_store.read(map_name(scale, self.names[i])) for scale in self.scales)
-        return [torch.from_numpy(half).float().numpy() for half in halves]
+        """Return the feature maps of image ``i``, one per scale: float32 ``(H, W, C)``."""
+        stored = (self.map_store.read(map_name(scale, self.names[i])) for scale in self.scales)
+        return [torch.from_numpy(float16).float().numpy() for float16 in stored]
 
     def map_entries(self) -> dict[str, float]:
+        """Return the entries of the map store; a map takes space in proportion to the square of its scale."""
         return {map_name(scale, name): scale**2 for scale in self.scales for name in self.names}
 
     def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
+        """Compute and store missing maps, scale by scale, see :meth:`FeatureSplit.fill_maps`."""
         return sum(self._fill_scale(backbone, scale, workers, again, first) for scale in self.scales)
 
     def _fill_scale(self, backbone: Backbone, scale: int, workers: int, again: bool, first: int | None) -> int:
@@ -178,6 +246,7 @@ class MapSplit(CachedSplit):
 
 
 def map_name(scale: int, name: str) -> str:
+    """Return the store entry of the feature map of image entry ``name`` at ``scale``."""
     return f"{scale}/{name}"
 
 
@@ -186,27 +255,20 @@ def _map_store(cache: str, backbone: Backbone, max_side: int) -> Store:
 
 
 @dataclass(frozen=True, eq=False)
-class CropSplit(CachedSplit):
-    """A split with the vectors of its windows, each cropped from its image: of the proposals and of the objects.
+class CropSplit(FeatureSplit):
+    """A split with the vectors of its windows, each cropped from its image: those of the proposals and of the objects.
 
-    What goes through a network together may differ in the last bits from what goes alone. So each object goes alone:
-    its vector does not depend on what else is annotated, and a class that is added is the same SVM.
+    The last bits of a vector may depend on which crops go through the network together. So each object goes alone:
+    its vector does not depend on the other annotations, and a class that is added learns the same SVM.
+
+    Attributes:
+        features: how windows become vectors.
     """
 
     features: CropFeatures
 
-    @classmethod
-    def create(
-        cls, dataset: Dataset, cache: str, search: SelectiveSearch, backbone: Backbone, features: CropFeatures
-    ) -> CropSplit:
-        names, proposals = entry_names(dataset), proposal_store(cache, search)
-        return cls(dataset, names, proposals, _crop_store(cache, backbone, proposals, features), features)
-
-    def with_maps_of(self, backbone: Backbone, cache: str) -> CropSplit:
-        return replace(self, map_store=_crop_store(cache, backbone, self.proposal_store, self.features))
-
     def maps(self, i: int) -> CropVectors:
-        """The windows of image ``i``, proposals first, and their vectors."""
+        """Return the windows of image ``i``, proposals first, and their vectors."""
         boxes = np.concatenate([self.proposals(i), self.dataset[i].boxes])
         stored = [self.map_store.read(self.names[i])]
         stored += [self.map_store.read(self._objects_name(i))] if len(self.dataset[i].boxes) else []
@@ -217,25 +279,40 @@ class CropSplit(CachedSplit):
         return CropVectors(boxes, vectors)
 
     def map_entries(self) -> dict[str, float]:
-        shares = {name: len(self.proposals(i)) for i, name in enumerate(self.names)}
+        """Return the entries of the map store; vectors take space in proportion to their number."""
+        shares: dict[str, float] = {name: len(self.proposals(i)) for i, name in enumerate(self.names)}
         annotated = [i for i, sample in enumerate(self.dataset) if len(sample.boxes)]
         return shares | {self._objects_name(i): len(self.dataset[i].boxes) for i in annotated}
 
     def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
+        """Compute and store missing vectors, see :meth:`FeatureSplit.fill_maps`."""
         if again:
             self.map_store.remove([*self.map_entries()])
         images = dict(islice(enumerate(self.names), first))
         annotated = {self._objects_name(i): i for i in images if len(self.dataset[i].boxes)}
         compute = partial(self.features.compute, backbone)
-        found = self._fill(annotated, self._objects, partial(compute, batch=1), workers, "vectors of objects")
+        computed = self._fill(annotated, self._objects, partial(compute, batch=1), workers, "vectors of objects")
         every = {name: i for i, name in images.items()}
-        return found + self._fill(every, self.proposals, compute, workers, "vectors of proposals")
+        return computed + self._fill(every, self.proposals, compute, workers, "vectors of proposals")
 
-    def _fill(self, entries: dict[str, int], boxes: Callable, compute: Callable, workers: int, what: str) -> int:
-        """``entries`` are of images, whose ``boxes`` are computed."""
+    def _fill(
+        self,
+        entries: dict[str, int],
+        boxes: Callable[[int], np.ndarray],
+        compute: Callable[..., np.ndarray],
+        workers: int,
+        description: str,
+    ) -> int:
+        """Store the vectors of the ``boxes`` of image i as its entry, for each entry and i of ``entries``."""
         images = {entry: self.dataset[i].read for entry, i in entries.items()}
         return fill(
-            self.map_store, images, compute, workers, what, threads=True, boxes=lambda entry: boxes(entries[entry])
+            self.map_store,
+            images,
+            compute,
+            workers,
+            description,
+            threads=True,
+            boxes=lambda entry: boxes(entries[entry]),
         )
 
     def _objects(self, i: int) -> np.ndarray:
@@ -250,12 +327,23 @@ def _crop_store(cache: str, backbone: Backbone, proposals: Store, features: Crop
     return Store(cache, "crops", settings, ".rows")
 
 
-def fill_each(splits: Sequence[CachedSplit], fill: Callable[[CachedSplit], int]) -> int:
-    """Fill the cache of every split; the images of all that cannot be read are told together."""
+def fill_each(splits: Sequence[Split], fill_one: Callable[[Split], int]) -> int:
+    """Fill the cache of every split.
+
+    Args:
+        splits: the splits.
+        fill_one: fills the cache of a split and returns how many entries it computed.
+
+    Returns:
+        How many entries were computed.
+
+    Raises:
+        SppdetError: the images of all splits that cannot be read, one per line; all others are stored by then.
+    """
     computed, errors = 0, []
     for split in splits:
         try:
-            computed += fill(split)
+            computed += fill_one(split)
         except SppdetError as error:
             errors.append(str(error))
     if errors:
@@ -263,12 +351,20 @@ def fill_each(splits: Sequence[CachedSplit], fill: Callable[[CachedSplit], int])
     return computed
 
 
-def fill_maps(
-    splits: Sequence[CachedSplit], backbone: Backbone, workers: int, log: Callable[[str], None], again: bool = False
-) -> int:
-    """Compute the missing maps of every split (all of them, if ``again``); returns how many that were.
+def fill_maps(splits: Sequence[FeatureSplit], backbone: Backbone, workers: int, *, again: bool = False) -> int:
+    """Compute and store the missing maps of every split; log what they will take on disk, estimated from a few.
 
-    Says what they will take on disk once a few are there to tell by, and stops if there is no room.
+    Args:
+        splits: splits of one cache folder.
+        backbone: that of :func:`open_split`.
+        workers: threads; 0 is every core.
+        again: compute all maps again.
+
+    Returns:
+        How many entries were computed.
+
+    Raises:
+        SppdetError: the maps need more space than is free, or some images cannot be read.
     """
     computed = fill_each(splits, lambda split: split.fill_maps(backbone, workers, again, _SAMPLE))
     needed = sum(split.disk_needed() for split in splits)
@@ -279,12 +375,16 @@ def fill_maps(
         if needed > free:
             raise SppdetError(
                 f"run.cache: about {sizes}; give a folder with more room, "
-                "fewer images (data.limit_train, data.limit_test) or less to a window (pooling.levels)"
+                "fewer images (data.limit_train, data.limit_test) or shorter vectors (pooling.levels)"
             )
-        log(f"maps: about {sizes}")
+        logger.info("maps: about %s", sizes)
     return computed + fill_each(splits, lambda split: split.fill_maps(backbone, workers))
 
 
 def _size(count: float) -> str:
-    """Bytes as a person reads them."""
+    """Return bytes as a person reads them.
+
+    >>> _size(2.5e9), _size(1e5)
+    ('2.5 GB', '0.1 MB')
+    """
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -1,14 +1,14 @@
 """R-CNN's features (arXiv 1311.2524, section 2): each window is warped and goes through the trunk on its own.
 
-An image's list of window vectors takes the place of its conv maps: what finds, pools and multiplies the windows
-of conv maps (:mod:`sppdet.features.window_features`) is asked the same, and answers by looking a window up.
+The vectors of an image's windows take the place of its feature maps: the methods that find, pool and multiply windows
+(:mod:`sppdet.features.window_features`) look a window up by its box.
 
-Names: N windows, R of them stored, D features of the pooled vector.
+Names: N windows, R stored windows, D features of the pooled vector.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
@@ -21,28 +21,47 @@ from sppdet.networks import Backbone, normalise
 from sppdet.ops import bins
 from sppdet.utils import in_threads, thread_count
 
-# Crops that go through the trunk together: on a processor few, whose maps stay in its caches; 32 take 1.3 times as
-# long as four times 8 (SqueezeNet on an EPYC of the 4th generation).
+# Crops that go through the trunk together. On a CPU few, whose maps stay in its caches: SqueezeNet takes 1.3 times as
+# long for 32 at once as for four times 8.
 _BATCHES = {"cpu": 8, "cuda": 128}
 _FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
 @dataclass(frozen=True, eq=False)
 class CropVectors:
-    """The windows of one image and their pooled vectors: float32 ``(R, 4)`` boxes and float16 ``(R, D)``."""
+    """The windows of one image and their pooled vectors.
+
+    Attributes:
+        boxes: float32 ``(R, 4)`` pixel edges.
+        vectors: float16 ``(R, D)``.
+    """
 
     boxes: np.ndarray
     vectors: np.ndarray
 
     def rows(self, boxes: np.ndarray) -> np.ndarray:
-        """``(N,)`` where each of ``boxes`` ``(N, 4)`` is; of equal ones the first."""
+        """Return the row ``(N,)`` of each of ``boxes`` ``(N, 4)``; of equal stored boxes the first.
+
+        Raises:
+            KeyError: a box that is not stored.
+
+        >>> stored = CropVectors(np.array([[0, 0, 4, 4], [2, 2, 9, 9]], np.float32), np.zeros((2, 8), np.float16))
+        >>> stored.rows(np.array([[2, 2, 9, 9]])).tolist()
+        [1]
+        """
         known = {box.tobytes(): row for row, box in reversed([*enumerate(self.boxes)])}
         return np.array([known[box.tobytes()] for box in boxes.astype(np.float32, copy=False)], np.int64)
 
 
 @dataclass(frozen=True)
-class CropFeatures(WindowFeatures):
-    """How windows become pooled vectors: cropped, warped, and each crop's whole conv map pooled at ``levels``."""
+class CropFeatures(WindowFeatures[CropVectors]):
+    """How windows become pooled vectors: each is cropped, and the feature map of the crop is pooled as a whole.
+
+    Attributes:
+        channels: C of the feature maps.
+        crop: how a window becomes a square of pixels.
+        levels: bins per side of each level of the pyramid on a crop's feature map.
+    """
 
     channels: int
     crop: Crop
@@ -52,51 +71,60 @@ class CropFeatures(WindowFeatures):
 
     @property
     def pooled_dimension(self) -> int:
+        """Length of a pooled vector, C times the number of bins."""
         return self.channels * bins(self.levels)
 
-    def description(self) -> dict:
-        return {"crop": asdict(self.crop), "levels": list(self.levels)}
-
-    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray) -> CropVectors:
+    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> CropVectors:
+        """Compute the vectors of the windows ``(N, 4)`` of an RGB uint8 image."""
+        if boxes is None:
+            raise ValueError("crops are read window by window: the boxes must be given")
         return CropVectors(boxes, self.compute(backbone, image, boxes))
 
     def compute(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, batch: int | None = None) -> np.ndarray:
-        """Float16 ``(N, D)`` pooled vectors of the windows ``(N, 4)`` of an RGB uint8 image, ``batch`` at a time."""
+        """Compute the pooled vectors of an image's windows: float16 ``(N, D)``.
+
+        Args:
+            image: RGB uint8 ``(H, W, 3)``.
+            boxes: ``(N, 4)`` pixel edges.
+            batch: windows that go through the trunk together; None takes what suits the device.
+        """
         batch = batch or _BATCHES[backbone.device.type]
         normalised, starts = normalise(image), range(0, len(boxes), batch)
-        found = torch.empty((len(boxes), self.pooled_dimension), dtype=torch.float16)
+        vectors = torch.empty((len(boxes), self.pooled_dimension), dtype=torch.float16)
 
         def warp(start: int) -> tuple[int, torch.Tensor]:
             return start, _channels_first(self.crop.pixels(normalised, boxes[start : start + batch]))
 
         for start, crops in in_threads(warp, starts, thread_count()):  # ahead of the network
-            pooled = self.pool(backbone.run(crops.to(backbone.device)))
-            found[start : start + batch] = pooled.float().clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
-        return found.numpy()
+            pooled = self._pool_crops(backbone.run(crops.to(backbone.device)))
+            vectors[start : start + batch] = pooled.float().clamp(-_FLOAT16_MAX, _FLOAT16_MAX)
+        return vectors.numpy()
 
     def windows(self, boxes: np.ndarray, size: tuple[int, int], maps: CropVectors) -> Windows:
-        """Boxes ``(N, 4)`` among those of ``maps``, as cells of a map one cell high that holds a vector in each."""
+        """Find boxes ``(N, 4)`` among the stored ones; stored row r is cell r of a map that is one cell high."""
         rows, group = np.unique(maps.rows(boxes), return_inverse=True)
         cells = np.stack([rows, np.zeros_like(rows), rows + 1, np.ones_like(rows)], axis=1)
         return Windows(np.zeros(len(rows), np.int64), cells.astype(np.int32), group.reshape(-1))
 
     def block(self, maps: CropVectors, windows: Windows, rows: np.ndarray) -> torch.Tensor:
+        """Return the stored vectors ``(len(rows), D)`` of the windows at ``rows`` as float32."""
         return torch.from_numpy(maps.vectors[windows.cells[rows, 0].astype(np.int64)]).float()
-
-    # What training the trunk asks
 
     def trunk_input(
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int
     ) -> tuple[torch.Tensor, float]:
-        """What the trunk sees of windows ``(N, 4)``: float32 ``(N, 3, size, size)``; there is but one scale."""
+        """Return the crops ``(N, 3, size, size)`` of windows ``(N, 4)``, float32, and 1: crops have but one scale."""
         return _channels_first(self.crop.pixels(normalise(image), boxes)), 1.0
 
-    def pool(self, maps: torch.Tensor, *_) -> torch.Tensor:
-        """The trunk's maps of N crops ``(N, C, H, W)`` -> their vectors ``(N, D)``, differentiable."""
+    def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
+        """Pool the feature maps ``(N, C, H, W)`` of N crops: vectors ``(N, D)``, differentiable."""
+        return self._pool_crops(maps)
+
+    def _pool_crops(self, maps: torch.Tensor) -> torch.Tensor:
         pooled = [functional.adaptive_max_pool2d(maps, n).flatten(2) for n in self.levels]
         return torch.cat(pooled, dim=2).transpose(1, 2).flatten(1)
 
 
 def _channels_first(crops: np.ndarray) -> torch.Tensor:
-    """``(N, S, S, 3)`` as ``(N, 3, S, S)``, left where it is: in memory the channels stay last."""
+    """Return crops ``(N, S, S, 3)`` as a view ``(N, 3, S, S)``: in memory the channels stay last."""
     return torch.from_numpy(crops).permute(0, 3, 1, 2)

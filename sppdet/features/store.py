@@ -1,15 +1,15 @@
-"""The store of what is computed once per image: proposals, and conv maps or the vectors of crops.
+"""The store of what is computed once per image: proposals, and feature maps or the vectors of crops.
 
-One file an image, under a folder named after everything else the content depends on. The file's name holds a
-digest of the image itself, so neither a changed setting nor a changed image ever reads a stale file, and an
-unchanged one is never computed twice:
+One file per image, in a folder named after everything else that the content depends on. The name of the file holds a
+digest of the image itself. So a changed setting or a changed image never reads a stale file, and nothing is computed
+twice:
 
     cache/proposals/<settings>/<id>-<image>.npy           float32 (N, 4) boxes
-    cache/maps/<settings>/<scale>/<id>-<image>.b2nd       float16 (C, H, W) conv map, compressed by Blosc2
-    cache/crops/<settings>/<id>-<image>.rows              float16 (N, D) window vectors of R-CNN, likewise
+    cache/maps/<settings>/<scale>/<id>-<image>.b2nd       float16 (C, H, W) feature map, compressed by Blosc2
+    cache/crops/<settings>/<id>-<image>.rows              float16 (N, D) window vectors of R-CNN, compressed by Blosc2
 
-Conv maps are stored, not window vectors: 2000 windows x 25,600 floats are 100 MB an image in half precision, the
-map they are pooled from is 2.4 MB, and 0.6 MB compressed, because most of it is zeros.
+Feature maps are stored, not window vectors: 2000 windows x 25,600 floats are 100 MB per image in half precision. The
+map that they are pooled from is 2.4 MB, and 0.6 MB compressed, because most of it is zeros.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import blosc2
 import numpy as np
@@ -34,10 +35,16 @@ class Store:
         root: the cache folder.
         kind: ``proposals``, ``maps`` or ``crops``.
         settings: JSON-like; everything, apart from the image, that the content depends on.
-        suffix: ``.npy``, ``.b2nd`` or ``.rows``.
+        suffix: of the files: ``.npy``, ``.b2nd`` or ``.rows``.
+
+    Attributes:
+        folder: where the files are.
+
+    Raises:
+        SppdetError: the folder holds other settings than its name says.
     """
 
-    def __init__(self, root: str | Path, kind: str, settings: dict, suffix: str):
+    def __init__(self, root: str | Path, kind: str, settings: dict[str, Any], suffix: str):
         self.folder = Path(root) / kind / fingerprint(settings)
         self.suffix = suffix
         if not (self.folder / "settings.json").exists():
@@ -46,23 +53,30 @@ class Store:
             raise SppdetError(f"{self.folder}: holds other settings than its name says; remove this folder")
 
     def path(self, name: str) -> Path:
+        """Return the file of an entry, whether it exists or not."""
         return self.folder / f"{name}{self.suffix}"
 
     def missing(self, names: list[str]) -> list[str]:
-        """Those of ``names`` that are not stored yet, in order."""
+        """Return the entries that are not stored yet, in the order of ``names``."""
         folders = {(self.folder / name).parent for name in names}
         present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
         return [name for name in names if self.path(name) not in present]
 
     def size(self, names: list[str]) -> int:
-        """Bytes on disk of those of ``names`` that are stored."""
+        """Return the bytes on disk of the entries that are stored."""
         return sum(path.stat().st_size for path in map(self.path, names) if path.exists())
 
     def remove(self, names: list[str]) -> None:
+        """Delete the entries that are stored."""
         for name in names:
             self.path(name).unlink(missing_ok=True)
 
     def read(self, name: str) -> np.ndarray:
+        """Read an entry.
+
+        Raises:
+            SppdetError: the file is missing or damaged.
+        """
         path = self.path(name)
         try:
             return _READERS[self.suffix](path)
@@ -70,36 +84,48 @@ class Store:
             raise SppdetError(f"{path}: the stored file is damaged ({error}); delete it and run again") from None
 
     def write(self, name: str, value: np.ndarray) -> None:
+        """Write an entry atomically.
+
+        Raises:
+            OSError: the file cannot be written.
+        """
         write = _WRITERS[self.suffix]
         atomic_write(self.path(name), lambda temporary: write(temporary, value))
 
 
-def compress_map(conv_map: np.ndarray) -> bytes:
-    """A ``(H, W, C)`` map as a Blosc2 frame of float16 ``(C, H, W)``: zeros of one channel lie side by side."""
+def compress_map(feature_map: np.ndarray) -> bytes:
+    """Compress a float32 map ``(H, W, C)`` as float16 ``(C, H, W)``, where the zeros of a channel lie side by side.
+
+    Values beyond float16 become its largest ones.
+
+    >>> decompress_map(compress_map(np.array([[[0.5, 1e6]]], np.float32))).tolist()
+    [[[0.5, 65504.0]]]
+    """
     # Through torch: numpy converts half precision a number at a time, 40 times slower.
-    half = torch.from_numpy(conv_map).clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half()
-    # No shuffling of bytes: runs of zeros compress better, and faster, as they are. Level 5 takes longer than the
-    # lower ones, a tenth of what the network takes for the map, and is the smallest and the quickest to read.
-    return _frame(half.permute(2, 0, 1).contiguous().numpy(), level=5)
+    float16 = torch.from_numpy(feature_map).clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half()
+    # Without shuffling of bytes, runs of zeros compress better and faster. Level 5 takes longer than the lower ones, a
+    # tenth of what the network takes for the map, and gives the files that are smallest and quickest to read.
+    return _frame(float16.permute(2, 0, 1).contiguous().numpy(), level=5)
 
 
 def decompress_map(frame: bytes) -> np.ndarray:
-    """The inverse of :func:`compress_map`: float16 ``(H, W, C)``, contiguous."""
+    """Return the map of :func:`compress_map`: float16 ``(H, W, C)``, contiguous."""
     import cv2
 
     channels_first = blosc2.ndarray_from_cframe(frame)[:]
     channels, height, width = channels_first.shape
-    # OpenCV's transposition, of any two-byte numbers, takes half of torch's time and numpy's.
+    # OpenCV transposes any two-byte numbers, in half the time of torch and numpy.
     cells = cv2.transpose(channels_first.view(np.int16).reshape(channels, height * width))
     return cells.view(np.float16).reshape(height, width, channels)
 
 
 def compress_rows(rows: np.ndarray) -> bytes:
-    """Float16 vectors ``(N, D)`` as a Blosc2 frame. Level 5 would save 2% of it, and take seven times as long."""
+    """Compress float16 vectors ``(N, D)``. Level 5 would save 2% of the bytes and take seven times as long."""
     return _frame(rows, level=1)
 
 
 def decompress_rows(frame: bytes) -> np.ndarray:
+    """Return the vectors of :func:`compress_rows`."""
     return blosc2.ndarray_from_cframe(frame)[:]
 
 
@@ -129,13 +155,23 @@ def fill(
     threads: bool = False,
     boxes: Callable[[str], np.ndarray] | None = None,
 ) -> int:
-    """Compute and store what is missing for ``images`` (entry name -> what reads it); returns how many that were.
+    """Compute and store the entries that are missing.
 
-    ``compute`` is called with the image and, where there are ``boxes``, with those of the entry.
+    Args:
+        store: where the entries are stored.
+        images: entry -> function that reads its image, RGB uint8 ``(H, W, 3)``.
+        compute: maps an image and, with ``boxes``, the boxes of the entry to the value that is stored.
+        workers: processes or threads; 0 is every core.
+        description: of the work, for the progress bar.
+        threads: whether threads do the work, not processes.
+        boxes: maps an entry to its boxes ``(N, 4)``.
+
+    Returns:
+        How many entries were computed.
 
     Raises:
-        SppdetError: some images cannot be read or used, a line each; all others are stored by then. Or the store
-            cannot be written, which ends it.
+        SppdetError: some images cannot be read or used, one per line; all other entries are stored by then. Or the
+            store cannot be written, which ends the work.
     """
     missing = [(name, images[name]) for name in store.missing(list(images))]
     work = partial(_fill_one, store, compute, boxes)
@@ -146,19 +182,24 @@ def fill(
     return len(missing)
 
 
-def _fill_one(store: Store, compute: Callable, boxes: Callable | None, item: tuple[str, Callable]) -> str | None:
-    """Returns the message of an image that is no good, so that one of them does not cost the others their turn."""
+def _fill_one(
+    store: Store,
+    compute: Callable[..., np.ndarray],
+    boxes: Callable[[str], np.ndarray] | None,
+    item: tuple[str, Callable[[], np.ndarray]],
+) -> str | None:
+    """Store one entry; return the error of an image that cannot be used, so that the work on the others goes on."""
     name, read = item
     try:
         image = read()
     except SppdetError as error:  # which names the file
         return str(error)
     try:
-        computed = compute(image, boxes(name)) if boxes else compute(image)
+        value = compute(image, boxes(name)) if boxes else compute(image)
     except SppdetError as error:
         return f"{name}: {error}"
     try:
-        store.write(name, computed)
+        store.write(name, value)
     except OSError as error:
         raise SppdetError(
             f"run.cache: {store.folder} cannot be written ({error.strerror}); what is stored stays, "

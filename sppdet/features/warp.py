@@ -1,6 +1,6 @@
 """Windows cut from the image and warped to the square a network was made for (R-CNN, arXiv 1311.2524, appendix A).
 
-The arithmetic is that of R-CNN's rcnn_im_crop.m, its rounding included, which is done in 1-based pixels.
+The arithmetic is that of R-CNN's rcnn_im_crop.m, including its rounding, which is done in 1-based pixels.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Crop:
-    """How a window becomes a square of ``size`` pixels a side.
+    """How a window becomes a square of pixels.
 
     Attributes:
-        kind: ``warp`` stretches the window to a square. The other two take the tightest square around it, so that
-            nothing is stretched: ``square_context`` shows all that is in the square (the program's 'square'),
-            ``square`` the window alone (the appendix's 'without context').
-        context: pixels of the result, on each side, that show what lies around the window, or around its square.
+        kind: ``warp`` stretches the window to a square. The other two take the tightest square around the window, so
+            that nothing is stretched: ``square_context`` shows all that is in the square ('square' in the program),
+            ``square`` the window alone ('without context' in the appendix).
+        size: pixels per side of the crop.
+        context: pixels of the crop, on each side, that show what lies around the window, or around its square.
+
+    >>> image = np.ones((100, 120, 3), np.float32)
+    >>> Crop("warp", size=64, context=4).pixels(image, np.array([[10, 20, 50, 90]], np.float32)).shape
+    (1, 64, 64, 3)
     """
 
     kind: str = "warp"
@@ -26,12 +31,16 @@ class Crop:
     context: int = 16
 
     def frames(self, boxes: np.ndarray, image_size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """What each crop shows, and where: int64 ``(N, 4)`` pixel edges in the image, and the same in the crop.
+        """Compute which rectangle of the image each crop shows, and where in the crop.
 
-        The rest of a crop is of the mean colour: what lies outside the image or, for ``square``, the window.
+        The rest of a crop has the mean colour: what lies outside the image or, for ``square``, outside the window.
 
         Args:
-            boxes: ``(N, 4)`` pixel edges in an image of ``(width, height)`` pixels.
+            boxes: ``(N, 4)`` pixel edges in the image.
+            image_size: ``(width, height)`` of the image.
+
+        Returns:
+            int64 ``(N, 4)`` pixel edges in the image, and int64 ``(N, 4)`` pixel edges in the crop.
         """
         boxes = boxes.astype(np.float64)
         half = (boxes[:, 2:] - boxes[:, :2]) / 2
@@ -45,39 +54,50 @@ class Crop:
         if self.kind == "square":
             window_first, window_last = _around(boxes[:, :2] + half, half + border)
             shown_first, shown_last = np.maximum(shown_first, window_first), np.minimum(shown_last, window_last)
-        # At least a pixel, also of a window that rounding leaves none.
+        # At least a pixel, also for a window that rounding leaves without any.
         shown_first = np.minimum(shown_first, np.array(image_size) - 1)
         shown_last = np.maximum(shown_last, shown_first + 1)
         ratio = self.size / (last - first)
         start = np.clip(_round((shown_first - first) * ratio), 0, self.size - 1)
         extent = np.clip(_round((shown_last - shown_first) * ratio), 1, self.size - start)
-        shown, place = np.concatenate([shown_first, shown_last], 1), np.concatenate([start, start + extent], 1)
-        return shown.astype(np.int64), place.astype(np.int64)
+        source = np.concatenate([shown_first, shown_last], axis=1)
+        target = np.concatenate([start, start + extent], axis=1)
+        return source.astype(np.int64), target.astype(np.int64)
 
     def pixels(self, image: np.ndarray, boxes: np.ndarray) -> np.ndarray:
-        """The crops of ``boxes`` ``(N, 4)``: float32 ``(N, size, size, 3)``; bilinear, without antialiasing.
+        """Cut and warp windows; bilinear, without antialiasing.
 
-        ``image`` is float32 ``(H, W, 3)``, normalised, so that 0 is the mean colour.
+        Args:
+            image: float32 ``(H, W, 3)``, normalised, so that 0 is the mean colour.
+            boxes: ``(N, 4)`` pixel edges in the image.
+
+        Returns:
+            float32 ``(N, size, size, 3)``.
         """
         import cv2
 
         crops = np.zeros((len(boxes), self.size, self.size, 3), np.float32)
-        frames = self.frames(boxes, (image.shape[1], image.shape[0]))
-        for crop, (x1, y1, x2, y2), (left, top, right, bottom) in zip(crops, *(found.tolist() for found in frames)):
-            target = crop[top:bottom, left:right]
-            cv2.resize(image[y1:y2, x1:x2], (right - left, bottom - top), dst=target, interpolation=cv2.INTER_LINEAR)
+        sources, targets = self.frames(boxes, (image.shape[1], image.shape[0]))
+        for crop, source, target in zip(crops, sources.tolist(), targets.tolist()):
+            (x1, y1, x2, y2), (left, top, right, bottom) = source, target
+            cv2.resize(
+                image[y1:y2, x1:x2],
+                (right - left, bottom - top),
+                dst=crop[top:bottom, left:right],
+                interpolation=cv2.INTER_LINEAR,
+            )
         return crops
 
 
 def _around(centre: np.ndarray, reach: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """First and last edge of what reaches so far around edges' ``centre``: a pixel more than twice that, on the right.
+    """Return the first and last edge of a window that reaches ``reach`` pixels to both sides of ``centre``.
 
-    The program adds half a width to the number of the first pixel, which is half a pixel right of the centre, and
-    takes the pixels that both ends are rounded to.
+    The window is a pixel longer on the right than twice ``reach``: the program adds half a width to the number of the
+    first pixel, which is half a pixel right of the centre, and takes the pixels that both ends are rounded to.
     """
     return _round(centre + 1 - reach) - 1, _round(centre + 1 + reach)
 
 
 def _round(values: np.ndarray) -> np.ndarray:
-    """Halves away from zero, as MATLAB rounds."""
+    """Round halves away from zero, as MATLAB does."""
     return np.copysign(np.floor(np.abs(values) + 0.5), values)

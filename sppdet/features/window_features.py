@@ -1,34 +1,39 @@
-"""From an image's conv maps to the vectors of its windows: regions, pooling and, where asked for, the fc head.
+"""From an image's feature maps to the vectors of its windows: pooling and, where asked for, the fc head.
 
-Names: N windows, U of them with different cells, S scales, D features of the pooled vector.
+Names: N windows, U of them with different cells, S scales, D features of a vector, K and R rows of weights.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 
-from sppdet.networks import Backbone
-from sppdet.ops import (
-    Products,
-)
+from sppdet.networks import Backbone, Head
+from sppdet.ops import Products
 from sppdet.utils import side_by_side
 
 _BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so an image's vectors never exist all at once
 
+# Fields of features that the backbone or the head decides. All others are settings: the vectors depend on them.
+_NOT_SETTINGS = {"head", "head_dimension", "concat_pooled", "half", "grid", "channels"}
+
+Maps = TypeVar("Maps")  # what windows are read from: a list of feature maps, or the vectors of crops
+
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The windows of one image on its conv maps; those that cover the same whole cells at one scale are one.
+    """The windows of one image on its feature maps; windows that cover the same whole cells at one scale are one.
 
     Attributes:
-        scales, cells: ``(U,)`` index of the map, and ``(U, 4)`` where on it, as of :meth:`PyramidFeatures.place`.
-        group: ``(N,)`` which of the U each window is.
+        scales: int64 ``(U,)`` index of the map on which each window is read.
+        cells: ``(U, 4)`` rectangle of each window on this map, see :meth:`PyramidFeatures.to_cells`.
+        group: int64 ``(N,)`` row of each of the N windows among the U.
     """
 
     scales: np.ndarray
@@ -37,12 +42,18 @@ class Windows:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowFeatures(ABC):
-    """How the windows of an image become vectors, whatever these are made of; ``head`` may follow the pooling.
+class WindowFeatures(ABC, Generic[Maps]):
+    """How the windows of an image become vectors.
 
-    Its vectors then take the place of the pooled ones, or, with ``beside``, stand behind them. With ``half`` maps are
-    numbers of bfloat16, and are pooled and multiplied as such where the maxima of their bins are, too.
-    ``maps`` is what :meth:`read` makes of an image: conv maps here, a list of vectors in :mod:`sppdet.features.crop_features`.
+    ``maps`` is what :meth:`read` returns for an image: in :mod:`sppdet.features.pyramid_features` a list of feature
+    maps, in :mod:`sppdet.features.crop_features` the vectors of cropped windows.
+
+    Attributes:
+        head: maps pooled vectors ``(n, D)`` to vectors ``(n, head_dimension)``; None leaves the pooled vectors.
+        head_dimension: length of the vectors of ``head``.
+        concat_pooled: whether the pooled vector stays, before the vector of ``head``.
+        half: whether feature maps are rounded to bfloat16, and pooled and multiplied in bfloat16 where bins are maxima.
+        needs_windows: whether :meth:`read` has to know the windows.
     """
 
     head: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -50,7 +61,7 @@ class WindowFeatures(ABC):
     concat_pooled: bool = False
     half: bool = False
 
-    needs_windows: ClassVar[bool]  # whether :meth:`read` wants to know the windows
+    needs_windows: ClassVar[bool]
 
     @property
     @abstractmethod
@@ -58,103 +69,146 @@ class WindowFeatures(ABC):
         """Length of a pooled vector."""
 
     @abstractmethod
-    def description(self) -> dict:
-        """What a saved detector has to know, besides the backbone."""
+    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> Maps:
+        """Compute what the windows of an image are read from.
+
+        Args:
+            image: RGB uint8 ``(H, W, 3)``.
+            boxes: the windows, ``(N, 4)`` pixel edges; not used unless ``needs_windows``.
+        """
 
     @abstractmethod
-    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None):
-        """What the windows ``(N, 4)`` of an RGB uint8 image are read from."""
+    def windows(self, boxes: np.ndarray, size: tuple[int, int], maps: Maps) -> Windows:
+        """Find boxes on the maps of an image.
+
+        Args:
+            boxes: ``(N, 4)`` pixel edges.
+            size: ``(width, height)`` of the image.
+        """
 
     @abstractmethod
-    def windows(self, boxes: np.ndarray, size: tuple[int, int], maps) -> Windows:
-        """Boxes ``(N, 4)`` of an image of ``(width, height)`` on its maps."""
-
-    @abstractmethod
-    def block(self, maps, windows: Windows, rows: np.ndarray) -> torch.Tensor:
-        """Pooled vectors ``(len(rows), D)`` of the windows at ``rows``, all of one scale: one of :meth:`blocks`."""
+    def block(self, maps: Maps, windows: Windows, rows: np.ndarray) -> torch.Tensor:
+        """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, one of :meth:`blocks`."""
 
     @abstractmethod
     def trunk_input(
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int
     ) -> tuple[torch.Tensor, float]:
-        """What a trunk in training sees of an image's windows ``(N, 4)``, and by how much the image is enlarged."""
+        """Return what a trunk in training is run on, and the enlargement of the image.
+
+        Args:
+            image: RGB uint8 ``(H, W, 3)``.
+            boxes: the windows, ``(N, 4)`` pixel edges.
+            scale: pixels of the image's shorter side.
+        """
 
     @abstractmethod
     def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
-        """The trunk's output on :meth:`trunk_input` -> pooled vectors ``(N, D)``, differentiable."""
+        """Pool a trunk's output on :meth:`trunk_input`: vectors ``(N, D)``, differentiable.
+
+        Args:
+            boxes: ``(N, 4)`` pixel edges.
+            size: ``(width, height)`` of the image.
+            factor: enlargement of the image.
+        """
+
+    def description(self) -> dict[str, Any]:
+        """Return every setting that the pooled vectors depend on, apart from the backbone; JSON-like.
+
+        A model file holds it, and keys of cached and learned results are made from it.
+        """
+        names = [field.name for field in fields(self) if field.name not in _NOT_SETTINGS]
+        return {name: _json_like(getattr(self, name)) for name in names}
 
     @property
     def dimension(self) -> int:
-        """D, of the vectors that :meth:`vectors` returns and :meth:`products` multiplies."""
+        """D, the length of the vectors that :meth:`vectors` returns and :meth:`products` multiplies."""
         if self.head is None:
             return self.pooled_dimension
         return self.head_dimension + (self.pooled_dimension if self.concat_pooled else 0)
 
     @property
-    def pooled(self) -> WindowFeatures:
-        """The same without the head."""
+    def pooled(self) -> WindowFeatures[Maps]:
+        """These features without the head."""
         return replace(self, head=None)
 
-    def under(self, head) -> WindowFeatures:
-        """The same below a :class:`sppdet.networks.fc_head.Head`."""
+    def under(self, head: Head) -> WindowFeatures[Maps]:
+        """Return these features with the fc layers ``head`` on the pooled vectors."""
         return replace(self, head=head.vectors, head_dimension=head.dimension, concat_pooled=head.concat_pooled)
 
-    def halved(self, maps):
-        """The maps in bfloat16, if ``half``; what :meth:`block` makes of them then is."""
+    def halved(self, maps: Maps) -> Maps:
+        """Return the maps in bfloat16 where these features pool them so; :meth:`block` then returns bfloat16, too."""
         return maps
 
     def blocks(self, windows: Windows, rows: np.ndarray | None = None) -> list[np.ndarray]:
-        """The U windows, or those at ``rows``, in parts to be pooled at a time."""
+        """Split the U windows, or those at ``rows``, into blocks of one scale that are pooled at a time."""
         rows = np.arange(len(windows.cells)) if rows is None else np.asarray(rows)
         scales = windows.scales[rows]
-        parts = [rows[scales == scale] for scale in np.unique(scales)]
-        return [part[start : start + _BLOCK] for part in parts for start in range(0, len(part), _BLOCK)]
+        rows_of_scales = [rows[scales == scale] for scale in np.unique(scales)]
+        return [
+            rows_of_scale[start : start + _BLOCK]
+            for rows_of_scale in rows_of_scales
+            for start in range(0, len(rows_of_scale), _BLOCK)
+        ]
 
-    def _parts(self, pooled: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
-        """What a block's pooled vectors become, and the features that it is. They are not put side by side, as copying
-        takes longer than pooling."""
+    def _columns(self, pooled: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+        """Return the vectors of pooled ones as (columns, values) pairs."""
+        # Not side by side in one array: the copy would take longer than pooling.
         if self.head is None:
             return [(slice(None), pooled)]
-        behind = slice(-self.head_dimension, None)
-        front = [(slice(0, self.pooled_dimension), pooled)] if self.concat_pooled else []
-        return [*front, (behind, self.head(pooled))]
+        last = slice(-self.head_dimension, None)
+        first = [(slice(0, self.pooled_dimension), pooled)] if self.concat_pooled else []
+        return [*first, (last, self.head(pooled))]
 
-    def vectors(self, maps, windows: Windows, rows: np.ndarray, dtype=np.float32) -> np.ndarray:
-        """``(len(rows), D)`` vectors of the windows at ``rows``, which must not repeat."""
+    def vectors(self, maps: Maps, windows: Windows, rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
+        """Return the vectors ``(len(rows), D)`` of the windows at ``rows``, which must not repeat."""
         position = torch.empty(len(windows.cells), dtype=torch.int64)
         position[rows] = torch.arange(len(rows))
         # Through torch: numpy converts to half precision a number at a time, 40 times slower.
-        found = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
+        vectors = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
         maps = self.halved(maps)
         for block in self.blocks(windows, rows):
-            for features, part in self._parts(self.block(maps, windows, block)):
-                found[position[block], features] = part.to(found.dtype)
-        return found.numpy()
+            for columns, values in self._columns(self.block(maps, windows, block)):
+                vectors[position[block], columns] = values.to(vectors.dtype)
+        return vectors.numpy()
 
-    def of_boxes(self, maps, boxes: np.ndarray, size: tuple[int, int], dtype=np.float32):
-        """``(N, D)`` vectors of boxes ``(N, 4)`` of an image of ``(width, height)``."""
+    def of_boxes(
+        self, maps: Maps, boxes: np.ndarray, size: tuple[int, int], dtype: DTypeLike = np.float32
+    ) -> np.ndarray:
+        """Return the vectors ``(N, D)`` of boxes ``(N, 4)`` of an image of ``(width, height)`` pixels."""
         windows = self.windows(boxes, size, maps)
         return self.vectors(maps, windows, np.arange(len(windows.cells)), dtype)[windows.group]
 
-    def whole(self, maps, size: tuple[int, int]) -> Windows:
-        """The image itself, of ``(width, height)``, as its only window."""
+    def whole(self, maps: Maps, size: tuple[int, int]) -> Windows:
+        """Return the whole image, of ``(width, height)`` pixels, as its only window."""
         return self.windows(np.array([[0, 0, *size]], np.float32), size, maps)
 
     def products(
-        self, maps, windows: Windows, weights: Products, rows: np.ndarray | None = None
+        self, maps: Maps, windows: Windows, weights: Products, rows: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Products of all windows' vectors with exact weights and with rough ones: float32 ``(U, K)`` and ``(U, R)``.
+        """Multiply the vectors of all windows by exact and by rough weights, block by block, without storing them.
 
-        With ``rows``, only those of the windows named by it are computed, and the others mean nothing.
+        Args:
+            rows: the windows to compute; the other rows of the result are 0. None computes all.
+
+        Returns:
+            float32 ``(U, K)`` products with the exact weights and ``(U, R)`` with the rough ones.
         """
-        found = tuple(torch.zeros((len(windows.cells), count)) for count in weights.counts)
+        exact, rough = (torch.zeros((len(windows.cells), count)) for count in weights.counts)
         maps = self.halved(maps)
 
         def multiply(block: np.ndarray) -> None:
             pooled = self.block(maps, windows, block)
-            parts = [weights(part, features) for features, part in self._parts(pooled)]
-            for own, products in zip(found, zip(*parts)):
-                own[block] = sum(products)
+            products = [weights(values, columns) for columns, values in self._columns(pooled)]
+            for total, summands in zip((exact, rough), zip(*products)):
+                total[block] = sum(summands)
 
         side_by_side(multiply, self.blocks(windows, rows))
-        return tuple(own.numpy() for own in found)
+        return exact.numpy(), rough.numpy()
+
+
+def _json_like(value: Any) -> Any:
+    """Return a setting as JSON has it."""
+    if isinstance(value, tuple):
+        return list(value)
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

@@ -1,10 +1,11 @@
-from .backbone import MEAN as MEAN
-from .backbone import STD as STD
 from .backbone import Backbone as Backbone
-from .backbone import normalise as normalise
 from .cell_grid import CellGrid as CellGrid
 from .cell_grid import freeze as freeze
+from .checks import check_network as check_network
 from .fc_head import Head as Head
+from .normalisation import MEAN as MEAN
+from .normalisation import STD as STD
+from .normalisation import normalise as normalise
 from .trunks import build_trunk as build_trunk
 from .trunks import restore_trunk as restore_trunk
 from .weights import network_state as network_state

@@ -1,8 +1,4 @@
-"""Backbones: a trunk of conv layers (:mod:`sppdet.networks.trunks`) with its weights, run once per image and scale.
-
-Stride and first-cell centre are derived from the layers by :func:`cell_grid`, so that another network or cut needs no
-table.
-"""
+"""Backbones: a trunk of conv layers (:mod:`sppdet.networks.trunks`) with its weights, run once per image and scale."""
 
 from __future__ import annotations
 
@@ -14,27 +10,23 @@ from torch import nn
 
 from sppdet.data import scaled_size
 from sppdet.networks.cell_grid import CellGrid, cell_grid
+from sppdet.networks.normalisation import normalise
 from sppdet.networks.trunks import build_trunk
 from sppdet.networks.weights import load_weights, weights_digest
 from sppdet.utils import SppdetError
 
-MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # torchvision's, RGB in 0..1
-STD = np.array([0.229, 0.224, 0.225], np.float32)
-_COLOURS = np.arange(256, dtype=np.uint8)[:, None, None].repeat(3, axis=2)
-# What each level of each channel becomes.
-_NORMALISED = (_COLOURS * (1 / 255 / STD) - MEAN / STD).astype(np.float32, copy=False)
-_MIN_INPUT = 64  # pixels a side; smaller images are padded, or the pools of a trunk would have nothing left
-
-
-def normalise(image: np.ndarray) -> np.ndarray:
-    """An RGB uint8 image as trunks see it: float32 ``(H, W, 3)``, in which 0 is the mean colour of ImageNet."""
-    import cv2
-
-    return cv2.LUT(image, _NORMALISED)
+_MIN_INPUT = 64  # pixels per side; smaller images are padded, or the pools of a trunk would have nothing left
 
 
 def resolve_device(device: str) -> torch.device:
-    """``auto`` is CUDA when there, else the CPU."""
+    """Return the device of a name; ``auto`` is CUDA where this machine has it, else the CPU.
+
+    Raises:
+        SppdetError: an unknown name, or CUDA on a machine without it.
+
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -47,7 +39,11 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` is bfloat16 where the processor multiplies it natively, else float32."""
+    """Return ``float32`` or ``bfloat16``; ``auto`` is bfloat16 where the device multiplies it natively.
+
+    >>> resolve_precision("bfloat16", torch.device("cpu"))
+    'bfloat16'
+    """
     if precision != "auto":
         return precision
     if device.type == "cuda":
@@ -56,14 +52,27 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def _native_on_cpu() -> bool:
-    """Whether the processor multiplies bfloat16, rather than having it emulated."""
+    """Whether the CPU multiplies bfloat16 natively; PyTorch emulates it on other CPUs."""
     native = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("amx_tile", "avx512_bf16"))
     return any(supported() for supported in native)
 
 
 @dataclass
 class Backbone:
-    """A trunk ready to be run on images."""
+    """A trunk ready to be run on images.
+
+    Attributes:
+        name: the network, see :data:`sppdet.networks.trunks.NETWORKS`.
+        trunk: the conv layers with their weights, in evaluation mode on ``device``.
+        grid: where the cells of a feature map lie in the trunk's input.
+        channels: C of a feature map.
+        device: where the trunk runs.
+        precision: ``float32`` or ``bfloat16``.
+
+    >>> backbone = Backbone.create("small", "random", device="cpu", precision="float32")
+    >>> backbone(np.zeros((96, 128, 3), np.uint8), factor=1.0).shape  # (H, W, C), a cell per 16 pixels
+    (6, 8, 128)
+    """
 
     name: str
     trunk: nn.Module
@@ -73,32 +82,46 @@ class Backbone:
     precision: str
 
     @classmethod
-    def create(cls, name: str, weights: str, device: str = "auto", precision: str = "auto", seed: int = 0):
+    def create(cls, name: str, weights: str, device: str = "auto", precision: str = "auto", seed: int = 0) -> Backbone:
+        """Build a network and load its weights.
+
+        Args:
+            name: the network.
+            weights: ``imagenet``, ``random`` or a file, see :func:`sppdet.networks.weights.load_weights`.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            precision: ``auto``, ``float32`` or ``bfloat16``.
+            seed: of random weights.
+
+        Raises:
+            SppdetError: an unknown network or device, or weights that do not fit.
+        """
         trunk = build_trunk(name, seed)
         load_weights(trunk, name, weights)
         return cls.wrap(name, trunk, device, precision)
 
     @classmethod
-    def wrap(cls, name: str, trunk: nn.Module, device: str = "auto", precision: str = "auto"):
-        place = resolve_device(device)
+    def wrap(cls, name: str, trunk: nn.Module, device: str = "auto", precision: str = "auto") -> Backbone:
+        """Make a trunk ready: move it to the device, fix its weights, and measure its cells and channels."""
+        target = resolve_device(device)
         grid = cell_grid(trunk)
-        trunk = trunk.eval().requires_grad_(False).to(place, memory_format=torch.channels_last)
+        trunk = trunk.eval().requires_grad_(False).to(target)
+        trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its signature
         with torch.inference_mode():
-            channels = trunk(torch.zeros(1, 3, _MIN_INPUT, _MIN_INPUT, device=place)).shape[1]
-        return cls(name, trunk, grid, channels, place, resolve_precision(precision, place))
+            channels = trunk(torch.zeros(1, 3, _MIN_INPUT, _MIN_INPUT, device=target)).shape[1]
+        return cls(name, trunk, grid, channels, target, resolve_precision(precision, target))
 
     @property
     def half(self) -> bool:
-        """Whether its products are of bfloat16."""
+        """Whether the trunk multiplies in bfloat16."""
         return self.precision == "bfloat16"
 
     @property
     def bfloat16_on_cpu(self) -> bool:
-        """Whether those of what follows its maps are, too: that is the processor's work, wherever the network runs."""
+        """Whether the CPU, which works on the feature maps wherever the trunk runs, is to multiply in bfloat16, too."""
         return self.half and _native_on_cpu()
 
-    def settings(self) -> dict:
-        """What a map depends on, apart from the image and the scale."""
+    def settings(self) -> dict[str, str | int]:
+        """Return what a feature map depends on, apart from the image and the scale; for keys."""
         return {
             "backbone": self.name,
             "weights": weights_digest(self.trunk),
@@ -107,25 +130,45 @@ class Backbone:
         }
 
     def __call__(self, image: np.ndarray, factor: float) -> np.ndarray:
-        """The conv map of an RGB uint8 image enlarged by ``factor``: float32 ``(H, W, C)``, contiguous."""
+        """Compute the feature map of an enlarged image.
+
+        Args:
+            image: RGB uint8 ``(H, W, 3)``.
+            factor: enlargement.
+
+        Returns:
+            float32 ``(H, W, C)`` with the map's H and W, contiguous.
+        """
         x = self.pixels(image, factor).to(self.device, memory_format=torch.channels_last)
         return self.run(x)[0].permute(1, 2, 0).float().cpu().contiguous().numpy()
 
     def pixels(self, image: np.ndarray, factor: float) -> torch.Tensor:
-        """What the trunk sees of an RGB uint8 image enlarged by ``factor``: float32 ``(1, 3, H, W)``."""
+        """Enlarge and normalise an image for the trunk.
+
+        Args:
+            image: RGB uint8 ``(H, W, 3)``.
+            factor: enlargement.
+
+        Returns:
+            float32 ``(1, 3, H, W)`` of the enlarged image; small images are padded to 64 pixels per side.
+        """
         import cv2
 
         height, width = image.shape[:2]
         size = scaled_size(width, height, factor)
-        # Bilinear without antialiasing enlarges as the originals do; shrinking by area spares large photographs
-        # the aliasing that it would bring.
+        # Bilinear without antialiasing enlarges as the original programs do; shrinking by area spares large
+        # photographs the aliasing that bilinear would bring.
         how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         scaled = image if factor == 1 else cv2.resize(image, size, interpolation=how)
         x = torch.from_numpy(normalise(scaled)).permute(2, 0, 1)[None]
         return nn.functional.pad(x, (0, max(0, _MIN_INPUT - size[0]), 0, max(0, _MIN_INPUT - size[1])))
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
-        """The trunk's output ``(B, C, H, W)`` on pixels ``(B, 3, H, W)`` of its device."""
+        """Run the trunk on pixels ``(B, 3, H, W)`` that are on its device; returns ``(B, C, H, W)`` of the map.
+
+        Raises:
+            SppdetError: the GPU has too little memory.
+        """
         try:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 return self.trunk(x)

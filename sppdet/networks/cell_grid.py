@@ -1,4 +1,7 @@
-"""Where a network's cells lie in its input: stride and first centre, derived from its layers."""
+"""Where a network's cells lie in its input: stride and first centre, derived from its layers.
+
+Another network, or another cut, needs no table.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,34 @@ from torch import fx, nn
 
 @dataclass(frozen=True)
 class CellGrid:
-    """Where a trunk's cells lie in its input: cell i is centred on pixel ``centre + stride * i`` (0-based)."""
+    """Where a trunk's cells lie in its input: cell i is centred on pixel ``centre + stride * i`` (0-based).
+
+    Attributes:
+        stride: pixels between the centres of neighbouring cells.
+        centre: pixel on which cell 0 is centred.
+    """
 
     stride: int
     centre: float
 
 
 def cell_grid(trunk: nn.Module) -> CellGrid:
-    """Stride and first-cell centre of a trunk's output, from its conv and pool layers.
+    """Derive the grid of a trunk's output from its conv and pool layers.
 
-    Each layer of kernel k, stride s, padding p and dilation d moves the first centre by ((k - 1) d / 2 - p) strides
-    of its input and multiplies the stride by s. Branches that meet (residual sums, Fire's concatenation) must agree.
+    A layer of kernel k, stride s, padding p and dilation d moves the first centre by ``(k - 1) * d / 2 - p`` strides of
+    its input and multiplies the stride by s.
+
+    Raises:
+        ValueError: branches of different grids meet, in a residual sum or a concatenation.
+
+    >>> cell_grid(nn.Sequential(nn.Conv2d(3, 8, kernel_size=7, stride=2), nn.ReLU(), nn.MaxPool2d(2)))
+    CellGrid(stride=4, centre=4.0)
     """
     return list(_cell_grids(trunk).values())[-1]
 
 
 def _cell_grids(trunk: nn.Module) -> dict[str, CellGrid]:
-    """The output cells of every step of a trunk, in the order they run; a layer's step is called by its name."""
+    """Return the grid after every step of a trunk, in the order they run; the step of a layer has the layer's name."""
     grids: dict[fx.Node, CellGrid] = {}
     traced = fx.symbolic_trace(trunk)
     modules = dict(traced.named_modules())
@@ -38,7 +52,7 @@ def _cell_grids(trunk: nn.Module) -> dict[str, CellGrid]:
         layer = modules.get(node.target) if node.op == "call_module" else None
         if isinstance(layer, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)):
             kernel, step, padding, dilation = (
-                value[0] if isinstance(value, tuple) else value
+                int(value[0] if isinstance(value, tuple) else value)
                 for value in (layer.kernel_size, layer.stride, layer.padding, getattr(layer, "dilation", 1))
             )
             centre += stride * ((kernel - 1) * dilation / 2 - padding)
@@ -48,10 +62,14 @@ def _cell_grids(trunk: nn.Module) -> dict[str, CellGrid]:
 
 
 def freeze(trunk: nn.Module, stride: int) -> None:
-    """Let the layers train whose output cells are more than ``stride`` pixels apart, and fix those before them.
+    """Fix the layers whose output cells are at most ``stride`` pixels apart, and let all others train.
 
-    Fast R-CNN (arXiv 1504.08083, section 4.5) fixes conv1 and conv2 of VGG16, its layers up to stride 2, and
-    learns nearly as well as with conv2. 0 trains every layer.
+    Fast R-CNN (arXiv 1504.08083, section 4.5) fixes conv1 and conv2 of VGG16, its layers up to stride 2, and learns
+    nearly as well as without.
+
+    Args:
+        trunk: its parameters' ``requires_grad`` is set.
+        stride: in pixels of the trunk's input; 0 lets every layer train.
     """
     grids = _cell_grids(trunk)
     for name, layer in trunk.named_modules():

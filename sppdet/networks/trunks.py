@@ -1,16 +1,20 @@
 """The conv layers of torchvision's networks up to stride 16, with the keys of its state_dicts.
 
-They are written out here because to import torchvision takes longer than to import torch, and a detector in a fresh
-process needs nothing else of it. The tests compare each with torchvision's.
+They are written out here because torchvision takes longer to import than torch, and a detector in a fresh process needs
+nothing else of torchvision. The tests compare each trunk with torchvision's network.
 
-A network is cut after its last conv block at stride 16: after a ReLU, or a block that ends in one, as conv5 of the
-SPP-net paper; the pool after it is what the pyramid replaces.
+A network is cut after its last conv block at stride 16: after a ReLU, or after a block that ends in one, as conv5 of
+the SPP-net paper. The pyramid replaces the pool that follows.
+
+To add a network, write its builder and enter it in :data:`NETWORKS`, at the end of this file.
 """
 
 from __future__ import annotations
 
+import difflib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -19,40 +23,101 @@ from torch import nn
 from sppdet.utils import SppdetError
 
 
-def names() -> list[str]:
-    return sorted(_TRUNKS)
+@dataclass(frozen=True)
+class FcLayers:
+    """The fc layers that a network of torchvision brings.
+
+    Attributes:
+        fc6, fc7: names of the layers in the network's state_dict.
+        bins: bins per side of the one level that fc6 reads.
+        units: outputs of each layer.
+    """
+
+    fc6: str
+    fc7: str
+    bins: int
+    units: int = 4096
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is known of a network.
+
+    Attributes:
+        build: returns the trunk with PyTorch's initial weights.
+        fc_layers: the fc layers that come with its ImageNet weights; None if there are none that suit.
+        in_torchvision: whether torchvision has the network and ImageNet weights of it. Its random weights are then
+            drawn as torchvision draws most networks', otherwise PyTorch's initial weights stay.
+    """
+
+    build: Callable[[], nn.Sequential]
+    fc_layers: FcLayers | None = None
+    in_torchvision: bool = True
+
+
+def network(name: str) -> Network:
+    """Return what is known of a network.
+
+    Raises:
+        SppdetError: an unknown name.
+
+    >>> network("vgg16").fc_layers
+    FcLayers(fc6='classifier.0', fc7='classifier.3', bins=7, units=4096)
+    """
+    if name in NETWORKS:
+        return NETWORKS[name]
+    nearest = difflib.get_close_matches(name, NETWORKS, n=1)
+    hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
+    raise SppdetError(f"backbone.name: '{name}' is none of {', '.join(sorted(NETWORKS))}{hint}")
+
+
+def fc_layers(name: str) -> FcLayers:
+    """Return the fc layers that a network brings.
+
+    Raises:
+        SppdetError: an unknown name, or a network without fc layers.
+    """
+    layers = network(name).fc_layers
+    if layers is None:
+        others = ", ".join(other for other, entry in NETWORKS.items() if entry.fc_layers)
+        raise SppdetError(f"finetune.init: {name} brings no fc6 and fc7; set backbone.name to one of {others}")
+    return layers
 
 
 def build_trunk(name: str, seed: int = 0) -> nn.Sequential:
-    """The trunk with random weights; its state_dict keeps the keys of the whole network."""
+    """Build a trunk with random weights; its state_dict has the keys of the whole network's.
+
+    Args:
+        name: a network of :data:`NETWORKS`.
+        seed: of the weights. PyTorch's random state is left as it is.
+
+    Raises:
+        SppdetError: an unknown name.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        trunk = _empty(name)
-        if name != "small":
+        entry = network(name)
+        trunk = entry.build()
+        if entry.in_torchvision:
             _initialise(trunk)
         return trunk
 
 
 def restore_trunk(name: str, state: dict[str, torch.Tensor]) -> nn.Sequential:
-    """The trunk with the weights of its own state_dict.
+    """Build a trunk with the weights of a trunk's state_dict.
 
     Raises:
-        RuntimeError: they are not those of this trunk.
+        SppdetError: an unknown name.
+        RuntimeError: the state_dict is another trunk's.
     """
     with torch.random.fork_rng(devices=[]):
-        trunk = _empty(name)
+        trunk = network(name).build()
     trunk.load_state_dict(state)
     return trunk
 
 
-def _empty(name: str) -> nn.Sequential:
-    if name not in _TRUNKS:
-        raise SppdetError(f"backbone.name: '{name}' is none of {', '.join(names())}")
-    return _TRUNKS[name]()
-
-
 def _initialise(trunk: nn.Sequential) -> None:
-    """He et al. 2015, as torchvision begins most of its networks."""
+    """Draw the weights as He et al. 2015 do, as torchvision initialises most of its networks."""
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -61,11 +126,11 @@ def _initialise(trunk: nn.Sequential) -> None:
 
 
 def _small() -> nn.Sequential:
-    """Five conv layers like AlexNet's, narrow enough to be trained from nothing on a CPU in a minute.
+    """Build five conv layers like AlexNet's, narrow enough to be trained from nothing on a CPU in a minute.
 
-    Strided convolutions take the place of its pools: they cost a third.
+    Strided convolutions take the place of AlexNet's pools: they cost a third.
     """
-    layers = []
+    layers: list[nn.Module] = []
     for inputs, outputs, kernel, stride in (
         (3, 32, 5, 4),
         (32, 64, 3, 2),
@@ -85,21 +150,23 @@ def _alexnet() -> nn.Sequential:
 
 
 def _vgg16() -> nn.Sequential:
-    layers, inputs = [], 3
+    layers: list[nn.Module] = []
+    inputs = 3
     for block, outputs in enumerate((64, 128, 256, 512, 512)):
-        layers += [nn.MaxPool2d(2)] if block else []
+        if block:
+            layers.append(nn.MaxPool2d(2))
         for _ in range(2 if block < 2 else 3):
             layers += _conv(inputs, outputs)
             inputs = outputs
     return _features(layers)
 
 
-def _squeezenet(first: tuple[int, ...], pools: Sequence[int]) -> nn.Sequential:
-    """``first``: outputs, kernel and stride of the first layer; ``pools``: places of the pools among the layers."""
-    layers, inputs = [*_conv(3, *first, 0)], first[0]
+def _squeezenet(outputs: int, kernel: int, pools: Sequence[int]) -> nn.Sequential:
+    """Build a SqueezeNet from the first layer's ``outputs`` and ``kernel`` and the positions of the ``pools``."""
+    layers, inputs = _conv(3, outputs, kernel, 2, 0), outputs
     squeezes = iter((16, 16, 32, 32, 48, 48, 64, 64))
-    for place in range(2, 13):
-        if place in pools:
+    for position in range(2, 13):
+        if position in pools:
             layers.append(nn.MaxPool2d(3, 2, ceil_mode=True))
         else:
             squeeze = next(squeezes)
@@ -109,7 +176,7 @@ def _squeezenet(first: tuple[int, ...], pools: Sequence[int]) -> nn.Sequential:
 
 
 class _Fire(nn.Module):
-    """SqueezeNet's block: 1 x 1 to few channels, then 1 x 1 and 3 x 3 side by side, four times as many each."""
+    """SqueezeNet's block: 1 x 1 to few channels, then 1 x 1 and 3 x 3 side by side, each to four times as many."""
 
     def __init__(self, inputs: int, squeeze: int):
         super().__init__()
@@ -127,14 +194,23 @@ class _Fire(nn.Module):
 
 
 def _resnet(block: Callable[[int, int, int], nn.Module], counts: Sequence[int], growth: int) -> nn.Sequential:
-    """Up to layer3; ``counts``: blocks of each layer; ``growth``: a block's outputs over its inner channels."""
-    children = OrderedDict(conv1=nn.Conv2d(3, 64, 7, 2, 3, bias=False), bn1=nn.BatchNorm2d(64))
-    children |= {"relu": nn.ReLU(inplace=True), "maxpool": nn.MaxPool2d(3, 2, 1)}
+    """Build a ResNet up to layer3.
+
+    Args:
+        block: builds a block from its inputs, inner channels and stride.
+        counts: blocks of each layer.
+        growth: a block's outputs divided by its inner channels.
+    """
+    children: OrderedDict[str, nn.Module] = OrderedDict()
+    children["conv1"] = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+    children["bn1"] = nn.BatchNorm2d(64)
+    children["relu"] = nn.ReLU(inplace=True)
+    children["maxpool"] = nn.MaxPool2d(3, 2, 1)
     inputs = 64
     for layer, count in enumerate(counts):
         blocks, inner = [], 64 << layer
-        for place in range(count):
-            blocks.append(block(inputs, inner, 2 if layer and not place else 1))
+        for position in range(count):
+            blocks.append(block(inputs, inner, 2 if layer and not position else 1))
             inputs = growth * inner
         children[f"layer{layer + 1}"] = nn.Sequential(*blocks)
     return nn.Sequential(children)
@@ -153,12 +229,12 @@ class _Basic(nn.Module):
         self.downsample = _shortcut(inputs, inner, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(found + (x if self.downsample is None else self.downsample(x)))
+        residual = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        return self.relu(residual + (x if self.downsample is None else self.downsample(x)))
 
 
 class _Bottleneck(nn.Module):
-    """ResNet's block of 1 x 1, 3 x 3 and 1 x 1; the stride is the middle layer's, as torchvision has it."""
+    """ResNet's block of 1 x 1, 3 x 3 and 1 x 1; the middle layer has the stride, as in torchvision."""
 
     def __init__(self, inputs: int, inner: int, stride: int):
         super().__init__()
@@ -172,12 +248,13 @@ class _Bottleneck(nn.Module):
         self.downsample = _shortcut(inputs, 4 * inner, stride)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        found = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
-        found = self.bn3(self.conv3(found))
-        return self.relu(found + (x if self.downsample is None else self.downsample(x)))
+        inner = self.relu(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+        residual = self.bn3(self.conv3(inner))
+        return self.relu(residual + (x if self.downsample is None else self.downsample(x)))
 
 
 def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+    """Build the projection of a block whose input and output differ in shape; None where they agree."""
     if inputs == outputs and stride == 1:
         return None
     return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
@@ -188,15 +265,16 @@ def _conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, padding: 
 
 
 def _features(layers: list[nn.Module]) -> nn.Sequential:
+    """Return the layers under the name that torchvision gives them."""
     return nn.Sequential(OrderedDict(features=nn.Sequential(*layers)))
 
 
-_TRUNKS = {
-    "alexnet": _alexnet,
-    "vgg16": _vgg16,
-    "squeezenet1_0": partial(_squeezenet, (96, 7, 2), (2, 6, 11)),
-    "squeezenet1_1": partial(_squeezenet, (64, 3, 2), (2, 5, 8)),
-    "resnet18": partial(_resnet, _Basic, (2, 2, 2), 1),
-    "resnet50": partial(_resnet, _Bottleneck, (3, 4, 6), 4),
-    "small": _small,
+NETWORKS = {
+    "alexnet": Network(_alexnet, FcLayers("classifier.1", "classifier.4", bins=6)),
+    "vgg16": Network(_vgg16, FcLayers("classifier.0", "classifier.3", bins=7)),
+    "squeezenet1_0": Network(partial(_squeezenet, 96, 7, (2, 6, 11))),
+    "squeezenet1_1": Network(partial(_squeezenet, 64, 3, (2, 5, 8))),
+    "resnet18": Network(partial(_resnet, _Basic, (2, 2, 2), 1)),
+    "resnet50": Network(partial(_resnet, _Bottleneck, (3, 4, 6), 4)),
+    "small": Network(_small, in_torchvision=False),
 }

@@ -1,4 +1,4 @@
-"""Weights of a network: from torchvision, or from a file; and their digest."""
+"""Weights of a network: from torchvision or from a file; and their digest."""
 
 from __future__ import annotations
 
@@ -9,13 +9,21 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from sppdet.networks.trunks import network
 from sppdet.utils import SppdetError
 
 
 def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
-    """Fill ``trunk`` from ``imagenet``, ``random`` (leaves it), or a file of a state_dict (.pth or .safetensors).
+    """Load the weights of a trunk.
 
-    The file may hold the whole torchvision network or the trunk alone.
+    Args:
+        trunk: a trunk of network ``name``.
+        name: the network.
+        weights: ``imagenet`` (downloaded by torchvision), ``random`` (leaves the trunk as it is), or a file of a
+            state_dict (.pth or .safetensors) of the whole network or of the trunk alone.
+
+    Raises:
+        SppdetError: weights that cannot be read, or do not fit the trunk.
     """
     if weights == "random":
         return
@@ -32,13 +40,23 @@ def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
 
 
 def network_state(name: str, weights: str) -> dict[str, torch.Tensor]:
-    """The state_dict that ``imagenet`` or a file stands for: of the whole network, or what of it a file holds."""
+    """Read the state_dict of a network, or what of it a file holds.
+
+    Args:
+        name: the network.
+        weights: ``imagenet``, or a file (.pth or .safetensors).
+
+    Raises:
+        SppdetError: weights that cannot be read.
+    """
     return _imagenet_state(name) if weights == "imagenet" else _file_state(Path(weights))
 
 
-def _imagenet_state(name: str) -> dict:
-    if name == "small":
-        raise SppdetError("backbone.weights: there are no imagenet weights of 'small'; use pretrain, random or a file")
+def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
+    if not network(name).in_torchvision:
+        raise SppdetError(
+            f"backbone.weights: there are no imagenet weights of '{name}'; use pretrain, random or a file"
+        )
     from torchvision.models import get_model_weights  # takes longer to import than torch
 
     try:
@@ -50,7 +68,7 @@ def _imagenet_state(name: str) -> dict:
         ) from None
 
 
-def _file_state(path: Path) -> dict:
+def _file_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise SppdetError(f"backbone.weights: {path} does not exist; give a file, imagenet or random")
     try:
@@ -65,10 +83,10 @@ def _file_state(path: Path) -> dict:
     return state
 
 
-def weights_digest(trunk: nn.Module) -> str:
-    """16 hexadecimal digits of all weights, for the key of what they compute."""
+def weights_digest(module: nn.Module) -> str:
+    """Return 16 hexadecimal digits of all weights of a trunk or head, for the key of what they compute."""
     digest = hashlib.blake2b(digest_size=8)
-    for key, value in sorted(trunk.state_dict().items()):
+    for key, value in sorted(module.state_dict().items()):
         if not key.endswith("num_batches_tracked"):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())

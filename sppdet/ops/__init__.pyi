@@ -1,6 +1,4 @@
 from . import boxes as boxes
-from .averaging import average_pool as average_pool
-from .averaging import average_pool_batch as average_pool_batch
 from .boxes import clip as clip
 from .boxes import from_voc as from_voc
 from .boxes import to_voc as to_voc
@@ -10,5 +8,6 @@ from .pooling import pyramid_pool as pyramid_pool
 from .pooling import pyramid_pool_batch as pyramid_pool_batch
 from .pooling import unique_windows as unique_windows
 from .products import Products as Products
+from .roi_align import pyramid_roi_align as pyramid_roi_align
 from .suppression import nms as nms
 from .suppression import vote as vote

@@ -23,6 +23,7 @@ from sppdet.config import STAGES, Config, to_dict
 from sppdet.detection import Detector, is_ensemble
 from sppdet.evaluation import check_names, evaluate_run, read_costs, stage_line, summary
 from sppdet.features import fill_each, fill_maps
+from sppdet.networks import check_network
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune
 from sppdet.training import image_svms as context
@@ -49,6 +50,7 @@ class Pipeline:
                 "--keep: a softmax and joint boxes are learned for all classes at once; with classifier=svm and "
                 "bbox.kind=ridge a class can be added"
             )
+        check_network(config)
         self.config, self.log, self.inputs = config, log, StageInputs(config, keep)
         if is_ensemble(self.inputs.folder):
             raise SppdetError(
@@ -118,7 +120,7 @@ class Pipeline:
         computed = fill_each((train, test), lambda split: split.fill_proposals(search, workers, again))
         if not computed:
             return {"computed": False}
-        disk = train.disk()[0] + test.disk()[0]
+        disk = sum(split.proposal_store.size(split.names) for split in (train, test))
         return {"computed": True, "pictures": computed, "disk_mb": round(disk / 2**20, 1), **self._recall()}
 
     def _recall(self) -> dict:
@@ -145,7 +147,7 @@ class Pipeline:
         # What end-to-end training has learned already asks for the maps of no training image.
         every = [self.inputs.split_of(stage) for stage in self.inputs.learning()]
         splits = [*sorted(every, key=len)[-1:], self.inputs.splits[1]]  # one with mirror images holds one without
-        computed = fill_maps(splits, self.inputs.backbone, self.config.workers, self.log, again)
+        computed = fill_maps(splits, self.inputs.backbone, self.config.workers, again=again)
         if not computed:
             return {"computed": False}
         disk = sum(split.disk()[1] for split in splits)

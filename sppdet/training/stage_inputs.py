@@ -16,7 +16,16 @@ from safetensors.torch import load_file
 
 from sppdet.config import Config, keys, load
 from sppdet.data import load_split
-from sppdet.features import CachedSplit, Crop, CropFeatures, PyramidFeatures, WindowFeatures, open_split
+from sppdet.features import (
+    CachedSplit,
+    Crop,
+    CropFeatures,
+    FeatureSplit,
+    PyramidFeatures,
+    WindowFeatures,
+    add_features,
+    open_proposals,
+)
 from sppdet.networks import Backbone, Head, network_state, restore_trunk, weights_digest
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import image_svms as context
@@ -68,21 +77,22 @@ class StageInputs:
     def proposal_splits(self) -> tuple[CachedSplit, CachedSplit]:
         """Training and test images with their cache, for what comes before the maps."""
         cache, search = self.config.run.cache, SelectiveSearch.of(self.config.proposals)
-        splits = (self.train, self.test)
-        return tuple(open_split(split, cache, search, self.initial, self.pooled_features) for split in splits)
+        return open_proposals(self.train, cache, search), open_proposals(self.test, cache, search)
 
     @cached_property
-    def splits(self) -> tuple[CachedSplit, CachedSplit]:
+    def splits(self) -> tuple[FeatureSplit, FeatureSplit]:
         """The same with the maps of the final backbone."""
-        return tuple(split.with_maps_of(self.backbone, self.config.run.cache) for split in self.proposal_splits)
+        cache, (train, test) = self.config.run.cache, self.proposal_splits
+        backbone, features = self.backbone, self.pooled_features
+        return add_features(train, cache, backbone, features), add_features(test, cache, backbone, features)
 
     @property
-    def split(self) -> CachedSplit:
+    def split(self) -> FeatureSplit:
         """The training images."""
         return self.splits[0]
 
     @cached_property
-    def mirrored_split(self) -> CachedSplit:
+    def mirrored_split(self) -> FeatureSplit:
         """The same with their mirror images."""
         return self.split.with_mirror_images()
 
@@ -97,7 +107,7 @@ class StageInputs:
         }
         return [stage for stage, wanted in stages.items() if wanted]
 
-    def split_of(self, stage: str) -> CachedSplit:
+    def split_of(self, stage: str) -> FeatureSplit:
         """What one of them learns from."""
         section = self.config.svm if stage == "context" else getattr(self.config, stage)
         return self.mirrored_split if section.flip else self.split

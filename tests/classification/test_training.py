@@ -15,8 +15,9 @@ from sppdet.classification import training
 from sppdet.classification.classifier import SPPClassifier
 from sppdet.config.settings import ClassifierConfig
 from sppdet.data.folders import LabelledImages
-from sppdet.networks.backbone import MEAN, STD, Backbone
+from sppdet.networks.backbone import Backbone
 from sppdet.networks.cell_grid import freeze
+from sppdet.networks.normalisation import MEAN, STD
 from sppdet.utils.errors import SppdetError
 
 

@@ -1,8 +1,7 @@
-"""R-CNN's features: a window's vector is that of its own crop, and it is found again wherever it is stored."""
+"""R-CNN's features: the vector of a window is that of its crop, and is found again by the window's box."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,8 @@ from sppdet.data.voc import read_voc
 from sppdet.features.cached_split import CropSplit, fill_maps, open_split
 from sppdet.features.crop_features import CropFeatures, CropVectors
 from sppdet.features.warp import Crop
-from sppdet.networks.backbone import Backbone, normalise
+from sppdet.networks.backbone import Backbone
+from sppdet.networks.normalisation import normalise
 from sppdet.ops.pooling import pyramid_pool
 from sppdet.ops.products import Products
 from sppdet.utils.errors import SppdetError
@@ -29,7 +29,7 @@ def backbone() -> Backbone:
 
 
 class FixedWindows:
-    """Stands where selective search does."""
+    """Stands in for selective search."""
 
     def settings(self) -> dict:
         return {}
@@ -37,30 +37,33 @@ class FixedWindows:
 
 @pytest.fixture
 def split(tmp_path, shapes_root, backbone) -> CropSplit:
-    """Twelve images, three proposals each, the second of which is an object's box where there is one."""
-    made = open_split(read_voc(shapes_root, "trainval"), tmp_path / "cache", FixedWindows(), backbone, FEATURES)
-    for name, sample in zip(made.names, made.dataset):
+    """Twelve images of three proposals; the second is the box of the image's first object, if it has objects."""
+    opened = open_split(read_voc(shapes_root, "trainval"), tmp_path / "cache", FixedWindows(), backbone, FEATURES)
+    for name, sample in zip(opened.names, opened.dataset):
         boxes = np.array([[0, 0, 40, 50], [8, 4, 60, 60], [30, 20, 31, 90]], np.float32)
         boxes[1:2] = sample.boxes[:1]
-        made.proposal_store.write(name, boxes)
-    return made
+        opened.proposal_store.write(name, boxes)
+    return opened
 
 
-def test_a_vector_is_its_own_crops_map_pooled(split, backbone):
+def test_a_vector_is_the_pooled_map_of_the_windows_crop(split, backbone):
     image = read_image(split.dataset[0].path)
     boxes = np.concatenate([split.proposals(0), split.dataset[0].boxes])
-    found = FEATURES.compute(backbone, image, boxes, batch=2)
-    assert found.shape == (len(boxes), FEATURES.pooled_dimension) == (len(boxes), 640) and found.dtype == np.float16
-    for box, vector in zip(boxes, found):
+    vectors = FEATURES.compute(backbone, image, boxes, batch=2)
+    assert vectors.shape == (len(boxes), FEATURES.pooled_dimension) == (len(boxes), 640)
+    assert vectors.dtype == np.float16
+    for box, vector in zip(boxes, vectors):
         crop = torch.from_numpy(FEATURES.crop.pixels(normalise(image), box[None])).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            conv_map = backbone.trunk(crop)[0].permute(1, 2, 0).contiguous().numpy()
-        height, width = conv_map.shape[:2]
-        pooled = pyramid_pool(conv_map, np.array([[0, 0, width, height]]), FEATURES.levels)  # bins in SPP's order
+            feature_map = backbone.trunk(crop)[0].permute(1, 2, 0).contiguous().numpy()
+        height, width = feature_map.shape[:2]
+        pooled = pyramid_pool(
+            feature_map, np.array([[0, 0, width, height]]), FEATURES.levels
+        )  # in the order of bins of SPP-net
         np.testing.assert_allclose(vector, pooled.ravel(), rtol=2e-3, atol=1e-4)
 
 
-def test_a_vector_alone_does_not_depend_on_the_others(split, backbone):
+def test_a_vector_computed_alone_does_not_depend_on_the_others(split, backbone):
     image, boxes = read_image(split.dataset[0].path), split.proposals(0)
     every = FEATURES.compute(backbone, image, boxes, batch=1)
     for i in range(len(boxes)):
@@ -69,7 +72,7 @@ def test_a_vector_alone_does_not_depend_on_the_others(split, backbone):
 
 @pytest.fixture
 def stored() -> CropVectors:
-    """300 windows with vectors of their own; the last one is the first again, with another vector."""
+    """300 windows; the box of the last is that of the first, with another vector."""
     rng = np.random.default_rng(0)
     corner = rng.permutation(400)[:299]
     boxes = np.stack([corner, corner // 2, corner + 10, corner + 20], axis=1).astype(np.float32)
@@ -85,7 +88,7 @@ def test_windows_are_found_by_their_boxes(stored):
     assert FEATURES.of_boxes(stored, stored.boxes[:0], SIZE).shape == (0, 640)
 
 
-def test_a_window_that_is_not_stored_is_no_silent_mistake(stored):
+def test_a_window_that_is_not_stored_is_refused(stored):
     with pytest.raises(KeyError):
         FEATURES.windows(stored.boxes[:1] + 0.5, SIZE, stored)
 
@@ -94,9 +97,9 @@ def test_products_and_heads(stored):
     rng = np.random.default_rng(1)
     windows = FEATURES.windows(stored.boxes, SIZE, stored)
     vectors = stored.vectors[:299].astype(np.float32)
-    weight, bias = rng.normal(size=(3, 640)).astype(np.float32), rng.normal(size=3).astype(np.float32)
-    found, _ = FEATURES.products(stored, windows, Products(weight))
-    np.testing.assert_allclose(found + bias, vectors @ weight.T + bias, atol=1e-3)
+    weight = rng.normal(size=(3, 640)).astype(np.float32)
+    products, _ = FEATURES.products(stored, windows, Products(weight))
+    np.testing.assert_allclose(products, vectors @ weight.T, atol=1e-3)
     headed = replace(FEATURES, head=lambda pooled: 2 * pooled[:, :5], head_dimension=5)
     assert headed.dimension == 5 and headed.pooled.dimension == 640
     rows = np.array([260, 3])  # of different blocks
@@ -104,23 +107,23 @@ def test_products_and_heads(stored):
 
 
 def test_the_cache_holds_proposals_and_objects(split, backbone):
-    assert fill_maps([split], backbone, 1, print) > 0 == fill_maps([split], backbone, 1, print)
+    assert fill_maps([split], backbone, 1) > 0 == fill_maps([split], backbone, 1)
     for i in (0, 5, 11):
-        found, sample = split.maps(i), split.dataset[i]
-        assert found.boxes.tolist() == [*split.proposals(i).tolist(), *sample.boxes.tolist()]
-        expected = FEATURES.compute(backbone, read_image(sample.path), found.boxes)
-        np.testing.assert_allclose(found.vectors, expected, rtol=2e-3, atol=1e-4)
-        # A proposal goes before an object of the same box.
-        assert found.rows(sample.boxes).tolist()[:1] == [1]
+        maps, sample = split.maps(i), split.dataset[i]
+        assert maps.boxes.tolist() == [*split.proposals(i).tolist(), *sample.boxes.tolist()]
+        expected = FEATURES.compute(backbone, read_image(sample.path), maps.boxes)
+        np.testing.assert_allclose(maps.vectors, expected, rtol=2e-3, atol=1e-4)
+        # Of a proposal and an object of one box the proposal is found.
+        assert maps.rows(sample.boxes[:1]).tolist() == [1]
 
 
-def test_other_annotations_leave_the_proposals_vectors(split, backbone):
-    fill_maps([split], backbone, 1, print)
+def test_changed_annotations_leave_the_vectors_of_the_proposals(split, backbone):
+    fill_maps([split], backbone, 1)
     before = {path: path.stat().st_mtime_ns for path in split.map_store.folder.rglob("*.rows")}
     samples = list(split.dataset.samples)
     samples[3] = replace(samples[3], boxes=samples[3].boxes + np.float32(1))
     changed = replace(split, dataset=replace(split.dataset, samples=tuple(samples)))
-    assert fill_maps([changed], backbone, 1, print) == 1
+    assert fill_maps([changed], backbone, 1) == 1
     after = {path: path.stat().st_mtime_ns for path in split.map_store.folder.rglob("*.rows")}
     assert {path: after[path] for path in before} == before
     (new,) = set(after) - set(before)
@@ -136,25 +139,10 @@ def test_other_crops_and_networks_are_stored_elsewhere(split, backbone, tmp_path
     folders = [folder(FEATURES), folder(replace(FEATURES, levels=(3,))), folder(FEATURES, other)]
     folders += [folder(replace(FEATURES, crop=crop)) for crop in crops]
     assert len({*folders}) == 6 and split.map_store.folder == folders[0]
-    assert split.with_maps_of(other, tmp_path / "cache").map_store.folder == folders[2]
 
 
-def test_the_cost_on_disk_is_said_first_and_refused_where_it_does_not_fit(split, backbone, monkeypatch):
-    lines = []
-    usage = shutil.disk_usage(split.map_store.folder)
-    with monkeypatch.context() as patch:
-        patch.setattr(shutil, "disk_usage", lambda folder: usage._replace(free=100))
-        with pytest.raises(SppdetError, match=r"run\.cache: about .* MB to be written, 0\.0 MB free in .*; give"):
-            fill_maps([split], backbone, 1, lines.append)
-    assert not lines
-    needed, done = split.disk_needed(), split.disk()[1]
-    assert fill_maps([split], backbone, 1, lines.append) > 0
-    assert len(lines) == 1 and "MB to be written" in lines[0]
-    assert needed == pytest.approx(split.disk()[1] - done, rel=0.5) and split.disk_needed() == 0
-
-
-def test_vectors_of_other_proposals_are_told(split, backbone):
-    fill_maps([split], backbone, 1, print)
+def test_vectors_of_other_proposals_are_refused(split, backbone):
+    fill_maps([split], backbone, 1)
     split.proposal_store.write(split.names[2], split.proposals(2)[:2])
     with pytest.raises(SppdetError, match=r"\.rows: holds other windows than the proposals; delete it"):
         split.maps(2)
@@ -165,11 +153,11 @@ def test_images_without_proposals_or_objects(split, backbone):
     samples[0] = replace(samples[0], boxes=samples[0].boxes[:0], labels=samples[0].labels[:0])
     split = replace(split, dataset=replace(split.dataset, samples=tuple(samples)))
     split.proposal_store.write(split.names[0], np.zeros((0, 4), np.float32))
-    fill_maps([split], backbone, 1, print)
+    fill_maps([split], backbone, 1)
     assert split.maps(0).boxes.shape == (0, 4) and split.maps(0).vectors.shape == (0, 640)
 
 
-def test_what_the_trunk_learns_from(backbone):
+def test_crops_that_the_trunk_learns_from_are_pooled_differentiably(backbone):
     image = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
     boxes = np.array([[0, 0, 40, 50], [8, 4, 60, 60]], np.float32)
     pixels, factor = FEATURES.trunk_input(backbone, image, boxes, 480)
@@ -178,4 +166,14 @@ def test_what_the_trunk_learns_from(backbone):
     pooled = FEATURES.pool(maps, boxes, SIZE, factor)
     np.testing.assert_allclose(pooled.detach(), FEATURES.compute(backbone, image, boxes), rtol=2e-3, atol=1e-4)
     pooled.sum().backward()
-    assert (maps.grad.sum(dim=(2, 3)) == 5).all()  # each bin's gradient goes to one cell
+    assert (maps.grad.sum(dim=(2, 3)) == 5).all()  # the gradient of each bin goes to one cell
+
+
+def test_the_windows_must_be_known(backbone):
+    with pytest.raises(ValueError, match="the boxes must be given"):
+        FEATURES.read(backbone, np.zeros((90, 90, 3), np.uint8))
+
+
+def test_the_description_holds_every_setting():
+    # Model files and the keys of caches hold exactly these entries.
+    assert FEATURES.description() == {"crop": {"kind": "warp", "size": 64, "context": 4}, "levels": [2, 1]}

@@ -1,4 +1,4 @@
-"""Which scale a window is read at, and its rectangle of conv cells: the original program's formula."""
+"""The scale at which a window is read, and its rectangle of cells, against the original program's formula."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sppdet.networks.cell_grid import CellGrid
 SCALES = (480, 576, 688, 864, 1200)
 
 
-def test_scale_factor_and_size():
+def test_the_shorter_side_becomes_the_scale_unless_the_longer_is_too_long():
     assert scale_factor(500, 375, 480, 2500) == 480 / 375
     assert scale_factor(375, 500, 480, 2500) == 480 / 375
     assert scale_factor(1000, 100, 480, 2500) == 2.5  # the longer side decides
@@ -56,7 +56,7 @@ def test_no_windows():
 
 
 def reference_cells(box, image_size, factor, stride, centre, map_size, offset):
-    """The rectangle of SPP_net, step by step in its own terms: 1-based pixels and cells, inclusive corners.
+    """Compute the rectangle of cells as SPP_net does: step by step, in 1-based pixels and cells, inclusive corners.
 
     spp_features_convX_to_poolX.m maps the box into the scaled image, spm_response_boxes.m to cells:
     x0 = floor((x0' - offset0 + offset) / 16 + 0.5) + 1, x1 = ceil((x1' - offset0 - offset) / 16 - 0.5) + 1.
@@ -82,7 +82,7 @@ GRIDS = [(16, 20.0, 6.5), (16, 15.0, 6.5), (16, 7.5, 6.5), (16, 0.0, 6.5), (16, 
 
 @pytest.mark.parametrize(("stride", "centre", "shrink"), GRIDS)
 @pytest.mark.parametrize(("size", "scale"), [((500, 375), 688), ((334, 500), 480), ((333, 500), 1200)])
-def test_projection_is_the_reference_formula(stride, centre, shrink, size, scale):
+def test_projection_is_the_programs_formula(stride, centre, shrink, size, scale):
     factor = scale_factor(*size, scale, 2500)
     map_size = tuple(max(1, side // stride - 1) for side in scaled_size(*size, factor))
     rng = np.random.default_rng(0)
@@ -103,7 +103,7 @@ def test_projection_is_the_reference_formula(stride, centre, shrink, size, scale
 
 
 def test_projection_by_hand():
-    # Stride 16, first cell on pixel 0, no shrinking, an image at its own size. Pixels 16..47 lie around cells 1..3:
+    # Stride 16, first cell on pixel 0, no shrinking, the image is not enlarged. Pixels 16..47 lie around cells 1..3:
     # first = floor(16/16 + 1/2) = 1, last = ceil(47/16 - 1/2) = ceil(2.4375) = 3.
     grid = CellGrid(16, 0.0)
     window = np.array([[16, 16, 48, 48]], np.float32)
@@ -117,7 +117,7 @@ def test_projection_by_hand():
 
 
 def paper_cells(box, stride: int, centre: float) -> list[int]:
-    """Appendix A, an image at its own size: x' = floor(x / S) + 1 and ceil(x / S) - 1, x offset by the first cell."""
+    """Compute cells as appendix A: floor(x / S) + 1 and ceil(x / S) - 1, x less the centre of the first cell."""
     x1, y1, x2, y2 = box[0], box[1], box[2] - 1, box[3] - 1  # first and last pixels
     low = [math.floor((x - centre) / stride) + 1 for x in (x1, y1)]
     return [*low, *(math.ceil((x - centre) / stride) for x in (x2, y2))]  # half-open
@@ -144,8 +144,9 @@ def test_half_a_stride_is_the_papers_mapping(stride, centre):
 
 
 def test_an_image_of_one_pixel():
+    # Its only pixel, 0, moves to pixel 0: first = floor(0 + 6.5/16 + 1/2) = 0, last = ceil(0 - 6.5/16 - 1/2) = 0.
     cells = project(np.array([[0, 0, 1, 1]], np.float32), (1, 1), 64.0, CellGrid(16, 0.0), (4, 4), 6.5)
-    assert cells.shape == (1, 4) and (cells[:, :2] < cells[:, 2:]).all()
+    assert cells.tolist() == [[0, 0, 1, 1]]
 
 
 def test_location_by_hand():
@@ -159,7 +160,7 @@ def test_location_by_hand():
     assert locate(window, (100, 100), 2.0, grid, (13, 13)).tolist() == [[2, 4, 6, 5]]
 
 
-def test_a_side_is_enlarged_by_what_it_becomes():
+def test_a_side_is_enlarged_by_what_it_becomes_after_rounding():
     # 333 x 500 at 1.5 is 499.5 x 750 pixels, rounded to 500: the right edge, 333, comes to 500 and not to 499.5.
     window = np.array([[0, 0, 333, 500]], np.float32)
     assert scaled_size(333, 500, 1.5) == (500, 750)
@@ -179,7 +180,7 @@ def test_locations_keep_the_middle_and_stay_near_the_map(stride, centre):
     assert edges.dtype == np.float32
     assert (edges[:, 2:] - edges[:, :2] >= 0.99 / stride).all()  # a pixel
     assert (edges >= -0.5).all() and (edges[:, 2:] <= np.array(map_size) + 0.5).all()
-    # Cell i is centred on pixel centre + stride i, whose own middle is half a pixel further.
+    # Cell i is centred on pixel centre + stride i; the middle of this pixel is half a pixel further.
     inside = ((edges > -0.5) & (edges < np.tile(map_size, 2) + 0.5)).all(axis=1)
     inside &= (windows[:, 2:] - windows[:, :2] > 1).all(axis=1)
     assert inside.sum() > 100

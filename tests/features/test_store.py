@@ -11,13 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.images import read_image
-from sppdet.features import store as cache
-from sppdet.features.cached_split import MapSplit
+from sppdet.features import store as module
 from sppdet.features.store import Store, fill
-from sppdet.networks.backbone import Backbone
-from sppdet.proposals.search import SelectiveSearch
 from sppdet.utils.errors import SppdetError
 
 BOXES = np.array([[0, 0, 5, 5], [1, 2, 3.5, 4]], np.float32)
@@ -44,27 +40,35 @@ def grey(image: np.ndarray) -> np.ndarray:
 def test_boxes_round_trip(tmp_path):
     store = Store(tmp_path, "proposals", {"k": 50}, ".npy")
     store.write("a", BOXES)
-    found = store.read("a")
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, BOXES)
+    assert store.read("a").dtype == np.float32
+    np.testing.assert_array_equal(store.read("a"), BOXES)
     store.write("empty", np.zeros((0, 4), np.float32))
     assert store.read("empty").shape == (0, 4)
 
 
-def test_maps_round_trip_float16_exactly(tmp_path):
+def test_maps_round_trip_exactly_in_float16(tmp_path):
     store = Store(tmp_path, "maps", {}, ".b2nd")
     rng = np.random.default_rng(0)
     half = np.maximum(rng.normal(size=(5, 7, 3)), 0).astype(np.float16)
     half[0, 0] = [65504, 6e-8, 0]  # the largest, the smallest, zero
     store.write("480/a", half.astype(np.float32))
-    found = store.read("480/a")
-    assert found.dtype == np.float16 and found.shape == (5, 7, 3) and found.flags.c_contiguous
-    np.testing.assert_array_equal(found, half)
+    stored = store.read("480/a")
+    assert stored.dtype == np.float16 and stored.shape == (5, 7, 3) and stored.flags.c_contiguous
+    np.testing.assert_array_equal(stored, half)
 
 
-def test_values_beyond_float16_are_cut_not_infinite(tmp_path):
-    found = cache.decompress_map(cache.compress_map(np.array([[[1e6, -1e6]]], np.float32)))
-    assert found.tolist() == [[[65504, -65504]]]
+def test_rows_round_trip_exactly(tmp_path):
+    store = Store(tmp_path, "crops", {}, ".rows")
+    rows = np.random.default_rng(0).normal(size=(5, 7)).astype(np.float16)
+    for vectors in (rows, rows[:0]):
+        store.write("a", vectors)
+        assert store.read("a").dtype == np.float16
+        np.testing.assert_array_equal(store.read("a"), vectors)
+
+
+def test_values_beyond_float16_are_cut_not_infinite():
+    stored = module.decompress_map(module.compress_map(np.array([[[1e6, -1e6]]], np.float32)))
+    assert stored.tolist() == [[[65504, -65504]]]
 
 
 def test_other_settings_are_another_folder(tmp_path):
@@ -75,43 +79,16 @@ def test_other_settings_are_another_folder(tmp_path):
     assert Store(tmp_path, "proposals", {"k": 50}, ".npy").missing(["x"]) == []
 
 
-def test_a_folder_with_other_settings_than_its_name_says(tmp_path):
+def test_the_folder_of_settings_is_that_of_earlier_versions(tmp_path):
+    # 8 bytes of BLAKE2b of {"k":50}: large caches are used again.
+    assert Store(tmp_path, "proposals", {"k": 50}, ".npy").folder == tmp_path / "proposals" / "7e37ff36eed138fe"
+
+
+def test_a_folder_with_other_settings_than_its_name_says_is_refused(tmp_path):
     store = Store(tmp_path, "maps", {"a": 1}, ".npy")
     (store.folder / "settings.json").write_text('{"a": 2}')
     with pytest.raises(SppdetError, match="other settings than its name says; remove"):
         Store(tmp_path, "maps", {"a": 1}, ".npy")
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return Backbone.create("small", "random", "cpu", "float32")
-
-
-def split_of(images, folder, backbone, search=None, max_side=100) -> MapSplit:
-    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-    dataset = Dataset(("c",), tuple(Sample(name, path, 4, 3, *nothing) for name, path in images.items()))
-    return MapSplit.create(dataset, folder, search or SelectiveSearch(), backbone, [3], max_side)
-
-
-def test_a_changed_image_has_another_entry(tmp_path, images, backbone):
-    before = split_of(images, tmp_path, backbone).names
-    Image.new("L", (4, 3), 200).save(images["p1"])
-    after = split_of(images, tmp_path, backbone).names
-    assert [a == b for a, b in zip(before, after)] == [True, False, True]
-    assert all(name.startswith(f"{image}-") for name, image in zip(after, images))
-
-
-def test_what_is_stored_under_other_settings_is_never_read(tmp_path, images, backbone):
-    first = split_of(images, tmp_path, backbone)
-    assert first.fill_proposals(SelectiveSearch(), 1) == 3 and first.fill_maps(backbone, 1) == 3
-    same = split_of(images, tmp_path, backbone)
-    assert same.fill_proposals(SelectiveSearch(), 1) == 0 and same.fill_maps(backbone, 1) == 0
-    search = SelectiveSearch(base_k=100)
-    assert split_of(images, tmp_path, backbone, search).fill_proposals(search, 1) == 3
-    other = Backbone.create("small", "random", "cpu", "float32", seed=1)
-    assert split_of(images, tmp_path, other).fill_maps(other, 1) == 3
-    assert split_of(images, tmp_path, backbone, max_side=90).fill_maps(backbone, 1) == 3
-    assert first.fill_maps(backbone, 1, again=True) == 3
 
 
 def test_missing_size_and_remove(tmp_path):
@@ -151,26 +128,34 @@ def test_fill_computes_what_is_missing_once(tmp_path, images):
     assert [store.read(name)[0, 0] for name in images] == [0, 1, 2]
 
 
+def test_fill_hands_each_entry_its_boxes(tmp_path, images):
+    store = Store(tmp_path / "cache", "proposals", {}, ".npy")
+    boxes = {name: np.full((1, 4), i, np.float32) for i, name in enumerate(images)}
+    fill(store, readers(images), lambda image, boxes: grey(image) + 10 * boxes, 1, "greys", boxes=boxes.__getitem__)
+    assert [store.read(name)[0, 0] for name in images] == [0, 11, 22]
+
+
 def test_fill_stores_the_others_before_it_tells_of_broken_images(tmp_path, images):
     store = Store(tmp_path / "cache", "proposals", {}, ".npy")
     images["p0"].write_bytes(images["p0"].read_bytes()[:40])
     with pytest.raises(SppdetError, match=r"p0\.png: .*") as caught:
         fill(store, readers(images), grey, 2, "greys", threads=True)
-    assert len(str(caught.value).splitlines()) == 1
+    assert "\n" not in str(caught.value)
     assert store.missing(list(images)) == ["p0"]
     Image.new("L", (4, 3), 0).save(images["p0"])
     assert fill(store, readers(images), grey, 1, "greys") == 1
 
 
-def test_many_broken_images_are_told_shortly(tmp_path):
+def test_ten_of_many_broken_images_are_named(tmp_path):
     paths = {f"x{i}": tmp_path / f"x{i}.png" for i in range(13)}
     with pytest.raises(SppdetError) as caught:
         fill(Store(tmp_path / "cache", "proposals", {}, ".npy"), readers(paths), grey, 1, "greys")
-    lines = str(caught.value).splitlines()
-    assert len(lines) == 11 and lines[-1] == "and 3 more"
+    *named, last = str(caught.value).splitlines()
+    assert last == "and 3 more" and len(named) == 10
+    assert all(f"x{i}.png" in line for i, line in enumerate(named))
 
 
-def test_an_image_that_nothing_can_be_made_of_is_named_and_a_full_disk_ends_it(tmp_path, images, monkeypatch):
+def test_an_image_that_cannot_be_used_is_named(tmp_path, images):
     store = Store(tmp_path, "proposals", {}, ".npy")
 
     def too_long(image: np.ndarray) -> np.ndarray:
@@ -182,12 +167,17 @@ def test_an_image_that_nothing_can_be_made_of_is_named_and_a_full_disk_ends_it(t
         fill(store, readers(images), too_long, 1, "test")
     assert store.missing(list(images)) == ["p1"]
 
+
+def test_a_full_disk_ends_the_work(tmp_path, images, monkeypatch):
+    store, computed = Store(tmp_path, "proposals", {}, ".npy"), []
+
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(cache, "atomic_write", full)
+    monkeypatch.setattr(module, "atomic_write", full)
     with pytest.raises(SppdetError, match=r"run\.cache: .*proposals.* cannot be written \(No space left on device\)"):
-        fill(store, readers(images), grey, 1, "test")
+        fill(store, readers(images), lambda image: computed.append(0) or grey(image), 1, "test")
+    assert len(computed) == 1
 
 
 def test_an_interrupted_write_leaves_no_entry(tmp_path, images, monkeypatch):
@@ -197,7 +187,7 @@ def test_an_interrupted_write_leaves_no_entry(tmp_path, images, monkeypatch):
 
     store = Store(tmp_path / "cache", "proposals", {}, ".npy")
     with monkeypatch.context() as patch:
-        patch.setitem(cache._WRITERS, ".npy", half)
+        patch.setitem(module._WRITERS, ".npy", half)
         with pytest.raises(KeyboardInterrupt):
             fill(store, readers(images), grey, 1, "greys")
     assert store.missing(list(images)) == list(images)

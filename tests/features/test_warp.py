@@ -1,4 +1,4 @@
-"""Crops of windows: R-CNN's program line by line, crops known by hand, and what lies at the edges."""
+"""Crops of windows against R-CNN's program line by line, crops known by hand, and windows at the image's edges."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from sppdet.features.warp import Crop
 
 @pytest.fixture(scope="module")
 def image() -> np.ndarray:
-    """46 x 61 pixels, each of its own colour, none of them 0."""
+    """46 x 61 pixels of different colours, none of them 0."""
     return np.random.default_rng(0).uniform(1, 2, (46, 61, 3)).astype(np.float32)
 
 
 def random_boxes(count: int, seed: int = 0) -> np.ndarray:
-    """Windows of that image: any, and as many that touch its edges."""
+    """Return windows of a 61 x 46 image; every second one touches its edges."""
     rng = np.random.default_rng(seed)
     size = np.stack([rng.integers(1, 62, count), rng.integers(1, 47, count)], axis=1)
     corner = rng.integers(0, [62, 47] - size)
@@ -31,7 +31,7 @@ def matlab_round(value: float) -> int:
 
 
 def im_crop(image: np.ndarray, box, crop: Crop) -> np.ndarray:
-    """rcnn_im_crop.m in its own terms, 1-based inclusive pixels; ``square``, not in it, clips to the window too."""
+    """Crop as rcnn_im_crop.m does, in 1-based inclusive pixels; ``square``, not in the program, clips to the window."""
     height, width = image.shape[:2]
     bbox = [box[0] + 1, box[1] + 1, box[2], box[3]]
     limits = [1, 1, width, height]
@@ -64,13 +64,13 @@ def im_crop(image: np.ndarray, box, crop: Crop) -> np.ndarray:
 
 
 def imresize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear, without antialiasing, one axis after the other: pixel centres to pixel centres."""
+    """Resize bilinearly, without antialiasing, one axis after the other: pixel centres to pixel centres."""
     for axis, length in ((0, height), (1, width)):
-        have = image.shape[axis]
-        place = np.clip((np.arange(length) + 0.5) * have / length - 0.5, 0, have - 1)
-        low = np.floor(place).astype(int)
-        share = (place - low).reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
-        image = np.take(image, low, axis) * (1 - share) + np.take(image, np.minimum(low + 1, have - 1), axis) * share
+        old = image.shape[axis]
+        source = np.clip((np.arange(length) + 0.5) * old / length - 0.5, 0, old - 1)
+        low = np.floor(source).astype(int)
+        share = (source - low).reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
+        image = np.take(image, low, axis) * (1 - share) + np.take(image, np.minimum(low + 1, old - 1), axis) * share
     return image
 
 
@@ -78,45 +78,45 @@ def imresize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("context", [0, 3, 16])
 def test_crops_are_those_of_the_program(image, kind, context):
     crop, boxes = Crop(kind, 67, context), random_boxes(60)
-    found = crop.pixels(image, boxes)
-    assert found.shape == (60, 67, 67, 3) and found.dtype == np.float32
-    for box, pixels in zip(boxes, found):
+    crops = crop.pixels(image, boxes)
+    assert crops.shape == (60, 67, 67, 3) and crops.dtype == np.float32
+    for box, pixels in zip(boxes, crops):
         expected = im_crop(image, box, crop)
-        np.testing.assert_array_equal(pixels == 0, expected == 0)  # the padding is where it should be
+        np.testing.assert_array_equal(pixels == 0, expected == 0)  # the padding
         np.testing.assert_allclose(pixels, expected, atol=1e-3)
 
 
 def test_the_frame_of_a_window_by_hand():
-    # 195 pixels become 227 - 2 * 16, so one pixel stays one, and 16 lie on each side. The program's frame is a pixel
-    # wider: 34 .. 261 would do, it takes 34 .. 262.
-    shown, place = Crop().frames(np.array([[50, 50, 245, 245]], np.float32), (500, 500))
-    assert shown.tolist() == [[34, 34, 262, 262]] and place.tolist() == [[0, 0, 227, 227]]
-    # In the corner of the image the first 16 of 228 pixels are missing, and 100 of what is on the right.
-    shown, place = Crop().frames(np.array([[0, 50, 195, 245]], np.float32), (112, 500))
-    assert shown.tolist() == [[0, 34, 112, 262]]
-    assert place.tolist() == [[16, 0, 16 + 112, 227]]  # round(16 * 227 / 228), round(112 * 227 / 228)
+    # 195 pixels become 227 - 2 * 16, so one pixel stays one, and 16 lie on each side. The frame of the program is a
+    # pixel wider: 34 .. 262 where 34 .. 261 would do.
+    source, target = Crop().frames(np.array([[50, 50, 245, 245]], np.float32), (500, 500))
+    assert source.tolist() == [[34, 34, 262, 262]] and target.tolist() == [[0, 0, 227, 227]]
+    # At the left edge of the image the first 16 of 228 pixels are missing, and 100 at the right edge.
+    source, target = Crop().frames(np.array([[0, 50, 195, 245]], np.float32), (112, 500))
+    assert source.tolist() == [[0, 34, 112, 262]]
+    assert target.tolist() == [[16, 0, 16 + 112, 227]]  # round(16 * 227 / 228), round(112 * 227 / 228)
 
 
 def test_without_context_a_window_is_warped_as_it_is(image):
     crop = Crop("warp", 64, 0)
-    (found,) = crop.pixels(image, np.array([[5, 6, 37, 22]], np.float32))
-    np.testing.assert_allclose(found, imresize(image[6:22, 5:37].astype(np.float64), 64, 64), atol=1e-3)
+    (warped,) = crop.pixels(image, np.array([[5, 6, 37, 22]], np.float32))
+    np.testing.assert_allclose(warped, imresize(image[6:22, 5:37].astype(np.float64), 64, 64), atol=1e-3)
 
 
 def test_squares_are_not_stretched():
-    # Columns of an image whose pixels are their own column's number, and the same of rows.
+    # Channel 0 holds the number of a pixel's column, channel 1 of its row, channel 2 is 1 inside the image.
     columns, rows = np.meshgrid(np.arange(200, dtype=np.float32), np.arange(200, dtype=np.float32))
     image = np.stack([columns, rows, np.ones_like(rows)], axis=2)
     box = np.array([[60, 90, 140, 110]], np.float32)  # four times as wide as high
     steps = {}
     for kind in CROPS:
-        (found,) = Crop(kind, 100, 0).pixels(image, box)
-        shown = found[..., 2] > 0
-        across, down = np.diff(found[50, :, 0])[10:-10].mean(), np.diff(found[shown[:, 50], 50, 1])[3:-3].mean()
+        (crop,) = Crop(kind, 100, 0).pixels(image, box)
+        shown = crop[..., 2] > 0
+        across, down = np.diff(crop[50, :, 0])[10:-10].mean(), np.diff(crop[shown[:, 50], 50, 1])[3:-3].mean()
         steps[kind] = (across, down, shown.mean())
     assert steps["warp"] == pytest.approx((0.8, 0.2, 1.0), abs=0.02)
     assert steps["square_context"] == pytest.approx((0.8, 0.8, 1.0), abs=0.02)
-    assert steps["square"] == pytest.approx((0.8, 0.8, 0.26), abs=0.02)  # a quarter, and the program's wider pixel
+    assert steps["square"] == pytest.approx((0.8, 0.8, 0.26), abs=0.02)  # a quarter, and the wider frame
 
 
 @pytest.mark.parametrize("kind", CROPS)
@@ -125,9 +125,10 @@ def test_every_window_shows_something(image, kind, box):
     for context in (0, 16):
         crop = Crop(kind, 67, context)
         boxes = np.array([box], np.float32)
-        shown, place = crop.frames(boxes, (61, 46))
-        assert (shown[:, :2] >= 0).all() and (shown[:, 2:] <= [61, 46]).all() and (shown[:, :2] < shown[:, 2:]).all()
-        assert (place[:, :2] >= 0).all() and (place[:, 2:] <= 67).all() and (place[:, :2] < place[:, 2:]).all()
+        for frames, limit in zip(crop.frames(boxes, (61, 46)), ([61, 46], [67, 67])):
+            assert (
+                (frames[:, :2] >= 0).all() and (frames[:, 2:] <= limit).all() and (frames[:, :2] < frames[:, 2:]).all()
+            )
         assert (crop.pixels(image, boxes) > 0).any()
 
 

@@ -60,7 +60,7 @@ def plain(shapes_root, cache) -> dict[str, list]:
         ("pretrain.epochs=1", {"pretrain"}),
         ("regions.scales=[96,160]", CLASSES),
         ("pooling.levels=[2,1]", EVERY),
-        ("pooling.kind=average", EVERY - {"pretrain"}),
+        ("pooling.kind=align", EVERY - {"pretrain"}),
         ("proposals.base_k=60", EVERY - {"pretrain"}),
         ("backbone.precision=bfloat16", EVERY),
         ("run.seed=4", EVERY),

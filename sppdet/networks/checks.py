@@ -1,0 +1,29 @@
+"""Settings of a configuration that the chosen network does not allow."""
+
+from __future__ import annotations
+
+from sppdet.config import Config
+from sppdet.networks.trunks import fc_layers, network
+from sppdet.utils import SppdetError
+
+
+def check_network(config: Config) -> None:
+    """Refuse settings that do not suit ``backbone.name``, before anything runs.
+
+    Raises:
+        SppdetError: an unknown network, fc layers that the network does not bring (``finetune.init=imagenet``), or
+            levels or units that its fc layers do not have.
+
+    >>> check_network(Config())
+    """
+    name, end_to_end = config.backbone.name, config.end_to_end
+    network(name)
+    if config.finetune.init != "imagenet" or not (end_to_end.enabled or config.features != "pool5"):
+        return
+    layers = fc_layers(name)
+    section, units = ("end_to_end", end_to_end.units) if end_to_end.enabled else ("finetune", config.finetune.units)
+    if config.pooling.levels != (layers.bins,) or units != layers.units:
+        raise SppdetError(
+            f"finetune.init: the fc6 of {name} reads one level of {layers.bins} x {layers.bins} bins; set "
+            f"pooling.levels=[{layers.bins}] and {section}.units={layers.units}"
+        )

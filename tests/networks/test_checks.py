@@ -1,0 +1,44 @@
+"""Settings that the chosen network does not allow are refused in one line that says what to set."""
+
+from __future__ import annotations
+
+import pytest
+
+from sppdet import config
+from sppdet.config.settings import Config
+from sppdet.networks.checks import check_network
+from sppdet.utils.errors import SppdetError
+
+ALEXNET = ["features=fc7", "finetune.init=imagenet", "backbone.name=alexnet", "pooling.levels=6", "finetune.units=4096"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ALEXNET,
+        [*ALEXNET, "backbone.name=vgg16", "pooling.levels=7"],
+        [*ALEXNET, "end_to_end.enabled=true", "end_to_end.units=4096", "finetune.units=8"],
+        ["backbone.name=resnet50", "finetune.init=imagenet"],  # pool5 has no fc layers
+        ["backbone.name=resnet50", "features=fc7"],  # random fc layers suit any network
+    ],
+)
+def test_settings_that_suit_the_network_pass(options):
+    check_network(config.override(Config(), options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["backbone.name=resnet"], r"backbone.name: 'resnet' is none of alexnet, .*; did you mean 'resnet50'\?"),
+        (["backbone.name=qq"], "backbone.name: 'qq' is none of alexnet, .*, vgg16$"),
+        ([*ALEXNET, "backbone.name=resnet50"], "finetune.init: resnet50 brings no fc6 and fc7; .* alexnet, vgg16$"),
+        ([*ALEXNET, "pooling.levels=[6,3]"], r"reads one level of 6 x 6 bins; set pooling.levels=\[6\]"),
+        ([*ALEXNET, "backbone.name=vgg16"], r"vgg16 reads one level of 7 x 7 bins; set pooling.levels=\[7\]"),
+        ([*ALEXNET, "finetune.units=1024"], "set .* and finetune.units=4096"),
+        ([*ALEXNET, "end_to_end.enabled=true"], "set .* and end_to_end.units=4096"),
+    ],
+)
+def test_settings_that_the_network_does_not_allow_are_refused(options, message):
+    with pytest.raises(SppdetError, match=message) as caught:
+        check_network(config.override(Config(), options))
+    assert "\n" not in str(caught.value)
