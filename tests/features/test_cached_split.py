@@ -5,10 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from sppdet.config.settings import Config, PoolingSettings, RegionSettings
-from sppdet.data import splits as data_splits
+from sppdet.config.settings import PoolingSettings, RegionSettings
 from sppdet.data.images import read_image
-from sppdet.data.splits import load_split
 from sppdet.data.voc import read_voc
 from sppdet.features.cached_split import CachedSplit, open_split
 from sppdet.features.crop_features import CropFeatures
@@ -73,11 +71,3 @@ def test_the_images_own_entries_are_shared(both, backbone, tmp_path, shapes_root
     alone = open_split(read_voc(shapes_root, "trainval", limit=3), tmp_path / "cache", SEARCH, backbone, features)
     assert alone.fill_proposals(SEARCH, 1) == 0 == alone.fill_maps(backbone, 1)
     assert 0 < alone.disk()[1] < split.disk()[1] and alone.disk()[0] == split.disk()[0]
-
-
-def test_a_folder_that_has_the_name_of_the_drawn_set_is_not_passed_over_in_silence(shapes_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_splits, "make_shapes", lambda root: shapes_root)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "shapes").mkdir()
-    with pytest.warns(UserWarning, match="./shapes names the folder of yours"):
-        load_split(Config(), "trainval")
