@@ -19,9 +19,9 @@ SLOPES = 20  # bins of one derivative: 10 of negative values, steepest first, th
 
 _AXES = ((1, 0), (0, 1))
 # A turned image has twice the pixels of a square image, but 480 million where the image measures 1 x 31,000: 7 GB with
-# three channels and a derivative. It is held whole where it has at most 2^25 pixels (500 MB) or four times those of the
+# three channels and a derivative. It is held whole where it has at most 2^23 pixels (126 MB) or four times those of the
 # image (which is not longer than 5:1 then), and computed in tiles otherwise.
-_LARGEST_TURNED = 1 << 25
+_LARGEST_TURNED = 1 << 23
 _LARGEST_FACTOR = 4
 _TILE = 1024  # pixels per side of a tile
 
@@ -103,33 +103,33 @@ def _whole_diagonals(image: np.ndarray, turn: _Turn) -> Iterator[tuple[np.ndarra
 def _tiled_diagonals(image: np.ndarray, turn: _Turn) -> Iterator[tuple[np.ndarray, int]]:
     """Compute the values of :func:`_whole_diagonals` tile by tile, in little memory."""
     height, width = image.shape[:2]
-    straight = np.empty(image.shape, np.float32)
-    for axis in _AXES:
-        for y in range(0, height, _TILE):
-            for x in range(0, width, _TILE):
-                tile = straight[y : y + _TILE, x : x + _TILE]
-                tile[:] = _diagonal_tile(image, turn, axis, x, y, *tile.shape[1::-1])
-        yield straight.reshape(height, -1), 0
+    straight = np.empty((len(_AXES), *image.shape), np.float32)
+    for y in range(0, height, _TILE):
+        for x in range(0, width, _TILE):
+            tile = straight[:, y : y + _TILE, x : x + _TILE]
+            _compute_tile(image, turn, x, y, tile)
+    for slopes in straight:
+        yield slopes.reshape(height, -1), 0
 
 
-def _diagonal_tile(
-    image: np.ndarray, turn: _Turn, axis: tuple[int, int], x: int, y: int, width: int, height: int
-) -> np.ndarray:
-    """Return the derivative in one tile of the image, ``(height, width, C)``, whose first pixel is ``x, y``."""
+def _compute_tile(image: np.ndarray, turn: _Turn, x: int, y: int, tile: np.ndarray) -> None:
+    """Write the derivatives along both diagonals to the tile ``(2, h, w, C)`` whose first pixel is ``x, y``."""
     import cv2
 
+    _, height, width, channels = tile.shape
     left, top = turn.left + x, turn.top + y
-    corners = np.array([(u, v, 1) for u in (left, left + width) for v in (top, top + height)])
-    reached = corners @ turn.back.T
-    # Two more pixels: one for Scharr's filter, one for the interpolation.
-    x1, y1 = np.maximum(np.floor(reached.min(axis=0)).astype(int) - 2, 0)
-    x2, y2 = np.minimum(np.ceil(reached.max(axis=0)).astype(int) + 3, (turn.width, turn.height))
+    corners = np.array([(u, v, 1) for u in (left, left + width) for v in (top, top + height)]) @ turn.back.T
+    # The pixels of the turned image that are needed, with two more: for Scharr's filter and for the interpolation.
+    x1, y1 = np.maximum(np.floor(corners.min(axis=0)).astype(int) - 2, 0).tolist()
+    x2, y2 = np.minimum(np.ceil(corners.max(axis=0)).astype(int) + 3, (turn.width, turn.height)).tolist()
     if x1 >= x2 or y1 >= y2:
-        return np.zeros((height, width, image.shape[2]), np.float32)
+        tile[:] = 0
+        return
     turned = _warp(image, turn.forward, y1, y2 - y1, x2)[:, x1:]
-    slopes = cv2.Scharr(turned, cv2.CV_32F, *axis)
     back = turn.back - np.array([[0, 0, x1], [0, 0, y1]])
-    return _warp(slopes, back, top, height, left + width).reshape(height, left + width, -1)[:, left:]
+    for out, axis in zip(tile, _AXES):
+        straight = _warp(cv2.Scharr(turned, cv2.CV_32F, *axis), back, top, height, left + width)
+        out[:] = straight.reshape(height, -1, channels)[:, left:]
 
 
 def _warp(
@@ -150,7 +150,7 @@ def _warp(
     matrix = matrix.copy()
     matrix[:, 2] += matrix[:, 1] * top
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return cv2.warpAffine(source, matrix, (int(width), int(height)), out, flags)
+    return cv2.warpAffine(source, matrix, (width, height), out, flags)
 
 
 @compiled()
