@@ -37,7 +37,7 @@ class _Object(NamedTuple):
 
 
 class _Annotation(NamedTuple):
-    """What is read from one annotation file."""
+    """Content of one annotation file."""
 
     objects: list[_Object]
     size: tuple[int, int] | None  # width and height of the image according to the file

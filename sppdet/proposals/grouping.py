@@ -29,7 +29,7 @@ _NONE = np.int64(2**63 - 1)  # key of a pair that no longer exists
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """What grouping needs to know of the R regions of an image.
+    """Sizes, boxes, histograms and neighbours of the R regions of an image.
 
     Attributes:
         sizes: int32 ``(R,)`` in pixels.

@@ -20,7 +20,7 @@ SLOPES = 20  # bins of one derivative: 10 of negative values, steepest first, th
 _AXES = ((1, 0), (0, 1))
 # A turned image has twice the pixels of a square image, but 480 million where the image measures 1 x 31,000: 7 GB with
 # three channels and a derivative. It is held whole where it has at most 2^23 pixels (126 MB) or four times those of the
-# image (which is not longer than 5:1 then), and computed in tiles otherwise.
+# image (which is not longer than about 6:1 then), and computed in tiles otherwise.
 _LARGEST_TURNED = 1 << 23
 _LARGEST_FACTOR = 4
 _TILE = 1024  # pixels per side of a tile
