@@ -1,4 +1,5 @@
 from .dataset import Dataset as Dataset
+from .dataset import Sample as Sample
 from .folders import LabelledImages as LabelledImages
 from .folders import read_folders as read_folders
 from .image_files import find_images as find_images
@@ -8,4 +9,5 @@ from .images import scaled_size as scaled_size
 from .images import to_rgb as to_rgb
 from .shapes import make_shapes as make_shapes
 from .splits import load_split as load_split
+from .splits import read_dataset as read_dataset
 from .voc import read_voc as read_voc

@@ -1,10 +1,11 @@
-"""Detection data sets: what every reader of this package returns."""
+"""Detection data sets: images, their objects and the names of the classes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -12,13 +13,28 @@ from sppdet.data.images import read_image
 from sppdet.ops import boxes as geometry
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no plain truth value to compare by
+@dataclass(frozen=True, eq=False, repr=False)  # eq: arrays have no plain truth value to compare by
 class Sample:
-    """One image and its objects.
+    """One image and its N objects; N may be 0.
 
-    ``width`` and ``height`` are pixels of the image as displayed. ``boxes`` is ``(N, 4)`` float32 in the
-    convention of :mod:`sppdet.ops.boxes`, ``labels`` ``(N,)`` int64 in 0..K-1, ``difficult`` ``(N,)`` bool.
-    N may be 0. ``mirrored``: what the file shows, and ``boxes`` with it, is flipped left to right.
+    The pixels stay in the file until :meth:`read` is called.
+
+    Attributes:
+        id: name of the image in its data set, ``000005`` for example.
+        path: file of the image.
+        width: pixels of the image as displayed, that is with its EXIF orientation applied.
+        height: pixels of the image as displayed.
+        boxes: float32 ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges from 0 (:mod:`sppdet.ops.boxes`).
+        labels: int64 ``(N,)`` classes of the objects, from 0 to K - 1.
+        difficult: bool ``(N,)`` objects that VOC marks as difficult: they count neither as hits nor as misses.
+        mirrored: whether :meth:`read` flips the image left to right. ``boxes`` are those of the flipped image.
+
+    >>> cat = np.array([[10, 20, 60, 80]], np.float32)
+    >>> sample = Sample("000005", Path("000005.jpg"), 100, 90, cat, np.array([0]), np.array([False]))
+    >>> sample
+    Sample('000005', 100 x 90 pixels, 1 object)
+    >>> sample.mirror().boxes
+    array([[40., 20., 90., 80.]], dtype=float32)
     """
 
     id: str
@@ -30,22 +46,57 @@ class Sample:
     difficult: np.ndarray
     mirrored: bool = False
 
+    def __repr__(self) -> str:
+        mirrored = ", mirrored" if self.mirrored else ""
+        return (
+            f"Sample({self.id!r}, {self.width} x {self.height} pixels, {_count(len(self.boxes), 'object')}{mirrored})"
+        )
+
     def read(self) -> np.ndarray:
-        """The image: RGB uint8 ``(H, W, 3)``, contiguous. Errors are :func:`sppdet.data.images.read_image`'s."""
+        """Return the image as a C-contiguous RGB uint8 array ``(height, width, 3)``.
+
+        Raises:
+            SppdetError: the file cannot be read as an image.
+        """
         image = read_image(self.path)
         return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image
 
     def mirror(self) -> Sample:
-        """Its mirror image."""
+        """Return the sample flipped left to right, with its boxes."""
         return replace(self, boxes=geometry.mirror(self.boxes, self.width), mirrored=not self.mirrored)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """The images of one split; ``labels`` of its samples index ``classes``, the K names."""
+    """The images of one split, in order.
+
+    A data set has a length, can be iterated, and is indexed by number. A slice of a data set is a data set.
+
+    Attributes:
+        classes: the K names that ``labels`` of the samples index.
+        samples: the images and their objects.
+
+    >>> none = np.zeros(0, np.int64)
+    >>> samples = [Sample(name, Path(f"{name}.jpg"), 8, 6, np.zeros((0, 4)), none, none > 0) for name in "abc"]
+    >>> data = Dataset(("cat", "dog"), tuple(samples))
+    >>> data
+    Dataset(3 images, 2 classes, 0 objects)
+    >>> data[1]
+    Sample('b', 8 x 6 pixels, 0 objects)
+    >>> [sample.id for sample in data[1:]]
+    ['b', 'c']
+    """
 
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
+
+    def __repr__(self) -> str:
+        counts = (
+            _count(len(self.samples), "image"),
+            _count(len(self.classes), "class", "classes"),
+            _count(sum(len(sample.boxes) for sample in self.samples), "object"),
+        )
+        return f"Dataset({', '.join(counts)})"
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -53,5 +104,18 @@ class Dataset:
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
 
-    def __getitem__(self, index: int) -> Sample:
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Dataset: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Dataset:
+        if isinstance(index, slice):
+            return replace(self, samples=self.samples[index])
         return self.samples[index]
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number and its noun, in the plural where the number is not 1."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"

@@ -1,4 +1,4 @@
-"""Images in a folder a class, as torchvision's ImageFolder reads them: ``FOLDER/CLASS/*.jpg``."""
+"""Images for classification, one folder per class: ``FOLDER/CLASS/*.jpg``, the layout of torchvision's ImageFolder."""
 
 from __future__ import annotations
 
@@ -10,34 +10,51 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet.data.image_files import SUFFIXES, is_image
+from sppdet.data.image_files import SUFFIXES, is_image_name
 from sppdet.data.images import image_size
 from sppdet.utils import SppdetError, in_threads, worker_count
 
-_SHOWN = 10  # images that cannot be read are told together, this many by name
+_SHOWN = 10  # unreadable images that one error names; the others are counted
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LabelledImages:
-    """Paths of P images and the class of each: ``labels`` ``(P,)`` int64 index ``classes``, the K names."""
+    """Paths of P images and the class of each image.
+
+    Attributes:
+        classes: the K names that ``labels`` index.
+        paths: P files.
+        labels: int64 ``(P,)``, from 0 to K - 1.
+
+    >>> LabelledImages(("ant", "bee"), (Path("ant/1.jpg"), Path("bee/2.jpg")), np.array([0, 1]))
+    LabelledImages(2 images, 2 classes)
+    """
 
     classes: tuple[str, ...]
     paths: tuple[Path, ...]
     labels: np.ndarray
+
+    def __repr__(self) -> str:
+        return f"LabelledImages({len(self.paths)} images, {len(self.classes)} classes)"
 
     def __len__(self) -> int:
         return len(self.paths)
 
 
 def read_folders(folder: str | os.PathLike, classes: Sequence[str] | None = None, workers: int = 0) -> LabelledImages:
-    """The images below each class's folder, in order of their names.
+    """Find the images below the folder of each class, sorted by class and path.
 
-    ``classes`` fixes the labels; by default they are the folders' names, sorted. Every image's header is looked
-    at, so that one that is no image is told before hours of training and not after.
+    The header of every file is read, so that a broken image is reported before hours of training, not after.
+
+    Args:
+        folder: holds one folder per class; images may lie in sub-folders of it. Hidden files and folders of classes
+            whose names begin with a dot are passed over.
+        classes: names that the labels index. By default the names of the folders, sorted.
+        workers: threads that read headers; 0 chooses by the machine.
 
     Raises:
-        SppdetError: no such folder, no class in it, a class without images or not in ``classes``, and one for
-            all images that cannot be read: a line for each of the first ten.
+        SppdetError: the folder is missing or has no class, a class has no images or is not in ``classes``, or images
+            cannot be read: one line for each of the first ten.
     """
     folder = Path(folder)
     names = _class_names(folder)
@@ -49,31 +66,35 @@ def read_folders(folder: str | os.PathLike, classes: Sequence[str] | None = None
                 f"{folder / name}: class '{name}' is none of the {len(classes)} that were trained "
                 f"(nearest: {', '.join(near)}); rename or remove the folder"
             )
-    found = [(path, classes.index(name)) for name in names for path in _images_below(folder / name)]
-    paths, labels = zip(*found)
+    labelled = [(path, classes.index(name)) for name in names for path in _images_below(folder / name)]
+    paths, labels = zip(*labelled)
     _check_readable(paths, worker_count(workers))
     return LabelledImages(tuple(classes), tuple(paths), np.array(labels, np.int64))
 
 
 def _class_names(folder: Path) -> list[str]:
+    """Return the names of the folders in ``folder``, sorted."""
     layout = f"lay images out as {folder}/CLASS/*.jpg"
     try:
         names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     except OSError as error:
-        raise SppdetError(f"{folder}: {error.strerror.lower()}; {layout}") from None
+        raise SppdetError(f"{folder}: {(error.strerror or str(error)).lower()}; {layout}") from None
     if not names:
         raise SppdetError(f"{folder}: holds no folder of a class; {layout}")
     return names
 
 
 def _images_below(folder: Path) -> list[Path]:
-    found = sorted(path for path in folder.rglob("*") if is_image(path.name) and path.is_file())
-    if not found:
+    """Return the images in a folder and its sub-folders, sorted by path."""
+    paths = sorted(path for path in folder.rglob("*") if is_image_name(path.name) and path.is_file())
+    if not paths:
         raise SppdetError(f"{folder}: no images ({', '.join(SUFFIXES)}); add some or remove the folder")
-    return found
+    return paths
 
 
 def _check_readable(paths: Sequence[Path], workers: int) -> None:
+    """Raise one error that names the images whose headers cannot be read."""
+
     def problem(path: Path) -> str | None:
         try:
             image_size(path)

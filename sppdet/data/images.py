@@ -1,4 +1,4 @@
-"""Images as arrays: whatever a file holds becomes ``(H, W, 3)`` uint8 RGB, turned as viewers display it."""
+"""Images as arrays: every kind of file becomes ``(H, W, 3)`` uint8 RGB, turned as viewers display it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # imported late: only a program that has imported torch can g
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor"
 
-# How an image is turned for display, by the value of its EXIF orientation tag (EXIF 2.3, tag 0x0112).
+# Transposition for display, by the value of the EXIF orientation tag (EXIF 2.3, tag 0x0112).
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -33,27 +33,34 @@ _TURNS = {
 
 
 def read_image(path: str | os.PathLike) -> np.ndarray:
-    """The image in a file as a C-contiguous ``(H, W, 3)`` uint8 RGB array.
+    """Read the image in a file.
 
-    EXIF orientation is applied. Grey is repeated, transparency is laid over white, 16-bit grey (and 32-bit
-    integers, which hold it too) is scaled so that 65535 becomes 255, float grey is taken as 0..1 if nothing
-    in it is larger and as 0..255 otherwise. Of an animation the first frame is read.
+    EXIF orientation is applied. Grey is repeated in the three channels. Transparency is laid over white. 16-bit grey
+    (also where Pillow holds it as 32-bit integers) is scaled so that 65535 becomes 255. Float grey counts as 0 to 1
+    if no value is larger, else as 0 to 255. An animation gives its first frame.
 
-    Raises :class:`SppdetError` naming the file if it is missing, empty, a folder, broken, cut short, no
-    image, or so large that Pillow takes it for a decompression bomb (about 179 million pixels).
+    Returns:
+        RGB uint8 array ``(H, W, 3)``, C-contiguous.
+
+    Raises:
+        SppdetError: the file is missing, empty, a folder, broken, cut short, no image, or so large that Pillow takes
+            it for a decompression bomb (about 179 million pixels). The message names the file.
     """
     with _opened(path) as image:
         return _as_array(image)
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
-    """``(width, height)`` in pixels of the image as displayed, from the file's header: no pixel is decoded.
+    """Return width and height in pixels of the image as displayed.
 
-    Raises the errors of :func:`read_image` as far as a header shows them.
+    Only the header of the file is read; no pixel is decoded.
+
+    Raises:
+        SppdetError: an error of :func:`read_image` that the header shows.
     """
     with _opened(path) as image:
         width, height = image.size
-        # From 5 on, orientations lay the image on its side.
+        # Orientations from 5 on swap the sides.
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
@@ -75,10 +82,10 @@ def to_rgb(image: ImageLike, bgr: bool = False) -> np.ndarray:
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
     if isinstance(image, (bytes, bytearray, memoryview)):
-        with _naming("the encoded image"), Image.open(io.BytesIO(image)) as decoded:
+        with _errors_naming("the encoded image"), Image.open(io.BytesIO(image)) as decoded:
             return _as_array(decoded)
     if isinstance(image, Image.Image):
-        with _naming(getattr(image, "filename", "") or "the given image"):
+        with _errors_naming(getattr(image, "filename", "") or "the Pillow image"):
             return _as_array(image)
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(image, torch.Tensor):
@@ -95,28 +102,29 @@ def to_rgb(image: ImageLike, bgr: bool = False) -> np.ndarray:
 
 @contextmanager
 def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    # Not Image.open(path): given a path, Pillow maps an uncompressed grey TIFF into memory and, where an
-    # orientation lays it on its side, takes its rows for columns (seen with Pillow 13.0).
-    with _naming(path), open(path, "rb") as file, Image.open(file) as image:
+    """Open an image with Pillow and close it again."""
+    # Not Image.open(path): with a path, Pillow maps an uncompressed grey TIFF into memory and, where an orientation
+    # swaps the sides, takes rows for columns (seen with Pillow 13.0).
+    with _errors_naming(path), open(path, "rb") as file, Image.open(file) as image:
         yield image
 
 
 @contextmanager
-def _naming(path: str | os.PathLike) -> Iterator[None]:
-    """Turns whatever goes wrong with an image into one line that names it."""
+def _errors_naming(path: str | os.PathLike) -> Iterator[None]:
+    """Turn every error about an image into a :class:`SppdetError` of one line that names the file."""
     try:
         yield
     except FileNotFoundError:
         raise SppdetError(f"{path}: no such image; check the path") from None
     except Image.DecompressionBombError:
         raise SppdetError(
-            f"{path}: has over {2 * Image.MAX_IMAGE_PIXELS:,} pixels, too many; make it smaller"
+            f"{path}: has over {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, too many; make it smaller"
         ) from None
     except UnidentifiedImageError:
         what = "is empty" if Path(path).is_file() and Path(path).stat().st_size == 0 else "is no image Pillow knows"
         raise SppdetError(f"{path}: {what}; replace it by a JPEG or PNG file") from None
     except Exception as error:
-        # Pillow's decoders raise a zoo (SyntaxError, struct.error, ValueError...) on files that are damaged.
+        # Pillow's decoders raise errors of many types (SyntaxError, struct.error, ValueError) on damaged files.
         if Path(path).is_dir():
             raise SppdetError(f"{path}: is a folder; give an image file") from None
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -126,18 +134,20 @@ def _naming(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _orientation(image: Image.Image) -> int:
-    # Pillow turns TIFF images by itself, their size included.
+    """Return the EXIF orientation that is still to be applied, 1 for none."""
+    # Pillow itself turns TIFF images and their size.
     if image.format == "TIFF":
         return 1
     try:
-        # The base class's getexif: PNG's own would decode the whole image to see whether EXIF follows it.
-        found = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
+        # The base class's getexif: that of PNG images decodes all pixels to see whether EXIF follows them.
+        orientation = int(Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1))
     except Exception:
-        return 1  # a damaged EXIF block says nothing, and the image may be sound
-    return found if found in _TURNS else 1
+        return 1  # the EXIF block is damaged; the image may be sound
+    return orientation if orientation in _TURNS else 1
 
 
 def _as_array(image: Image.Image) -> np.ndarray:
+    """Return a Pillow image as an RGB uint8 array ``(H, W, 3)``."""
     turn = _TURNS.get(_orientation(image))
     if turn is not None:
         image = image.transpose(turn)
@@ -153,6 +163,7 @@ def _as_array(image: Image.Image) -> np.ndarray:
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:
+    """Round numbers to uint8; values outside 0 to 255 become 0 or 255."""
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
@@ -172,6 +183,7 @@ def _tensor_as_array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _array_as_rgb(array: np.ndarray) -> np.ndarray:
+    """Return a grey, RGB or RGBA uint8 array as RGB ``(H, W, 3)``."""
     channels = array.shape[2] if array.ndim == 3 else 1
     if array.dtype != np.uint8 or array.ndim not in (2, 3) or channels not in (1, 3, 4) or array.size == 0:
         raise SppdetError(
@@ -187,4 +199,9 @@ def _array_as_rgb(array: np.ndarray) -> np.ndarray:
 
 
 def scaled_size(width: int, height: int, factor: float) -> tuple[int, int]:
+    """Return width and height in pixels of an image resized by ``factor``, each at least 1.
+
+    >>> scaled_size(500, 375, 1.28)
+    (640, 480)
+    """
     return max(1, round(width * factor)), max(1, round(height * factor))

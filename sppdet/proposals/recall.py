@@ -1,8 +1,8 @@
-"""How many objects the proposals cover: recall at two overlaps, and the average best overlap."""
+"""How well proposals cover objects: recall at two overlaps, and the average best overlap."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -10,28 +10,50 @@ from sppdet.ops import boxes as geometry
 
 
 def best_overlaps(proposals: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """``(M,)``: for each of the M target boxes the highest IoU with any proposal; 0 where there is none."""
+    """Return the highest IoU of each target with any proposal.
+
+    Args:
+        proposals: float32 ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges.
+        targets: float32 ``(M, 4)`` ground-truth boxes of the same image.
+
+    Returns:
+        float32 ``(M,)``, each 0 without proposals.
+
+    >>> proposals = np.array([[0, 0, 10, 10], [0, 0, 10, 5]], np.float32)
+    >>> best_overlaps(proposals, np.array([[0, 0, 10, 8]], np.float32))
+    array([0.8], dtype=float32)
+    """
     if not len(proposals) or not len(targets):
         return np.zeros(len(targets), np.float32)
     return geometry.iou(targets, proposals).max(axis=1)
 
 
-def proposal_recall(found: Iterable[np.ndarray], targets: Iterable[np.ndarray]) -> dict[str, float]:
-    """:func:`recall_table` of many images: of each its proposals ``(N, 4)`` and its target boxes ``(M, 4)``."""
-    overlaps, counts = zip(*((best_overlaps(windows, boxes), len(windows)) for windows, boxes in zip(found, targets)))
+def proposal_recall(proposals: Iterable[np.ndarray], targets: Iterable[np.ndarray]) -> dict[str, float]:
+    """Compute the recall of the proposals of many images.
+
+    Args:
+        proposals: for each image its proposals ``(N, 4)``; at least one image.
+        targets: for each image its ground-truth boxes ``(M, 4)``.
+
+    Returns:
+        The table of :func:`recall_table`.
+    """
+    pairs = [(best_overlaps(windows, boxes), len(windows)) for windows, boxes in zip(proposals, targets)]
+    overlaps, counts = zip(*pairs)
     return recall_table(np.concatenate(overlaps), float(np.mean(counts)))
 
 
-def recall_line(table: dict[str, float]) -> str:
-    """The recall and overlap of a :func:`recall_table`, for a terminal."""
-    return (
-        f"recall@0.5 {table['recall@0.5']:.3f}, @0.7 {table['recall@0.7']:.3f}, "
-        f"average best overlap {table['average_best_overlap']:.3f}"
-    )
-
-
 def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float]:
-    """Recall at IoU 0.5 and 0.7, average best overlap, and windows an image, from all targets' best overlaps."""
+    """Summarise how well all targets are covered.
+
+    Args:
+        overlaps: ``(M,)`` the best IoU of each target (:func:`best_overlaps`).
+        windows: mean number of proposals per image.
+
+    Returns:
+        ``windows``; ``recall@0.5`` and ``recall@0.7``, the share of targets with at least this overlap; and
+        ``average_best_overlap``. All three are 0 without targets.
+    """
     if not len(overlaps):
         return {"windows": windows, "recall@0.5": 0.0, "recall@0.7": 0.0, "average_best_overlap": 0.0}
     return {
@@ -40,3 +62,15 @@ def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float]:
         "recall@0.7": float((overlaps >= 0.7).mean()),
         "average_best_overlap": float(overlaps.mean()),
     }
+
+
+def recall_line(table: Mapping[str, float]) -> str:
+    """Return the recalls and the overlap of a :func:`recall_table` as text.
+
+    >>> recall_line({"recall@0.5": 0.958, "recall@0.7": 0.792, "average_best_overlap": 0.796})
+    'recall@0.5 0.958, @0.7 0.792, average best overlap 0.796'
+    """
+    return (
+        f"recall@0.5 {table['recall@0.5']:.3f}, @0.7 {table['recall@0.7']:.3f}, "
+        f"average best overlap {table['average_best_overlap']:.3f}"
+    )

@@ -1,8 +1,10 @@
-"""Object proposals by selective search (Uijlings et al. 2013), our own or OpenCV's made deterministic, and recall."""
+"""Object proposals by selective search (Uijlings et al. 2013): our engine, or OpenCV's made repeatable."""
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -10,24 +12,33 @@ from sppdet.config import ProposalSettings
 from sppdet.ops import boxes as geometry
 from sppdet.utils import SppdetError
 
-_LONGEST = 32_000  # width and height: OpenCV turns images of fewer than 2^15 pixels a side
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+_LONGEST = 32_000  # pixels of width + height: OpenCV warps images of fewer than 2^15 pixels per side
 
 
 @dataclass(frozen=True)
 class SelectiveSearch(ProposalSettings):
-    """Selective search by our own engine or by OpenCV's, with OpenCV's presets.
+    """Selective search with OpenCV's presets, by our own engine or by OpenCV's.
 
-    Its attributes are those of :class:`sppdet.config.ProposalSettings`.
+    An instance is called with an image and returns its windows. Its attributes are the settings of
+    :class:`sppdet.config.ProposalSettings`.
+
+    >>> search = SelectiveSearch(mode="fast", max_windows=2000)
+    >>> windows = search("photo.jpg")  # doctest: +SKIP
+    >>> windows.shape  # doctest: +SKIP
+    (1870, 4)
     """
 
     @classmethod
     def of(cls, settings: ProposalSettings) -> SelectiveSearch:
-        """Return the search that a configuration's ``proposals`` describe."""
+        """Return the search with these settings, the ``proposals`` of a configuration."""
         return cls(**asdict(settings))
 
-    def settings(self) -> dict:
-        """What the windows depend on, for the store's key."""
-        import cv2  # native too: it shrinks the image and converts its colours
+    def settings(self) -> dict[str, Any]:
+        """Return everything that the windows depend on, for the key of their store."""
+        import cv2  # also for our engine: OpenCV shrinks images and converts colours
 
         if self.engine == "native":
             from sppdet.proposals.native import VERSION
@@ -35,35 +46,53 @@ class SelectiveSearch(ProposalSettings):
             return {"version": VERSION, "opencv": cv2.__version__, **asdict(self)}
         return {"engine": "opencv", "opencv": cv2.__version__, "order": 1, **asdict(self)}
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Windows of an RGB uint8 image ``(H, W, 3)``: float32 ``(N, 4)``, N may be 0.
+    def __call__(self, image: str | os.PathLike | Image | np.ndarray) -> np.ndarray:
+        """Return the windows of an image.
 
-        What else :func:`sppdet.data.images.to_rgb` takes will do, a path or a grey image among it.
+        ``native`` returns the best windows first. OpenCV orders windows by C's ``rand()``, so that their order depends
+        on what the process did before, but their set does not. The set is sorted, freed of duplicates and shuffled
+        with a fixed seed; the first ``max_windows`` are then an unbiased and repeatable sample.
 
-        ``native`` gives the best windows first. OpenCV orders windows by C's ``rand()``, so the order depends on what
-        the process did before. The set does not: it is sorted, freed of duplicates and shuffled by a fixed seed,
-        which makes a cut to ``max_windows`` an unbiased and repeatable sample.
+        Args:
+            image: RGB uint8 ``(H, W, 3)``, or whatever :func:`sppdet.data.images.to_rgb` accepts.
+
+        Returns:
+            float32 ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges of the image. N may be 0.
+
+        Raises:
+            SppdetError: the image cannot be read, or is too long to be searched without ``max_side``.
         """
-        from sppdet.data import to_rgb  # Pillow takes its time to load
+        from sppdet.data import to_rgb  # imports Pillow, which is slow to load
 
-        image = to_rgb(image)
-        working = shrink(image, self.max_side)
+        pixels = to_rgb(image)
+        working = shrink(pixels, self.max_side)
         search = _native if self.engine == "native" else _opencv
-        found = search(working, self.mode, self.base_k, self.inc_k, self.sigma)
-        found = enlarge(found, working.shape, image.shape, self.min_size)
+        windows = search(working, self.mode, self.base_k, self.inc_k, self.sigma)
+        windows = enlarge(windows, working.shape, pixels.shape, self.min_size)
         if self.engine == "opencv":
-            found = np.unique(found, axis=0)
-            found = found[np.random.default_rng(0).permutation(len(found))]
-        return found[: self.max_windows or None]
+            windows = np.unique(windows, axis=0)
+            windows = windows[np.random.default_rng(0).permutation(len(windows))]
+        return windows[: self.max_windows or None]
 
     def warm_up(self) -> None:
-        """Compile what is compiled once: called before workers start, which would each do it at the same time."""
+        """Compile what needs compiling. Call it before workers start; otherwise each of them compiles."""
         if self.engine == "native":
             self(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
 
 
 def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
-    """The image with its longer side at most ``max_side`` pixels, aspect kept; never enlarged."""
+    """Return an image whose longer side has at most ``max_side`` pixels.
+
+    Args:
+        image: uint8 ``(H, W, C)``.
+        max_side: 0 stands for no limit.
+
+    Returns:
+        The shrunk image, its aspect ratio kept; or ``image`` itself if it is small enough.
+
+    >>> shrink(np.zeros((100, 200, 3), np.uint8), 50).shape
+    (25, 50, 3)
+    """
     import cv2
 
     longer = max(image.shape[:2])
@@ -74,21 +103,31 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
 
 
 def enlarge(windows: np.ndarray, working: tuple[int, ...], whole: tuple[int, ...], min_size: float) -> np.ndarray:
-    """Windows ``(N, 4)`` of a shrunk image in pixels of the whole one, float32; smaller ones are dropped.
+    """Convert windows of a shrunk image to pixels of the whole image, and drop small ones.
 
-    ``working`` and ``whole`` are the images' shapes, height first; ``min_size`` is of the whole one.
+    Args:
+        windows: ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges of the shrunk image.
+        working: shape of the shrunk image, height first.
+        whole: shape of the whole image, height first.
+        min_size: smallest width and height of a window, in pixels of the whole image.
+
+    Returns:
+        float32 ``(M, 4)``, rounded to whole pixels.
+
+    >>> enlarge(np.array([[0, 0, 25, 10], [3, 3, 7, 7]]), (25, 50, 3), (100, 200, 3), 20).tolist()
+    [[0.0, 0.0, 100.0, 40.0]]
     """
-    (h, w), (height, width) = working[:2], whole[:2]
-    factor = np.array([width / w, height / h] * 2)
-    found = geometry.clip(np.rint(windows * factor).astype(np.float32), width, height)
-    side = found[:, 2:] - found[:, :2]
-    return found[(side >= max(min_size, 1)).all(axis=1)]
+    (working_height, working_width), (height, width) = working[:2], whole[:2]
+    factor = np.array([width / working_width, height / working_height] * 2)
+    windows = geometry.clip(np.rint(windows * factor).astype(np.float32), width, height)
+    sides = windows[:, 2:] - windows[:, :2]
+    return windows[(sides >= max(min_size, 1)).all(axis=1)]
 
 
 def _native(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float) -> np.ndarray:
-    """Our own engine's windows, ``(N, 4)`` of x1, y1, x2, y2, best first."""
+    """Return the windows of our engine, int32 ``(N, 4)`` ``x1, y1, x2, y2``, best first."""
     from sppdet.proposals.native import RECIPES, selective_search
-    from sppdet.utils import thread_count  # torch: not to be waited for by those who only read a config
+    from sppdet.utils import thread_count  # imports torch, which reading a configuration must not wait for
 
     height, width = image.shape[:2]
     if height + width > _LONGEST:
@@ -99,10 +138,10 @@ def _native(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float)
 
 
 def _opencv(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float) -> np.ndarray:
-    """OpenCV's windows, ``(N, 4)`` of x1, y1, x2, y2; none where OpenCV cannot segment the image."""
+    """Return the windows of OpenCV's engine, ``(N, 4)`` ``x1, y1, x2, y2``; none if it cannot segment the image."""
     import cv2
 
-    if min(image.shape[:2]) < 4:  # too thin for its gradients and histograms
+    if min(image.shape[:2]) < 4:  # too thin for OpenCV's gradients and histograms
         return np.zeros((0, 4))
     try:
         search = cv2.ximgproc.segmentation.createSelectiveSearchSegmentation()
@@ -112,7 +151,7 @@ def _opencv(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float)
             "'pip uninstall -y opencv-python opencv-python-headless opencv-contrib-python' "
             "and 'pip install opencv-contrib-python'"
         ) from None
-    search.setBaseImage(np.ascontiguousarray(image[:, :, ::-1]))  # OpenCV works in BGR
+    search.setBaseImage(np.ascontiguousarray(image[:, :, ::-1]))  # OpenCV takes BGR
     switch = search.switchToSelectiveSearchFast if mode == "fast" else search.switchToSelectiveSearchQuality
     switch(base_k, inc_k, sigma)
     try:

@@ -1,17 +1,19 @@
 """Graph-based segmentation of an image (Felzenszwalb and Huttenlocher, IJCV 2004), for several k at once.
 
-Pixels are nodes, 4-neighbours are joined by an edge whose weight is the distance of their smoothed colours. Edges are
-taken lightest first; one joins two segments if it weighs no more than each segment's heaviest edge so far plus
-k / pixels. Then, lightest first again, the edges that were refused join segments of fewer than ``min_size`` pixels.
+Pixels are nodes. An edge connects two 4-neighbours; its weight is the distance of their smoothed colours. Edges are
+visited in order of weight, lightest first. An edge joins two segments if its weight is at most
+(heaviest edge in the segment) + k / (pixels of the segment) for both segments. Then the refused edges, lightest first
+again, join segments of fewer than ``min_size`` pixels to their neighbours.
 
-What does not depend on k is done once: smoothing, weights, order, and all of the joining up to where the values of k
-part. Two segments that every k has built alike are joined for all of them if the smallest k allows it; an edge that
-only some allow stops both. The stopped pieces, some 20,000, and the edges between them are the small graph on which
-each k goes on alone.
+Work that does not depend on k is done once: smoothing, weights, sorting, and the joins that all values of k have in
+common. As long as two segments are equal for every k, they are joined for every k if the smallest k allows it. An edge
+that only some values of k allow stops both segments. The stopped segments, some 20,000 pieces of an image, and the
+edges between them form a small graph, on which each k continues alone.
 
-Names: H, W, C height, width and channels of the image; P pieces; K values of k. Edge 2p goes from pixel p (counted
-row by row) to its right neighbour, edge 2p + 1 to the one below; of equal weights the lower number comes first.
-The arithmetic is that of OpenCV's GraphSegmentation, so that segments are the same but for what a tie decides there.
+Names: H, W, C height, width and channels of the image; P pieces; K values of k; E edges. Edge 2p goes from pixel p
+(counted row by row) to its right neighbour, edge 2p + 1 to the pixel below. Of equal weights the lower number comes
+first. The arithmetic is that of OpenCV's GraphSegmentation, so that segments differ only where OpenCV's unstable sort
+decides between equal weights.
 """
 
 from __future__ import annotations
@@ -24,12 +26,26 @@ from sppdet.utils import compiled
 
 
 def segment(image: np.ndarray, ks: Sequence[float], sigma: float, min_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Segment a uint8 image ``(H, W, C)`` with every k of ``ks``, after smoothing by ``sigma`` pixels.
+    """Segment an image with every k of ``ks``.
+
+    Args:
+        image: uint8 ``(H, W, C)``.
+        ks: K thresholds; a larger k gives larger segments.
+        sigma: standard deviation of the smoothing, in pixels.
+        min_size: pixels of the smallest segment.
 
     Returns:
-        ``pieces``: int32 ``(H, W)``, the parts of the image that no k divides, numbered by first pixel.
-        ``labels``: int32 ``(K, P)``, the segment of each piece, again numbered by first pixel: the segmentation with
-        ``ks[i]`` is ``labels[i][pieces]``.
+        ``pieces``, int32 ``(H, W)``: the number of each pixel's piece. No k divides a piece. And ``labels``, int32
+        ``(K, P)``: the number of each piece's segment. The segmentation with ``ks[i]`` is ``labels[i][pieces]``.
+        Pieces and segments are numbered in the order of their first pixels.
+
+    >>> image = np.zeros((4, 6, 1), np.uint8)
+    >>> image[:, 4:] = 200
+    >>> pieces, labels = segment(image, ks=(10, 10_000), sigma=0.0, min_size=1)
+    >>> pieces[0].tolist()
+    [0, 0, 0, 0, 1, 1]
+    >>> labels.tolist()
+    [[0, 1], [0, 0]]
     """
     height, width = image.shape[:2]
     edges, weights = sorted_edges(smooth(image, sigma))
@@ -37,21 +53,28 @@ def segment(image: np.ndarray, ks: Sequence[float], sigma: float, min_size: int)
 
 
 def smooth(image: np.ndarray, sigma: float) -> np.ndarray:
-    """A uint8 image ``(H, W, C)`` through a Gaussian, float32."""
+    """Return a uint8 image ``(H, W, C)`` smoothed by a Gaussian of ``sigma`` pixels, float32."""
     import cv2
 
-    sigma = max(sigma, 0.001)  # OpenCV's segmentation does so too
+    sigma = max(sigma, 0.001)  # as OpenCV's segmentation does
     return cv2.GaussianBlur(image.astype(np.float32), (0, 0), sigma).reshape(image.shape)
 
 
 def sorted_edges(smoothed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers (int32) and weights (float32, in grey levels) of the edges of ``(H, W, C)``, lightest first."""
+    """Return numbers and weights of the edges of an image, lightest first.
+
+    Args:
+        smoothed: float32 ``(H, W, C)``.
+
+    Returns:
+        int32 ``(E,)`` and float32 ``(E,)``, in grey levels.
+    """
     return _sort(_distances(smoothed))
 
 
 @compiled()
-def _distances(smoothed):
-    """float32 ``(H, W, 2)``: weights of the edges to the right and down; -1 for those that leave the image."""
+def _distances(smoothed: np.ndarray) -> np.ndarray:
+    """Return the weights of the edges to the right and down, float32 ``(H, W, 2)``; -1 at the image's last pixels."""
     height, width, channels = smoothed.shape
     rows = smoothed.reshape(height, width * channels)
     distances = np.full((height, width, 2), np.float32(-1))
@@ -64,10 +87,10 @@ def _distances(smoothed):
 
 
 @compiled()
-def _lengths(out, a, b, squares, channels):
-    """``out`` = the distances of the colours of two rows of pixels; ``squares`` is room for what lies between."""
+def _lengths(out: np.ndarray, a: np.ndarray, b: np.ndarray, squares: np.ndarray, channels: int) -> None:
+    """Write the distances of the colours of two rows of pixels to ``out``; ``squares`` is working memory."""
     for i in range(len(b)):
-        squares[i] = np.float64(a[i] - b[i]) ** 2  # C++ squares by pow(), in double precision
+        squares[i] = np.float64(a[i] - b[i]) ** 2  # as OpenCV, which squares by pow() in double precision
     for x in range(len(out)):
         total = np.float32(0)
         for c in range(channels):
@@ -75,40 +98,43 @@ def _lengths(out, a, b, squares, channels):
         out[x] = np.sqrt(total)
 
 
-_DIGIT = 11  # bits: three passes, and their counts stay in the first cache
+_DIGIT = 11  # bits per pass of the radix sort: three passes, whose counts stay in the first-level cache
 
 
 @compiled()
-def _sort(distances):
-    """A stable radix sort of the edges that exist by their distances ``(H, W, 2)``: their numbers and weights."""
-    bits = distances.reshape(-1).view(np.int32)  # in the order of the floats, as none that counts is below 0
+def _sort(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sort the edges by their weights ``(H, W, 2)``, negative ones left out: numbers and weights of the edges.
+
+    A stable radix sort.
+    """
+    bits = distances.reshape(-1).view(np.int32)  # ordered as the floats are, because these are not negative
     keys = np.empty(len(bits), np.int64)
-    found = 0
+    total = 0
     counts = np.zeros((3, 1 << _DIGIT), np.int64)
     for edge in range(len(bits)):
         if bits[edge] >= 0:
-            keys[found] = np.int64(bits[edge]) << 32 | edge
-            found += 1
+            keys[total] = np.int64(bits[edge]) << 32 | edge
+            total += 1
             for digit in range(3):
                 counts[digit, bits[edge] >> digit * _DIGIT & (1 << _DIGIT) - 1] += 1
-    keys, others = keys[:found], np.empty(found, np.int64)
+    keys, sorted_keys = keys[:total], np.empty(total, np.int64)
     for digit in range(3):
         starts = np.cumsum(counts[digit]) - counts[digit]
         for key in keys:
-            at = key >> 32 + digit * _DIGIT & (1 << _DIGIT) - 1
-            others[starts[at]] = key
-            starts[at] += 1
-        keys, others = others, keys
-    edges, weights = np.empty(found, np.int32), np.empty(found, np.int32)
-    for place in range(found):
-        edges[place] = keys[place] & 0xFFFFFFFF
-        weights[place] = keys[place] >> 32
+            value = key >> 32 + digit * _DIGIT & (1 << _DIGIT) - 1
+            sorted_keys[starts[value]] = key
+            starts[value] += 1
+        keys, sorted_keys = sorted_keys, keys
+    edges, weights = np.empty(total, np.int32), np.empty(total, np.int32)
+    for i in range(total):
+        edges[i] = keys[i] & 0xFFFFFFFF
+        weights[i] = keys[i] >> 32
     return edges, weights.view(np.float32)
 
 
 @compiled()
-def _find(parents, node):
-    """The root of ``node``'s tree, which points to itself. Trees are two deep at most nearly always."""
+def _find(parents: np.ndarray, node: int) -> int:
+    """Return the root of the tree of ``node``, and shorten the path to it. A root is its own parent."""
     root = parents[parents[node]]
     while parents[root] != root:
         root = parents[parents[root]]
@@ -117,8 +143,8 @@ def _find(parents, node):
 
 
 @compiled()
-def _join(parents, sizes, a, b):
-    """Join the trees of two roots; the larger one's root stays, and is returned."""
+def _join(parents: np.ndarray, sizes: np.ndarray, a: int, b: int) -> int:
+    """Join the trees of two roots; return the root of the larger tree, which becomes the root of both."""
     if sizes[a] < sizes[b]:
         a, b = b, a
     parents[b] = a
@@ -127,8 +153,8 @@ def _join(parents, sizes, a, b):
 
 
 @compiled()
-def _number(parents):
-    """Numbers from 0 for the trees, in the order of their first nodes: of every node, and how many."""
+def _number(parents: np.ndarray) -> tuple[np.ndarray, int]:
+    """Number the trees from 0 in the order of their first nodes; return the number of each node, and of trees."""
     numbers = np.full(len(parents), -1, np.int32)
     of_node = np.empty(len(parents), np.int32)
     count = 0
@@ -142,7 +168,10 @@ def _number(parents):
 
 
 @compiled()
-def _segment(edges, weights, height, width, ks, min_size):
+def _segment(
+    edges: np.ndarray, weights: np.ndarray, height: int, width: int, ks: np.ndarray, min_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return ``pieces`` and ``labels`` as :func:`segment` does, from sorted edges."""
     pieces, sizes, heaviest, ends, kept = _common(edges, weights, height, width, ks.min(), ks.max())
     labels = np.empty((len(ks), len(sizes)), np.int32)
     for i in range(len(ks)):
@@ -154,19 +183,23 @@ def _segment(edges, weights, height, width, ks, min_size):
 
 
 @compiled()
-def _common(edges, weights, height, width, least, most):
-    """The joins that are the same for every k from ``least`` to ``most``, and what is left to do.
+def _common(
+    edges: np.ndarray, weights: np.ndarray, height: int, width: int, lowest_k: float, highest_k: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Do the joins that are the same for every k from ``lowest_k`` to ``highest_k``.
 
-    Returns the piece of each pixel; of each piece its size and heaviest edge; the pieces that each edge left joins
-    ``(edges, 2)``, and its weight. An edge that every k refuses is left too: small segments may need it.
+    Returns:
+        The piece of each pixel; for each piece its size and its heaviest edge; for each edge that remains between
+        pieces the two pieces ``(E, 2)`` and its weight. Edges that every k refuses remain too, as small segments
+        may need them.
     """
     parents = np.arange(height * width).astype(np.int32)
-    # Of a root, side by side for the cache: size, below 0 once it has stopped, and the bits of its heaviest edge.
+    # For each root, side by side for the cache: its size, negative once it has stopped, and its heaviest edge.
     state = np.zeros((height * width, 2), np.int32)
     state[:, 0] = 1
     sizes, heaviest = state[:, 0], state.view(np.float32)[:, 1]
-    left = np.empty(len(edges), np.int32)
-    waiting = 0
+    remaining = np.empty(len(edges), np.int32)
+    count = 0
     for i in range(len(edges)):
         pixel = edges[i] >> 1
         a = _find(parents, pixel)
@@ -176,45 +209,48 @@ def _common(edges, weights, height, width, least, most):
         weight = weights[i]
         stopped_a, stopped_b = sizes[a] < 0, sizes[b] < 0
         if not (stopped_a or stopped_b) and weight <= min(
-            _limit(a, sizes, heaviest, least), _limit(b, sizes, heaviest, least)
+            _limit(a, sizes, heaviest, lowest_k), _limit(b, sizes, heaviest, lowest_k)
         ):
             heaviest[_join(parents, sizes, a, b)] = weight
             continue
-        left[waiting] = i
-        waiting += 1
-        # What has stopped may have grown by now, for some k.
-        may_a = stopped_a or weight <= _limit(a, sizes, heaviest, most)
-        may_b = stopped_b or weight <= _limit(b, sizes, heaviest, most)
+        remaining[count] = i
+        count += 1
+        # A stopped segment may have grown since, for some k: whether that k allows the edge is not known.
+        may_a = stopped_a or weight <= _limit(a, sizes, heaviest, highest_k)
+        may_b = stopped_b or weight <= _limit(b, sizes, heaviest, highest_k)
         if may_a and may_b:
             sizes[a], sizes[b] = -abs(sizes[a]), -abs(sizes[b])
-    pieces, count = _number(parents)
-    roots = np.empty(count, np.int32)
+    pieces, piece_count = _number(parents)
+    roots = np.empty(piece_count, np.int32)
     for pixel in range(len(pieces)):
         roots[pieces[pixel]] = parents[pixel]
-    ends, kept = _lightest(edges, left[:waiting], pieces, count, width)
+    ends, kept = _lightest(edges, remaining[:count], pieces, piece_count, width)
     return pieces, np.abs(sizes[roots]), heaviest[roots], ends, weights[kept]
 
 
 @compiled()
-def _limit(a, sizes, heaviest, k):
-    """The heaviest edge that may join segment ``a`` to another."""
+def _limit(a: int, sizes: np.ndarray, heaviest: np.ndarray, k: float) -> float:
+    """Return the weight of the heaviest edge that may join segment ``a`` to another."""
     return heaviest[a] + k / np.float32(sizes[a])
 
 
 @compiled()
-def _lightest(edges, left, pieces, count, width):
-    """Of the edges ``left`` between two pieces the first: if it does not join them, no other will.
+def _lightest(
+    edges: np.ndarray, remaining: np.ndarray, pieces: np.ndarray, count: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Keep the lightest of the ``remaining`` edges between any two pieces: if it is refused, so are the others.
 
-    Returns the pieces, and which edges these are.
+    Returns:
+        The two pieces of each edge that is kept ``(E, 2)``, and which edges these are ``(E,)``.
     """
     slots = 1
-    while slots < 2 * len(left):
+    while slots < 2 * len(remaining):
         slots *= 2
-    table = np.full(slots, -1, np.int64)  # of a hash with open addressing
-    ends = np.empty((len(left), 2), np.int32)
-    kept = np.empty(len(left), np.int32)
-    found = 0
-    for i in left:
+    table = np.full(slots, -1, np.int64)  # hash table with open addressing
+    ends = np.empty((len(remaining), 2), np.int32)
+    kept = np.empty(len(remaining), np.int32)
+    total = 0
+    for i in remaining:
         pixel = edges[i] >> 1
         a, b = pieces[pixel], pieces[pixel + (width if edges[i] & 1 else 1)]
         key = np.int64(min(a, b)) * count + max(a, b)
@@ -223,19 +259,21 @@ def _lightest(edges, left, pieces, count, width):
             slot = (slot + 1) & (slots - 1)
         if table[slot] < 0:
             table[slot] = key
-            ends[found, 0], ends[found, 1] = a, b
-            kept[found] = i
-            found += 1
-    return ends[:found], kept[:found]
+            ends[total, 0], ends[total, 1] = a, b
+            kept[total] = i
+            total += 1
+    return ends[:total], kept[:total]
 
 
 @compiled()
-def _finish(sizes, heaviest, ends, weights, k, min_size):
-    """The segment of each piece, for one k."""
+def _finish(
+    sizes: np.ndarray, heaviest: np.ndarray, ends: np.ndarray, weights: np.ndarray, k: float, min_size: int
+) -> np.ndarray:
+    """Return the segment of each piece for one k; ``sizes`` is overwritten."""
     parents = np.arange(len(sizes)).astype(np.int32)
     limits = heaviest + k / sizes.astype(np.float32)
     refused = np.empty(len(ends), np.int32)
-    waiting = 0
+    count = 0
     for i in range(len(ends)):
         a = _find(parents, ends[i, 0])
         b = _find(parents, ends[i, 1])
@@ -244,9 +282,9 @@ def _finish(sizes, heaviest, ends, weights, k, min_size):
                 a = _join(parents, sizes, a, b)
                 limits[a] = weights[i] + k / np.float32(sizes[a])
             else:
-                refused[waiting] = i
-                waiting += 1
-    for i in refused[:waiting]:
+                refused[count] = i
+                count += 1
+    for i in refused[:count]:
         a = _find(parents, ends[i, 0])
         b = _find(parents, ends[i, 1])
         if a != b and (sizes[a] < min_size or sizes[b] < min_size):
@@ -255,16 +293,20 @@ def _finish(sizes, heaviest, ends, weights, k, min_size):
 
 
 @compiled()
-def _refinement(labels):
-    """Pieces with equal columns of ``labels`` ``(K, P)`` become one: the new number of each, and a piece of each."""
+def _refinement(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Merge pieces that are in the same segment for every k, that is, with equal columns of ``labels`` ``(K, P)``.
+
+    Returns:
+        The new number of each piece ``(P,)``, and for each new number the first piece that has it.
+    """
     count = labels.shape[1]
     firsts = np.empty(count, np.int32)
     merged = np.empty(count, np.int32)
     slots = 1
     while slots < 2 * count:
         slots *= 2
-    table = np.full(slots, -1, np.int32)  # of a hash with open addressing
-    found = 0
+    table = np.full(slots, -1, np.int32)  # hash table with open addressing
+    total = 0
     for piece in range(count):
         slot = 0
         for label in labels[:, piece]:
@@ -272,8 +314,8 @@ def _refinement(labels):
         while table[slot] >= 0 and (labels[:, firsts[table[slot]]] != labels[:, piece]).any():
             slot = (slot + 1) & (slots - 1)
         if table[slot] < 0:
-            table[slot] = found
-            firsts[found] = piece
-            found += 1
+            table[slot] = total
+            firsts[total] = piece
+            total += 1
         merged[piece] = table[slot]
-    return merged, firsts[:found]
+    return merged, firsts[:total]

@@ -1,4 +1,4 @@
-"""Images in a folder a class: labels, and what is told about folders that are not so."""
+"""Images in one folder per class: labels, and errors about folders of another layout."""
 
 from __future__ import annotations
 
@@ -12,35 +12,36 @@ from sppdet.utils.errors import SppdetError
 
 @pytest.fixture
 def root(tmp_path):
-    """Two images of ``bee``, one of them deeper and one hidden; one of ``ant``."""
+    """Two images of ``bee``, one of them in a sub-folder; one of ``ant``; and files that are no images."""
     for name in ("bee/b.png", "bee/deep/a.jpg", "ant/c.JPG"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (5, 4)).save(path)
-    (tmp_path / "bee" / "._b.png").write_bytes(b"a Mac's")
+    (tmp_path / "bee" / "._b.png").write_bytes(b"macOS")
     (tmp_path / "bee" / "notes.txt").write_text("no image")
     (tmp_path / ".cache").mkdir()
     return tmp_path
 
 
-def test_classes_are_the_folders_in_order(root):
-    found = read_folders(root)
-    assert found.classes == ("ant", "bee") and len(found) == 3
-    assert [path.name for path in found.paths] == ["c.JPG", "b.png", "a.jpg"]
-    np.testing.assert_array_equal(found.labels, [0, 1, 1])
+def test_classes_are_the_folders_sorted(root):
+    images = read_folders(root)
+    assert images.classes == ("ant", "bee") and len(images) == 3
+    assert [path.name for path in images.paths] == ["c.JPG", "b.png", "a.jpg"]
+    assert images.labels.dtype == np.int64 and images.labels.tolist() == [0, 1, 1]
+    assert repr(images) == "LabelledImages(3 images, 2 classes)"
 
 
-def test_classes_given_fix_the_labels(root):
-    found = read_folders(root, classes=("bee", "cat", "ant"))
-    assert found.classes == ("bee", "cat", "ant") and found.labels.tolist() == [2, 0, 0]
+def test_classes_that_the_caller_names_fix_the_labels(root):
+    images = read_folders(root, classes=("bee", "cat", "ant"))
+    assert images.classes == ("bee", "cat", "ant") and images.labels.tolist() == [2, 0, 0]
 
 
-def test_a_class_that_was_not_trained(root):
+def test_a_folder_of_another_class_is_refused(root):
     with pytest.raises(SppdetError, match=r"bee: class 'bee' is none of the 2 that were trained \(nearest: bees\)"):
         read_folders(root, classes=("ant", "bees"))
 
 
-def test_what_is_no_folder_of_classes(root, tmp_path):
+def test_folders_without_classes_or_images_are_refused(root):
     with pytest.raises(SppdetError, match=r"none: no such file.*lay images out as .*none/CLASS/\*\.jpg"):
         read_folders(root / "none")
     with pytest.raises(SppdetError, match=r"deep: holds no folder of a class; lay images out"):
@@ -50,7 +51,7 @@ def test_what_is_no_folder_of_classes(root, tmp_path):
         read_folders(root)
 
 
-def test_images_that_cannot_be_read_are_named_together(root):
+def test_unreadable_images_are_named_together(root):
     for i in range(12):
         (root / "ant" / f"x{i:02d}.jpg").write_bytes(b"" if i else b"no image")
     with pytest.raises(SppdetError) as caught:

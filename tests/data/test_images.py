@@ -1,4 +1,4 @@
-"""Reading images: every kind becomes (H, W, 3) uint8 RGB, every bad file one line that names it."""
+"""Reading images: every kind becomes (H, W, 3) uint8 RGB, every bad file an error of one line that names it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from sppdet.data.images import image_size, read_image, to_rgb
+from sppdet.data.images import image_size, read_image, scaled_size, to_rgb
 from sppdet.utils.errors import SppdetError
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
@@ -17,7 +17,7 @@ def save(path, image, **options):
     return path
 
 
-def test_rgb_is_read_as_it_is(tmp_path):
+def test_rgb_is_read_unchanged(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
     image = read_image(save(tmp_path / "a.png", Image.fromarray(pixels)))
     assert image.dtype == np.uint8 and image.flags.c_contiguous
@@ -50,7 +50,7 @@ def test_every_mode_becomes_rgb(tmp_path, mode, value, expected):
     np.testing.assert_array_equal(to_rgb(image), image)
 
 
-def test_palette_with_a_transparent_colour_lies_on_white(tmp_path):
+def test_a_transparent_colour_of_a_palette_becomes_white(tmp_path):
     pillow_image = Image.new("P", (2, 1))
     pillow_image.putpalette([255, 0, 0, 0, 0, 255])
     pillow_image.putpixel((1, 0), 1)
@@ -70,7 +70,7 @@ def test_palette_with_a_transparent_colour_lies_on_white(tmp_path):
         (6, [[150, 0], [200, 50], [250, 100]]),
         (7, [[250, 100], [200, 50], [150, 0]]),
         (8, [[100, 250], [50, 200], [0, 150]]),
-        (9, [[0, 50, 100], [150, 200, 250]]),  # there is no such orientation
+        (9, [[0, 50, 100], [150, 200, 250]]),  # no valid orientation: ignored
     ],
 )
 def test_exif_orientation_is_applied(tmp_path, suffix, orientation, shown):
@@ -82,7 +82,7 @@ def test_exif_orientation_is_applied(tmp_path, suffix, orientation, shown):
     assert image_size(path) == (len(shown[0]), len(shown))
 
 
-def test_size_needs_the_header_only(tmp_path):
+def test_the_size_needs_the_header_alone(tmp_path):
     path = save(tmp_path / "a.jpg", Image.new("RGB", (640, 480)))
     path.write_bytes(path.read_bytes()[:700])
     assert image_size(path) == (640, 480)
@@ -100,7 +100,7 @@ def test_size_needs_the_header_only(tmp_path):
         ("cut.png", b"\x89PNG\r\n\x1a\n\x00\x00", "cut.png"),
     ],
 )
-def test_bad_files_are_named(tmp_path, read, name, content, reason):
+def test_bad_files_are_named_in_one_line(tmp_path, read, name, content, reason):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with pytest.raises(SppdetError, match=reason) as caught:
@@ -109,7 +109,7 @@ def test_bad_files_are_named(tmp_path, read, name, content, reason):
 
 
 @pytest.mark.parametrize("read", [read_image, image_size])
-def test_a_folder_is_no_image(tmp_path, read):
+def test_a_folder_is_refused(tmp_path, read):
     with pytest.raises(SppdetError, match="is a folder"):
         read(tmp_path)
 
@@ -122,14 +122,19 @@ def test_an_image_of_too_many_pixels_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3)])
-def test_arrays_become_rgb(shape):
+def test_grey_and_rgb_arrays_become_contiguous_rgb(shape):
     array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     image = to_rgb(array[:, ::-1])
     assert image.flags.c_contiguous
     np.testing.assert_array_equal(image, np.broadcast_to(array[:, ::-1].reshape(4, 5, -1), (4, 5, 3)))
 
 
-def test_transparency_of_arrays_lies_on_white():
+def test_an_rgb_array_is_not_copied():
+    array = np.zeros((4, 5, 3), np.uint8)
+    assert to_rgb(array) is array
+
+
+def test_transparency_of_arrays_is_laid_over_white():
     array = np.array([[[255, 0, 0, 255], [255, 0, 0, 0], [0, 0, 0, 51]]], np.uint8)
     assert to_rgb(array).tolist() == [[RED, WHITE, [204, 204, 204]]]
 
@@ -145,6 +150,12 @@ def test_transparency_of_arrays_lies_on_white():
         None,
     ],
 )
-def test_other_arrays_are_refused(bad):
+def test_arrays_of_other_kinds_are_refused(bad):
     with pytest.raises(SppdetError, match="an image cannot be"):
         to_rgb(bad)
+
+
+def test_scaled_sizes_are_rounded_and_at_least_1():
+    assert scaled_size(500, 375, 0.5) == (250, 188)  # 187.5 to the even number
+    assert scaled_size(333, 500, 1.5) == (500, 750)
+    assert scaled_size(1000, 3, 0.1) == (100, 1)

@@ -11,11 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppdet.config.settings import Config, PoolingSettings, RegionSettings
-from sppdet.data import splits as data_splits
+from sppdet.config.settings import PoolingSettings, RegionSettings
 from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.images import read_image
-from sppdet.data.splits import load_split
 from sppdet.data.voc import read_voc
 from sppdet.features import cached_split as module
 from sppdet.features.cached_split import (
@@ -254,11 +252,3 @@ def test_maps_that_do_not_fit_on_the_disk_are_refused_after_a_few(hundred_images
     ):
         fill_maps([hundred_images], None, 1)
     assert hundred_images.disk()[1] == 8 * 5000 and hundred_images.disk_needed() == 92 * 5000
-
-
-def test_a_folder_that_has_the_name_of_the_drawn_set_is_not_passed_over_in_silence(shapes_root, tmp_path, monkeypatch):
-    monkeypatch.setattr(data_splits, "make_shapes", lambda root: shapes_root)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "shapes").mkdir()
-    with pytest.warns(UserWarning, match="./shapes names the folder of yours"):
-        load_split(Config(), "trainval")

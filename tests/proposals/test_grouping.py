@@ -1,4 +1,4 @@
-"""Grouping: equal to a brute-force form on small images; histograms counted pixel by pixel."""
+"""Grouping: equal to a brute-force form on small images, with histograms counted pixel by pixel."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def image() -> np.ndarray:
 
 
 def random_labels(height: int, width: int, count: int, seed: int) -> np.ndarray:
-    """The nearest of ``count`` random points, numbered by first pixel."""
+    """Label each pixel with the nearest of ``count`` random points; the labels are numbered by first pixel."""
     points = np.random.default_rng(seed).random((count, 2)) * (height, width)
     y, x = np.mgrid[:height, :width]
     nearest = np.hypot(y[..., None] - points[:, 0], x[..., None] - points[:, 1]).argmin(axis=2)
@@ -28,6 +28,7 @@ def random_labels(height: int, width: int, count: int, seed: int) -> np.ndarray:
 
 
 def plain_histogram(image: np.ndarray, mask: np.ndarray) -> list[int]:
+    """Count the histogram of the pixels in ``mask``."""
     histogram = []
     for c in range(image.shape[2]):
         values = image[..., c][mask].astype(int)
@@ -36,23 +37,23 @@ def plain_histogram(image: np.ndarray, mask: np.ndarray) -> list[int]:
     for c in range(image.shape[2]):
         for bins in slopes[..., c]:
             falls, rises = np.where(bins < 10, bins, 9), np.where(bins < 10, 0, bins - 10)
-            histogram += [int((part[mask] == i).sum()) for part in (falls, rises) for i in range(10)]
+            histogram += [int((half[mask] == i).sum()) for half in (falls, rises) for i in range(10)]
     return histogram
 
 
 def plain_group(regions: Regions, weights) -> list[tuple[int, ...]]:
-    """All pairs are compared anew for every joining."""
-    parts = {
+    """Return the windows of grouping, with all pairs compared anew for every join."""
+    members = {
         r: (int(regions.sizes[r]), tuple(map(int, regions.boxes[r])), regions.histograms[r].astype(int))
         for r in range(len(regions.sizes))
     }
     numbers = {frozenset(map(int, pair)): p for p, pair in enumerate(regions.pairs)}
     area = int(regions.sizes.sum())
     colours = regions.histograms.shape[1] * 25 // 105
-    found = [box for _, box, _ in parts.values()]
+    windows = [box for _, box, _ in members.values()]
 
     def similarity(pair) -> int:
-        (n1, box1, h1), (n2, box2, h2) = (parts[r] for r in pair)
+        (n1, box1, h1), (n2, box2, h2) = (members[r] for r in pair)
         scales = [np.float32(65535) / np.float32(n) for n in (n1, n2)]
         shares = [(h.astype(np.float32) * scale).astype(int) for h, scale in zip((h1, h2), scales)]
         common = np.minimum(*shares)
@@ -70,17 +71,18 @@ def plain_group(regions: Regions, weights) -> list[tuple[int, ...]]:
     while numbers:
         joined = max(numbers, key=lambda pair: (similarity(pair), -numbers[pair]))
         a, b = sorted(joined)
-        size, box, histogram = (one for one in zip(parts[a], parts.pop(b)))
-        parts[a] = (sum(size), union(*box), histogram[0] + histogram[1])
-        found.append(parts[a][1])
+        size, box, histogram = zip(members[a], members.pop(b))
+        members[a] = (sum(size), union(*box), histogram[0] + histogram[1])
+        windows.append(members[a][1])
         del numbers[joined]
         for pair in sorted(numbers, key=numbers.get, reverse=True):  # the lowest number is written last
             if b in pair:
                 numbers[pair - {b} | {a}] = min(numbers.pop(pair), numbers.get(pair - {b} | {a}, 1 << 30))
-    return found
+    return windows
 
 
 def union(a, b) -> tuple[int, ...]:
+    """Return the smallest box around two boxes."""
     return (min(a[0], b[0]), min(a[1], b[1]), max(a[2], b[2]), max(a[3], b[3]))
 
 
@@ -93,13 +95,13 @@ def test_sizes_boxes_pairs_and_histograms_by_counting(image):
         assert tuple(regions.boxes[r]) == (x.min(), y.min(), x.max() + 1, y.max() + 1)
         assert regions.histograms[r].tolist() == plain_histogram(image, labels == r)
     pairs = set()
-    own = labels[1:, 1:]  # in the first row and column OpenCV does not look
-    for shift in (own, labels[1:, :-1]), (own, labels[:-1, 1:]), (own, labels[:-1, :-1]):
-        pairs |= {(min(a, b), max(a, b)) for a, b in zip(*map(np.ravel, shift)) if a != b}
+    inner = labels[1:, 1:]  # OpenCV looks for no pairs in the first row and column
+    for neighbours in labels[1:, :-1], labels[:-1, 1:], labels[:-1, :-1]:
+        pairs |= {(min(a, b), max(a, b)) for a, b in zip(inner.ravel(), neighbours.ravel()) if a != b}
     assert [tuple(pair) for pair in regions.pairs.tolist()] == sorted(pairs)
 
 
-def test_merged_regions_are_those_of_the_merged_labels(image):
+def test_unions_of_regions_are_the_regions_of_the_merged_labels(image):
     labels = random_labels(24, 30, 20, 1)
     coarser = np.unique(np.arange(20) // 3 * 7 % 11, return_inverse=True)[1]
     first = [int(np.flatnonzero(coarser[labels].ravel() == r)[0]) for r in range(coarser.max() + 1)]
@@ -116,13 +118,13 @@ def test_grouping_is_that_of_brute_force(image, count, weights):
     for seed in range(3):
         labels = random_labels(24, 30, count, seed)
         regions = Regions.of(image, labels, int(labels.max()) + 1)
-        found = group(regions, weights)
-        assert len(found) == 2 * len(regions.sizes) - 1
-        assert [tuple(map(int, box)) for box in found] == plain_group(regions, weights)
+        windows = group(regions, weights)
+        assert len(windows) == 2 * len(regions.sizes) - 1
+        assert [tuple(map(int, box)) for box in windows] == plain_group(regions, weights)
 
 
 def test_equal_regions_are_grouped_by_number():
-    """A flat chequerboard: nothing but ties."""
+    """All pairs of a plain chequerboard are equally similar."""
     image = np.full((24, 24, 3), 77, np.uint8)
     y, x = np.mgrid[:24, :24]
     labels = (y // 4 * 6 + x // 4).astype(np.int32)
@@ -135,3 +137,24 @@ def test_grey_images_have_one_channel(image):
     regions = Regions.of(image[:, :, :1], random_labels(24, 30, 8, 0), 8)
     assert regions.histograms.shape == (8, 105)
     assert [tuple(map(int, box)) for box in group(regions, MIXES[0])] == plain_group(regions, MIXES[0])
+
+
+def test_similar_colours_are_joined_first():
+    """Three stripes of equal size: black, white, and black with some white. Neighbours join by colour alone."""
+    image = np.zeros((10, 30, 1), np.uint8)
+    image[:, 10:20] = 250
+    image[:4, 20:] = 250
+    labels = np.repeat(np.arange(3, dtype=np.int32), 10)[None].repeat(10, axis=0)
+    # The intersection of the colours is 0 for the first pair and 0.4 for the second.
+    windows = group(Regions.of(image, labels, 3), (1, 0, 0, 0))
+    assert windows[3:].tolist() == [[10, 0, 30, 10], [0, 0, 30, 10]]
+
+
+def test_regions_that_fill_their_common_box_are_joined_first():
+    """An L of two regions, and a third region that completes one of them to a rectangle."""
+    labels = np.zeros((8, 8), np.int32)
+    labels[4:, :4] = 1
+    labels[4:, 4:] = 2
+    # The box of 1 and 2 is full; the box of 0 and either of them has a quarter of the image to spare.
+    windows = group(Regions.of(np.zeros((8, 8, 1), np.uint8), labels, 3), (0, 0, 0, 1))
+    assert windows[3:].tolist() == [[0, 4, 8, 8], [0, 0, 8, 8]]

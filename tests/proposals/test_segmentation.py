@@ -10,7 +10,10 @@ from sppdet.proposals.segmentation import segment, smooth, sorted_edges
 
 
 def plain_segmentation(smoothed: np.ndarray, k: float, min_size: int) -> np.ndarray:
-    """Felzenszwalb and Huttenlocher, section 4.1, then small segments; every pixel knows its segment's members."""
+    """Segment as in Felzenszwalb and Huttenlocher, section 4.1, then join small segments.
+
+    Every pixel refers to the set of all pixels of its segment.
+    """
     height, width, _ = smoothed.shape
     edges = []
     for y in range(height):
@@ -71,12 +74,12 @@ def random_image(height: int, width: int, seed: int, blur: float = 2.0, channels
 def test_segments_are_those_of_the_plain_form(image, ks):
     pieces, labels = segment(image, ks, 0.8, 12)
     assert labels.shape == (len(ks), pieces.max() + 1)
-    assert len(np.unique(labels, axis=1).T) == labels.shape[1]  # no piece more than the segments need
+    assert len(np.unique(labels, axis=1).T) == labels.shape[1]  # no more pieces than the segments need
     for k, row in zip(ks, labels):
         np.testing.assert_array_equal(row[pieces], plain_segmentation(smooth(image, 0.8), k, 12))
 
 
-def test_weights_come_in_order_with_their_edges():
+def test_edges_are_sorted_by_weight_then_number():
     image = smooth(random_image(13, 19, 0), 0.8)
     edges, weights = sorted_edges(image)
     assert len(edges) == len(set(edges.tolist())) == 13 * 18 + 12 * 19
@@ -87,7 +90,7 @@ def test_weights_come_in_order_with_their_edges():
     np.testing.assert_allclose(weights, distance, rtol=1e-6)
 
 
-def test_no_smoothing():
+def test_sigma_0_leaves_the_image_unchanged():
     image = random_image(40, 50, 0, blur=0.5)
     np.testing.assert_array_equal(smooth(image, 0.0), image.astype(np.float32))
 
@@ -100,5 +103,5 @@ def test_segments_are_opencvs(sigma, channels):
         ks = (50, 100, 150)
         pieces, labels = segment(image, ks, sigma, 100)
         for k, row in zip(ks, labels):
-            theirs = cv2.ximgproc.segmentation.createGraphSegmentation(sigma, k, 100).processImage(image)
-            np.testing.assert_array_equal(row[pieces], theirs)
+            expected = cv2.ximgproc.segmentation.createGraphSegmentation(sigma, k, 100).processImage(image)
+            np.testing.assert_array_equal(row[pieces], expected)

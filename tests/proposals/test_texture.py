@@ -1,18 +1,21 @@
-"""Texture: equal to what OpenCV's selective search does step by step, on images of any shape."""
+"""Texture: equal to the steps of OpenCV's selective search on images of any shape, in bounded memory."""
 
 from __future__ import annotations
+
+import tracemalloc
 
 import cv2
 import numpy as np
 import pytest
 
+from sppdet.proposals import texture
 from sppdet.proposals.texture import bins_of_slopes, derivatives
 
 
 def plain_derivatives(plane: np.ndarray) -> list[np.ndarray]:
-    """Of a channel ``(H, W)``: Scharr's along x and y, then the same of the whole turned image, turned back whole."""
+    """Compute Scharr's derivatives of a channel ``(H, W)``, and of the turned channel, turned back as a whole."""
     height, width = plane.shape
-    found = [cv2.Scharr(plane, cv2.CV_32F, 1, 0), cv2.Scharr(plane, cv2.CV_32F, 0, 1)]
+    results = [cv2.Scharr(plane, cv2.CV_32F, 1, 0), cv2.Scharr(plane, cv2.CV_32F, 0, 1)]
     centre = (width / 2, height / 2)
     corners = cv2.boxPoints((centre, (width, height), 45.0))
     w, h = (np.ceil(corners.max(axis=0)) - np.floor(corners.min(axis=0))).astype(int).tolist()
@@ -24,56 +27,85 @@ def plain_derivatives(plane: np.ndarray) -> list[np.ndarray]:
     left, top = max(0, (w - width) // 2), max(0, (h - height) // 2)
     for axis in ((1, 0), (0, 1)):
         whole = cv2.warpAffine(cv2.Scharr(turned, cv2.CV_32F, *axis), back, (w + width, h + height))
-        found.append(whole[top : top + height, left : left + width])
-    return found
+        results.append(whole[top : top + height, left : left + width])
+    return results
 
 
 def plain_bins(slopes: np.ndarray) -> np.ndarray:
-    """Both parts are stretched to 0 to 255 and cut into ten bins; a pixel counts where it is not level."""
-    parts = []
-    for part in (np.minimum(slopes, 0), np.maximum(slopes, 0)):
-        low, high = float(part.min()), float(part.max())
+    """Stretch negative and positive values to 0 to 255 and cut each into ten bins."""
+    bins = []
+    for half in (np.minimum(slopes, 0), np.maximum(slopes, 0)):
+        low, high = float(half.min()), float(half.max())
         factor, summand = (255 / (high - low), -255 * low / (high - low)) if high > low else (0, 255)
-        level = np.rint(part * np.float32(factor) + np.float32(summand))
-        parts.append((level.astype(np.float32) / np.float32(25.6)).astype(int))
-    return np.where(slopes > 0, parts[1] + 10, parts[0])
+        level = np.rint(half * np.float32(factor) + np.float32(summand))
+        bins.append((level.astype(np.float32) / np.float32(25.6)).astype(int))
+    return np.where(slopes > 0, bins[1] + 10, bins[0])
 
 
-def image(height: int, width: int, channels: int = 3) -> np.ndarray:
+def noise_image(height: int, width: int, channels: int = 3) -> np.ndarray:
     noise = np.random.default_rng(height).integers(0, 256, (height, width, channels), np.uint8)
     return cv2.GaussianBlur(noise, (0, 0), 1.5).reshape(height, width, channels)
 
 
-PICTURES = {
-    "landscape": image(40, 60),
-    "portrait": image(61, 40),
-    "one channel": image(30, 30, 1),
-    "long": image(20, 90),
-    "tall": image(90, 21),
-    "a row": image(1, 40),
-    "a column": image(40, 1),
-    "a pixel": image(1, 1),
+IMAGES = {
+    "landscape": noise_image(40, 60),
+    "portrait": noise_image(61, 40),
+    "one channel": noise_image(30, 30, 1),
+    "long": noise_image(20, 90),
+    "tall": noise_image(90, 21),
+    "a row": noise_image(1, 40),
+    "a column": noise_image(40, 1),
+    "a pixel": noise_image(1, 1),
     "flat": np.full((20, 30, 3), 7, np.uint8),
     "a slope": np.add.outer(np.arange(30), 2 * np.arange(30)).astype(np.uint8)[..., None],
 }
 
 
-@pytest.mark.parametrize("image", PICTURES.values(), ids=PICTURES)
-def test_derivatives_are_those_of_each_channel(image):
-    found = [rows[:, first : first + image[0].size].reshape(image.shape).copy() for rows, first in derivatives(image)]
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
+@pytest.mark.parametrize("tile", [None, 16, 37])
+def test_derivatives_are_those_of_each_channel(image, tile, monkeypatch):
+    if tile:  # as for images whose turned image is too large to be held whole
+        monkeypatch.setattr(texture, "_LARGEST_TURNED", 0)
+        monkeypatch.setattr(texture, "_LARGEST_FACTOR", 0)
+        monkeypatch.setattr(texture, "_TILE", tile)
+    directions = [
+        rows[:, first : first + image[0].size].reshape(image.shape).copy() for rows, first in derivatives(image)
+    ]
     for c in range(image.shape[2]):
         plane = np.ascontiguousarray(image[..., c])
-        for own, expected in zip(found, plain_derivatives(plane), strict=True):
-            np.testing.assert_array_equal(own[..., c], expected)
+        for slopes, expected in zip(directions, plain_derivatives(plane), strict=True):
+            np.testing.assert_array_equal(slopes[..., c], expected)
 
 
-@pytest.mark.parametrize("image", PICTURES.values(), ids=PICTURES)
+def test_the_turned_image_of_a_long_image_is_never_held_whole(monkeypatch):
+    """Turned by 45 degrees, 1 x 8,000 pixels become 32 million: 160 MB with a derivative."""
+    long = noise_image(1, 8000, 1)
+    tracemalloc.start()
+    tiled = [rows[:, first : first + 8000].copy() for rows, first in derivatives(long)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16e6
+    monkeypatch.setattr(texture, "_LARGEST_TURNED", 1 << 30)
+    whole = [rows[:, first : first + 8000].copy() for rows, first in derivatives(long)]
+    np.testing.assert_array_equal(tiled, whole)
+
+
+@pytest.mark.parametrize(("shape", "tiled"), [((1, 4000), False), ((1, 5000), True), ((2000, 3000), False)])
+def test_only_long_images_are_computed_in_tiles(shape, tiled, monkeypatch):
+    ways = []
+    for way in ("_whole_diagonals", "_tiled_diagonals"):
+        monkeypatch.setattr(texture, way, lambda image, turn, way=way: ways.append(way) or iter(()))
+    assert len(list(derivatives(np.zeros((*shape, 1), np.uint8)))) == 2
+    assert ways == ["_tiled_diagonals" if tiled else "_whole_diagonals"]
+
+
+@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
 def test_bins_are_those_of_each_channel(image):
     bins = bins_of_slopes(image).reshape(4, *image.shape)
     for c in range(image.shape[2]):
         plane = np.ascontiguousarray(image[..., c])
-        for own, slopes in zip(bins, plain_derivatives(plane), strict=True):
-            np.testing.assert_array_equal(own[..., c], plain_bins(slopes))
+        for direction, slopes in zip(bins, plain_derivatives(plane), strict=True):
+            np.testing.assert_array_equal(direction[..., c], plain_bins(slopes))
 
 
 def test_a_steep_edge_is_in_the_outermost_bins():
