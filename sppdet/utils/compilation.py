@@ -6,16 +6,14 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 
 from sppdet.utils.files import file_digest, fingerprint
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 
-
-def compiled(**options: Any) -> Callable[[Function], Function]:
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles a function with ``numba.njit`` and releases the interpreter's lock.
 
     Machine code is kept beside the source file or in the user's cache folder. Where neither can be written, the
@@ -23,9 +21,12 @@ def compiled(**options: Any) -> Callable[[Function], Function]:
 
     Args:
         options: further options of ``numba.njit``.
+
+    Returns:
+        The decorator; a decorated function is a dispatcher of Numba.
     """
 
-    def decorate(function: Function) -> Function:
+    def decorate(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(nogil=True, cache=True, **options)(function)
         except RuntimeError:  # Numba has no folder that it can write to
