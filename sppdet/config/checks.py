@@ -153,8 +153,8 @@ def _check_classifier(settings: ClassifierConfig) -> None:
         raise SppdetError("backbone.weights: pretrain is for detection; set imagenet, random or a file")
     if settings.shorter_side < settings.crop:
         raise SppdetError(
-            f"side: {settings.side} is less than {settings.crop}, the largest of sizes, which is cut from the image; "
-            "set side to that or more"
+            f"side: {settings.side} is less than the largest of sizes, {settings.crop}, which is cut from it; "
+            f"set side to {settings.crop} or more"
         )
     check(settings.tested)
 

@@ -171,7 +171,7 @@ def test_settings_that_do_not_go_with_crops(crop, overrides, message):
         (["backbone.weights=pretrain"], "backbone.weights: pretrain is for detection; set imagenet, random or a file"),
         (
             ["side=200"],
-            "side: 200 is less than 224, the largest of sizes, which is cut from the image; set side to that or more",
+            "side: 200 is less than the largest of sizes, 224, which is cut from it; set side to 224 or more",
         ),
         (
             ["test.side=200"],
