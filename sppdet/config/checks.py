@@ -61,8 +61,7 @@ def _check_classifier_and_boxes(config: Config) -> None:
         _require_fc7(config, "bbox.kind", "ridge+joint", ("pool5+fc7",), "ridge")
     if config.bbox.kind != "ridge" and not config.end_to_end.box_weight:
         raise SppdetError(
-            "bbox.kind: joint boxes are not trained with end_to_end.box_weight=0; set a weight above 0, or "
-            "bbox.kind=ridge"
+            "bbox.kind: joint boxes do not learn with end_to_end.box_weight=0; set a weight above 0, or bbox.kind=ridge"
         )
 
 
@@ -80,7 +79,7 @@ def _check_end_to_end(config: Config) -> None:
     settings = config.end_to_end
     if 0 < settings.hard_of < settings.windows_per_image:
         raise SppdetError(
-            f"end_to_end.hard_of: {settings.windows_per_image} windows cannot be chosen from {settings.hard_of}; "
+            f"end_to_end.hard_of: {settings.windows_per_image} windows of {settings.hard_of} cannot be chosen; "
             "set end_to_end.windows_per_image or more, or 0"
         )
     if settings.background >= 0.5:
@@ -119,9 +118,11 @@ def _check_ranks(config: Config) -> None:
     layers = {"pool5": 0, "fc6": 1, "fc7": 2, "pool5+fc7": 2}[config.features]
     units = config.end_to_end.units if config.end_to_end.enabled else config.finetune.units
     if len(config.svd_ranks) != layers:
-        raise SppdetError(f"svd_ranks: features={config.features} has {layers} fc layers; set as many ranks, or []")
+        raise SppdetError(f"svd_ranks: features={config.features} has {layers} fc layers; give as many ranks, or []")
     if not all(0 <= rank <= units for rank in config.svd_ranks):
-        raise SppdetError(f"svd_ranks: {list(config.svd_ranks)}: a layer of {units} units has ranks of 0 to {units}")
+        raise SppdetError(
+            f"svd_ranks: {list(config.svd_ranks)}: a layer of {units} units has no rank above {units}; set 0 to {units}"
+        )
 
 
 def _check_fc(config: Config) -> None:

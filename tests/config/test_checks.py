@@ -75,7 +75,7 @@ def test_settings_that_go_together_are_accepted(overrides):
         ),
         (
             ["bbox.kind=joint", "end_to_end.box_weight=0", *END_TO_END],
-            "bbox.kind: joint boxes are not trained with end_to_end.box_weight=0; set a weight above 0, "
+            "bbox.kind: joint boxes do not learn with end_to_end.box_weight=0; set a weight above 0, "
             "or bbox.kind=ridge",
         ),
         (
@@ -89,7 +89,7 @@ def test_settings_that_go_together_are_accepted(overrides):
         ),
         (
             ["end_to_end.hard_of=63"],
-            "end_to_end.hard_of: 64 windows cannot be chosen from 63; set end_to_end.windows_per_image or more, or 0",
+            "end_to_end.hard_of: 64 windows of 63 cannot be chosen; set end_to_end.windows_per_image or more, or 0",
         ),
         (
             ["end_to_end.background=0.5"],
@@ -100,16 +100,19 @@ def test_settings_that_go_together_are_accepted(overrides):
             "end_to_end.frozen_stride: random layers would stay random; set it to 0, or backbone.weights to pretrain, "
             "imagenet or a file",
         ),
-        (["svd_ranks=[64]"], "svd_ranks: features=pool5 has 0 fc layers; set as many ranks, or []"),
-        (["svd_ranks=[64]", "features=fc7"], "svd_ranks: features=fc7 has 2 fc layers; set as many ranks, or []"),
+        (["svd_ranks=[64]"], "svd_ranks: features=pool5 has 0 fc layers; give as many ranks, or []"),
+        (["svd_ranks=[64]", "features=fc7"], "svd_ranks: features=fc7 has 2 fc layers; give as many ranks, or []"),
         (
             ["svd_ranks=[64,1025]", "features=pool5+fc7"],
-            "svd_ranks: [64, 1025]: a layer of 1024 units has ranks of 0 to 1024",
+            "svd_ranks: [64, 1025]: a layer of 1024 units has no rank above 1024; set 0 to 1024",
         ),
-        (["svd_ranks=[-1]", "features=fc6"], "svd_ranks: [-1]: a layer of 1024 units has ranks of 0 to 1024"),
+        (
+            ["svd_ranks=[-1]", "features=fc6"],
+            "svd_ranks: [-1]: a layer of 1024 units has no rank above 1024; set 0 to 1024",
+        ),
         (
             ["svd_ranks=[0,200]", "end_to_end.units=100", *END_TO_END],
-            "svd_ranks: [0, 200]: a layer of 100 units has ranks of 0 to 100",
+            "svd_ranks: [0, 200]: a layer of 100 units has no rank above 100; set 0 to 100",
         ),
     ],
 )
