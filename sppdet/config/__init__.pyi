@@ -1,6 +1,4 @@
 from .checks import check as check
-from .limits import field_types as field_types
-from .limits import type_and_limits as type_and_limits
 from .loading import from_dict as from_dict
 from .loading import in_folder as in_folder
 from .loading import keys as keys

@@ -1,4 +1,4 @@
-"""Choices of a configuration that do not go together: each is refused with the reason before anything runs."""
+"""Checks of settings that depend on each other: wrong combinations are refused before anything runs."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from sppdet.utils import SppdetError
 
 
 @singledispatch
-def check(settings) -> None:
-    """Refuse choices that do not go together, of any of the settings below.
+def check(settings: object) -> None:
+    """Refuse settings that do not go together.
+
+    Args:
+        settings: a :class:`Config`, a :class:`ClassifierConfig`, or :class:`ViewSettings` without nulls.
 
     Raises:
-        SppdetError: the key, the reason, and what to give.
+        SppdetError: the message names the setting, says why its value is wrong, and what to set.
+
+    >>> check(Config(classifier="softmax"))
+    Traceback (most recent call last):
+    sppdet.utils.errors.SppdetError: classifier: softmax is a layer on fc7; set end_to_end.enabled=true and \
+features=fc7 with it, or classifier=svm
     """
-    raise TypeError(f"{type(settings).__name__} are no settings of their own")
+    raise TypeError(f"expected settings of a detector, a classifier or views, got {type(settings).__name__}")
 
 
 @check.register
 def _check_detection(config: Config) -> None:
-    boxes = config.bbox.kind
-    joint = {"joint": ["fc7", "pool5+fc7"], "ridge+joint": ["pool5+fc7"]}  # the features with it
-    choices = ("classifier", config.classifier, ["fc7"], "svm"), ("bbox.kind", boxes, joint.get(boxes), "ridge")
-    for key, value, seen, without in choices:
-        if value in ("softmax", *joint) and not (config.end_to_end.enabled and config.features in seen):
-            features = " or ".join(seen)
-            raise SppdetError(
-                f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features={features} with it, "
-                f"or {key}={without}"
-            )
+    """Refuse settings of a detector that do not go together."""
+    _check_classifier_and_boxes(config)
     if config.pooling.samples and config.pooling.kind != "align":
         raise SppdetError(
             f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"
@@ -37,57 +37,89 @@ def _check_detection(config: Config) -> None:
     if config.svm.positive_overlap <= config.svm.negative_overlap:
         raise SppdetError(
             f"svm.positive_overlap: a window that overlaps by {config.svm.positive_overlap} would be a positive and a "
-            "negative; give more than svm.negative_overlap"
+            "negative; set more than svm.negative_overlap"
         )
-    learned = config.end_to_end
-    if boxes in joint and not learned.box_weight:
-        raise SppdetError("bbox.kind: joint boxes do not learn with end_to_end.box_weight=0; give a weight, or ridge")
-    if 0 < learned.hard_of < learned.windows_per_image:
-        raise SppdetError(
-            f"end_to_end.hard_of: {learned.windows_per_image} windows of {learned.hard_of} cannot be chosen; "
-            "give more than end_to_end.windows_per_image, or 0"
-        )
-    if learned.background >= 0.5:
-        raise SppdetError("end_to_end.background: a window that overlaps an object by 0.5 is foreground; give less")
-    if learned.enabled and learned.frozen_stride and config.backbone.weights == "random":
-        raise SppdetError(
-            "end_to_end.frozen_stride: random layers would stay random; set it to 0, or backbone.weights to pretrain, "
-            "imagenet or a file"
-        )
+    _check_end_to_end(config)
     if config.svd_ranks:
         _check_ranks(config)
-    if learned.enabled or config.features != "pool5":
+    if config.end_to_end.enabled or config.features != "pool5":
         _check_fc(config)
     if config.regions.crop != "none":
         _check_crops(config)
 
 
+def _check_classifier_and_boxes(config: Config) -> None:
+    """Refuse layers on fc7 that end-to-end training does not learn, or whose input is not among the features."""
+    if config.classifier == "softmax":
+        _require_fc7(config, "classifier", "softmax", ("fc7",), "svm")
+    if config.bbox.kind == "joint":
+        _require_fc7(config, "bbox.kind", "joint", ("fc7", "pool5+fc7"), "ridge")
+    if config.bbox.kind == "ridge+joint":
+        _require_fc7(config, "bbox.kind", "ridge+joint", ("pool5+fc7",), "ridge")
+    if config.bbox.kind != "ridge" and not config.end_to_end.box_weight:
+        raise SppdetError(
+            "bbox.kind: joint boxes do not learn with end_to_end.box_weight=0; set a weight above 0, or bbox.kind=ridge"
+        )
+
+
+def _require_fc7(config: Config, key: str, value: str, features: tuple[str, ...], alternative: str) -> None:
+    """Refuse ``value`` of ``key`` without end-to-end training and one of ``features``."""
+    if not (config.end_to_end.enabled and config.features in features):
+        raise SppdetError(
+            f"{key}: {value} is a layer on fc7; set end_to_end.enabled=true and features={' or '.join(features)} "
+            f"with it, or {key}={alternative}"
+        )
+
+
+def _check_end_to_end(config: Config) -> None:
+    """Refuse settings of end-to-end training that do not go together."""
+    settings = config.end_to_end
+    if 0 < settings.hard_of < settings.windows_per_image:
+        raise SppdetError(
+            f"end_to_end.hard_of: {settings.windows_per_image} windows of {settings.hard_of} cannot be chosen; "
+            "set end_to_end.windows_per_image or more, or 0"
+        )
+    if settings.background >= 0.5:
+        raise SppdetError("end_to_end.background: a window that overlaps an object by 0.5 is foreground; set less")
+    if settings.enabled and settings.frozen_stride and config.backbone.weights == "random":
+        raise SppdetError(
+            "end_to_end.frozen_stride: random layers would stay random; set it to 0, or backbone.weights to pretrain, "
+            "imagenet or a file"
+        )
+
+
 def _check_crops(config: Config) -> None:
-    """Refuse what does not go with windows that are cropped one by one."""
+    """Refuse settings that do not go with windows that are cropped one by one."""
     regions = config.regions
     if len(regions.scales) > 1:
-        raise SppdetError("regions.scales: crops have one size, regions.crop_size; leave one scale or set crop: none")
+        raise SppdetError("regions.scales: crops have one size, regions.crop_size; set one scale, or regions.crop=none")
     if config.pooling.kind != "max":
-        raise SppdetError(f"pooling.kind: {config.pooling.kind} is for windows on conv maps; crops take max")
+        raise SppdetError(f"pooling.kind: {config.pooling.kind} is for windows on feature maps; set max for crops")
     if config.end_to_end.hard_of:
-        raise SppdetError("end_to_end.hard_of: of crops all that are drawn learn; set it to 0")
+        raise SppdetError("end_to_end.hard_of: training uses all crops that are drawn; set it to 0")
     if config.detection.context:
-        raise SppdetError("detection.context: images are read on conv maps, which crops do without; set it to 0")
+        raise SppdetError(
+            "detection.context: whole images are scored on feature maps, which are not computed with crops; set it to 0"
+        )
     if regions.crop_size < MIN_CROP:
         raise SppdetError(f"regions.crop_size: expected {MIN_CROP} or more, found {regions.crop_size}")
     if not 0 <= 2 * regions.context < regions.crop_size:
         raise SppdetError(
-            f"regions.context: {regions.context} pixels on each side of {regions.crop_size} leave no room for a window"
+            f"regions.context: {regions.context} pixels on each side of {regions.crop_size} leave no room for a "
+            "window; set 0 to less than half of regions.crop_size"
         )
 
 
 def _check_ranks(config: Config) -> None:
+    """Refuse ranks of fc layers that the features do not have, or that the layers cannot have."""
     layers = {"pool5": 0, "fc6": 1, "fc7": 2, "pool5+fc7": 2}[config.features]
     units = config.end_to_end.units if config.end_to_end.enabled else config.finetune.units
     if len(config.svd_ranks) != layers:
         raise SppdetError(f"svd_ranks: features={config.features} has {layers} fc layers; give as many ranks, or []")
     if not all(0 <= rank <= units for rank in config.svd_ranks):
-        raise SppdetError(f"svd_ranks: {list(config.svd_ranks)}: a layer of {units} units has no rank above {units}")
+        raise SppdetError(
+            f"svd_ranks: {list(config.svd_ranks)}: a layer of {units} units has no rank above {units}; set 0 to {units}"
+        )
 
 
 def _check_fc(config: Config) -> None:
@@ -107,21 +139,26 @@ def _check_fc(config: Config) -> None:
 
 @check.register
 def _check_classifier(settings: ClassifierConfig) -> None:
+    """Refuse settings of a classifier that do not go together."""
     if settings.backbone.weights == "pretrain":
-        raise SppdetError("backbone.weights: pretrain is for detection; use imagenet, random or a file")
+        raise SppdetError("backbone.weights: pretrain is for detection; set imagenet, random or a file")
     if settings.shorter_side < settings.crop:
         raise SppdetError(
-            f"side: {settings.side} is less than the largest of sizes, {settings.crop}, which is cut from it"
+            f"side: {settings.side} is less than the largest of sizes, {settings.crop}, which is cut from it; "
+            f"set side to {settings.crop} or more"
         )
     check(settings.tested)
 
 
 @check.register
-def _check_views(views: ViewSettings) -> None:
-    """Views must fit into the images; all numbers must be given."""
-    least = {"crop": views.side, "full": views.view, "multi": min(views.scales)}[views.views]
-    if least < views.view:
+def _check_views(settings: ViewSettings) -> None:
+    """Refuse views that are larger than the images from which they are cut."""
+    view, side, scales = settings.view, settings.side, settings.scales
+    if view is None or side is None or scales is None:
+        raise TypeError("views have nulls; check ClassifierConfig.tested, which has a number for each")
+    shorter_side = {"crop": side, "full": view, "multi": min(scales)}[settings.views]
+    if shorter_side < view:
         raise SppdetError(
-            f"test.views: {views.views} cuts {views.view} x {views.view} from images of a shorter side of {least}; "
+            f"test.views: {settings.views} cuts {view} x {view} from images of a shorter side of {shorter_side}; "
             "make test.side (predict's --side), or test.scales, larger or test.view smaller"
         )

@@ -1,4 +1,8 @@
-"""What the value of one setting may be: the limits that stand beside each field in :mod:`sppdet.config.settings`."""
+"""Limits of settings: which values one setting may have.
+
+A limit stands in the annotation of a field in :mod:`sppdet.config.settings`, as in
+``nms: Annotated[float, between(0, 1)]``. Conditions on several settings at once are in :mod:`sppdet.config.checks`.
+"""
 
 from __future__ import annotations
 
@@ -7,178 +11,167 @@ import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from sppdet.utils import SppdetError
 
 
-class Limit(Protocol):
-    """A limit in the annotation of a field, as in ``nms: Annotated[float, Between(0, 1)]``."""
-
-    def expected(self, value: Any) -> str | None:
-        """Return what was expected where ``value`` is not allowed, else None."""
-
-
 @dataclass(frozen=True)
-class OneOf:
-    """One of a few names."""
-
-    choices: tuple[str, ...]
-
-    def expected(self, value: Any) -> str | None:
-        return None if value in self.choices else f"expected one of {', '.join(self.choices)}"
-
-
-@dataclass(frozen=True)
-class Between:
-    """A number from ``low`` to ``high``, both allowed."""
-
-    low: float
-    high: float
-
-    def expected(self, value: Any) -> str | None:
-        return None if self.low <= value <= self.high else f"expected {self.low} to {self.high}"
-
-
-@dataclass(frozen=True)
-class AtLeast:
-    """A number of ``low`` or more."""
-
-    low: float
-
-    def expected(self, value: Any) -> str | None:
-        return None if value >= self.low else f"expected {self.low} or more"
-
-
-@dataclass(frozen=True)
-class Above:
-    """A number above ``low``."""
-
-    low: float
-
-    def expected(self, value: Any) -> str | None:
-        return None if value > self.low else f"expected more than {self.low}"
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """One or more positive whole numbers."""
-
-    def expected(self, value: Any) -> str | None:
-        return None if value and min(value) >= 1 else "expected one or more positive whole numbers"
-
-
-@dataclass(frozen=True)
-class EachOnce:
-    """A list in which nothing is repeated."""
-
-    def expected(self, value: Any) -> str | None:
-        return None if len(set(value)) == len(value) else "expected each name once"
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Text of a form.
+class Limit:
+    """The values that a setting may have.
 
     Attributes:
-        pattern: regular expression that the whole text must match.
-        form: the form in words.
+        expected: the allowed values in words; messages put it after "expected".
+        allows: whether a value, which is of the setting's type, is allowed.
     """
 
-    pattern: str
-    form: str
-
-    def expected(self, value: Any) -> str | None:
-        return None if re.fullmatch(self.pattern, value) else f"expected {self.form}"
+    expected: str
+    allows: Callable[[Any], bool]
 
 
-@dataclass(frozen=True)
-class AnyValue:
-    """No limit but the type: what is allowed is decided elsewhere, as ``where`` says."""
+def one_of(*choices: str) -> Limit:
+    """Return the limit to a few names.
 
-    where: str
+    >>> one_of("max", "align").expected
+    'one of max, align'
+    """
+    return Limit(f"one of {', '.join(choices)}", lambda value: value in choices)
 
-    def expected(self, value: Any) -> str | None:
-        return None
+
+def between(low: float, high: float) -> Limit:
+    """Return the limit to numbers from ``low`` to ``high``, both included."""
+    return Limit(f"{low} to {high}", lambda value: low <= value <= high)
+
+
+def at_least(low: float) -> Limit:
+    """Return the limit to numbers not below ``low``."""
+    return Limit(f"{low} or more", lambda value: value >= low)
+
+
+def above(low: float) -> Limit:
+    """Return the limit to numbers greater than ``low``."""
+    return Limit(f"more than {low}", lambda value: value > low)
+
+
+def positive_numbers() -> Limit:
+    """Return the limit to lists of one or more positive whole numbers."""
+    return Limit("one or more positive whole numbers", lambda values: bool(values) and min(values) >= 1)
+
+
+def distinct_names() -> Limit:
+    """Return the limit to lists without repetition."""
+    return Limit("each name once", lambda values: len(set(values)) == len(values))
+
+
+def matching(pattern: str, form: str) -> Limit:
+    """Return the limit to text that the regular expression ``pattern`` matches as a whole; ``form`` is it in words."""
+    return Limit(form, lambda value: re.fullmatch(pattern, value) is not None)
+
+
+def any_value(reason: str) -> Limit:
+    """Return the limit that allows every value of the setting's type, with the reason why."""
+    return Limit(reason, lambda value: True)
 
 
 @cache
 def field_types(kind: type) -> dict[str, Any]:
-    """Return the type of each field of a settings class, with its limits."""
+    """Return the annotation of each field of a settings class, with its limits, by the field's name."""
     return typing.get_type_hints(kind, include_extras=True)
 
 
-def type_and_limits(hint: Any) -> tuple[Any, tuple[Limit, ...]]:
-    """Split an annotation into the type itself and its limits, such as ``float`` and ``(Between(0, 1),)``."""
-    if typing.get_origin(hint) is typing.Annotated:
-        kind, *limits = typing.get_args(hint)
+def type_and_limits(annotation: Any) -> tuple[Any, tuple[Limit, ...]]:
+    """Split an annotation into the type and its limits.
+
+    >>> from typing import Annotated
+    >>> kind, limits = type_and_limits(Annotated[float, between(0, 1)])
+    >>> kind, [limit.expected for limit in limits]
+    (<class 'float'>, ['0 to 1'])
+    """
+    if typing.get_origin(annotation) is typing.Annotated:
+        kind, *limits = typing.get_args(annotation)
         return kind, tuple(limits)
-    return hint, ()
+    return annotation, ()
 
 
-def checked(key: str, value: Any, hint: Any, source: str = "") -> Any:
-    """Return ``value`` as the type that a field's annotation asks for.
+def section_class(annotation: Any) -> type | None:
+    """Return the settings class of a section, such as the field ``svm``; None for any other annotation."""
+    kind, _ = type_and_limits(annotation)
+    return kind if isinstance(kind, type) and dataclasses.is_dataclass(kind) else None
+
+
+def checked(key: str, value: Any, annotation: Any, source: str = "") -> Any:
+    """Return ``value``, converted to the type that a field's annotation asks for.
+
+    Conversions are from whole numbers and text to float (YAML 1.1 reads ``1e-3`` as text), from numbers to text, from
+    lists and single values to tuples, and from ``~/`` at the start of text to the home folder.
 
     Args:
-        key: the setting, for the message.
-        hint: annotation of the field, with its limits.
-        source: what a message begins with, such as a file's name and a colon.
+        key: the setting, for messages.
+        value: the value, as YAML or a caller has it.
+        annotation: annotation of the field, with its limits.
+        source: start of messages, such as a file's name and ``": "``.
 
     Raises:
-        SppdetError: for a value of another type, or outside the limits.
+        SppdetError: the value has another type, or is outside the limits.
+
+    >>> from typing import Annotated
+    >>> checked("detection.nms", "3e-1", Annotated[float, between(0, 1)])
+    0.3
     """
-    kind, limits = type_and_limits(hint)
+    kind, limits = type_and_limits(annotation)
     value = _converted(key, value, kind, source)
     if value is None:
         return None
     if isinstance(value, float) and not math.isfinite(value):
         raise SppdetError(f"{source}{key}: expected a number, found {value!r}")
     for limit in limits:
-        if expected := limit.expected(value):
-            raise SppdetError(f"{source}{key}: {expected}, found {_shown(value)}")
+        if not limit.allows(value):
+            raise SppdetError(f"{source}{key}: expected {limit.expected}, found {_shown(value)}")
     return value
 
 
 def _shown(value: Any) -> str:
+    """Return a value as a user writes it."""
     return repr(list(value) if isinstance(value, tuple) else value)
 
 
 def _converted(key: str, value: Any, kind: Any, source: str) -> Any:
-    """Convert whole numbers where a float is wanted, numbers where text is, and lists to tuples; nothing else."""
+    """Return ``value`` as an instance of ``kind``: a plain type, an optional one, or a tuple of one type."""
     if isinstance(kind, types.UnionType):
         if value is None:
             return None
-        kind = next(part for part in typing.get_args(kind) if part is not types.NoneType)
+        kind = next(option for option in typing.get_args(kind) if option is not types.NoneType)
     if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        items: Sequence = value if isinstance(value, list | tuple) else [value]
-        if inner is int and isinstance(value, str) and "," in value:
+        item_kind = typing.get_args(kind)[0]
+        if item_kind is int and isinstance(value, str) and "," in value:
             raise SppdetError(f"{source}{key}: expected a list such as [480,688], found {value!r}")
-        return tuple(_converted(key, item, inner, source) for item in items)
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(_converted(key, item, item_kind, source) for item in items)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
-            return float(value)  # YAML 1.1 reads 1e-3 as text
+            return float(value)
         except ValueError:
             pass
     if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    if kind is str and isinstance(value, str) and value.startswith("~/"):  # in key=~/folder the shell leaves it
+    if kind is str and isinstance(value, str) and value.startswith("~/"):  # the shell leaves it in key=~/folder
         return str(Path(value).expanduser())
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise SppdetError(f"{source}{key}: expected {kind.__name__}, found {_shown(value)}")
     return value
 
 
+@dataclass(frozen=True)
 class Checked:
-    """Base of the settings classes: a field of the wrong type or outside its limits cannot be constructed."""
+    """Base of the settings classes, which are constructed with values of the right type and inside the limits only."""
 
     def __post_init__(self) -> None:
-        hints = field_types(type(self))
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
-            if not dataclasses.is_dataclass(type_and_limits(hints[field.name])[0]):
-                value = checked(f"{type(self).__name__}.{field.name}", getattr(self, field.name), hints[field.name])
-                object.__setattr__(self, field.name, value)
+        kind: type = type(self)
+        for name, annotation in field_types(kind).items():
+            if not section_class(annotation):  # sections have checked their fields themselves
+                value = checked(f"{kind.__name__}.{name}", getattr(self, name), annotation)
+                object.__setattr__(self, name, value)

@@ -1,4 +1,4 @@
-"""Configurations read and changed: YAML files, and ``key=value`` overrides on the command line."""
+"""Reading and changing settings: YAML files, and ``key=value`` overrides from the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from sppdet.config.checks import check
-from sppdet.config.limits import checked, field_types, type_and_limits
+from sppdet.config.limits import checked, field_types, section_class
 from sppdet.config.settings import RENAMED, ClassifierConfig, Config
 from sppdet.utils import SppdetError
 
@@ -20,16 +20,16 @@ Settings = TypeVar("Settings", Config, ClassifierConfig)
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Settings] = Config) -> Settings:  # type: ignore[assignment]
-    """Read a YAML file or a run's config.json, or take the defaults, and apply overrides.
+    """Return the settings of a file, or the defaults, with overrides applied.
 
     Args:
-        path: the file; None takes the defaults.
+        path: a YAML file or the config.json of a run; None takes the defaults.
         overrides: changes such as ``regions.scales=[480,688]``.
-        kind: which settings they are, :class:`Config` or :class:`ClassifierConfig`.
+        kind: class of the settings, :class:`Config` or :class:`ClassifierConfig`.
 
     Raises:
-        SppdetError: no such file, not YAML, an unknown key (the message names the nearest one), a value of
-            the wrong type, or choices that do not go together.
+        SppdetError: the file is missing or is not YAML, a key is unknown (the message names the nearest one), a value
+            has the wrong type or is outside its limits, or settings do not go together.
 
     >>> from sppdet import config
     >>> config.load(None, ["regions.scales=[480,688]"]).regions.scales
@@ -40,110 +40,138 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
         try:
             values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
-            raise SppdetError(
-                f"{path}: {(error.strerror or 'unreadable').lower()}; the configs are in configs/"
-            ) from None
+            reason = (error.strerror or "unreadable").lower()
+            raise SppdetError(f"{path}: {reason}; configs are in configs/") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise SppdetError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+            reason = " ".join(str(error).split())
+            raise SppdetError(f"{path}: not YAML ({reason}); correct it, or name a file of configs/") from None
         if not isinstance(values, dict):
             raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
-    values.pop("versions", None)  # a run's config.json says what it was made with
+    values.pop("versions", None)  # config.json has the versions of the software beside the settings
     return override(_build(kind, values, source=f"{path}: "), overrides)
 
 
 def override(config: Settings, overrides: Iterable[str]) -> Settings:
-    """Return a copy of ``config`` with ``key=value`` strings applied; values are read as YAML.
+    """Return a copy of ``config`` with ``key=value`` strings applied, whose values are read as YAML.
 
     Raises:
-        SppdetError: as :func:`load`.
+        SppdetError: a string is not ``key=value``, a key is unknown, a value has the wrong type or is outside its
+            limits, or settings do not go together.
+
+    >>> override(Config(), ["svm.C=1e-2"]).svm.C
+    0.01
     """
     values = to_dict(config)
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals:
             raise SppdetError(f"'{text}': expected key=value, such as regions.scales=[480,688]")
-        *parents, last = key.strip().split(".")
-        last = RENAMED.get(last, last)
-        place: Any = values
-        for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict):
-            raise SppdetError(_hint(key, type(config)))
-        # To YAML a name such as 0010 is a number, and part of 'run #2' a comment.
-        bare = value.strip()
-        named = isinstance(place.get(last), str) and bare not in ("", "null") and bare[0] not in "'\"[{"
-        try:
-            place[last] = bare if named else yaml.safe_load(value)
-        except yaml.YAMLError:
-            raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
+        *section_names, name = key.strip().split(".")
+        name = RENAMED.get(name, name)
+        section: Any = values
+        for section_name in section_names:
+            section = section.get(section_name) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise SppdetError(_unknown_key(key, type(config)))
+        section[name] = _parsed(key, value, section.get(name))
     changed = _build(type(config), values)
     check(changed)
     return changed
 
 
+def _parsed(key: str, value: str, old_value: Any) -> Any:
+    """Return the value that the text ``value`` stands for."""
+    # Text stays as it is: YAML reads a name such as 0010 as a number, and the end of 'run #2' as a comment.
+    text = value.strip()
+    if isinstance(old_value, str) and text not in ("", "null") and text[0] not in "'\"[{":
+        return text
+    try:
+        return yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
+
+
 def in_folder(config: Settings, folder: str | Path) -> Settings:
-    """Return a copy of ``config`` whose run is in ``folder``."""
+    """Return a copy of ``config`` whose ``run.dir`` is ``folder``."""
     return replace(config, run=replace(config.run, dir=str(folder)))
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """Return settings as nested dicts of JSON's types."""
+    """Return settings as nested dicts of JSON's types.
+
+    >>> to_dict(Config().pooling)
+    {'kind': 'max', 'levels': [6, 3, 2, 1], 'samples': 0}
+    """
     return {
         name: to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
         for name, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
     }
 
 
-def from_dict(values: dict, kind: type[Settings] = Config) -> Settings:  # type: ignore[assignment]
-    """Return the settings of which :func:`to_dict` made ``values``.
+def from_dict(values: dict[str, Any], kind: type[Settings] = Config) -> Settings:  # type: ignore[assignment]
+    """Return the settings whose nested dicts are ``values``, the inverse of :func:`to_dict`.
 
     Raises:
-        SppdetError: as :func:`load`, but for choices that do not go together.
+        SppdetError: a key is unknown, or a value has the wrong type or is outside its limits. Whether settings go
+            together is not checked.
     """
     return _build(kind, values)
 
 
 def keys(kind: type = Config, prefix: str = "") -> list[str]:
-    """Return every dotted key, such as ``detection.nms``."""
-    found = []
-    for name, hint in field_types(kind).items():
-        part = type_and_limits(hint)[0]
-        found += keys(part, f"{prefix}{name}.") if dataclasses.is_dataclass(part) else [prefix + name]
-    return found
+    """Return every dotted key of a settings class.
+
+    Args:
+        kind: the settings class.
+        prefix: put in front of every key.
+
+    >>> keys()[:3]
+    ['data.root', 'data.train_split', 'data.test_split']
+    """
+    names = []
+    for name, annotation in field_types(kind).items():
+        section = section_class(annotation)
+        names += keys(section, f"{prefix}{name}.") if section else [prefix + name]
+    return names
 
 
-def _build(kind: type, values: Any, prefix: str = "", source: str = "", whole: type | None = None) -> Any:
-    """Construct settings of class ``kind``, which stand at ``prefix`` of the class ``whole``, from their values."""
-    whole = whole or kind
+def _build(kind: type, values: Any, prefix: str = "", source: str = "", root: type | None = None) -> Any:
+    """Construct settings from nested dicts.
+
+    Args:
+        kind: the settings class.
+        values: its values by name.
+        prefix: key of a section and a dot; empty for the whole settings.
+        source: start of error messages.
+        root: class of the whole settings, for the keys that error messages suggest.
+    """
+    root = root or kind
     if not isinstance(values, dict):
         raise SppdetError(f"{source}{prefix.rstrip('.')}: expected keys below it, found {values!r}")
-    hints = field_types(kind)
-    values = {RENAMED.get(name, name): value for name, value in values.items()}
-    for name in values:
-        if name not in hints:
-            raise SppdetError(f"{source}{_hint(f'{prefix}{name}', whole)}")
+    annotations = field_types(kind)
     arguments = {}
-    for name, value in values.items():
-        key, part = prefix + name, type_and_limits(hints[name])[0]
-        if dataclasses.is_dataclass(part):
-            arguments[name] = _build(part, value or {}, f"{key}.", source, whole)  # type: ignore[arg-type]
+    for name, value in ((RENAMED.get(name, name), value) for name, value in values.items()):
+        key = f"{prefix}{name}"
+        if name not in annotations:
+            raise SppdetError(f"{source}{_unknown_key(key, root)}")
+        if section := section_class(annotations[name]):
+            arguments[name] = _build(section, value or {}, f"{key}.", source, root)
         else:
-            arguments[name] = checked(key, value, hints[name], source)
+            arguments[name] = checked(key, value, annotations[name], source)
     return kind(**arguments)
 
 
-def _hint(key: str, kind: type) -> str:
-    """Return the message for an unknown key, with the key that may have been meant."""
+def _unknown_key(key: str, kind: type) -> str:
+    """Return the message for an unknown key, with the key that was probably meant."""
     known = keys(kind)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    last = [other for other in known if other.rsplit(".")[-1] == key.rsplit(".")[-1]]
     if key in known:
         section, _, name = key.rpartition(".")
         return f"key '{key}' in one line: write {section}: {{{name}: VALUE}}"
-    guess = (last or near)[:1]
-    return f"unknown key '{key}'" + (f"; did you mean '{guess[0]}'?" if guess else "")
+    same_name = [other for other in known if other.split(".")[-1] == key.split(".")[-1]]
+    nearest = same_name or difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"unknown key '{key}'" + (f"; did you mean '{nearest[0]}'?" if nearest else "")
 
 
 def to_yaml(config: Any) -> str:
-    """Return settings as the text of a YAML file."""
+    """Return settings as the text of a YAML file, which :func:`load` reads."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)

@@ -1,7 +1,7 @@
 """Every setting with its default and its limits.
 
 The fields of these classes are the keys of a YAML file (:mod:`sppdet.config.loading`): ``nms`` of
-:class:`DetectionSettings` is ``detection.nms``. All are frozen and checked when they are constructed;
+:class:`DetectionSettings` is ``detection.nms``. Settings are frozen, and checked when they are constructed;
 :func:`dataclasses.replace` makes a changed copy.
 
 >>> from sppdet.config import DetectionSettings
@@ -18,13 +18,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from sppdet.config.limits import Above, AnyValue, AtLeast, Between, Checked, EachOnce, Matching, OneOf, Sizes
+from sppdet.config.limits import (
+    Checked,
+    above,
+    any_value,
+    at_least,
+    between,
+    distinct_names,
+    matching,
+    one_of,
+    positive_numbers,
+)
 from sppdet.utils import SppdetError
 
 # The stages of training, in order.
 STAGES = ("pretrain", "proposals", "end_to_end", "maps", "finetune", "svm", "context", "bbox", "evaluate")
 
-# Names of settings in files and results of earlier versions, and their names today.
+# Names of settings in files and results of earlier versions -> names today.
 RENAMED = {
     "pictures_per_step": "images_per_step",
     "windows_per_picture": "windows_per_image",
@@ -34,30 +44,30 @@ RENAMED = {
 DEFAULT_THRESHOLD = -0.5  # lowest score shown by `sppdet detect` and returned by `Detector.predict`
 
 CROPS = ("warp", "square", "square_context")  # how R-CNN crops a window, see sppdet/features/warp.py
-MIN_CROP = 64  # pixels a side; the pools of a trunk would leave nothing of a smaller crop
+MIN_CROP = 64  # pixels per side; the pools of a trunk would leave nothing of a smaller crop
 
-Count = Annotated[int, AtLeast(1)]
-CountOrNone = Annotated[int | None, AtLeast(1)]
-CountFromZero = Annotated[int, AtLeast(0)]
-Share = Annotated[float, Between(0, 1)]
-Positive = Annotated[float, Above(0)]
-FromZero = Annotated[float, AtLeast(0)]
-SizeList = Annotated[tuple[int, ...], Sizes()]
-Number = Annotated[float, AnyValue("a margin may be any number")]
-Place = Annotated[str, AnyValue("folders are looked for when they are read")]
-Optimizer = Annotated[str, OneOf(("adamw", "sgd"))]
-Device = Annotated[str, Matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu or cuda")]
+Count = Annotated[int, at_least(1)]
+CountOrNone = Annotated[int | None, at_least(1)]
+CountFromZero = Annotated[int, at_least(0)]
+Share = Annotated[float, between(0, 1)]
+Positive = Annotated[float, above(0)]
+FromZero = Annotated[float, at_least(0)]
+SizeList = Annotated[tuple[int, ...], positive_numbers()]
+Margin = Annotated[float, any_value("a margin can be any number")]
+Name = Annotated[str, any_value("files, folders and splits are looked up when they are read")]
+Optimizer = Annotated[str, one_of("adamw", "sgd")]
+Device = Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu or cuda")]
 
 
 @dataclass(frozen=True)
 class DataSettings(Checked):
-    """Which images are learned from and measured on."""
+    """The images for training and for evaluation."""
 
-    root: Place = "shapes"  # a VOC-layout folder, or `shapes`: the synthetic set, drawn on first use
-    train_split: Place = "trainval"
-    test_split: Place = "test"
-    classes: Annotated[tuple[str, ...] | None, EachOnce()] = None  # null: the classes found in the annotations
-    limit_train: CountOrNone = None  # use only the first n images
+    root: Name = "shapes"  # a folder in VOC layout, or `shapes`: the synthetic data set, which is drawn on first use
+    train_split: Name = "trainval"
+    test_split: Name = "test"
+    classes: Annotated[tuple[str, ...] | None, distinct_names()] = None  # null: the classes of the annotations
+    limit_train: CountOrNone = None  # use the first n images only
     limit_test: CountOrNone = None
 
 
@@ -66,36 +76,37 @@ class ProposalSettings(Checked):
     """Selective search: the windows that may hold objects.
 
     ``fast`` groups HSV and Lab segmentations at k = base_k, base_k + inc_k, base_k + 2 inc_k by two similarity
-    mixes; ``quality`` takes five colour spaces and four mixes. OpenCV's own default (k from 150 by 150) gives about
-    1.1k windows on a VOC image; 50, 50 gives the 2k of the papers, whose MATLAB program used k = 50, 100.
+    mixes; ``quality`` takes five colour spaces and four mixes. OpenCV's defaults (k from 150 by 150) give about 1.1k
+    windows per VOC image; 50 and 50 give the 2k of the papers, whose MATLAB program has k = 50, 100.
 
     Attributes:
-        mode: ``fast``, ``quality``, or ``balanced`` (``native`` only): ``fast`` with five k.
+        mode: ``fast``, ``quality``, or ``balanced`` (``native`` only): ``fast`` with five values of k.
         base_k: lowest k of the graph segmentation.
         inc_k: step from one k to the next.
         sigma: smoothing of the graph segmentation, in pixels of the working image.
-        max_side: the image is shrunk so that its longer side has at most this many pixels; 0 leaves its size alone,
-            whatever time and memory that takes.
-        min_size: windows with a side below this many pixels of the original image are dropped (the original
-            program's 20).
-        max_windows: keep at most this many windows, with ``native`` the best by rank; 0 keeps all.
-        engine: ``native`` (:mod:`sppdet.proposals.native`), or ``opencv``: the same windows but for ties between
-            regions that are equally similar, in many times the time and without an order.
+        max_side: longest side of the working image, in pixels: larger images are shrunk to it. 0 leaves the size of
+            images alone, which may take much time and memory.
+        min_size: windows with a side below this many pixels of the original image are dropped (20 in the original
+            program).
+        max_windows: largest number of windows per image, with ``native`` the best by rank; 0 keeps all.
+        engine: ``native`` (:mod:`sppdet.proposals.native`), or ``opencv``. The windows of ``opencv`` are those of
+            ``native``, except for ties between regions that are equally similar; they take many times longer and are
+            not ranked.
     """
 
-    mode: Annotated[str, OneOf(("fast", "quality", "balanced"))] = "fast"
-    base_k: Annotated[int, Above(0)] = 50
+    mode: Annotated[str, one_of("fast", "quality", "balanced")] = "fast"
+    base_k: Annotated[int, above(0)] = 50
     inc_k: CountFromZero = 50
     sigma: FromZero = 0.8
     max_side: CountFromZero = 500
     min_size: FromZero = 20.0
     max_windows: CountFromZero = 0
-    engine: Annotated[str, OneOf(("opencv", "native"))] = "native"
+    engine: Annotated[str, one_of("opencv", "native")] = "native"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.engine == "opencv" and self.mode == "balanced":
-            raise SppdetError("proposals.mode=balanced is not OpenCV's; give proposals.engine=native with it")
+            raise SppdetError("proposals.mode: OpenCV has no balanced; set proposals.engine=native with it")
 
 
 @dataclass(frozen=True)
@@ -103,18 +114,18 @@ class BackboneSettings(Checked):
     """The network whose feature maps are pooled."""
 
     # alexnet vgg16 squeezenet1_0 squeezenet1_1 resnet18 resnet50 small
-    name: Annotated[str, AnyValue("sppdet.networks.check_network")] = "squeezenet1_0"
-    # imagenet (torchvision's download), a file, random, or `pretrain`: the first stage makes them
-    weights: Place = "imagenet"
+    name: Annotated[str, any_value("checked by sppdet.networks.check_network")] = "squeezenet1_0"
+    # imagenet (torchvision's download), a file, random, or `pretrain`: the weights of the first training stage
+    weights: Name = "imagenet"
     # auto: bfloat16 where the processor multiplies it natively, else float32
-    precision: Annotated[str, OneOf(("auto", "float32", "bfloat16"))] = "auto"
+    precision: Annotated[str, one_of("auto", "float32", "bfloat16")] = "auto"
 
 
 @dataclass(frozen=True)
 class PretrainSettings(Checked):
     """Classification of the training objects by SPP-net, for ``backbone.weights: pretrain``."""
 
-    sizes: SizeList = (224, 180)  # alternate epochs, as in section 3.1.2 of the paper
+    sizes: SizeList = (224, 180)  # pixels per side, in alternate epochs as in section 3.1.2 of the paper
     epochs: Count = 12
     batch_size: Count = 32
     learning_rate: Positive = 2e-3
@@ -123,54 +134,56 @@ class PretrainSettings(Checked):
 
 @dataclass(frozen=True)
 class RegionSettings(Checked):
-    """Where windows are read: on feature maps of the whole image, or, as in R-CNN, each on a crop of its own."""
+    """Where the features of windows are read: on feature maps of the whole image, or on a crop per window (R-CNN)."""
 
-    # none: on the feature maps; warp, square or square_context: how a crop is made (sppdet/features/warp.py)
-    crop: Annotated[str, OneOf(("none", *CROPS))] = "none"
-    crop_size: Annotated[int, AnyValue("sppdet.config.checks")] = 227  # pixels a side of a crop
-    context: Annotated[int, AnyValue("sppdet.config.checks")] = 16  # pixels around the window on each side of its crop
-    scales: SizeList = (688,)  # lengths of the image's shorter side
-    max_side: Count = 2500  # a scaled image's longer side never exceeds this
-    target: Count = 224  # each window is read at the scale that brings it nearest to target x target pixels
+    # none: on feature maps; warp, square or square_context: how a window is cropped (sppdet/features/warp.py)
+    crop: Annotated[str, one_of("none", *CROPS)] = "none"
+    crop_size: Annotated[int, any_value("checked with crop, in sppdet.config.checks")] = 227  # pixels per side
+    # pixels of a crop between each of its sides and the window
+    context: Annotated[int, any_value("checked with crop, in sppdet.config.checks")] = 16
+    scales: SizeList = (688,)  # lengths of the image's shorter side, in pixels
+    max_side: Count = 2500  # longest side of a scaled image, in pixels, which reduces the scale of long images
+    target: Count = 224  # a window is read at the scale that brings it nearest to target x target pixels
     # pixels by which each edge moves inwards before it is rounded to cells (the program's 'offset')
-    shrink: Annotated[float, AnyValue("a negative number moves edges outwards")] = 6.5
+    shrink: Annotated[float, any_value("a negative number moves edges outwards")] = 6.5
 
 
 @dataclass(frozen=True)
 class PoolingSettings(Checked):
-    """A window's vector: SPP-net's is `max` at 6, 3, 2, 1; Fast R-CNN's `max` at 7; Mask R-CNN's `align` at 7."""
+    """The vector of a window: SPP-net has `max` at 6, 3, 2, 1; Fast R-CNN `max` at 7; Mask R-CNN `align` at 7."""
 
-    # max: the maximum of a bin's whole cells; align: RoIAlign, the mean of points of the unrounded window
-    kind: Annotated[str, OneOf(("max", "align"))] = "max"
-    levels: SizeList = (6, 3, 2, 1)  # bins a side of each level of the pyramid
-    samples: CountFromZero = 0  # of align: points a side of each bin; 0: as many as it is cells long, rounded up
+    # max: the maximum of a bin's whole cells; align: RoIAlign, the mean of sample points of the unrounded window
+    kind: Annotated[str, one_of("max", "align")] = "max"
+    levels: SizeList = (6, 3, 2, 1)  # bins per side of each level of the pyramid
+    # sample points per side of each bin, for align; 0: as many as the bin is cells long, rounded up
+    samples: CountFromZero = 0
 
 
 @dataclass(frozen=True)
 class FinetuneSettings(Checked):
-    """fc6 and fc7 on the pooled vector, trained for (K + 1)-way classification; the conv layers are fixed."""
+    """fc6 and fc7 on the pooled vector, trained for (K + 1)-way classification while the conv layers are fixed."""
 
-    # random, or imagenet: fc6 and fc7 of alexnet or vgg16, from backbone.weights; holds for end_to_end too
-    init: Annotated[str, OneOf(("random", "imagenet"))] = "random"
+    # random, or imagenet: fc6 and fc7 of alexnet or vgg16, from backbone.weights; end_to_end starts from them too
+    init: Annotated[str, one_of("random", "imagenet")] = "random"
     units: Count = 1024  # outputs of fc6 and of fc7
     dropout: Share = 0.5
     optimizer: Optimizer = "adamw"  # adamw or sgd (momentum 0.9); fc layers with random weights need adamw
     learning_rate: Positive = 3e-4
     # cosine, after a warm-up; or step: a tenth of the rate in the last sixth of the steps
-    schedule: Annotated[str, OneOf(("cosine", "step"))] = "cosine"
+    schedule: Annotated[str, one_of("cosine", "step")] = "cosine"
     weight_decay: FromZero = 0.05
-    steps: CountFromZero = 2000  # 0 takes the layers of init=imagenet as they are
+    steps: CountFromZero = 2000  # 0 takes the layers of init=imagenet without training
     batch_size: Count = 512  # windows
     windows_per_image: Count = 64
-    foreground: Share = 0.25  # share of windows with IoU >= 0.5; the rest lies in [0.1, 0.5)
-    flip: bool = False  # learn from the mirror images too, which need feature maps of their own
+    foreground: Share = 0.25  # share of windows with IoU >= 0.5; the IoU of the others is in [0.1, 0.5)
+    flip: bool = False  # train on the mirror images too, which need feature maps of their own
 
 
 @dataclass(frozen=True)
 class EndToEndSettings(Checked):
-    """Trunk and fc layers trained together by Fast R-CNN's multi-task loss, before the feature maps are made.
+    """Trunk and fc layers trained together by Fast R-CNN's multi-task loss, before feature maps are computed.
 
-    On crops, with `box_weight: 0`, this is R-CNN's fine-tuning of the whole network.
+    On crops and with `box_weight: 0`, this is R-CNN's fine-tuning of the whole network.
     """
 
     enabled: bool = False
@@ -178,18 +191,19 @@ class EndToEndSettings(Checked):
     images_per_step: Count = 2
     windows_per_image: Count = 64
     foreground: Share = 0.25  # share of windows with IoU >= 0.5
-    background: Share = 0.1  # lowest IoU of the other windows, below 0.5; R-CNN's is 0
-    hard_of: CountFromZero = 0  # 0: all windows drawn learn; n: of n windows of an image, the windows_per_image hardest
+    background: Share = 0.1  # lowest IoU of the other windows, below 0.5; 0 in R-CNN
+    # 0: train on all windows that are drawn; n: draw n per image and train on the windows_per_image hardest
+    hard_of: CountFromZero = 0
     focal: FromZero = 0.0  # exponent of the focal loss; 0: cross entropy
-    scales: SizeList = (480, 576, 688)  # shorter sides; one is drawn for each image
+    scales: SizeList = (480, 576, 688)  # lengths of the shorter side, one of which is drawn for each image
     flip: bool = True
     frozen_stride: CountFromZero = 4  # layers whose cells are at most this many pixels apart are fixed; 0 trains all
     units: Count = 1024  # outputs of fc6 and of fc7
     dropout: Share = 0.5
-    box_weight: FromZero = 1.0  # weight of the box loss beside the classifier's
+    box_weight: FromZero = 1.0  # weight of the box loss relative to the classification loss
     optimizer: Optimizer = "adamw"  # adamw or sgd (momentum 0.9); fc layers with random weights need adamw
-    learning_rate: Positive = 3e-4  # of the layers with random weights
-    trunk_rate: FromZero = 0.3  # the trunk's learning rate is this share of it
+    learning_rate: Positive = 3e-4  # of layers that start from random weights
+    trunk_rate: FromZero = 0.3  # rate of layers that start from trained weights, as a multiple of learning_rate
     weight_decay: FromZero = 0.05
 
 
@@ -199,21 +213,22 @@ class SvmSettings(Checked):
 
     C: Positive = 1e-3
     positive_weight: Positive = 2.0  # liblinear's -w1 2
-    bias: Annotated[float, AnyValue("0 leaves out the constant feature")] = 10.0  # liblinear's -B 10
-    norm: Positive = 20.0  # features are scaled so that their mean L2 norm is this
-    positive_overlap: Share = 1.0  # proposals that overlap an object by this IoU are positives too; 1: objects alone
+    bias: Annotated[float, any_value("0 leaves out the constant feature")] = 10.0  # liblinear's -B 10
+    norm: Positive = 20.0  # features are scaled to this mean L2 norm
+    positive_overlap: Share = 1.0  # proposals with this IoU or more with an object are positives too; 1: objects alone
     negative_overlap: Share = 0.3  # proposals below this IoU with all objects of the class are negatives
     # dual: our dense dual coordinate descent; liblinear: scikit-learn's LinearSVC
-    solver: Annotated[str, OneOf(("dual", "liblinear"))] = "dual"
+    solver: Annotated[str, one_of("dual", "liblinear")] = "dual"
     passes: Count = 1  # over the training images
     rounds: Count = 5  # fits in the first pass: after 1/16, 1/8, 1/4, 1/2 and all of the images
-    hard_margin: Number = -1.0001  # a negative that scores above this is hard
-    evict_margin: Number = -1.2  # negatives that score below this after a fit are dropped
-    duplicate_overlap: Share = 0.7  # of an image's hard negatives that overlap by more, the hardest stays
+    hard_margin: Margin = -1.0001  # negatives that score above this are hard
+    evict_margin: Margin = -1.2  # negatives that score below this after a fit are dropped
+    duplicate_overlap: Share = 0.7  # of hard negatives of an image with a larger IoU, the hardest is kept
     hard_per_image: CountFromZero = 100  # new negatives per class and image
-    max_negatives: CountFromZero = 30000  # per class, the hardest; each takes 2 bytes a feature while a class is fitted
-    random_negatives: CountFromZero = 5000  # to start from
-    flip: bool = False  # learn from the mirror images too, which need feature maps of their own
+    # per class, the hardest ones; each takes 2 bytes per feature while the class is fitted
+    max_negatives: CountFromZero = 30000
+    random_negatives: CountFromZero = 5000  # windows that mining starts from
+    flip: bool = False  # train on the mirror images too, which need feature maps of their own
 
 
 @dataclass(frozen=True)
@@ -222,25 +237,27 @@ class BoxRegressionSettings(Checked):
 
     enabled: bool = True
     # ridge: per-class regression of the pooled vector; joint: the layer of end-to-end training; ridge+joint: their mean
-    kind: Annotated[str, OneOf(("ridge", "joint", "ridge+joint"))] = "ridge"
-    min_overlap: Share = 0.5  # lowest IoU with an object of the windows that it learns from
+    kind: Annotated[str, one_of("ridge", "joint", "ridge+joint")] = "ridge"
+    min_overlap: Share = 0.5  # train on windows with a larger IoU with an object
     ridge: Positive = 3000.0
-    max_windows: Count = 4000  # per class; a random sample of more
-    flip: bool = False  # learn from the mirror images too, which need feature maps of their own
+    max_windows: Count = 4000  # per class; of more windows a random sample is taken
+    flip: bool = False  # train on the mirror images too, which need feature maps of their own
 
 
 @dataclass(frozen=True)
 class DetectionSettings(Checked):
     """From scored windows to detections."""
 
-    nms: Share = 0.3  # IoU above which the lower of two boxes of a class is suppressed
-    vote: Share = 0.0  # 0: regression of the survivors, as in the originals; else the IoU from which boxes vote
-    flip: bool = False  # the mirror image is looked at too, for another run of the backbone
-    min_margin: Number = -1.5  # windows that score below this are dropped
+    nms: Share = 0.3  # of two boxes of a class with a larger IoU, the one of lower score is suppressed
+    vote: Share = (
+        0.0  # lowest IoU with which boxes vote on a survivor; 0: no votes, regression only, as in the originals
+    )
+    flip: bool = False  # detect in the mirror image too, which takes another run of the backbone
+    min_margin: Margin = -1.5  # windows that score below this are dropped
     max_candidates: Count = 500  # per class and image, the best ones, before NMS
     max_per_class: Count = 100  # per image, after NMS
-    # This times the whole image's margin for a class, where that is below 0, is added to the margins of its windows
-    # (sppdet/training/image_svms.py); above 0, training has a stage `context` for it.
+    # The margin of the whole image for a class, where it is below 0, times this, is added to the margins of the image's
+    # windows (sppdet/training/image_svms.py). Above 0, training has the stage `context`.
     context: FromZero = 0.0
 
 
@@ -248,14 +265,18 @@ class DetectionSettings(Checked):
 class RunSettings(Checked):
     """Where results are written, and the seed of all random draws."""
 
-    dir: Place = "runs/default"
-    cache: Place = "cache"
+    dir: Name = "runs/default"
+    cache: Name = "cache"
     seed: CountFromZero = 3
 
 
 @dataclass(frozen=True)
 class Config(Checked):
-    """All settings of a detector."""
+    """All settings of a detector.
+
+    >>> Config().regions.scales
+    (688,)
+    """
 
     data: DataSettings = field(default_factory=DataSettings)
     proposals: ProposalSettings = field(default_factory=ProposalSettings)
@@ -263,11 +284,11 @@ class Config(Checked):
     pretrain: PretrainSettings = field(default_factory=PretrainSettings)
     regions: RegionSettings = field(default_factory=RegionSettings)
     pooling: PoolingSettings = field(default_factory=PoolingSettings)
-    # what the classifier sees: pool5, fc6, fc7, or pool5+fc7, both side by side
-    features: Annotated[str, OneOf(("pool5", "fc6", "fc7", "pool5+fc7"))] = "pool5"
-    # ranks of fc6 and fc7, truncated once they are trained; []: whole layers
-    svd_ranks: Annotated[tuple[int, ...], AnyValue("sppdet.config.checks")] = ()
-    classifier: Annotated[str, OneOf(("svm", "softmax"))] = "svm"  # softmax: that of end-to-end training
+    # input of the classifier: pool5, fc6, fc7, or pool5+fc7, which is both concatenated
+    features: Annotated[str, one_of("pool5", "fc6", "fc7", "pool5+fc7")] = "pool5"
+    # ranks to which fc6 and fc7 are truncated after their training; 0: a whole layer, []: whole layers
+    svd_ranks: Annotated[tuple[int, ...], any_value("checked with features, in sppdet.config.checks")] = ()
+    classifier: Annotated[str, one_of("svm", "softmax")] = "svm"  # softmax: the classifier of end-to-end training
     finetune: FinetuneSettings = field(default_factory=FinetuneSettings)
     end_to_end: EndToEndSettings = field(default_factory=EndToEndSettings)
     svm: SvmSettings = field(default_factory=SvmSettings)
@@ -276,7 +297,7 @@ class Config(Checked):
     run: RunSettings = field(default_factory=RunSettings)
     device: Device = "auto"  # auto, cpu, cuda, cuda:1, ...
     workers: CountFromZero = 0  # 0: every core
-    # memory for window vectors while SVMs and boxes learn; with more, feature maps are read less often
+    # memory for window vectors while SVMs and boxes are trained; with more, feature maps are read less often
     memory_gb: Positive = 2.0
 
 
@@ -284,33 +305,34 @@ class Config(Checked):
 class FolderSettings(Checked):
     """Images in one folder per class: ROOT/train/CLASS/*.jpg, ROOT/val/CLASS/*.jpg."""
 
-    root: Place = "."
-    train: Place = "train"  # a folder in root, else a path of its own
-    val: Annotated[str | None, AnyValue("folders are looked for when they are read")] = "val"  # null: not measured
+    root: Name = "."
+    train: Name = "train"  # a folder in root, else a path
+    # null: no evaluation
+    val: Annotated[str | None, any_value("the folder is looked up when it is read")] = "val"
 
     def place(self, name: str) -> Path:
-        """Return the folder ``name`` in ``root``, or the path ``name`` itself where only that exists."""
+        """Return the folder ``name`` in ``root``, or the path ``name`` itself if that alone exists."""
         inside = Path(self.root) / name
         return Path(name) if Path(name).exists() and not inside.exists() else inside
 
 
 @dataclass(frozen=True)
 class ViewSettings(Checked):
-    """What of an image the classifier is tested on (He et al. 2014, sections 3.1.4 and 3.1.5)."""
+    """The parts of an image on which the classifier is evaluated (He et al. 2014, sections 3.1.4 and 3.1.5)."""
 
     # crop: the centre; full: the whole image; multi: windows on the feature maps of several scales
-    views: Annotated[str, OneOf(("crop", "full", "multi"))] = "crop"
-    view: CountOrNone = None  # side of the crop and of the windows; null: the largest of sizes
-    side: CountOrNone = None  # the image's shorter side for crop and full; null: the training's
-    # the image's shorter sides for multi; null: 224 256 300 360 448 560 for views of 224
-    scales: Annotated[tuple[int, ...] | None, Sizes()] = None
+    views: Annotated[str, one_of("crop", "full", "multi")] = "crop"
+    view: CountOrNone = None  # pixels per side of the crop and of the windows; null: the largest of sizes
+    side: CountOrNone = None  # shorter side of the image for crop and full; null: as in training
+    # shorter sides of the image for multi; null: 224 256 300 360 448 560 for views of 224
+    scales: Annotated[tuple[int, ...] | None, positive_numbers()] = None
 
 
 @dataclass(frozen=True)
 class ClassifierRunSettings(Checked):
     """Where a classifier is written, and the seed of all random draws."""
 
-    dir: Place = "runs/classifier"
+    dir: Name = "runs/classifier"
     seed: CountFromZero = 3
 
 
@@ -320,17 +342,18 @@ class ClassifierConfig(Checked):
 
     data: FolderSettings = field(default_factory=FolderSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    levels: SizeList = (6, 3, 2, 1)  # of the pyramid; [6] is none
+    levels: SizeList = (6, 3, 2, 1)  # bins per side of each level of the pyramid; [6] is a single level
     units: CountFromZero = 0  # outputs of fc6 and fc7; 0: one linear layer on the pyramid
     dropout: Share = 0.5
-    sizes: SizeList = (224, 180)  # of the views, alternate epochs; [224] is one size
-    side: CountOrNone = None  # the images' shorter side, of which views are cut; null: 256 for sizes of 224
+    sizes: SizeList = (224, 180)  # pixels per side of the network's input, in alternate epochs; [224] is one size
+    # shorter side of the images from which training crops are cut; null: 256 for sizes of 224
+    side: CountOrNone = None
     flip: bool = True
     epochs: Count = 20
     batch_size: Count = 32
-    learning_rate: Positive = 3e-4  # at its highest; of the layers above the trunk
-    # the trunk's rate is this share of it; null: 1 for random weights, else 0.1
-    trunk_rate: Annotated[float | None, AtLeast(0)] = None
+    learning_rate: Positive = 3e-4  # highest rate of the schedule, of the layers above the trunk
+    # learning rate of the trunk, as a multiple of learning_rate; null: 1 for random weights, else 0.1
+    trunk_rate: Annotated[float | None, at_least(0)] = None
     frozen_stride: CountFromZero = 0  # layers whose cells are at most this many pixels apart are fixed; 0 trains all
     weight_decay: FromZero = 1e-4
     test: ViewSettings = field(default_factory=ViewSettings)
@@ -340,17 +363,21 @@ class ClassifierConfig(Checked):
 
     @property
     def crop(self) -> int:
-        """Side of what is cut from an image before it is brought to the epoch's size."""
+        """Side, in pixels, of the square that is cut from a training image and resized to the epoch's size."""
         return max(self.sizes)
 
     @property
     def shorter_side(self) -> int:
-        """The images' shorter side in training, with a number for null."""
+        """Shorter side of the training images, in pixels: ``side``, or a number computed from ``sizes`` for null."""
         return self.side or round(self.crop * 256 / 224)
 
     @property
     def tested(self) -> ViewSettings:
-        """`test` with a number for every null."""
+        """Settings of the evaluation: ``test`` with numbers for its nulls.
+
+        >>> ClassifierConfig(sizes=(112,)).tested
+        ViewSettings(views='crop', view=112, side=128, scales=(112, 128, 150, 180, 224, 280))
+        """
         view = self.test.view or self.crop
         scales = self.test.scales or tuple(round(view * scale / 224) for scale in (224, 256, 300, 360, 448, 560))
         return ViewSettings(self.test.views, view, self.test.side or self.shorter_side, scales)

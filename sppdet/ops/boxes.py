@@ -1,51 +1,95 @@
-"""Box geometry: the one place that knows pixel conventions.
+"""Box geometry, and conversions between the pixel conventions of boxes.
 
-Boxes are float32 ``(N, 4)`` arrays ``x1, y1, x2, y2`` of pixel *edges*, 0-based: the top left pixel of an image is
-the box ``0, 0, 1, 1``. VOC's 1-based inclusive ``xmin, ymin, xmax, ymax`` becomes ``xmin - 1, ymin - 1, xmax, ymax``,
-so a width is ``x2 - x1`` and plain IoU gives exactly the devkit's "+1" arithmetic.
+Boxes are float32 arrays ``(N, 4)`` of pixel *edges* ``x1, y1, x2, y2``, 0-based: the top left pixel of an image is the
+box ``0, 0, 1, 1``. VOC's 1-based inclusive ``xmin, ymin, xmax, ymax`` becomes ``xmin - 1, ymin - 1, xmax, ymax``, so a
+width is ``x2 - x1``, and plain IoU gives exactly the devkit's "+1" arithmetic.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-_VOC = np.array([1.0, 1, 0, 0])  # from our corners to those of VOC
+_VOC_OFFSET = np.array([1.0, 1, 0, 0])  # from pixel edges to VOC's corners
 
 
-def as_boxes(boxes) -> np.ndarray:
-    """Any ``(N, 4)`` sequence, also an empty one, as a float32 ``(N, 4)`` array."""
+def as_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
+    """Return a sequence of four numbers per box, which may be empty, as a float32 array ``(N, 4)``.
+
+    >>> as_boxes([]).shape
+    (0, 4)
+    """
     return np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
 
 
-def from_voc(boxes) -> np.ndarray:
-    """VOC's 1-based inclusive corners -> ours."""
-    return as_boxes(np.reshape(boxes, (-1, 4)) - _VOC)
+def from_voc(boxes: ArrayLike) -> NDArray[np.float32]:
+    """Convert VOC's corners to pixel edges.
+
+    Args:
+        boxes: ``(N, 4)`` xmin, ymin, xmax, ymax in pixels, 1-based and inclusive.
+
+    Returns:
+        ``(N, 4)`` x1, y1, x2, y2.
+
+    >>> from_voc([[1, 1, 1, 1], [174, 101, 349, 351]]).tolist()
+    [[0.0, 0.0, 1.0, 1.0], [173.0, 100.0, 349.0, 351.0]]
+    """
+    return as_boxes(np.reshape(boxes, (-1, 4)) - _VOC_OFFSET)
 
 
-def to_voc(boxes) -> np.ndarray:
-    """Ours -> VOC's 1-based inclusive corners, float64: where 1 is added to a float32 its last digits are lost."""
-    return as_boxes(boxes) + _VOC
+def to_voc(boxes: ArrayLike) -> NDArray[np.float64]:
+    """Convert pixel edges to VOC's corners.
+
+    Args:
+        boxes: ``(N, 4)`` x1, y1, x2, y2.
+
+    Returns:
+        ``(N, 4)`` xmin, ymin, xmax, ymax, 1-based and inclusive; float64, as adding 1 to a float32 loses digits.
+
+    >>> to_voc([[0, 0, 1, 1]]).tolist()
+    [[1.0, 1.0, 1.0, 1.0]]
+    """
+    return as_boxes(boxes) + _VOC_OFFSET
 
 
-def from_xywh(boxes) -> np.ndarray:
-    """Left, top, width, height (OpenCV, COCO) -> ours."""
+def from_xywh(boxes: ArrayLike) -> NDArray[np.float32]:
+    """Convert ``(N, 4)`` left, top, width, height, as OpenCV and COCO have them, to pixel edges.
+
+    >>> from_xywh([[10, 20, 30, 5]]).tolist()
+    [[10.0, 20.0, 40.0, 25.0]]
+    """
     x, y, w, h = as_boxes(boxes).T
     return np.stack([x, y, x + w, y + h], axis=1)
 
 
-def to_xywh(boxes) -> np.ndarray:
-    """Ours -> left, top, width, height."""
+def to_xywh(boxes: ArrayLike) -> NDArray[np.float32]:
+    """Convert pixel edges to ``(N, 4)`` left, top, width, height.
+
+    >>> to_xywh([[10, 20, 40, 25]]).tolist()
+    [[10.0, 20.0, 30.0, 5.0]]
+    """
     x1, y1, x2, y2 = as_boxes(boxes).T
     return np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
 
 
 def areas(boxes: np.ndarray) -> np.ndarray:
-    """``(N,)`` areas in square pixels."""
+    """Return the areas ``(N,)`` of boxes ``(N, 4)``, in square pixels."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of every pair: ``(N, 4), (M, 4) -> (N, M)`` float32. Empty boxes overlap nothing."""
+    """Return the intersection over union of every pair of boxes.
+
+    Args:
+        a: float ``(N, 4)`` x1, y1, x2, y2.
+        b: float ``(M, 4)``.
+
+    Returns:
+        ``(N, M)``, of the type of the boxes. Boxes without area overlap nothing.
+
+    >>> iou(as_boxes([[0, 0, 10, 10]]), as_boxes([[0, 0, 10, 10], [0, 0, 10, 5], [10, 0, 20, 10]])).tolist()
+    [[1.0, 0.5, 0.0]]
+    """
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     side = np.clip(high - low, 0, None)
@@ -55,31 +99,57 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Boxes cut to an image of ``width`` x ``height`` pixels."""
+    """Cut boxes ``(N, 4)`` to an image of ``width`` x ``height`` pixels.
+
+    >>> clip(as_boxes([[-3, 5, 120, 60]]), 100, 50).tolist()
+    [[0.0, 5.0, 100.0, 50.0]]
+    """
     return np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
 
 
 def mirror(boxes: np.ndarray, width: int) -> np.ndarray:
-    """Where boxes lie once an image ``width`` pixels wide is flipped left to right."""
+    """Return boxes ``(N, 4)`` as they lie in the image mirrored left to right, which is ``width`` pixels wide.
+
+    >>> mirror(as_boxes([[0, 5, 10, 20]]), 100).tolist()
+    [[90.0, 5.0, 100.0, 20.0]]
+    """
     return boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([width, 0, width, 0], np.float32)
 
 
 def encode(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Regression targets that move ``boxes`` onto ``targets``: ``(N, 4)`` of dx, dy, dw, dh.
+    """Return the regression targets that move boxes onto targets (R-CNN, arXiv 1311.2524, appendix C).
 
-    The centre's shift in box widths and heights, and the logarithms of the size ratios (R-CNN, arXiv 1311.2524,
-    appendix C).
+    Args:
+        boxes: ``(N, 4)`` x1, y1, x2, y2, with area.
+        targets: ``(N, 4)``, one for each box, with area.
+
+    Returns:
+        ``(N, 4)`` dx, dy, dw, dh: the shift of the centre in widths and heights of the box, and the logarithms of the
+        ratios of widths and heights.
+
+    >>> encode(as_boxes([[0, 0, 10, 20]]), as_boxes([[5, 5, 15, 25]])).tolist()
+    [[0.5, 0.25, 0.0, 0.0]]
     """
     size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     shift = (targets[:, :2] + targets[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
     return np.concatenate([shift / size, np.log(target_size / size)], axis=1)
 
 
-def decode(boxes: np.ndarray, deltas: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`encode`: ``boxes`` moved by ``deltas``, both ``(N, 4)``."""
+def decode(boxes: np.ndarray, deltas: np.ndarray) -> NDArray[np.float32]:
+    """Return boxes moved by deltas, the inverse of :func:`encode`.
+
+    Args:
+        boxes: ``(N, 4)`` x1, y1, x2, y2.
+        deltas: ``(N, 4)`` dx, dy, dw, dh.
+
+    Returns:
+        ``(N, 4)``; no side grows beyond 1000 / 16 of its length.
+
+    >>> decode(as_boxes([[0, 0, 10, 20]]), np.array([[0.5, 0.25, 0, 0]])).tolist()
+    [[5.0, 5.0, 15.0, 25.0]]
+    """
     size = boxes[:, 2:] - boxes[:, :2]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + deltas[:, :2] * size
-    # A wild regression of an odd window must not overflow: no box grows beyond 1000 / 16 of its size
-    # (the bound that torchvision and detectron2 use).
+    # The bound of torchvision and detectron2: wrong regression of an unusual window must not overflow.
     half = size * np.exp(np.minimum(deltas[:, 2:], np.log(1000 / 16))) / 2
     return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)

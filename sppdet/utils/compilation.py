@@ -1,4 +1,4 @@
-"""Numba's compiler, with its result kept on disk where there is room for it."""
+"""Compilation by Numba, with the machine code kept on disk where a folder for it can be written."""
 
 from __future__ import annotations
 
@@ -6,38 +6,61 @@ import warnings
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numba
 
 from sppdet.utils.files import file_digest, fingerprint
 
 
-def compiled(**options) -> Callable:
-    """``numba.njit`` without the interpreter's lock; machine code is kept beside the source, or in the user's cache."""
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator that compiles a function with ``numba.njit`` and releases the interpreter's lock.
 
-    def decorate(function: Callable):
+    Machine code is kept beside the source file or in the user's cache folder. Where neither can be written, the
+    function is compiled again in every process, and a warning says so once.
+
+    Args:
+        options: further options of ``numba.njit``.
+
+    Returns:
+        The decorator; a decorated function is a dispatcher of Numba.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Any:
         try:
             return numba.njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # Numba found no folder that it may write to
-            _warn()
+        except RuntimeError:  # Numba has no folder that it can write to
+            _warn_that_nothing_is_kept()
             return numba.njit(nogil=True, **options)(function)
 
     return decorate
 
 
 @cache
-def _warn() -> None:
+def _warn_that_nothing_is_kept() -> None:
+    """Warn, the first time only."""
     warnings.warn(
-        "compiled code cannot be kept, neither beside sppdet nor in your home folder, so every start compiles again; "
-        "set NUMBA_CACHE_DIR to a folder that can be written to",
+        "compiled code can be kept neither beside sppdet nor in your home folder, so every start compiles again; "
+        "set NUMBA_CACHE_DIR to a folder that can be written",
         stacklevel=4,
     )
 
 
-def marker(function, sources: tuple[str, ...]) -> Path | None:
-    """The file that says that ``function`` and all it needs, from ``sources``, were compiled here by this Numba.
+def marker(function: Any, sources: tuple[str, ...]) -> Path | None:
+    """Return the path of the file that marks ``function`` and the functions it calls as compiled and kept.
 
-    None where nothing is kept. Numba's own index is no such sign: it speaks of one function, on one processor.
+    The file is written by the caller once compilation is done. Its name changes with the sources, with the version of
+    Numba and with the type of processor. Numba's index file cannot tell this, as it covers one function only.
+
+    Args:
+        function: a function decorated with :func:`compiled`.
+        sources: paths of the source files of ``function`` and of all that it calls.
+
+    Returns:
+        The path, or None where compiled code is not kept.
+
+    Raises:
+        SppdetError: a source file cannot be read.
     """
     from llvmlite.binding import get_host_cpu_name
 

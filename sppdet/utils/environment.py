@@ -1,4 +1,4 @@
-"""What a result was made with, and on which machine."""
+"""The software versions and the machine that a result was computed with."""
 
 from __future__ import annotations
 
@@ -9,25 +9,31 @@ from pathlib import Path
 import joblib
 import psutil
 
+_PACKAGES = ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-learn", "numpy", "numba")
+
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of this package and of those that its results depend on."""
-    found = {"python": platform.python_version()}
-    for name in ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-learn", "numpy", "numba"):
+    """Return the versions of Python, of sppdet and of the packages that results depend on, by name.
+
+    >>> list(versions())[:3]
+    ['python', 'sppdet', 'torch']
+    """
+    version_of = {"python": platform.python_version()}
+    for name in _PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed, another OpenCV wheel
-            found[name] = "not installed by pip"
-    return found
+            version_of[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed, or another OpenCV wheel
+            version_of[name] = "not installed by pip"
+    return version_of
 
 
 def machine() -> str:
-    """Processor, cores, memory and versions, for a document."""
+    """Return a sentence for a document: the processor, its cores, the memory and the software versions."""
     model = platform.processor()
     if Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
     memory = psutil.virtual_memory().total / 2**30
-    found = ", ".join(f"{name} {version}" for name, version in versions().items())
+    software = ", ".join(f"{name} {version}" for name, version in versions().items())
     cores = joblib.cpu_count()
-    return f"{model}, {cores} core{'s' * (cores > 1)}, {memory:.0f} GB of memory. {found}."
+    return f"{model}, {cores} core{'s' * (cores > 1)}, {memory:.0f} GB of memory. {software}."

@@ -1,9 +1,10 @@
-"""The one exception that is meant for the reader of a terminal."""
+"""The exception whose message is shown to the user instead of a traceback."""
 
 
 class SppdetError(Exception):
-    """Something the user can mend. The message is one line: which file or key, what is wrong, what to do.
+    """An error that the user can correct.
 
-    Command lines print it as ``error: <message>`` and exit with status 2, as they do with an OSError that names a file;
-    everything else is a bug and keeps its traceback.
+    The message is one line: which file or setting, what is wrong with it, and what to do. Commands print it as
+    ``error: <message>`` and exit with status 2, as they do for an OSError that names a file. Every other exception is
+    a bug and keeps its traceback.
     """

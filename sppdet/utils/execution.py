@@ -1,4 +1,4 @@
-"""How a stage of training is carried out: the values that every stage is handed together."""
+"""How a training stage is run: values that are passed to all stages together."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where an interrupted training is resumed from.
+    """The file from which an interrupted training is resumed.
 
     Attributes:
         path: the file; it need not exist.
-        key: what the training depends on; a file of another key is not resumed from.
+        key: what the training depends on. A file with another key is ignored.
     """
 
     path: Path
@@ -21,13 +21,16 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Execution:
-    """How a stage is carried out, apart from its own settings.
+    """How a stage is run, apart from the stage's settings.
 
     Attributes:
-        seed: of all random draws.
-        workers: processes or threads; 0 is every core.
-        memory_gb: memory for window vectors that are held at a time.
+        seed: seed of all random draws.
+        workers: number of processes or threads; 0 takes every core.
+        memory_gb: memory for the window vectors that are held at one time, in GB.
         checkpoint: where the stage saves its progress; None saves nothing.
+
+    >>> Execution(workers=2)
+    Execution(seed=3, workers=2, memory_gb=2.0, checkpoint=None)
     """
 
     seed: int = 3

@@ -1,4 +1,4 @@
-"""The box convention: pixel edges, 0-based, so that plain IoU is the devkit's "+1" arithmetic."""
+"""Boxes are 0-based pixel edges, so that plain IoU is the devkit's "+1" arithmetic."""
 
 from __future__ import annotations
 
@@ -8,17 +8,22 @@ import pytest
 from sppdet.ops import boxes as geometry
 
 
-def random_boxes(rng, count: int) -> np.ndarray:
+def random_boxes(rng: np.random.Generator, count: int) -> np.ndarray:
     corner = rng.uniform(0, 300, (count, 2))
     return np.concatenate([corner, corner + rng.uniform(10, 200, (count, 2))], axis=1).astype(np.float32)
 
 
 def test_voc_corners_become_edges():
-    # The first pixel of an image, and 2007_000027's kind of box: xmin=174, ymin=101, xmax=349, ymax=351.
-    ours = geometry.from_voc([[1, 1, 1, 1], [174, 101, 349, 351]])
-    assert ours.dtype == np.float32
-    assert ours.tolist() == [[0, 0, 1, 1], [173, 100, 349, 351]]
-    assert geometry.areas(ours).tolist() == [1, (349 - 174 + 1) * (351 - 101 + 1)]
+    # The first pixel of an image, and the object of 2007_000027: xmin=174, ymin=101, xmax=349, ymax=351.
+    boxes = geometry.from_voc([[1, 1, 1, 1], [174, 101, 349, 351]])
+    assert boxes.dtype == np.float32
+    assert boxes.tolist() == [[0, 0, 1, 1], [173, 100, 349, 351]]
+    assert geometry.areas(boxes).tolist() == [1, (349 - 174 + 1) * (351 - 101 + 1)]
+
+
+def test_voc_corners_keep_the_digits_of_float32():
+    x = np.float32(0.1)
+    assert geometry.to_voc([[x, 0, 1, 1]])[0, 0] == np.float64(x) + 1 != np.float64(x + np.float32(1))
 
 
 def test_voc_and_xywh_conversions_are_inverses():
@@ -30,17 +35,18 @@ def test_voc_and_xywh_conversions_are_inverses():
 
 @pytest.mark.parametrize("convert", ["from_voc", "to_voc", "from_xywh", "to_xywh", "as_boxes"])
 def test_no_boxes_stay_no_boxes(convert):
-    assert getattr(geometry, convert)([]).shape == (0, 4)
+    boxes = getattr(geometry, convert)([])
+    assert boxes.shape == (0, 4) and boxes.dtype == (np.float64 if convert == "to_voc" else np.float32)
 
 
 def test_iou_by_hand():
     a = np.array([[0, 0, 10, 10]], np.float32)
     others = np.array(
         [
-            [0, 0, 10, 10],  # itself: 1
+            [0, 0, 10, 10],  # equal: 1
             [5, 0, 15, 10],  # half: 50 / 150
             [2, 2, 4, 7],  # inside: 10 / 100
-            [10, 0, 20, 10],  # they share an edge only
+            [10, 0, 20, 10],  # shares an edge only
             [5, 5, 5, 9],  # empty
         ],
         np.float32,
@@ -48,16 +54,16 @@ def test_iou_by_hand():
     np.testing.assert_allclose(geometry.iou(a, others), [[1, 1 / 3, 0.1, 0, 0]], rtol=1e-6)
 
 
-def test_iou_of_nothing():
-    some, none = np.ones((3, 4), np.float32), np.zeros((0, 4), np.float32)
-    assert geometry.iou(some, none).shape == (3, 0)
-    assert geometry.iou(none, some).shape == (0, 3)
+def test_iou_of_no_boxes_and_of_boxes_without_area():
+    three, none = np.ones((3, 4), np.float32), np.zeros((0, 4), np.float32)
+    assert geometry.iou(three, none).shape == (3, 0)
+    assert geometry.iou(none, three).shape == (0, 3)
     empty = np.array([[5, 5, 5, 5]], np.float32)
-    assert geometry.iou(empty, empty) == 0
+    assert geometry.iou(empty, empty).tolist() == [[0]]
 
 
-def devkit_iou(a, b) -> float:
-    """VOCevaldet.m: corners are 1-based and inclusive, and every side is +1."""
+def devkit_iou(a: list[int], b: list[int]) -> float:
+    """IoU as VOCevaldet.m computes it: corners are 1-based and inclusive, and 1 is added to every side."""
     width = min(a[2], b[2]) - max(a[0], b[0]) + 1
     height = min(a[3], b[3]) - max(a[1], b[1]) + 1
     if width <= 0 or height <= 0:
@@ -71,8 +77,8 @@ def test_iou_is_the_devkits():
     corner = rng.integers(1, 20, (40, 2))
     voc = np.concatenate([corner, corner + rng.integers(0, 15, (40, 2))], axis=1)
     expected = [[devkit_iou(a, b) for b in voc.tolist()] for a in voc.tolist()]
-    ours = geometry.from_voc(voc)
-    np.testing.assert_allclose(geometry.iou(ours, ours), expected, rtol=1e-6)
+    boxes = geometry.from_voc(voc)
+    np.testing.assert_allclose(geometry.iou(boxes, boxes), expected, rtol=1e-6)
 
 
 def test_clip_cuts_to_the_image():
@@ -97,10 +103,9 @@ def test_encode_by_hand():
 def test_decode_inverts_encode():
     rng = np.random.default_rng(0)
     boxes, targets = random_boxes(rng, 50), random_boxes(rng, 50)
-    back = geometry.decode(boxes, geometry.encode(boxes, targets))
-    assert back.dtype == np.float32
-    # Beyond 62.5 times its size no box is moved; none of these are.
-    np.testing.assert_allclose(back, targets, atol=2e-3)
+    decoded = geometry.decode(boxes, geometry.encode(boxes, targets))
+    assert decoded.dtype == np.float32
+    np.testing.assert_allclose(decoded, targets, atol=2e-3)  # none grows to 62.5 times its size
 
 
 def test_zero_deltas_move_nothing():
@@ -109,7 +114,7 @@ def test_zero_deltas_move_nothing():
     assert geometry.decode(np.zeros((0, 4), np.float32), np.zeros((0, 4))).shape == (0, 4)
 
 
-def test_wild_deltas_do_not_overflow():
+def test_no_side_grows_beyond_the_bound():
     grown = geometry.decode(np.array([[0, 0, 8, 8]], np.float32), np.array([[0, 0, 1000, 2]], np.float32))
     assert grown[0, 2] - grown[0, 0] == pytest.approx(8 * 62.5)
     assert grown[0, 3] - grown[0, 1] == pytest.approx(8 * np.exp(2), rel=1e-5)

@@ -1,4 +1,4 @@
-"""Suppression by hand, and against torchvision's on boxes that overlap in every way; votes against plain sums."""
+"""Suppression by hand and compared with torchvision's; votes by hand and compared with plain sums."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from sppdet.ops import boxes as geometry
 from sppdet.ops.suppression import nms, vote
 
 
-def test_the_best_of_those_that_overlap_stays():
+def test_the_best_of_overlapping_boxes_is_kept():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 5], [20, 20, 30, 30]])
     assert nms(boxes, np.array([0.5, 0.9, 0.7, 0.1]), 0.6).tolist() == [1, 2, 3]
-    # The IoU of the first and the third is exactly a half: not above it.
+    # The IoU of the first and the third is exactly 0.5, which is not above 0.5.
     assert nms(boxes[[0, 2]], np.array([2.0, 1.0]), 0.5).tolist() == [0, 1]
     assert nms(boxes[[0, 2]], np.array([2.0, 1.0]), 0.49).tolist() == [0]
 
 
-def test_of_equal_scores_the_first_comes_first():
+def test_of_equal_scores_the_first_box_is_kept():
     boxes = np.array([[0, 0, 10, 10], [1, 0, 11, 10], [50, 0, 60, 10]])
     assert nms(boxes, np.zeros(3), 0.5).tolist() == [0, 2]
 
 
-def test_nothing_and_boxes_without_area():
+def test_no_boxes_and_boxes_without_area():
     assert nms(np.zeros((0, 4)), np.zeros(0), 0.3).tolist() == []
     assert nms(np.zeros((2, 4)), np.zeros(2), 0.3).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_torchvisions_survivors(seed):
+def test_the_boxes_that_torchvision_keeps_are_kept(seed):
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 40, (300, 2)) if seed % 2 else rng.uniform(0, 40, (300, 2))
     boxes = np.concatenate([corners, corners + rng.uniform(0, 30, (300, 2))], axis=1).astype(np.float32)
@@ -39,6 +39,18 @@ def test_torchvisions_survivors(seed):
     overlap = rng.choice([0.0, 0.3, 0.5, 0.7, 1.0])
     expected = torchvision.ops.nms(torch.from_numpy(boxes), torch.from_numpy(scores), overlap)
     assert nms(boxes, scores, overlap).tolist() == expected.tolist()
+
+
+def test_an_iou_is_rounded_to_float32():
+    boxes = np.array([[0, 0, 13, 1], [7, 0, 20, 1]])  # IoU 6 / 20, in float32 a little above 0.3
+    assert nms(boxes, np.array([2.0, 1.0]), 0.3).tolist() == [0]
+
+
+def test_a_survivor_becomes_the_weighted_mean_of_the_boxes_of_its_class():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 9], [0, 0, 10, 4]], np.float32)
+    labels = np.array([1, 1, 0, 1])  # the third is of another class, the fourth overlaps by 0.4 only
+    voted = vote(boxes, np.array([0, np.log(2) / 3, 5, 5]), labels, np.array([0]), 0.5)
+    np.testing.assert_allclose(voted, [[0, 0, 10, (10 + 2 * 8) / 3]], rtol=1e-6)
 
 
 def test_votes_are_the_plain_sums():
@@ -56,13 +68,14 @@ def test_votes_are_the_plain_sums():
         np.testing.assert_allclose(voted, total / weights, rtol=1e-5)
 
 
-def test_a_box_that_regression_left_without_area_votes_for_itself():
+def test_a_box_without_area_votes_for_itself():
     boxes = np.array([[0, 10, 0, 40], [5, 5, 20, 20]], np.float32)
     voted = vote(boxes, np.ones(2, np.float32), np.zeros(2, np.int64), np.array([0, 1]), 0.4)
     np.testing.assert_array_equal(voted, boxes)
 
 
-def test_votes_of_very_sure_detections_are_finite():
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 12]], np.float32)  # log odds of a softmax have no bound
+def test_large_scores_do_not_overflow():
+    # Scores may be log odds of a softmax, which have no bound.
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 12]], np.float32)
     voted = vote(boxes, np.array([900, 899], np.float32), np.zeros(2, np.int64), np.array([0]), 0.4)
     np.testing.assert_allclose(voted, [[0, 0, 10, (10 + 12 * np.exp(-3)) / (1 + np.exp(-3))]])

@@ -1,4 +1,4 @@
-"""What is compiled stays on disk where that can be, and says so where it cannot."""
+"""Compiled functions are kept on disk where that is possible, and a warning says so where it is not."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import warnings
 import numba
 import pytest
 
-from sppdet.utils import compilation as module
+from sppdet.utils import compilation
 from sppdet.utils.compilation import compiled, marker
 
 
@@ -16,32 +16,40 @@ def twice(x):
     return 2 * x
 
 
-def test_a_function_is_compiled_without_the_interpreters_lock():
+def test_a_function_is_compiled_and_releases_the_interpreters_lock():
     assert twice(21) == 42 and twice.targetoptions["nogil"]
 
 
-def test_without_a_folder_for_it_a_function_is_compiled_all_the_same(monkeypatch):
-    original = numba.njit
+def test_a_function_is_compiled_where_nothing_can_be_kept(monkeypatch):
+    njit = numba.njit
 
-    def nowhere(**options):
+    def njit_without_folder(**options):
         if options.get("cache"):
             raise RuntimeError("cannot cache function: no locator available")
-        return original(**options)
+        return njit(**options)
 
-    monkeypatch.setattr(module.numba, "njit", nowhere)
-    module._warn.cache_clear()
+    monkeypatch.setattr(compilation.numba, "njit", njit_without_folder)
+    compilation._warn_that_nothing_is_kept.cache_clear()
     with pytest.warns(UserWarning, match="set NUMBA_CACHE_DIR"):
         thrice = compiled(fastmath=True)(lambda x: 3 * x)
-    assert thrice(7) == 21 and marker(thrice, ()) is None
+    assert thrice(7) == 21 and thrice.targetoptions["fastmath"]
+    assert marker(thrice, ()) is None
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it is said once
+        warnings.simplefilter("error")  # the warning comes once only
         compiled()(lambda x: x)
 
 
-def test_the_marker_is_of_these_sources(tmp_path):
+def test_the_marker_changes_with_the_sources(tmp_path):
     source = tmp_path / "source.py"
     source.write_text("x = 1")
     first = marker(twice, (str(source),))
-    assert first == marker(twice, (str(source),)) and first.name.startswith("twice-")
+    assert first.name.startswith("twice-") and first.suffix == ".compiled"
+    assert marker(twice, (str(source),)) == first
     source.write_text("x = 2")
     assert marker(twice, (str(source),)) != first
+
+
+def test_the_marker_changes_with_numbas_version(monkeypatch):
+    first = marker(twice, ())
+    monkeypatch.setattr(compilation.numba, "__version__", "0.0")
+    assert marker(twice, ()) != first

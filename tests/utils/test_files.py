@@ -1,4 +1,4 @@
-"""Files are whole or absent; fingerprints change with what they stand for."""
+"""Files are whole or absent; fingerprints change with the values that they stand for."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import (
     BY_HAND,
     atomic_write,
+    entries_under,
     file_digest,
     fingerprint,
     read_json,
     require_writable,
     write_document,
     write_json,
+    write_lines,
 )
 
 
-def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path):
     path = tmp_path / "value.txt"
     path.write_text("old")
 
@@ -36,7 +38,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_rubbish(tmp_path):
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), SafetensorError("No space left")])
-def test_a_full_disk_names_the_file(tmp_path, error):
+def test_the_error_of_a_full_disk_names_the_file(tmp_path, error):
     def fail(temporary):
         raise error
 
@@ -45,53 +47,103 @@ def test_a_full_disk_names_the_file(tmp_path, error):
     assert raised.value.filename == str(tmp_path / "model.safetensors") and "No space" in raised.value.strerror
 
 
-def test_a_folder_that_cannot_be_written_is_told_with_its_setting(tmp_path):
-    require_writable("run.dir", tmp_path / "runs" / "new")
-    assert not list((tmp_path / "runs" / "new").iterdir())
-    (tmp_path / "file").touch()
-    with pytest.raises(SppdetError, match=r"run.dir: .*file/run cannot be written \(Not a directory\)"):
-        require_writable("run.dir", tmp_path / "file" / "run")
-
-
-def test_the_temporary_file_lies_beside_its_target_with_its_suffix(tmp_path):
-    seen = []
+def test_the_temporary_file_is_beside_the_target_and_has_its_suffix(tmp_path):
+    temporaries = []
 
     def write(temporary):
-        seen.append(temporary)
+        temporaries.append(temporary)
         temporary.write_text("new")
 
     atomic_write(tmp_path / "deep" / "value.npy", write)
     assert (tmp_path / "deep" / "value.npy").read_text() == "new"
-    assert seen[0].parent == tmp_path / "deep" and seen[0].suffix == ".npy" and not seen[0].exists()
+    [temporary] = temporaries
+    assert temporary.parent == tmp_path / "deep" and temporary.suffix == ".npy" and not temporary.exists()
+
+
+def test_files_have_the_permissions_of_the_users_umask(tmp_path):
+    def write_private(path):
+        path.write_text("x")
+        path.chmod(0o600)
+
+    before = os.umask(0o022)
+    try:
+        atomic_write(tmp_path / "a", write_private)
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
+
+
+def test_a_writable_folder_is_created_and_left_empty(tmp_path):
+    require_writable("run.dir", tmp_path / "runs" / "new")
+    assert list((tmp_path / "runs" / "new").iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named_with_its_setting(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SppdetError, match=r"run.dir: .*file/run cannot be written \(Not a directory\)"):
+        require_writable("run.dir", tmp_path / "file" / "run")
 
 
 def test_json_round_trip(tmp_path):
     value = {"a": [1, 2.5, None], "b": {"ü": True}}
     write_json(tmp_path / "v.json", value)
     assert read_json(tmp_path / "v.json") == value
+    assert (tmp_path / "v.json").read_text().startswith('{\n  "a": [\n')
 
 
 @pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00"])
-def test_damaged_json_is_one_line_that_names_the_file(tmp_path, content):
+def test_damaged_json_is_reported_in_one_line_that_names_the_file(tmp_path, content):
     (tmp_path / "v.json").write_bytes(content)
-    with pytest.raises(SppdetError, match=r"v\.json: not readable as JSON.*remove it") as caught:
+    with pytest.raises(SppdetError, match=r"v\.json: not readable as JSON.*remove it") as raised:
         read_json(tmp_path / "v.json")
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(raised.value)
 
 
-def test_missing_json(tmp_path):
-    with pytest.raises(SppdetError, match=r"none\.json"):
+def test_missing_json_is_reported_by_name(tmp_path):
+    with pytest.raises(SppdetError, match=r"none\.json: not readable as JSON \(.*No such file"):
         read_json(tmp_path / "none.json")
 
 
-def test_fingerprint_depends_on_content_not_on_key_order():
+def test_every_line_ends_in_a_newline_alone(tmp_path):
+    write_lines(tmp_path / "a.txt", (text for text in ("é", "", "b")))
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xa9\n\nb\n"
+    write_lines(tmp_path / "a.txt", [])
+    assert (tmp_path / "a.txt").read_bytes() == b""
+
+
+def test_lines_that_cannot_be_written_are_reported_by_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SppdetError, match=r"file/a.txt: cannot be written \(.*\); choose another path"):
+        write_lines(tmp_path / "file" / "a.txt", ["a"])
+
+
+def test_a_document_that_is_written_again_keeps_what_was_added_by_hand(tmp_path):
+    path = tmp_path / "table.md"
+    write_document(path, "# First\n")
+    assert path.read_text() == "# First\n"
+    path.write_text(f"# First\n\n{BY_HAND}\n\nMy words.\n")
+    for _ in range(2):
+        write_document(path, "# Second\n")
+        assert path.read_text() == f"# Second\n\n{BY_HAND}\n\nMy words.\n"
+
+
+def test_entries_under_a_prefix_lose_it_once():
+    assert entries_under({"a.x": 1, "a.a.y": 2, "b.a.z": 3}, "a.") == {"x": 1, "a.y": 2}
+
+
+def test_a_fingerprint_depends_on_values_and_not_on_the_order_of_keys():
     assert fingerprint({"a": 1, "b": [2, 3]}) == fingerprint({"b": [2, 3], "a": 1})
     values = [{"a": 1}, {"a": 2}, {"a": "1"}, {"b": 1}, {"a": 1.5}, {"a": [1]}, [], None]
     assert len({fingerprint(value) for value in values}) == len(values)
-    assert len(fingerprint("x")) == 16
 
 
-def test_file_digest_follows_the_content(tmp_path):
+def test_fingerprints_of_earlier_versions_stay_valid():
+    # Folders of caches and keys of results have these names.
+    assert fingerprint({"kind": "maps", "scales": [480, 688], "shrink": 6.5}) == "33457202a5ce9358"
+    assert fingerprint(["ü", None, True]) == "3fd94107b64ca1fc"
+
+
+def test_a_file_digest_depends_on_the_content_alone(tmp_path):
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_bytes(b"12")
     b.write_bytes(b"12")
@@ -100,26 +152,3 @@ def test_file_digest_follows_the_content(tmp_path):
     assert file_digest(a) != file_digest(b)
     with pytest.raises(SppdetError, match="gone: cannot be read"):
         file_digest(tmp_path / "gone")
-
-
-def test_files_have_the_permissions_of_the_users_umask(tmp_path):
-    def private(path):
-        path.write_text("x")
-        path.chmod(0o600)
-
-    before = os.umask(0o022)
-    try:
-        atomic_write(tmp_path / "a", private)
-    finally:
-        os.umask(before)
-    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o644
-
-
-def test_a_document_written_again_keeps_what_was_added_by_hand(tmp_path):
-    path = tmp_path / "table.md"
-    write_document(path, "# First\n")
-    assert path.read_text() == "# First\n"
-    path.write_text(f"# First\n\n{BY_HAND}\n\nMy words.\n")
-    for _ in range(2):
-        write_document(path, "# Second\n")
-        assert path.read_text() == f"# Second\n\n{BY_HAND}\n\nMy words.\n"

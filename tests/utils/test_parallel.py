@@ -1,42 +1,51 @@
-"""One helper for work over many images: results in order, errors raised, thread counts restored."""
+"""Parallel work: results in order, errors raised, numbers of threads restored."""
 
 from __future__ import annotations
 
-import os
 import threading
+import time
 
 import cv2
+import joblib
 import pytest
 import torch
 
-from sppdet.utils.parallel import parallel_map, share, side_by_side, worker_count
+from sppdet.utils.parallel import (
+    few_or_many,
+    in_threads,
+    parallel_map,
+    share,
+    side_by_side,
+    thread_count,
+    worker_count,
+)
 
 
-def test_worker_count():
+def test_zero_workers_are_every_core():
     assert worker_count(3) == 3
-    assert 1 <= worker_count(0) <= os.cpu_count()
+    assert worker_count(0) == joblib.cpu_count()
 
 
 @pytest.mark.parametrize("workers", [1, 2, 0])
 def test_threads_keep_the_order(workers):
-    first_waits = threading.Event()
+    later_item_runs = threading.Event()
 
-    def work(i: int) -> int:
+    def square(i: int) -> int:
         if i == 0 and workers == 2:
-            first_waits.wait(5)  # the later items overtake the first one
+            later_item_runs.wait(5)  # the later items overtake the first one
         else:
-            first_waits.set()
+            later_item_runs.set()
         return i * i
 
-    assert list(parallel_map(work, range(20), workers, "squares", threads=True)) == [i * i for i in range(20)]
+    assert list(parallel_map(square, range(20), workers, "squares", threads=True)) == [i * i for i in range(20)]
 
 
-def test_processes_see_plain_data_and_keep_the_order():
+def test_processes_keep_the_order():
     assert list(parallel_map(abs, [-3, 2, -1], 2, "absolute values")) == [3, 2, 1]
 
 
 @pytest.mark.parametrize("threads", [True, False])
-def test_no_items(threads):
+def test_no_items_have_no_results(threads):
     assert list(parallel_map(abs, [], 4, "nothing", threads=threads)) == []
 
 
@@ -44,6 +53,12 @@ def test_no_items(threads):
 def test_an_error_reaches_the_caller(workers):
     with pytest.raises(ZeroDivisionError):
         list(parallel_map(lambda i: 1 / i, [2, 1, 0], workers, "inverses", threads=True))
+
+
+@pytest.mark.parametrize(("count", "threads"), [(3, 2), (4, 1)])
+def test_a_few_items_have_all_threads_each_and_many_have_one(two_threads, count, threads):
+    results = few_or_many(lambda item: (item, torch.get_num_threads()), range(count), "items")
+    assert list(results) == [(i, threads) for i in range(count)]
 
 
 @pytest.fixture
@@ -65,24 +80,46 @@ def test_opencv_has_one_thread_in_a_worker(threads):
     assert cv2.getNumThreads() == before
 
 
-def test_workers_have_one_thread_each_and_the_callers_count_comes_back(two_threads):
-    counts = list(parallel_map(lambda i: torch.get_num_threads(), range(4), 2, "threads", threads=True))
+def test_torch_has_one_thread_in_a_worker_and_the_callers_number_is_restored(two_threads):
+    counts = list(parallel_map(lambda i: thread_count(), range(4), 2, "threads", threads=True))
     assert counts == [1, 1, 1, 1]
-    assert torch.get_num_threads() == 2
+    assert thread_count() == 2
+
+
+def test_at_most_twice_as_many_results_as_workers_wait_for_the_consumer():
+    started = []
+    results = in_threads(started.append, range(20), 2)
+    for consumed in range(1, 4):
+        next(results)
+        deadline = time.monotonic() + 5
+        while len(started) < consumed + 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.01)  # a thread that ran further ahead would start now
+        assert sorted(started) == list(range(consumed + 3))
+    results.close()
+    assert len(started) == 6  # the rest was never begun
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_side_by_side_takes_the_threads_at_hand_one_for_each_item(two_threads, threads):
+def test_side_by_side_uses_all_threads_with_one_of_torch_for_each_item(two_threads, threads):
     torch.set_num_threads(threads)
-    meet, seen = threading.Barrier(threads), []
+    all_at_work, calls = threading.Barrier(threads), []
 
     def work(i: int) -> None:
-        meet.wait(5)  # returns only once as many are at work
-        seen.append((i, torch.get_num_threads()))
+        all_at_work.wait(5)  # returns once as many threads are here
+        calls.append((i, torch.get_num_threads()))
 
     side_by_side(work, range(6))
-    assert sorted(seen) == [(i, 1) for i in range(6)]
+    assert sorted(calls) == [(i, 1) for i in range(6)]
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_share_calls_the_function_once_for_every_item(two_threads, threads):
+    torch.set_num_threads(threads)
+    items = []
+    share(items.append, range(100))
+    assert sorted(items) == list(range(100))
 
 
 @pytest.mark.parametrize("call", [share, side_by_side])
