@@ -7,7 +7,7 @@ import pytest
 from truth import HERE, THERE, dataset, found, image, scattered
 
 from sppdet.evaluation.coco import evaluate_coco, image_ids, write_coco_ground_truth, write_coco_results
-from sppdet.evaluation.voc import evaluate_voc, table
+from sppdet.evaluation.voc import evaluate_voc
 from sppdet.ops.boxes import from_xywh
 
 
@@ -143,10 +143,3 @@ def test_coco_files_of_nothing(tmp_path):
     write_coco_ground_truth(tmp_path / "truth.json", dataset())
     assert json.loads((tmp_path / "results.json").read_text()) == []
     assert json.loads((tmp_path / "truth.json").read_text())["images"] == []
-
-
-def test_table_of_coco():
-    lines = table(evaluate_coco(dataset(image("a", (HERE, 0))), [found((HERE, 0, 1.0))])).splitlines()
-    assert lines[0] == "AP           100.0"
-    assert lines[4] == "AP_medium        -"
-    assert len(lines) == 7

@@ -13,8 +13,8 @@ from sppdet.config.settings import Config
 from sppdet.data.dataset import Dataset
 from sppdet.detection.detections import Detections
 from sppdet.evaluation import significance
-from sppdet.evaluation.run import Measured
-from sppdet.evaluation.significance import compare_runs, draw, mean_over_classes, resampled
+from sppdet.evaluation.run import LastEvaluation
+from sppdet.evaluation.significance import compare_runs, draw_image_counts, mean_over_classes, resampled_ap
 from sppdet.evaluation.voc import evaluate_voc
 
 CLASSES = ("cat", "cow", "dog")
@@ -43,8 +43,8 @@ def random_case(seed: int, images: int = 12) -> tuple[Dataset, list[Detections]]
 @pytest.mark.parametrize("seed", range(20))
 def test_a_draw_counts_as_a_data_set_that_holds_its_images(seed):
     dataset, found = random_case(seed)
-    counts = np.concatenate([np.ones((1, 12), int), draw(12, 5, seed)])
-    by_class = resampled(dataset, found, counts)
+    counts = np.concatenate([np.ones((1, 12), int), draw_image_counts(12, 5, seed)])
+    by_class = resampled_ap(dataset, found, counts)
     for weight, values, mean in zip(counts, by_class.T, mean_over_classes(by_class)):
         rows = np.repeat(np.arange(12), weight)
         samples = tuple(replace(dataset.samples[row], id=str(n)) for n, row in enumerate(rows))
@@ -54,7 +54,7 @@ def test_a_draw_counts_as_a_data_set_that_holds_its_images(seed):
 
 
 def test_a_draw_holds_as_many_images_as_there_are():
-    counts = draw(7, 100)
+    counts = draw_image_counts(7, 100)
     assert counts.shape == (100, 7) and (counts.sum(axis=1) == 7).all() and counts.std() > 0
 
 
@@ -69,10 +69,10 @@ def right(box: tuple[int, ...], label: int) -> Detections:
 def compared(monkeypatch, dataset: Dataset, first: list[Detections], second: list[Detections]) -> list[str]:
     """The lines that compare runs of these detections."""
     runs = {
-        name: Measured(Path(name), Config(), dataset, found, {"mAP": evaluate_voc(dataset, found)["mAP"]})
+        name: LastEvaluation(Path(name), Config(), dataset, found, {"mAP": evaluate_voc(dataset, found)["mAP"]})
         for name, found in (("first", first), ("second", second))
     }
-    monkeypatch.setattr(significance, "last_measured", lambda folder, _: runs[folder])
+    monkeypatch.setattr(significance, "read_last_evaluation", lambda folder, _: runs[folder])
     return compare_runs("first", "second").splitlines()
 
 

@@ -308,7 +308,7 @@ def test_devkit_files_are_read_back(tmp_path):
         ("a 0.5 1 1 10", "a line is not `id score x1 y1 x2 y2`"),
         ("a 0.5 1 1 10 ten", "a line is not"),
         ("\n", "a line is not"),
-        ("z 0.5 1 1 10 10", "image 'z' is none of split val"),
+        ("z 0.5 1 1 10 10", "image 'z' is not in split val"),
     ],
 )
 def test_broken_devkit_files_are_named(tmp_path, text, message):
