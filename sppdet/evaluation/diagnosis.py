@@ -51,7 +51,7 @@ KINDS = {
 }
 # The ways in which an object is not found by the G detections with the highest scores.
 MISSED = {
-    "outranked": "found, but by a detection below the G with the highest scores",
+    "outranked": "found, but not among the G highest scores, where the class has G objects",
     "undetected": "a proposal covers it, but no detection: below the threshold, suppressed or moved away",
     "unproposed": "no proposal with IoU 0.5 or more, and no detection",
 }

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from truth import image
+from evaluation_data import image_of
 
 from sppdet.config.settings import Config
 from sppdet.data.dataset import Dataset
@@ -28,7 +28,7 @@ def random_case(seed: int, images: int = 12) -> tuple[Dataset, list[Detections]]
         corners = rng.integers(0, 60, (rng.integers(0, 4), 2))
         boxes = np.concatenate([corners, corners + rng.integers(15, 40, corners.shape)], axis=1)
         labels = rng.integers(0, len(CLASSES), len(boxes))
-        samples.append(image(f"p{p}", *zip(boxes.tolist(), labels.tolist(), rng.random(len(boxes)) < 0.2)))
+        samples.append(image_of(f"p{p}", *zip(boxes.tolist(), labels.tolist(), rng.random(len(boxes)) < 0.2)))
         near, elsewhere = (
             boxes + rng.integers(-6, 7, boxes.shape),
             np.array([0, 0, 30, 30]) + rng.integers(0, 60, (3, 1)),
@@ -81,14 +81,14 @@ BOX = (0, 0, 20, 20)
 
 def test_draws_without_any_object_are_left_out(monkeypatch):
     """Of three images one has an object: three draws in ten do not hold it."""
-    dataset = Dataset(CLASSES, (image("a", (BOX, 0)), image("b"), image("c")))
+    dataset = Dataset(CLASSES, (image_of("a", (BOX, 0)), image_of("b"), image_of("c")))
     lines = compared(monkeypatch, dataset, [right(BOX, 0), nothing(), nothing()], [nothing()] * 3)
     assert ": +100.00, between +100.00 and +100.00 in 95% of" in lines[0]
 
 
 def test_classes_whose_gain_other_images_would_keep_are_marked(monkeypatch):
     """Cats are found by the first run alone; of cows each run finds those of one image; there are no dogs."""
-    dataset = Dataset(CLASSES, tuple(image(f"{n}", (BOX, n % 2)) for n in range(4)))
+    dataset = Dataset(CLASSES, tuple(image_of(f"{n}", (BOX, n % 2)) for n in range(4)))
     cats, cow = [right(BOX, 0), nothing(), right(BOX, 0), nothing()], right(BOX, 1)
     first, second = [cats[0], cow, cats[2], nothing()], [nothing(), nothing(), nothing(), cow]
     lines = compared(monkeypatch, dataset, first, second)
