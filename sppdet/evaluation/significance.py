@@ -47,7 +47,7 @@ def compare_runs(
     ]
     if truths[0] != truths[1]:
         raise SppdetError(
-            f"{other}: was evaluated on other images or classes than {folder}; evaluate both on the same split"
+            f"{other}: was measured on other images or classes than {folder}; evaluate both on the same split"
         )
     dataset = evaluations[0].dataset
     results = [evaluate_voc(dataset, last.detections) for last in evaluations]
@@ -61,7 +61,7 @@ def compare_runs(
     low, high = _range_of_95(mean_over_classes(ap) - mean_over_classes(other_ap))
     line = (
         f"mAP {value:.2f}, of {other} {other_value:.2f}: {value - other_value:+.2f}, "
-        f"between {low:+.2f} and {high:+.2f} in 95% of {draws} random draws of the {len(dataset)} test images"
+        f"between {low:+.2f} and {high:+.2f} in 95% of {draws} draws of {len(dataset)} test images"
     )
     return "\n".join([line, *_class_lines(results[0]["AP"], results[1]["AP"], ap - other_ap)])
 
