@@ -58,7 +58,7 @@ def study(options: argparse.Namespace) -> int:
     print(f"{len(train)} images of `{settings.data.train_split}` to train on, the next {len(validate)} to compare on\n")
     path = Path(settings.run.dir) / "study_pooling.json"
     done = read_json(path) if path.exists() else {}
-    rows = {}
+    rows: dict[str, dict] = {}
     for name in options.kinds or KINDS:
         for C in options.C or [settings.svm.C]:
             changed = config.override(settings, [*KINDS[name], f"svm.C={C}"])
@@ -73,7 +73,7 @@ def study(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_splits(settings: Config, backbone: Backbone, train: int, validate: int) -> list[CachedSplit]:
+def make_splits(settings: Config, backbone: Backbone, train: int, validate: int) -> list[MapSplit]:
     """Return the first ``train`` images of the training split and the next ``validate``, with proposals and maps."""
     images = load_split(settings, settings.data.train_split)
     if len(images) < train + validate:
