@@ -1,3 +1,3 @@
-"""Benchmarks: ``python scripts/bench.py NAME``. A module each; ``run(bench)`` returns its rows."""
+"""Benchmarks, a module each: ``python scripts/bench.py NAME``. ``run(bench)`` returns the rows of the table."""
 
-import sppdet  # noqa: F401  before torch, which asks it for how to take memory
+import sppdet  # noqa: F401  before torch: it sets how torch allocates memory

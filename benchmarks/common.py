@@ -1,4 +1,4 @@
-"""What the benchmarks share: images and features to work on, timing side by side, and the machine's own limits."""
+"""Shared by the benchmarks: images and features to work on, timing side by side, and the limits of the machine."""
 
 from __future__ import annotations
 
@@ -30,9 +30,14 @@ WINDOWS = 2000
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table: ``target`` and ``met`` where the project set one, ``floor`` where there is one.
+    """One line of a table.
 
-    ``floor`` says how many times the least possible it took, and what that least is.
+    Attributes:
+        what: what was measured.
+        value: the figure, in ``unit``.
+        target: the project's target, if any, as text.
+        met: whether the target is met.
+        floor: how many times the time of the least possible work it took, and what that work is; empty without a floor.
     """
 
     what: str
@@ -44,35 +49,40 @@ class Row:
 
 
 def at_least(what: str, value: float, target: float, unit: str = "x", floor: str = "") -> Row:
+    """Make a row whose target is a lower limit."""
     return Row(what, value, unit, f"at least {target:g} {unit}", value >= target, floor)
 
 
 def at_most(what: str, value: float, target: float, unit: str = "x", floor: str = "") -> Row:
+    """Make a row whose target is an upper limit."""
     return Row(what, value, unit, f"at most {target:g} {unit}", value <= target, floor)
 
 
 def milliseconds(what: str, seconds: float, floor: float = 0.0, least: str = "") -> Row:
-    """``floor`` in seconds is what ``least`` alone would take."""
+    """Make a row of a time in seconds; ``floor`` is the time in seconds of the least possible work, ``least``."""
     return Row(what, seconds * 1e3, "ms", floor=f"{seconds / floor:.1f} x {least}" if floor else "")
 
 
 def best(repeats: int = 15, **functions: Callable[[], object]) -> dict[str, float]:
-    """The shortest time in seconds of each function; in turns, so that what else the machine does hits all alike."""
+    """Return the shortest time of each function in seconds.
+
+    The functions run in turns, so that other work of the machine slows all of them alike.
+    """
     for function in functions.values():
         function()
-    times = {name: [] for name in functions}
+    times: dict[str, list[float]] = {name: [] for name in functions}
     gc.collect()
     for _ in range(repeats):
         for name, function in functions.items():
             start = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - start)
-    return {name: min(found) for name, found in times.items()}
+    return {name: min(seconds) for name, seconds in times.items()}
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Torch, what follows its setting, and OpenCV, held to ``count`` threads."""
+    """Hold torch, what follows its setting, and OpenCV to ``count`` threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     cv2.setNumThreads(count)
@@ -85,7 +95,7 @@ def threads(count: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the machine can do: bytes written and copied (read and written) a second, operations a second."""
+    """Limits of the machine: bytes written and copied (read and written) per second, operations per second."""
 
     write: float
     copy: float
@@ -94,15 +104,16 @@ class Limits:
 
     @classmethod
     def measure(cls, cores: int) -> Limits:
-        a, b = torch.zeros(1 << 26), torch.zeros(1 << 26)  # 256 MB each: past every cache
+        """Measure them on ``cores`` cores."""
+        a, b = torch.zeros(1 << 26), torch.zeros(1 << 26)  # 256 MB each: larger than every cache
         m, n = torch.randn(2048, 2048), torch.randn(2048, 2048)
         m16, n16 = m.bfloat16(), n.bfloat16()
         with threads(cores):
-            found = best(
+            times = best(
                 5, write=lambda: a.fill_(1), copy=lambda: b.copy_(a), float32=lambda: m @ n, bfloat16=lambda: m16 @ n16
             )
         size, work = a.numel() * 4, 2 * 2048**3
-        return cls(size / found["write"], 2 * size / found["copy"], work / found["float32"], work / found["bfloat16"])
+        return cls(size / times["write"], 2 * size / times["copy"], work / times["float32"], work / times["bfloat16"])
 
     def __str__(self) -> str:
         return (
@@ -112,46 +123,49 @@ class Limits:
 
 
 class Bench:
-    """The images, weights and settings that all benchmarks share.
+    """Images, weights and settings of all benchmarks.
 
     Args:
-        voc_root: a VOC-layout folder; where it is not there, the drawn `shapes` stand in.
-        weights: of SqueezeNet 1.0; where the file is not there, random ones.
-        work: folder of this program's own cache.
-        cache: a filled cache of the same settings, never written to; for what needs thousands of images.
-        model: the folder of a trained run, or None.
-        images: how many test images proposals are compared on.
+        voc_root: a folder in VOC's layout; if it does not exist, the drawn `shapes` are used.
+        weights: file of SqueezeNet 1.0's weights; if it does not exist, random weights are used.
+        work: folder of the benchmarks' own cache.
+        cache: a filled cache of the same settings, which is only read, for benchmarks of thousands of images.
+        model: the folder of a trained run.
+        images: number of test images on which proposals are compared.
     """
 
     def __init__(
         self, voc_root: str, weights: str, work: str, cache: str | None = None, model: str | None = None,
         images: int = 64,
-    ):  # fmt: skip
+    ) -> None:  # fmt: skip
         self.real = Path(voc_root).is_dir()
         self.voc_root = voc_root if self.real else "shapes"
         self.weights = weights if Path(weights).is_file() else "random"
         self.work, self.cache, self.model, self.images = work, cache, model, images
 
     def data(self) -> str:
+        """Describe images and weights."""
         images = "VOC2007 images" if self.real else "drawn `shapes` images (no VOC folder was given)"
         weights = "random weights (none were given)" if self.weights == "random" else "ImageNet weights"
         return f"{images}, SqueezeNet 1.0 with {weights} in {self.precision}"
 
     @property
     def cores(self) -> int:
+        """Number of cores."""
         return worker_count(0)
 
     @property
     def precision(self) -> str:
+        """Precision of the network: float32 or bfloat16."""
         return self.inputs(1).backbone.precision
 
     def limits(self, cores: int | None = None) -> Limits:
-        """Of all cores, or of some."""
+        """Measure the limits of all cores, or of some."""
         return Limits.measure(cores or self.cores)
 
     def inputs(self, images: int, *overrides: str, cache: str | None = None) -> StageInputs:
-        """A run on the first ``images`` training images, at one scale unless ``overrides`` say otherwise."""
-        made = config.load(
+        """Return the inputs of a run on the first ``images`` training images, at one scale unless overridden."""
+        settings = config.load(
             Path(__file__).parents[1] / "configs" / "voc07_sppnet_squeezenet.yaml",
             [
                 f"data.root={self.voc_root}", f"backbone.weights={self.weights}", f"data.limit_train={images}",
@@ -159,42 +173,44 @@ class Bench:
                 "data.train_split=train", "regions.scales=[688]", "detection.context=0", *overrides,
             ],
         )  # fmt: skip
-        run = StageInputs(made)
-        if cache:  # not ours: a store of other settings would be made in it
-            settings = run.backbone.settings() | {"max_side": made.regions.max_side}
-            for kind, wanted in (("proposals", SelectiveSearch.of(made.proposals).settings()), ("maps", settings)):
+        run = StageInputs(settings)
+        if cache:  # only read: with other settings a new store would be made in it
+            maps = run.backbone.settings() | {"max_side": settings.regions.max_side}
+            for kind, wanted in (("proposals", SelectiveSearch.of(settings.proposals).settings()), ("maps", maps)):
                 if not (Path(cache) / kind / fingerprint(wanted)).is_dir():
                     raise SystemExit(f"{cache}: holds no {kind} of these settings: {wanted}")
         return run
 
     def filled(self, images: int, *overrides: str) -> StageInputs:
-        """The same with proposals and maps in this program's cache."""
-        made = self.inputs(images, *overrides)
-        made.split.fill_proposals(SelectiveSearch.of(made.config.proposals), 0)
-        made.split.fill_maps(made.backbone, 0)
-        return made
+        """Return :meth:`inputs` with all proposals and maps computed, in the benchmarks' own cache."""
+        inputs = self.inputs(images, *overrides)
+        inputs.split.fill_proposals(SelectiveSearch.of(inputs.config.proposals), 0)
+        inputs.split.fill_maps(inputs.backbone, 0)
+        return inputs
 
     @cached_property
     def image(self) -> tuple[StageInputs, np.ndarray, np.ndarray]:
-        """A run of eight images, that with most proposals among them, and ``(2000, 4)`` of its proposals."""
+        """Inputs of eight images, the image with the most proposals, and ``(2000, 4)`` of its proposals."""
         run = self.filled(8)
         i = max(range(len(run.split)), key=lambda i: len(run.split.proposals(i)))
         boxes = run.split.proposals(i)
-        boxes = np.random.default_rng(0).permutation(boxes)  # they come best first, the largest ones
+        boxes = np.random.default_rng(0).permutation(boxes)  # they are ranked, large ones first
         boxes = np.resize(boxes, (WINDOWS, 4)) if len(boxes) < WINDOWS else boxes[:WINDOWS]
         return run, read_image(run.train[i].path), boxes
 
 
 def size_of(image: np.ndarray) -> tuple[int, int]:
+    """Return width and height."""
     return image.shape[1], image.shape[0]
 
 
 def maps_of(run: StageInputs, features: PyramidFeatures, image: np.ndarray) -> list[np.ndarray]:
+    """Compute the feature maps of an image, one per scale."""
     return features.read(run.backbone, image)
 
 
 def random_svms(features: PyramidFeatures, classes: int, vectors: np.ndarray) -> LinearSVMs:
-    """Weights whose margins on ``vectors`` are spread as those of trained SVMs: most below -1, a few above 0."""
+    """Return SVMs whose margins on ``vectors`` are spread like those of trained ones: most below -1, a few above 0."""
     weight = np.random.default_rng(0).normal(size=(classes, features.dimension)).astype(np.float32)
     margins = vectors.astype(np.float32) @ weight.T
     weight *= (0.4 / margins.std(axis=0))[:, None]
@@ -202,7 +218,7 @@ def random_svms(features: PyramidFeatures, classes: int, vectors: np.ndarray) ->
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """Format rows as a Markdown table."""
     lines = ["| what | measured | target | met | above its floor |", "|---|---|---|---|---|"]
     for row in rows:
         met = {None: "", True: "yes", False: "**no**"}[row.met]
@@ -211,6 +227,6 @@ def table(rows: list[Row]) -> str:
 
 
 def sample(split: FeatureSplit, features: PyramidFeatures, i: int = 0) -> np.ndarray:
-    """``(200, D)`` vectors of some windows of image ``i``."""
+    """Return the vectors ``(200, D)`` of 200 random proposals of image ``i``."""
     boxes = np.random.default_rng(0).permutation(split.proposals(i))[:200]
     return features.of_boxes(split.maps(i), boxes, split.size(i))

@@ -1,4 +1,4 @@
-"""Detection in one image and in many: what follows the proposals, latency, images a second, memory."""
+"""Detection in one image and in many: time after the proposals, latency, images per second, memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, rand
 from sppdet.data.images import read_image
 from sppdet.detection.detector import Detector
 from sppdet.detection.linear_layers import BoxRegressors
+from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.networks.fc_head import Head
 from sppdet.proposals.search import SelectiveSearch
+from sppdet.training.stage_inputs import StageInputs
 from sppdet.utils.meter import Meter
-from sppdet.utils.parallel import parallel_map as run_all
+from sppdet.utils.parallel import parallel_map
 
 CLASSES = 20
 FAST = SelectiveSearch(engine="opencv")
@@ -25,25 +27,26 @@ MANY = (16, 48)
 
 
 def run(bench: Bench) -> list[Row]:
+    """Run the benchmark."""
     torch.set_num_threads(bench.cores)
-    made, image, boxes = bench.image
-    plain = detector(made, made.pooled_features)
+    inputs, image, boxes = bench.image
+    plain = detector_of(inputs, inputs.pooled_features)
     torch.manual_seed(0)
-    head = Head(made.pooled_features.pooled_dimension, 4096, "fc7").eval()
-    head.use_bfloat16 = made.backbone.bfloat16_on_cpu
-    rich = detector(made, made.pooled_features.under(head))
+    head = Head(inputs.pooled_features.pooled_dimension, 4096, "fc7").eval()
+    head.use_bfloat16 = inputs.backbone.bfloat16_on_cpu
+    with_fc7 = detector_of(inputs, inputs.pooled_features.under(head))
     size = size_of(image)
 
-    def rest(model: Detector) -> None:
-        model.detect([maps_of(made, model.features, image)], boxes, size)
+    def detect(model: Detector) -> None:
+        model.detect([maps_of(inputs, model.features, image)], boxes, size)
 
     times = best(
-        3, proposals=lambda: FAST(image), backbone=lambda: maps_of(made, plain.features, image),
-        pool5=lambda: rest(plain), fc7=lambda: rest(rich), predict=lambda: plain.predict(image),
+        3, proposals=lambda: FAST(image), backbone=lambda: maps_of(inputs, plain.features, image),
+        pool5=lambda: detect(plain), fc7=lambda: detect(with_fc7), predict=lambda: plain.predict(image),
     )  # fmt: skip
     limits = bench.limits()
     rate = limits.bfloat16 if plain.features.half else limits.float32
-    windows = plain.features.windows(boxes, size, maps_of(made, plain.features, image))
+    windows = plain.features.windows(boxes, size, maps_of(inputs, plain.features, image))
     work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
     numbers = len(windows.cells) * plain.features.dimension
     exact, rough = plain.window_weights.counts
@@ -62,30 +65,30 @@ def run(bench: Bench) -> list[Row]:
             "all but the proposals, SVMs on fc7 of 4096", times["fc7"] / times["proposals"], 1 / 2, "of their time",
             f"{times['fc7'] / (work / rate):.1f} x fc6 and fc7 at the matrix rate, {work / 1e9:.0f} Gop",
         ),
-        Row("latency of one image, proposals and all", times["predict"], "s"),
+        Row("latency of one image, proposals included", times["predict"], "s"),
     ]  # fmt: skip
     return rows + many(bench, plain) + starting(plain)
 
 
-def detector(made, features) -> Detector:
-    """One with random SVMs and box regressors."""
-    vectors = sample(made.split, features)
+def detector_of(inputs: StageInputs, features: PyramidFeatures) -> Detector:
+    """Return a detector with random SVMs and box regressors that do nothing."""
+    vectors = sample(inputs.split, features)
     shape = (CLASSES, 4, features.pooled_dimension)
     regressors = BoxRegressors(np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32))
     return Detector(
-        tuple(map(str, range(CLASSES))), made.backbone, features, FAST,
-        random_svms(features, CLASSES, vectors), regressors, made.config.detection,
+        tuple(map(str, range(CLASSES))), inputs.backbone, features, FAST,
+        random_svms(features, CLASSES, vectors), regressors, inputs.config.detection,
     )  # fmt: skip
 
 
 def many(bench: Bench, model: Detector) -> list[Row]:
-    """Images a second on one core and on all, and the memory of few and of three times as many."""
+    """Measure images per second on one core and on all, and memory for few images and for three times as many."""
     paths = [sample.path for sample in bench.inputs(MANY[1]).train]
 
     def all_of(count: int, workers: int) -> Meter:
         with Meter() as meter:
-            # As sppdet.detect does.
-            for _ in run_all(
+            # As the command sppdet.detect does.
+            for _ in parallel_map(
                 lambda path: len(model.predict(read_image(path))), paths[:count], workers, "detecting", True
             ):
                 pass
@@ -102,7 +105,7 @@ def many(bench: Bench, model: Detector) -> list[Row]:
 
 
 def starting(model: Detector) -> list[Row]:
-    """How long a fresh process takes to print its help and to load a model, against importing torch alone."""
+    """Time a new process that prints its help or loads a model, against one that only imports torch."""
     with tempfile.TemporaryDirectory() as folder:
         model.save(folder)
         commands = {

@@ -1,4 +1,4 @@
-"""A pass of hard-negative mining for 20 classes against reading, pooling and one GEMM alone; the memory of mining."""
+"""A pass of hard-negative mining for 20 classes, against reading, pooling and one GEMM alone; memory of mining."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from sppdet.ops.products import Products
 from sppdet.training.mining import Miner
 from sppdet.training.stage_inputs import StageInputs
 from sppdet.utils.meter import Meter
-from sppdet.utils.parallel import parallel_map as run_all
+from sppdet.utils.parallel import parallel_map
 
-PICTURES = 40
-MANY = (500, 2500)  # for the memory
+IMAGES = 40
+MANY = (500, 2500)  # numbers of images whose memory is compared
 
 
 def run(bench: Bench) -> list[Row]:
-    ready = prepare(bench.filled(PICTURES, "svm.random_negatives=600"))
+    """Run the benchmark."""
+    ready = prepare(bench.filled(IMAGES, "svm.random_negatives=600"))
     miner, features, split = ready.miner, ready.miner.features, ready.miner.split
-    everything = list(range(len(split)))
-    windows = [features.windows(split.proposals(i), split.size(i), split.maps(i)) for i in everything]
+    every_image = list(range(len(split)))
+    windows = [features.windows(split.proposals(i), split.size(i), split.maps(i)) for i in every_image]
 
     weights = Products(ready.svms.weight, half=features.half)
 
@@ -34,16 +35,16 @@ def run(bench: Bench) -> list[Row]:
         features.products(split.maps(i), windows[i], weights)
 
     def floor() -> None:
-        for _ in run_all(least, everything, 0, "floor", threads=True):
+        for _ in parallel_map(least, every_image, 0, "floor", threads=True):
             pass
 
-    times = best(5, mine=lambda: miner._mine(everything, ready.svms), floor=floor)
+    times = best(5, mine=lambda: miner._mine(every_image, ready.svms), floor=floor)
     rows = [
         milliseconds(
-            "a pass, an image", times["mine"] / PICTURES, times["floor"] / PICTURES, "reading, pooling and one GEMM"
+            "a pass, per image", times["mine"] / IMAGES, times["floor"] / IMAGES, "reading, pooling and one GEMM"
         ),
         at_most("a pass against reading, pooling and one GEMM", times["mine"] / times["floor"], 1.5),
-        *stages(bench, ready, windows, everything[:8]),
+        *stages(bench, ready, windows, every_image[:8]),
     ]
     return rows + memory(bench)
 
@@ -56,15 +57,15 @@ class Ready:
     svms: LinearSVMs
 
 
-def prepare(made: StageInputs) -> Ready:
-    """As :meth:`Miner.train` starts."""
-    miner = Miner(made.split, made.features, made.labels, made.config.svm, made.scale, log=lambda text: None)
-    miner.cache = miner._start(np.random.default_rng(3).permutation(len(made.split)))
+def prepare(inputs: StageInputs) -> Ready:
+    """Do the first steps of :meth:`Miner.train`."""
+    miner = Miner(inputs.split, inputs.features, inputs.labels, inputs.config.svm, inputs.scale, log=lambda text: None)
+    miner.cache = miner._start(np.random.default_rng(3).permutation(len(inputs.split)))
     return Ready(miner, miner._fit())
 
 
 def stages(bench: Bench, ready: Ready, windows: list, images: list[int]) -> list[Row]:
-    """What the floor is made of, on one core."""
+    """Time the steps of the floor, on one core."""
     split, features = ready.miner.split, ready.miner.features
     maps = [features.halved(split.maps(i)) for i in images]
     torch.set_num_threads(1)
@@ -73,9 +74,9 @@ def stages(bench: Bench, ready: Ready, windows: list, images: list[int]) -> list
     vectors = torch.zeros(max(len(windows[i].cells) for i in images), features.dimension, dtype=kind)
 
     def pool() -> None:
-        for i, own in zip(images, maps):
+        for i, image_maps in zip(images, maps):
             for rows in features.blocks(windows[i]):
-                features.block(own, windows[i], rows)
+                features.block(image_maps, windows[i], rows)
 
     def multiply() -> None:
         for i in images:
@@ -86,24 +87,24 @@ def stages(bench: Bench, ready: Ready, windows: list, images: list[int]) -> list
     numbers = sum(len(windows[i].cells) for i in images) / len(images) * features.dimension
     columns, rate = (2, limits.bfloat16) if features.half else (1, limits.float32)  # see sppdet.ops.products
     return [
-        milliseconds("of it, on one core: reading an image's map", times["read"] / len(images)),
+        milliseconds("of that, on one core: reading an image's map", times["read"] / len(images)),
         milliseconds(
-            "of it, on one core: pooling", times["pool"] / len(images),
+            "of that, on one core: pooling", times["pool"] / len(images),
             vectors.element_size() * numbers / limits.write, "writing the vectors",
         ),
         milliseconds(
-            "of it, on one core: the products with 20 classes", times["multiply"] / len(images),
+            "of that, on one core: the products with 20 classes", times["multiply"] / len(images),
             2 * columns * len(ready.svms.weight) * numbers / rate, "the matrix rate",
         ),
     ]  # fmt: skip
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Of the whole of mining, fits included, on a few images and on five times as many."""
-    sizes = MANY if bench.cache else (PICTURES // 5, PICTURES)
+    """Measure the memory of all of mining, fits included, on a few images and on five times as many."""
+    sizes = MANY if bench.cache else (IMAGES // 5, IMAGES)
     rows = []
     for images in sizes:
-        # A process of its own, of a fresh interpreter: what an earlier one left would count.
+        # A process of its own, with a new interpreter: memory that an earlier one left would count.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             seconds, peak = pool.apply(peak_memory, (bench, images))
         rows.append(Row(f"{images} images: peak memory ({seconds:.0f} s with all fits)", peak, "MB"))
@@ -114,13 +115,14 @@ def memory(bench: Bench) -> list[Row]:
 
 
 def peak_memory(bench: Bench, images: int) -> tuple[float, float]:
-    made = bench.inputs(images, cache=bench.cache)
-    split = made.split
+    """Mine on ``images`` images of the filled cache; returns seconds and peak memory in MB."""
+    inputs = bench.inputs(images, cache=bench.cache)
+    split = inputs.split
     names = [map_name(scale, name) for scale in split.scales for name in split.names]
     missing = len(split.proposal_store.missing(split.names)) + len(split.map_store.missing(names))
     if missing:
         raise SystemExit(f"{bench.cache}: {missing} entries of the first {images} images are missing")
     start = time.perf_counter()
     with Meter() as meter:
-        Miner(split, made.features, made.labels, made.config.svm, made.scale, log=lambda text: None).train()
+        Miner(split, inputs.features, inputs.labels, inputs.config.svm, inputs.scale, log=lambda text: None).train()
     return time.perf_counter() - start, meter.peak_memory_mb

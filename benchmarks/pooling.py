@@ -1,4 +1,4 @@
-"""Pooling 2000 windows of one image's map against torch, torchvision and the writing of the output alone."""
+"""Pooling of 2000 windows of one image's map, against torch, torchvision and writing the output alone."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ LEVELS = (6, 3, 2, 1)
 
 
 def run(bench: Bench) -> list[Row]:
+    """Run the benchmark."""
     torch.set_num_threads(bench.cores)
-    made, image, boxes = bench.image
-    features = made.pooled_features
-    conv_map = maps_of(made, features, image)[0]
+    inputs, image, boxes = bench.image
+    features = inputs.pooled_features
+    conv_map = maps_of(inputs, features, image)[0]
     windows = features.windows(boxes, size_of(image), [conv_map])
     cells = windows.cells[windows.group]
     rows = []
@@ -31,7 +32,7 @@ def run(bench: Bench) -> list[Row]:
 
 
 def compare(conv_map: np.ndarray, cells: np.ndarray) -> list[Row]:
-    """All rows of one map ``(H, W, C)``."""
+    """Compare maximum pooling on one map ``(H, W, C)``; ``cells`` ``(N, 4)`` are the windows."""
     channels_first = torch.from_numpy(conv_map).permute(2, 0, 1).contiguous()
     rois = torch.from_numpy(np.column_stack([np.zeros(len(cells)), cells - [0, 0, 1, 1]]).astype(np.float32))
     out = pyramid_pool(conv_map, cells, LEVELS)
@@ -49,7 +50,7 @@ def compare(conv_map: np.ndarray, cells: np.ndarray) -> list[Row]:
     def pool() -> None:
         pyramid_pool(conv_map, cells, LEVELS, out=out)
 
-    # The least that a bin can hold: no way of reading the map could be quicker than this.
+    # Windows whose bins hold one cell: pooling cannot read less of the map.
     height, width, channels = conv_map.shape
     corners = np.random.default_rng(0).integers(0, [width - 6, height - 6], (len(cells), 2))
     least = np.concatenate([corners, corners + 6], axis=1)
@@ -66,9 +67,13 @@ def compare(conv_map: np.ndarray, cells: np.ndarray) -> list[Row]:
         milliseconds(f"{name}: pooling", fast["pool"], fast["write"], f"writing the output, {out.nbytes / 1e6:.0f} MB"),
         milliseconds(f"{name}: pooling on one core", one),
         at_least(f"{name}: against a loop of adaptive_max_pool2d", slow["loop"] / fast["pool"], 60),
-        at_least(f"{name}: against roi_pool once a level", slow["roi"] / fast["pool"], 35),
+        at_least(f"{name}: against one roi_pool per level", slow["roi"] / fast["pool"], 35),
         at_most(f"{name}: against writing the output", fast["pool"] / fast["write"], 2),
-        Row(f"{name}: the same of windows of 6 x 6 cells, one a bin", fast["least"] / fast["write"], "x"),
+        Row(
+            f"{name}: pooling windows of 6 x 6 cells, one per bin, against writing the output",
+            fast["least"] / fast["write"],
+            "x",
+        ),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Proposals: our own selective search beside OpenCV's in the same mode; images a second on one core and on all."""
+"""Proposals: the native selective search beside OpenCV's in the same mode; images per second on one core and on all."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common import Bench, Row, at_least, at_most, threads
+from sppdet.data.dataset import Sample
 from sppdet.data.images import read_image
 from sppdet.proposals.recall import proposal_recall
 from sppdet.proposals.search import SelectiveSearch
-from sppdet.utils.parallel import parallel_map as run_all
+from sppdet.utils.parallel import parallel_map
 
 OPENCV, NATIVE = SelectiveSearch(engine="opencv"), SelectiveSearch()
 DEFAULT = SelectiveSearch(base_k=150, inc_k=150, engine="opencv")  # OpenCV's own fast mode
@@ -21,27 +22,32 @@ FEW = 16
 
 
 def run(bench: Bench) -> list[Row]:
+    """Run the benchmark."""
     samples = list(bench.inputs(bench.images).test)
     images = [read_image(sample.path) for sample in samples]
     NATIVE.warm_up()
     with threads(1):
-        seconds, found = in_turns({"opencv": OPENCV, "native": NATIVE}, images)
-        few_seconds, few = in_turns({"default": DEFAULT, "native": NATIVE}, images[:FEW])
+        seconds, proposals = in_turns({"opencv": OPENCV, "native": NATIVE}, images)
+        few_seconds, few_proposals = in_turns({"default": DEFAULT, "native": NATIVE}, images[:FEW])
     with threads(bench.cores):
         latency, _ = in_turns({"opencv": OPENCV, "native": NATIVE}, images[:FEW])
-    tables = {name: table_of(boxes, samples) for name, boxes in found.items()}
-    few_recall = {name: table_of(boxes, samples[:FEW])["recall@0.5"] for name, boxes in few.items()}
+    tables = {name: table_of(boxes, samples) for name, boxes in proposals.items()}
+    few_recall = {name: table_of(boxes, samples[:FEW])["recall@0.5"] for name, boxes in few_proposals.items()}
     count = {name: row["windows"] for name, row in tables.items()}
     rows = [
-        Row(f"OpenCV fast(50, 50), one core, {len(images)} test images", seconds["opencv"], "s an image"),
-        Row("native, the same mode", seconds["native"], "s an image"),
+        Row(f"OpenCV fast(50, 50), one core, {len(images)} test images", seconds["opencv"], "s per image"),
+        Row("native, the same mode", seconds["native"], "s per image"),
         at_least("OpenCV's time against native's, one core", seconds["opencv"] / seconds["native"], 5),
-        Row(f"native, one image on {bench.cores} cores, {FEW} images", latency["native"], "s an image"),
-        at_least(f"the same, {bench.cores} cores", latency["opencv"] / latency["native"], 8),
-        Row("windows an image, OpenCV", count["opencv"], "windows"),
-        Row("windows an image, native", count["native"], "windows"),
-        at_most("their difference", abs(count["native"] / count["opencv"] - 1), 0.1, "of OpenCV's"),
-        Row("windows that both find", shared(found["opencv"], found["native"]), "of all that either finds"),
+        Row(f"native, one image on {bench.cores} cores, {FEW} images", latency["native"], "s per image"),
+        at_least(f"OpenCV's time against native's, {bench.cores} cores", latency["opencv"] / latency["native"], 8),
+        Row("windows per image, OpenCV", count["opencv"], "windows"),
+        Row("windows per image, native", count["native"], "windows"),
+        at_most("difference in windows per image", abs(count["native"] / count["opencv"] - 1), 0.1, "of OpenCV's"),
+        Row(
+            "windows that both find",
+            shared(proposals["opencv"], proposals["native"]),
+            "of the windows that either finds",
+        ),
     ]
     for name in ("recall@0.5", "recall@0.7", "average_best_overlap"):
         rows += [
@@ -53,57 +59,68 @@ def run(bench: Bench) -> list[Row]:
         at_most(
             "native's time against OpenCV's default fast mode", few_seconds["native"] / few_seconds["default"], 1 / 3
         ),
-        at_least("recall@0.5 less that mode's", few_recall["native"] - few_recall["default"], 0, ""),
+        at_least(
+            "recall@0.5, native less that of OpenCV's default fast mode",
+            few_recall["native"] - few_recall["default"],
+            0,
+            "",
+        ),
         *throughput(bench, [sample.path for sample in samples[: 20 * FEW]]),
     ]
 
 
 def shared(some: list[np.ndarray], others: list[np.ndarray]) -> float:
-    """Of the windows of two searches in the same images, what share both have."""
+    """Return the share of windows that both of two searches find in the same images."""
     pairs = [(set(map(tuple, a)), set(map(tuple, b))) for a, b in zip(some, others)]
     return sum(len(a & b) for a, b in pairs) / sum(len(a | b) for a, b in pairs)
 
 
 def in_turns(
-    searches: dict[str, Callable], images: Sequence[np.ndarray]
+    searches: dict[str, Callable[[np.ndarray], np.ndarray]], images: Sequence[np.ndarray]
 ) -> tuple[dict[str, float], dict[str, list[np.ndarray]]]:
-    """Mean seconds an image of each search, one after the other on each image, and what they found."""
-    seconds, found = dict.fromkeys(searches, 0.0), {name: [] for name in searches}
+    """Run all searches on each image in turn; returns mean seconds per image and the proposals of each search."""
+    seconds = dict.fromkeys(searches, 0.0)
+    proposals: dict[str, list[np.ndarray]] = {name: [] for name in searches}
     for image in tqdm(images, desc="proposals", unit=""):
         for name, search in searches.items():
             start = time.perf_counter()
-            found[name].append(search(image))
+            proposals[name].append(search(image))
             seconds[name] += (time.perf_counter() - start) / len(images)
-    return seconds, found
+    return seconds, proposals
 
 
-def table_of(found: list[np.ndarray], samples: Sequence) -> dict[str, float]:
-    return proposal_recall(found, (sample.boxes[~sample.difficult] for sample in samples))
+def table_of(proposals: list[np.ndarray], samples: Sequence[Sample]) -> dict[str, float]:
+    """Return the recall table of the proposals of each sample."""
+    return proposal_recall(proposals, (sample.boxes[~sample.difficult] for sample in samples))
 
 
 def search_file(path: Path) -> int:
+    """Count the proposals of an image."""
     return len(NATIVE(read_image(path)))
 
 
 def search_files(paths: Sequence[Path]) -> int:
+    """Count the proposals of several images."""
     return sum(map(search_file, paths))
 
 
 def throughput(bench: Bench, paths: Sequence[Path]) -> list[Row]:
-    """Native, many images read from files: a process a core, which must have started before the clock does."""
-    list(run_all(search_file, paths[: bench.cores], 0, "warm-up"))
+    """Measure the native search on many files, with one process per core, started before the clock."""
+    list(parallel_map(search_file, paths[: bench.cores], 0, "warm-up"))
     rate = {}
     for workers in (1, bench.cores):
         with threads(1):
             start = time.perf_counter()
-            list(run_all(search_file, paths, workers, f"{workers} workers"))
+            list(parallel_map(search_file, paths, workers, f"{workers} workers"))
             rate[workers] = len(paths) / (time.perf_counter() - start)
     start = time.perf_counter()
-    list(run_all(search_files, [paths[first :: bench.cores] for first in range(bench.cores)], 0, "a share a core"))
+    list(
+        parallel_map(search_files, [paths[first :: bench.cores] for first in range(bench.cores)], 0, "a share per core")
+    )
     apart = len(paths) / (time.perf_counter() - start)
     return [
         Row("native, one core", rate[1], "images/s"),
         Row(f"native, {bench.cores} cores", rate[bench.cores], "images/s"),
         at_least("all cores against one", rate[bench.cores] / rate[1], 0.9 * bench.cores),
-        Row("the same, each core with a share of the images and no word to the other", apart / rate[1], "x"),
+        Row("all cores against one, each process with a fixed share of the images", apart / rate[1], "x"),
     ]

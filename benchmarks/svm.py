@@ -1,4 +1,4 @@
-"""Fitting SVMs on the shared negatives of a mining pass against scikit-learn's ``LinearSVC``, class by class."""
+"""Fitting of SVMs to the shared negatives of a mining pass, against scikit-learn's ``LinearSVC``, class by class."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ import numpy as np
 from benchmarks.common import Bench, Row, at_least, at_most, best
 from benchmarks.mining import prepare
 from sppdet.training import svm
-from sppdet.utils.parallel import parallel_map as run_all
+from sppdet.utils.parallel import parallel_map
 
-PICTURES = 16
-TOLERANCE = 0.0005  # of ours: where its objective is LinearSVC's, which stops at 0.0001 by a rule of its own
-CLASSES = 3  # that LinearSVC is timed on: it takes minutes and 16 bytes a feature
+IMAGES = 16
+TOLERANCE = 0.0005  # where our objective reaches LinearSVC's, which stops at 0.0001 by another rule
+CLASSES = 3  # on which LinearSVC is timed: it takes minutes, and 16 bytes per feature
 
 
 def run(bench: Bench) -> list[Row]:
-    ready = prepare(bench.filled(PICTURES, "svm.random_negatives=600"))
+    """Run the benchmark."""
+    ready = prepare(bench.filled(IMAGES, "svm.random_negatives=600"))
     miner, cache = ready.miner, ready.miner.cache
-    miner._mine(list(range(PICTURES)), ready.svms)
+    miner._mine(list(range(IMAGES)), ready.svms)
     problems = [cache.problem(k) for k in range(len(miner.labels))]
     fitting = [k for k, (_, labels) in enumerate(problems) if (labels > 0).any()]
     rows = np.flatnonzero(cache.held.any(axis=1))
@@ -42,11 +43,11 @@ def run(bench: Bench) -> list[Row]:
     reference = [svm.fit_liblinear(vectors, position[problems[k][0]], problems[k][1], miner.problem) for k in some]
     slow = time.perf_counter() - start
     times = best(
-        3, some=lambda: list(run_all(partial(fit, problem=strict), some, 0, "SVMs", threads=True)),
-        all=lambda: list(run_all(fit, fitting, 0, "SVMs", threads=True)),
+        3, some=lambda: list(parallel_map(partial(fit, problem=strict), some, 0, "SVMs", threads=True)),
+        all=lambda: list(parallel_map(fit, fitting, 0, "SVMs", threads=True)),
     )  # fmt: skip
     worst, loose = (
-        100 * (max(objective(k, fit(k, problem)) / objective(k, theirs) for k, theirs in zip(some, reference)) - 1)
+        100 * (max(objective(k, fit(k, problem)) / objective(k, expected) for k, expected in zip(some, reference)) - 1)
         for problem in (strict, miner.problem)
     )
     total = sum(len(problems[k][0]) for k in fitting)
@@ -60,7 +61,13 @@ def run(bench: Bench) -> list[Row]:
             floor=floor,
         ),
         Row(f"LinearSVC on {CLASSES} of them, of {', '.join(str(len(problems[k][0])) for k in some)} rows", slow, "s"),
-        at_least(f"the same classes at tolerance {TOLERANCE}: against LinearSVC", slow / times["some"], 10),
-        at_most("objective above LinearSVC's at that tolerance, the worst of them", worst, 0.1, "%"),
-        Row(f"the same at the tolerance of mining, {miner.problem.tolerance}", loose, "%"),
+        at_least(
+            f"LinearSVC's time against ours at tolerance {TOLERANCE}, these {CLASSES} classes", slow / times["some"], 10
+        ),
+        at_most("objective above LinearSVC's at that tolerance, worst class", worst, 0.1, "%"),
+        Row(
+            f"objective above LinearSVC's at the tolerance of mining, {miner.problem.tolerance}, worst class",
+            loose,
+            "%",
+        ),
     ]

@@ -1,4 +1,4 @@
-"""Features of 2000 windows of one image: SPP at one scale and at five against R-CNN's 2000 warped crops."""
+"""Features of 2000 windows of one image: SPP at one scale and at five, against R-CNN's 2000 warped crops."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ import torch
 
 from benchmarks.common import FIVE_SCALES, Bench, Row, at_least, best, maps_of, size_of
 from sppdet.features.crop_features import CropFeatures
+from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.features.warp import Crop
+from sppdet.training.stage_inputs import StageInputs
 
 
 def run(bench: Bench) -> list[Row]:
+    """Run the benchmark."""
     torch.set_num_threads(bench.cores)
-    made, image, boxes = bench.image
+    inputs, image, boxes = bench.image
     five = bench.inputs(8, f"regions.scales={list(FIVE_SCALES)}").pooled_features
     times = best(
-        3, one=lambda: spp(made, made.pooled_features, image, boxes), five=lambda: spp(made, five, image, boxes)
+        3, one=lambda: spp(inputs, inputs.pooled_features, image, boxes), five=lambda: spp(inputs, five, image, boxes)
     )
-    crops = CropFeatures(channels=made.backbone.channels, crop=Crop(), levels=(6,))
-    crops.read(made.backbone, image, boxes[:64])
+    crops = CropFeatures(channels=inputs.backbone.channels, crop=Crop(), levels=(6,))
+    crops.read(inputs.backbone, image, boxes[:64])
     start = time.perf_counter()
-    crops.read(made.backbone, image, boxes)
+    crops.read(inputs.backbone, image, boxes)
     rcnn = time.perf_counter() - start
     pixels = len(boxes) * crops.crop.size**2
-    bounds = {name: pixels / area(used, image) for name, used in (("one", made.pooled_features), ("five", five))}
+    bounds = {
+        name: pixels / area(features, image) for name, features in (("one", inputs.pooled_features), ("five", five))
+    }
     return [
         Row("R-CNN: 2000 crops of 227 x 227", rcnn, "s"),
         Row("SPP, one scale", times["one"], "s"),
@@ -35,15 +40,15 @@ def run(bench: Bench) -> list[Row]:
     ]
 
 
-def spp(made, features, image: np.ndarray, boxes: np.ndarray) -> None:
-    """Conv maps and the pooled vectors of all windows, a block at a time."""
-    maps = maps_of(made, features, image)
+def spp(inputs: StageInputs, features: PyramidFeatures, image: np.ndarray, boxes: np.ndarray) -> None:
+    """Compute the feature maps and the pooled vectors of all windows, one block at a time."""
+    maps = maps_of(inputs, features, image)
     windows, maps = features.windows(boxes, size_of(image), maps), features.halved(maps)
     for rows in features.blocks(windows):
         features.block(maps, windows, rows)
 
 
-def area(features, image: np.ndarray) -> float:
-    """Pixels that the network sees."""
+def area(features: PyramidFeatures, image: np.ndarray) -> float:
+    """Return the number of pixels that the network reads."""
     width, height = size_of(image)
     return sum(width * height * factor**2 for factor in features.factors(width, height))

@@ -1,7 +1,7 @@
-"""Measure how fast each stage is, beside what it replaces and beside what the machine can do.
+"""Measure the speed of each stage beside what it replaces and beside what the machine can do.
 
-``python scripts/bench.py NAME`` runs one benchmark alone and prints a table and a line of JSON;
-``python scripts/bench.py all --write docs/performance.md`` runs every one, each in a process of its own.
+``python scripts/bench.py NAME`` runs one benchmark and prints a table and a line of JSON;
+``python scripts/bench.py all --write docs/experiments/performance.md`` runs all, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -16,78 +16,82 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("pooling", "cache", "mining", "svm", "detect", "proposals", "systems")
+HEAD = """\
+# Performance
+
+Written by `{command}`; every figure is from that run. Times are the shortest of several; what is compared was run in
+turns. "Above its floor" is the measured time divided by that of the least work that could do the job.
+
+{machine}"""
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("name", choices=(*NAMES, "all"))
-    made.add_argument("--voc-root", default="data/VOCdevkit", help="default: %(default)s; `shapes` where it is absent")
-    made.add_argument("--weights", default="", help="SqueezeNet 1.0's ImageNet weights; default: random ones")
-    made.add_argument("--work", default="cache/bench", help="folder of the benchmarks' own cache; default: %(default)s")
-    made.add_argument("--images", type=int, default=64, help="test images for proposals; default: %(default)s")
-    made.add_argument("--cache", help="a filled cache of VOC at 688, not written to: for the memory of mining")
-    made.add_argument("--model", help="a trained run: for the mAP of stored maps")
-    made.add_argument("--write", help="with `all`: the Markdown file to write")
-    return made
+    """Make the parser of the script's arguments."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("name", choices=(*NAMES, "all"))
+    arguments.add_argument(
+        "--voc-root", default="data/VOCdevkit", help="default: %(default)s; the drawn `shapes` where it does not exist"
+    )
+    arguments.add_argument("--weights", default="", help="SqueezeNet 1.0's ImageNet weights; default: random ones")
+    arguments.add_argument(
+        "--work", default="cache/bench", help="folder of the benchmarks' own cache; default: %(default)s"
+    )
+    arguments.add_argument("--images", type=int, default=64, help="test images for proposals; default: %(default)s")
+    arguments.add_argument(
+        "--cache", help="a filled cache of VOC at 688 pixels, which is only read: for the memory of mining"
+    )
+    arguments.add_argument("--model", help="a trained run: for the mAP of stored maps")
+    arguments.add_argument("--write", help="with `all`: the Markdown file to write")
+    return arguments
 
 
-def one(options: argparse.Namespace) -> None:
-    """Run one benchmark in this process; its table, then its JSON."""
-    sys.path.insert(0, str(ROOT))
+def run_one(options: argparse.Namespace) -> None:
+    """Run one benchmark in this process and print its table, then its JSON."""
     from benchmarks.common import Bench, table
 
     bench = Bench(options.voc_root, options.weights, options.work, options.cache, options.model, options.images)
     rows = importlib.import_module(f"benchmarks.{options.name}").run(bench)
     print(table(rows))
-    rows = [asdict(row) | {"value": float(f"{row.value:.4g}")} for row in rows]
+    rounded = [asdict(row) | {"value": float(f"{row.value:.4g}")} for row in rows]
     limits = f"{bench.limits()}; one core {bench.limits(1)}"
-    print(json.dumps({"name": options.name, "data": bench.data(), "limits": limits, "rows": rows}, default=bool))
+    print(json.dumps({"name": options.name, "data": bench.data(), "limits": limits, "rows": rounded}, default=bool))
 
 
-def every(options: argparse.Namespace) -> str:
-    """Run all, each in a process of its own; the Markdown of what they found."""
+def run_all(options: argparse.Namespace) -> str:
+    """Run every benchmark in a process of its own and return the document with their results."""
     from sppdet.utils.environment import machine
 
-    given = sys.argv[2:]
-    parts = [HEAD.format(command=command(options), machine=machine())]
+    sections = [HEAD.format(command=command(options), machine=machine())]
     for name in NAMES:
         print(f"{name} ...", file=sys.stderr)
-        done = subprocess.run([sys.executable, __file__, name, *given], stdout=subprocess.PIPE, text=True, check=True)
-        *table, last = done.stdout.strip().splitlines()
-        found = json.loads(last)
-        first = (importlib.import_module(f"benchmarks.{name}").__doc__ or "").strip()
-        parts += [
+        arguments = [sys.executable, __file__, name, *sys.argv[2:]]
+        output = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True).stdout
+        *table, last = output.strip().splitlines()
+        result = json.loads(last)
+        sections += [
             f"## {name}",
-            first,
-            f"{found['data']}. In the same run, all cores: {found['limits']}.",
+            (importlib.import_module(f"benchmarks.{name}").__doc__ or "").strip(),
+            f"{result['data']}. In the same run, all cores: {result['limits']}.",
             "\n".join(table),
         ]
-    return "\n\n".join(parts) + "\n"
-
-
-HEAD = """\
-# Performance
-
-Written by `{command}`; every figure is from that run. Times are the shortest of several, what is compared was run in
-turns. "Above its floor" is the time measured, divided by that of the least work that could do the job.
-
-{machine}"""
+    return "\n\n".join(sections) + "\n"
 
 
 def command(options: argparse.Namespace) -> str:
-    """How to repeat it, without the folders of this machine."""
+    """Return the command that repeats the run, without the folders of this machine."""
     flags = [f"--images {options.images}"]
     flags += [f"--{name} {name.upper()}" for name in ("cache", "model") if getattr(options, name)]
     return " ".join(["python scripts/bench.py all --voc-root VOCDEVKIT --weights FILE", *flags])
 
 
 def main() -> int:
+    """Run the script and return its exit status."""
     options = parser().parse_args()
+    sys.path.insert(0, str(ROOT))  # the folder of the package `benchmarks`
     if options.name != "all":
-        one(options)
+        run_one(options)
         return 0
-    sys.path.insert(0, str(ROOT))
-    text = every(options)
+    text = run_all(options)
     if options.write:
         from sppdet.utils.files import write_document
 

@@ -1,4 +1,4 @@
-"""Print a run's metrics.json as the Markdown tables: ``python scripts/results.py RUN``."""
+"""Print the figures of a run as Markdown tables: ``python scripts/results.py RUN``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sppdet.proposals.recall import recall_line
 
 
 def tables(metrics: dict) -> str:
-    """Markdown of what :func:`sppdet.evaluation.run.evaluate_run` wrote."""
+    """Format the content of a metrics.json (:func:`sppdet.evaluation.evaluate_run`) as Markdown."""
     without, proposals = metrics["without_bbox"], metrics["proposals"]
     lines = [
-        f"{metrics['pictures']} test images; proposals: {proposals['windows']:.0f} an image, {recall_line(proposals)}",
+        f"{metrics['pictures']} test images; {proposals['windows']:.0f} proposals per image, {recall_line(proposals)}",
         "",
         "| | 11-point mAP | area mAP |",
         "|---|---|---|",
@@ -31,17 +31,17 @@ def tables(metrics: dict) -> str:
         disk = f"{cost['disk_mb']:.0f}" if "disk_mb" in cost else ""
         lines.append(f"| {stage} | {cost['seconds']:.0f} | {cost['peak_memory_mb']} | {disk} |")
     lines.append(f"| all | {sum(cost['seconds'] for cost in costs.values()):.0f} | | |")
-    names = list(metrics["AP"])
-    shown = ", ".join(f"{name} {metrics['AP'][name]:.1f}" for name in names if metrics["AP"][name] is not None)
-    return "\n".join([*lines, "", f"AP by class: {shown}"])
+    by_class = ", ".join(f"{name} {value:.1f}" for name, value in metrics["AP"].items() if value is not None)
+    return "\n".join([*lines, "", f"AP by class: {by_class}"])
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the script and return its exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, such as runs/demo")
     path = parser.parse_args(arguments).run / "metrics.json"
     if not path.is_file():
-        print(f"error: {path} is not there; python -m sppdet.evaluate RUN makes it", file=sys.stderr)
+        print(f"error: {path}: does not exist; python -m sppdet.evaluate RUN writes it", file=sys.stderr)
         return 2
     print(tables(json.loads(path.read_text())))
     return 0

@@ -1,7 +1,8 @@
-"""SPP-net as a classifier on VOC2007, as in the tables of He et al. 2014: prints the tables of docs/classification.md.
+"""Classify images of VOC2007 with SPP-net, as in the tables of He et al. 2014.
 
+Prints the tables of docs/experiments/classification.md:
 ``images``: which classes an image shows, by linear SVMs on its pooled conv features (the paper's section 3.3).
-``objects``: one object an image, a network trained at one size, at several, and without the pyramid (section 3.1).
+``objects``: one object per image, a network trained at one size, at several, and without the pyramid (section 3.1).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sppdet.classification.classifier import resized
 from sppdet.classification.run import evaluate_run, train_run
 from sppdet.cli import common as cli
 from sppdet.config.settings import ClassifierConfig
-from sppdet.data.dataset import Dataset
+from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.images import read_image
 from sppdet.data.voc import read_voc
 from sppdet.evaluation.voc import average_precision
@@ -37,11 +38,8 @@ PYRAMID = (6, 3, 2, 1)
 TESTS = ("crop", "full", "multi")
 
 
-# Which classes an image shows
-
-
 def study_images(options: argparse.Namespace) -> None:
-    """Mean average precision of linear SVMs on the features of crops and of full images, 6 x 6 bins or a pyramid."""
+    """Print mean average precision of linear SVMs on features of crops and of full images, 6 x 6 bins or a pyramid."""
     train, test = (read_voc(options.root, split, limit=options.limit) for split in ("trainval", "test"))
     backbone = Backbone.create(options.backbone, options.weights, options.device)
     print(f"{len(train)} images for training, {len(test)} for testing; {backbone.precision}\n")
@@ -52,15 +50,15 @@ def study_images(options: argparse.Namespace) -> None:
             pyramids(split, backbone, int(side), kind == "crop", Path(options.work)) for split in (train, test)
         )
         for name, bin_count in (("6 x 6, no pyramid", 36), ("6, 3, 2, 1", bins(PYRAMID))):
-            cut = [unit_rows(part[:, :bin_count]) for part in (rows, test_rows)]
-            cost, held = choose_cost(cut[0], presence(train), options.costs)
-            svms = fit_classes(cut[0], presence(train), cost)
-            precisions = mean_precisions(cut[1], presence(test), svms)
-            print(table_row(f"{kind}, {side}", name, f"{cost:g}", held, *precisions), flush=True)
+            train_rows, tested_rows = (unit_rows(pooled[:, :bin_count]) for pooled in (rows, test_rows))
+            cost, held_out = choose_cost(train_rows, presence(train), options.costs)
+            svms = fit_classes(train_rows, presence(train), cost)
+            precisions = mean_precisions(tested_rows, presence(test), svms)
+            print(table_row(f"{kind}, {side}", name, f"{cost:g}", held_out, *precisions), flush=True)
 
 
 def presence(dataset: Dataset) -> np.ndarray:
-    """``(P, K)``: 1 for a class that an image shows, -1 if not, 0 where all its objects are difficult: left out."""
+    """Return ``(P, K)``: 1 for a class that an image shows, -1 if not, 0 (left out) if all objects are difficult."""
     shown = -np.ones((len(dataset), len(dataset.classes)), np.int64)
     for row, sample in zip(shown, dataset):
         row[sample.labels[sample.difficult]] = 0
@@ -69,24 +67,24 @@ def presence(dataset: Dataset) -> np.ndarray:
 
 
 def pyramids(dataset: Dataset, backbone: Backbone, side: int, crop: bool, work: Path) -> np.ndarray:
-    """Float16 ``(P, M, C)``: the pyramid of every image's map, 6 x 6 bins first; made once and kept in ``work``."""
+    """Return the pyramid of every image's map, float16 ``(P, M, C)``, 6 x 6 bins first; stored in ``work``."""
     key = fingerprint([[s.id for s in dataset], backbone.settings(), side, crop, PYRAMID])
     path = work / f"pyramids-{key}.npy"
     if not path.exists():
 
-        def one(sample) -> np.ndarray:
+        def pyramid(sample: Sample) -> np.ndarray:
             pixels, factor = view_of(read_image(sample.path), side, crop)
             conv_map = backbone(pixels, factor)
             whole = np.array([[0, 0, conv_map.shape[1], conv_map.shape[0]]])
             return pyramid_pool(conv_map, whole, PYRAMID)[0].astype(np.float16)
 
-        found = np.stack(list(parallel_map(one, list(dataset), 0, f"side {side}", threads=True)))
-        atomic_write(path, lambda temporary: np.save(temporary, found))
+        pooled = np.stack(list(parallel_map(pyramid, list(dataset), 0, f"side {side}", threads=True)))
+        atomic_write(path, lambda temporary: np.save(temporary, pooled))
     return np.load(path)
 
 
 def view_of(image: np.ndarray, side: int, crop: bool) -> tuple[np.ndarray, float]:
-    """What is shown of an image, and its enlargement: its shorter side is ``side``, the crop its central square."""
+    """Return an image, or its central square, and the factor that scales the shorter side to ``side``."""
     height, width = image.shape[:2]
     factor = scale_factor(width, height, side, 10**9)
     if crop:
@@ -97,57 +95,55 @@ def view_of(image: np.ndarray, side: int, crop: bool) -> tuple[np.ndarray, float
 
 
 def unit_rows(pooled: np.ndarray) -> np.ndarray:
-    """Float16 ``(P, D)`` of ``(P, M, C)``, each row of length 1."""
+    """Flatten ``(P, M, C)`` to float16 ``(P, D)`` and scale each row to length 1."""
     rows = pooled.reshape(len(pooled), -1)
     length = np.array([np.linalg.norm(row.astype(np.float32)) for row in rows], np.float32)
     return np.stack([(row / norm).astype(np.float16) for row, norm in zip(rows, length)])
 
 
 def choose_cost(rows: np.ndarray, shown: np.ndarray, costs: Sequence[float]) -> tuple[float, float]:
-    """The C whose SVMs, fitted to two thirds of the images, do best on the others; and their 11-point mAP there."""
-    held = np.arange(len(rows)) % 3 == 2
-    starts, trials = None, []
+    """Return the C whose SVMs, fitted to two thirds of the images, do best on the rest, and their mAP there."""
+    held_out = np.arange(len(rows)) % 3 == 2
+    starts: list | None = None
+    trials = []
     for cost in sorted(costs):
-        svms = list(fit_classes(rows, np.where(held[:, None], 0, shown), cost, starts))
-        starts = [svm.alpha for svm in svms]  # a fit goes on from the one with the C before
-        trials.append((mean_precisions(rows[held], shown[held], svms)[0], cost))
+        svms = list(fit_classes(rows, np.where(held_out[:, None], 0, shown), cost, starts))
+        starts = [svm.alpha for svm in svms]  # the next fit begins with the result of the last
+        trials.append((mean_precisions(rows[held_out], shown[held_out], svms)[0], cost))
     precision, best = max(trials)
     return best, precision
 
 
 def fit_classes(rows: np.ndarray, shown: np.ndarray, cost: float, starts: Sequence | None = None) -> Iterator[Fit]:
-    """A class's SVM after the other, each on the images where ``shown`` ``(P, K)`` is not 0."""
+    """Yield the SVM of each class, fitted to the images where ``shown`` ``(P, K)`` is not 0."""
     problem = Problem(C=cost, positive_weight=1.0, bias=1.0, max_epochs=300)
 
-    def one(k: int) -> Fit:
+    def fit_class(k: int) -> Fit:
         used = np.flatnonzero(shown[:, k])
         return fit(rows, used, shown[used, k], problem, starts[k] if starts else None)
 
-    return in_threads(one, range(shown.shape[1]), 2)
+    return in_threads(fit_class, range(shown.shape[1]), 2)
 
 
 def mean_precisions(rows: np.ndarray, shown: np.ndarray, svms: Iterable[Fit]) -> np.ndarray:
-    """``(2,)`` mean average precision in percent, 11-point and area; of each class over the images not left out."""
-    found = []
+    """Return mean average precision ``(2,)`` in percent, 11-point and area, over the images that are not left out."""
+    precisions = []
     for k, svm in enumerate(svms):
         used = np.flatnonzero(shown[:, k])
         order = used[np.argsort(-margins(rows, used, svm), kind="stable")]
-        right = np.cumsum(shown[order, k] > 0)
-        if len(right) and right[-1]:  # a class that no image shows has no precision
-            curve = right / right[-1], right / np.arange(1, len(order) + 1)
-            found.append([average_precision(*curve, rule) for rule in ("11-point", "area")])
-    return 100 * np.mean(found, axis=0)
-
-
-# One object an image
+        hits = np.cumsum(shown[order, k] > 0)
+        if len(hits) and hits[-1]:  # a class that no image shows has no precision
+            curve = hits / hits[-1], hits / np.arange(1, len(order) + 1)
+            precisions.append([average_precision(*curve, rule) for rule in ("11-point", "area")])
+    return 100 * np.mean(precisions, axis=0)
 
 
 def study_objects(options: argparse.Namespace) -> None:
-    """Errors of networks with and without the pyramid, trained at one size and at two, by what they are tested on."""
+    """Print errors of networks with and without the pyramid, trained at one size and at two, by test view."""
     folder = object_folders(options)
     counts = {split: len(list((folder / split).rglob("*.jpg"))) for split in ("train", "val")}
     print(f"{counts['train']} objects for training, {counts['val']} for testing; {options.epochs} epochs\n")
-    print(f"| {options.backbone}, trained from nothing | seed | {' | '.join(TESTS)} |\n|---" + "|---" * 4 + "|")
+    print(f"| {options.backbone}, trained from random weights | seed | {' | '.join(TESTS)} |\n|---" + "|---" * 4 + "|")
     smaller = round(options.size * 180 / 224)
     networks = {
         f"no pyramid, {options.size}": ([6], [options.size]),
@@ -157,14 +153,16 @@ def study_objects(options: argparse.Namespace) -> None:
     errors: dict[str, list[list[float]]] = {name: [] for name in networks}
     for seed in options.seeds:
         for name, (levels, sizes) in networks.items():
-            errors[name].append(train_one(folder, options, list(levels), sizes, seed))
+            errors[name].append(train_network(folder, options, list(levels), sizes, seed))
             print(table_row(name, str(seed), *errors[name][-1]), flush=True)
-    for name, found in errors.items():
-        print(table_row(name, "mean", *np.mean(found, axis=0)))
+    for name, of_seeds in errors.items():
+        print(table_row(name, "mean", *np.mean(of_seeds, axis=0)))
 
 
-def train_one(folder: Path, options: argparse.Namespace, levels: list[int], sizes: list[int], seed: int) -> list[float]:
-    """Top-1 errors in percent of one network, by the views of TESTS."""
+def train_network(
+    folder: Path, options: argparse.Namespace, levels: list[int], sizes: list[int], seed: int
+) -> list[float]:
+    """Train a network and return its top-1 errors in percent, by the views of TESTS."""
     settings = config.override(
         ClassifierConfig(),
         [
@@ -176,14 +174,18 @@ def train_one(folder: Path, options: argparse.Namespace, levels: list[int], size
     )  # fmt: skip
     train_run(settings, lambda text: print(text, file=sys.stderr))
     tested = (config.override(settings, ["data.val=val", f"test.views={views}"]) for views in TESTS)
-    return [evaluate_run(one)["top1_error"] for one in tested]
+    return [evaluate_run(changed)["top1_error"] for changed in tested]
 
 
 def object_folders(options: argparse.Namespace) -> Path:
-    """The objects of VOC in a folder a class, written once: ``train/CLASS`` from trainval, ``val/CLASS`` from test.
+    """Write the objects of VOC as images, one folder per class: ``train/CLASS`` from trainval, ``val/CLASS`` from test.
 
-    Of each that is not difficult and at least 32 pixels long both ways: its box and a fifth of its sides around it,
-    no larger than the training needs; of a class at most ``options.most`` for training.
+    Objects that are difficult or shorter than 32 pixels on a side are left out. An image shows the box and a fifth of
+    its sides around it, no larger than the training needs. Of each class at most ``options.most`` are written for
+    training.
+
+    Returns:
+        The folder, which is written only once.
     """
     side = round(options.size * 256 / 224)
     train, test = (read_voc(options.root, split) for split in ("trainval", "test"))
@@ -200,36 +202,40 @@ def object_folders(options: argparse.Namespace) -> Path:
                 if (box[2:] - box[:2]).min() < 32 or (most and written[kind] >= most):
                     continue
                 written[kind] += 1
-                part = around(image, box)
-                part = resized(part, side) if min(part.shape[:2]) > side else part
-                save = partial(Image.fromarray(part).save, quality=95)
+                crop = around(image, box)
+                crop = resized(crop, side) if min(crop.shape[:2]) > side else crop
+                save = partial(Image.fromarray(crop).save, quality=95)
                 atomic_write(folder / name / kind / f"{sample.id}-{number}.jpg", save)
     (folder / "complete").touch()
     return folder
 
 
 def table_row(*cells: str | float) -> str:
-    """A row of a Markdown table."""
+    """Format a row of a Markdown table."""
     return f"| {' | '.join(cell if isinstance(cell, str) else f'{cell:.1f}' for cell in cells)} |"
 
 
 def view_name(text: str) -> str:
+    """Check the name of a view, for the parser of arguments."""
     if not re.fullmatch(r"(crop|full)-[1-9]\d*", text):
         raise argparse.ArgumentTypeError(f"'{text}' is neither crop-N nor full-N")
     return text
 
 
 def main(arguments: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(prog="study_classification.py", description=__doc__.splitlines()[0])
-    kinds = made.add_subparsers(required=True)
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(prog="study_classification.py", description=(__doc__ or "").splitlines()[0])
+    kinds = parser.add_subparsers(required=True)
     objects = kinds.add_parser("objects", help=study_objects.__doc__)
     objects.set_defaults(command=study_objects)
     objects.add_argument("--backbone", default="small", help="default: %(default)s")
     objects.add_argument("--size", type=int, default=112, help="the larger of the two sizes; default: %(default)s")
     objects.add_argument("--epochs", type=int, default=20, help="default: %(default)s")
-    objects.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="a training of each network for each")
-    objects.add_argument("--most", type=int, default=200, help="training objects a class; default: %(default)s")
-    images = kinds.add_parser("pictures", help=study_images.__doc__)
+    objects.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="each network is trained with each seed"
+    )
+    objects.add_argument("--most", type=int, default=200, help="training objects per class; default: %(default)s")
+    images = kinds.add_parser("images", help=study_images.__doc__)
     images.set_defaults(command=study_images)
     images.add_argument("--backbone", default="squeezenet1_0", help="default: %(default)s")
     images.add_argument("--weights", default="imagenet", help="a file, or imagenet (torchvision's download)")
@@ -239,15 +245,15 @@ def main(arguments: list[str] | None = None) -> int:
         type=view_name,
         default=["crop-224", "full-224", "full-392"],
         metavar="crop-N|full-N",
-        help="the central square, or all of an image whose shorter side is N; default: %(default)s",
+        help="the central square or the whole of an image, scaled to a shorter side of N; default: %(default)s",
     )
     images.add_argument("--limit", type=int, metavar="N", help="only the first N images of each split")
     images.add_argument("--costs", type=float, nargs="+", default=[0.1, 0.3, 1, 3, 10], metavar="C")
-    for made_one in (images, objects):
-        made_one.add_argument("root", help="a VOC folder")
-        made_one.add_argument("--work", default="cache/classification", help="folder of files; default: %(default)s")
-        made_one.add_argument("--device", default="auto")
-    options = made.parse_args(arguments)
+    for kind in (images, objects):
+        kind.add_argument("root", help="a VOC folder")
+        kind.add_argument("--work", default="cache/classification", help="folder of files; default: %(default)s")
+        kind.add_argument("--device", default="auto")
+    options = parser.parse_args(arguments)
     return cli.run(options.command, options)
 
 

@@ -1,11 +1,11 @@
-"""What windows' bins take: ``python scripts/study_pooling.py CONFIG [key=value ...] --train 400 --validate 200``.
+"""Compare kinds of pooling: ``python scripts/study_pooling.py CONFIG [key=value ...] --train 400 --validate 200``.
 
-Kinds of pooling on the same cached maps, with the same proposals, SVMs, box regression and seed. Images are of the
-config's training split only: its first ones to train on, the next ones to compare on; test images are left alone.
-Vectors of means differ less from one another, relative to their length, than vectors of maxima: with several ``--C``
-each kind is shown at its best one.
-Prints the table of ``docs/pooling.md`` and draws ``docs/pooling.png``. What is finished is kept in
-RUN.DIR/study_pooling.json, and an interrupted study goes on after it. Seconds are processor time.
+All kinds read the same cached feature maps and have the same proposals, SVMs, box regression and seed. Images are from
+the config's training split only: the first ones to train on, the next ones to compare on; test images are not used.
+Relative to their length, vectors of means differ less from one another than vectors of maxima: with several ``--C``
+each kind is shown at its best C.
+Prints the table of ``docs/experiments/pooling.md`` and draws ``docs/experiments/pooling.png``. Finished results are
+kept in RUN.DIR/study_pooling.json, and an interrupted study goes on after them. Seconds are processor time.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from sppdet import config
 from sppdet.cli import common as cli
@@ -43,19 +44,20 @@ KINDS = {  # name -> what differs from the config
     "roi_align": ["pooling.kind=align", "pooling.levels=[7]"],
 }
 OVERLAPS = (0.5, 0.75)
-_PICTURES_POOLED = 5  # to time the pooling alone
+_TIMED = 5  # images on which the pooling alone is timed
 
 
 def study(options: argparse.Namespace) -> int:
+    """Train and evaluate each kind, print the table and draw the plot."""
     settings = config.load(options.config, options.overrides)
     backbone = Backbone.create(
         settings.backbone.name, settings.backbone.weights, settings.device, settings.backbone.precision
     )
-    train, validate = make_corpora(settings, backbone, options.train, options.validate)
+    train, validate = make_splits(settings, backbone, options.train, options.validate)
     print(f"{len(train)} images of `{settings.data.train_split}` to train on, the next {len(validate)} to compare on\n")
     path = Path(settings.run.dir) / "study_pooling.json"
     done = read_json(path) if path.exists() else {}
-    rows = {}
+    rows: dict[str, dict] = {}
     for name in options.kinds or KINDS:
         for C in options.C or [settings.svm.C]:
             changed = config.override(settings, [*KINDS[name], f"svm.C={C}"])
@@ -70,13 +72,14 @@ def study(options: argparse.Namespace) -> int:
     return 0
 
 
-def make_corpora(settings: Config, backbone: Backbone, train: int, validate: int) -> list[FeatureSplit]:
-    """The first ``train`` images of the training split and the next ``validate``, with proposals and maps."""
+def make_splits(settings: Config, backbone: Backbone, train: int, validate: int) -> list[FeatureSplit]:
+    """Return the first ``train`` images of the training split and the next ``validate``, with proposals and maps."""
     images = load_split(settings, settings.data.train_split)
     if len(images) < train + validate:
         raise SppdetError(f"{settings.data.train_split} has {len(images)} images: lower --train or --validate")
-    splits, search = [], SelectiveSearch.of(settings.proposals)
-    features = PyramidFeatures.create(backbone, settings.regions, settings.pooling)  # of any kind: maps are the same
+    search = SelectiveSearch.of(settings.proposals)
+    features = PyramidFeatures.create(backbone, settings.regions, settings.pooling)  # maps do not depend on the kind
+    splits = []
     for samples in (images.samples[:train], images.samples[train : train + validate]):
         split = open_split(Dataset(images.classes, samples), settings.run.cache, search, backbone, features)
         split.fill_proposals(search, settings.workers)
@@ -86,7 +89,12 @@ def make_corpora(settings: Config, backbone: Backbone, train: int, validate: int
 
 
 def measure(settings: Config, backbone: Backbone, train: FeatureSplit, validate: FeatureSplit) -> dict:
-    """Train one kind, detect, and tell what it cost: ``AP`` is class -> percent by overlap, without and with boxes."""
+    """Train one kind of pooling and detect with it.
+
+    Returns:
+        ``dimension`` of a vector; ``windows`` per image; seconds of ``pooling`` per image, of ``training``, and of
+        ``detection`` per image; ``AP`` by overlap: percent by class, without and with box regression.
+    """
     features = PyramidFeatures.create(backbone, settings.regions, settings.pooling)
     windows, pooling = time_pooling(features, validate)
     seed, workers, labels = settings.run.seed, settings.workers, range(len(train.dataset.classes))
@@ -95,10 +103,9 @@ def measure(settings: Config, backbone: Backbone, train: FeatureSplit, validate:
     svms = Miner(train, features, labels, settings.svm, scale, seed, workers).train()
     boxes = bbox_regression.train(train, features, list(labels), settings.bbox, scale, seed, workers)
     trained = time.process_time()
-    detection = replace(settings.detection, context=0)  # windows alone
-    detector = Detector(
-        train.dataset.classes, backbone, features, SelectiveSearch.of(settings.proposals), svms, boxes, detection
-    )
+    detection = replace(settings.detection, context=0)  # no SVMs of whole images
+    search = SelectiveSearch.of(settings.proposals)
+    detector = Detector(train.dataset.classes, backbone, features, search, svms, boxes, detection)
     both = detect_all(detector, [validate], workers)
     detected = time.process_time()
     return {
@@ -108,14 +115,14 @@ def measure(settings: Config, backbone: Backbone, train: FeatureSplit, validate:
         "training": trained - start,
         "detection": (detected - trained) / len(validate),
         "AP": {
-            str(overlap): [evaluate_voc(validate.dataset, found, overlap)["AP"] for found in both]
+            str(overlap): [evaluate_voc(validate.dataset, detections, overlap)["AP"] for detections in both]
             for overlap in OVERLAPS
         },
     }
 
 
 def time_pooling(features: PyramidFeatures, split: FeatureSplit) -> tuple[float, float]:
-    """Different windows an image, and seconds of pooling them."""
+    """Return the number of different windows per image, and the seconds of pooling them."""
 
     def pool(i: int) -> tuple[int, float]:
         maps = split.maps(i)
@@ -125,29 +132,30 @@ def time_pooling(features: PyramidFeatures, split: FeatureSplit) -> tuple[float,
             features.block(maps, windows, rows)
         return len(windows.cells), time.process_time() - start
 
-    pool(0)  # compiles
-    counts, seconds = zip(*(pool(i) for i in range(min(_PICTURES_POOLED, len(split)))))
+    pool(0)  # compiles the kernel
+    counts, seconds = zip(*(pool(i) for i in range(min(_TIMED, len(split)))))
     return float(np.mean(counts)), float(np.mean(seconds))
 
 
 def mean(ap: dict[str, float | None]) -> float:
-    """mAP."""
+    """Return mAP: the mean over classes that have an AP."""
     return float(np.mean([value for value in ap.values() if value is not None]))
 
 
 def worth(row: dict) -> float:
-    """mAP at IoU 0.5 with box regression."""
+    """Return mAP at IoU 0.5 with box regression."""
     return mean(row["AP"][str(OVERLAPS[0])][1])
 
 
 def difference(ap: dict[str, float | None], other: dict[str, float | None]) -> str:
-    """By how much the mAP is above the other's, and the standard error of that, classes taken as a sample."""
-    gains = [ap[name] - other[name] for name in ap if ap[name] is not None]
+    """Return the gain in mAP over ``other`` and its standard error, with the classes as the sample."""
+    pairs = [(ap[name], other[name]) for name in ap]
+    gains = [value - other_value for value, other_value in pairs if value is not None and other_value is not None]
     return f"{np.mean(gains):+.1f} ± {np.std(gains, ddof=1) / np.sqrt(len(gains)):.1f}"
 
 
 def print_table(rows: dict[str, dict]) -> None:
-    """mAP in percent; a difference is to the first kind, with box regression."""
+    """Print the Markdown table; mAP in percent. Differences are to the first kind, with box regression."""
     names = ["kind", "C", "features", "bytes", "windows", "pooling, ms", "training, s", "detection, ms"]
     for overlap in OVERLAPS:
         names += [f"mAP@{overlap}, SVMs", "+ boxes", "difference"]
@@ -162,13 +170,11 @@ def print_table(rows: dict[str, dict]) -> None:
         print("| " + " | ".join(cells) + " |")
 
 
-def plot(rows: dict[str, dict]):
-    """A Pillow image: a bar a kind, at each overlap, with box regression in front of the SVMs alone."""
-    from PIL import Image, ImageDraw
-
+def plot(rows: dict[str, dict]) -> Image.Image:
+    """Draw two bars per kind and overlap: mAP of the SVMs alone and with box regression."""
     step, width = 26, 380
-    drawn = Image.new("RGB", (2 * (width + 140), step * len(rows) + 60), "white")
-    draw = ImageDraw.Draw(drawn)
+    image = Image.new("RGB", (2 * (width + 140), step * len(rows) + 60), "white")
+    draw = ImageDraw.Draw(image)
     for panel, overlap in enumerate(map(str, OVERLAPS)):
         left = 110 + panel * (width + 140)
         scale = width / max(mean(ap) for row in rows.values() for ap in row["AP"][overlap])
@@ -180,19 +186,22 @@ def plot(rows: dict[str, dict]):
                 end = left + scale * mean(ap)
                 draw.rectangle((left, y, end, y + 9), colour)
                 draw.text((end + 3, y + 5), f"{mean(ap):.1f}", "black", anchor="lm", font_size=9)
-    return drawn
+    return image
 
 
 def main(arguments: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(prog="study_pooling.py", description=__doc__.splitlines()[0])
-    made.add_argument("config", help="a YAML file, such as configs/voc07_sppnet_squeezenet.yaml")
-    cli.add_overrides(made)
-    made.add_argument("--train", type=int, default=400, help="images to train on; default: %(default)s")
-    made.add_argument("--validate", type=int, default=200, help="images to compare on; default: %(default)s")
-    made.add_argument("--kinds", nargs="+", choices=KINDS, metavar="NAME", help="only these")
-    made.add_argument("--C", nargs="+", type=float, help="of the SVMs; default: the config's")
-    made.add_argument("--plot", metavar="FILE", help="draw the table too, such as docs/pooling.png")
-    return cli.run(study, made.parse_intermixed_args(arguments))
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(prog="study_pooling.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("config", help="a YAML file, such as configs/voc07_sppnet_squeezenet.yaml")
+    cli.add_overrides(parser)
+    parser.add_argument("--train", type=int, default=400, help="images to train on; default: %(default)s")
+    parser.add_argument("--validate", type=int, default=200, help="images to compare on; default: %(default)s")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, metavar="NAME", help="only these kinds")
+    parser.add_argument("--C", nargs="+", type=float, help="values of C of the SVMs; default: the config's")
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw the table into this file, such as docs/experiments/pooling.png"
+    )
+    return cli.run(study, parser.parse_intermixed_args(arguments))
 
 
 if __name__ == "__main__":

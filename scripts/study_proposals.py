@@ -1,7 +1,7 @@
-"""What proposals cost and find: ``python scripts/study_proposals.py VOC --split train --images 150``.
+"""Measure time and recall of proposals: ``python scripts/study_proposals.py VOC --split train --images 150``.
 
-Prints the tables of ``docs/proposals.md`` and draws ``docs/proposals.png``. Seconds are processor time of one thread,
-without reading the images.
+Prints the tables of ``docs/experiments/proposals.md`` and draws ``docs/experiments/proposals.png``. Seconds are
+processor time of one thread, without reading the images.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 from sppdet.cli import common as cli
 from sppdet.data.dataset import Sample
@@ -42,6 +43,7 @@ MEASURES = {"recall@0.5": "recall@0.5", "recall@0.7": "recall@0.7", "ABO": "aver
 
 
 def study(options: argparse.Namespace) -> int:
+    """Print the tables and draw the plot."""
     samples = list(read_voc(options.root, options.split))
     samples = samples[:: max(1, len(samples) // options.images)][: options.images]
     images = [read_image(sample.path) for sample in samples]
@@ -56,39 +58,45 @@ def study(options: argparse.Namespace) -> int:
     if options.recipes:
         return 0
 
-    found, by_count = {}, {}
+    proposals: dict[str, list[np.ndarray]] = {}
+    by_count: dict[tuple, dict[str, float]] = {}
     fast = partial(native, recipe=RECIPES["fast"], max_side=500)
     for engine, search in (("opencv", SelectiveSearch(engine="opencv")), ("native", fast)):
-        by_count[engine, "all"], found[engine] = measure(search, samples, images)
+        by_count[engine, "all"], proposals[engine] = measure(search, samples, images)
     for count in COUNTS:
-        for engine, windows in found.items():
-            by_count[engine, count] = recall_of(samples, [one[:count] for one in windows])
+        for engine, of_images in proposals.items():
+            by_count[engine, count] = recall_of(samples, [windows[:count] for windows in of_images])
     print_table(["engine", "best"], by_count)
     atomic_write(Path(options.plot), lambda temporary: plot(rows, by_count).save(temporary))
     return 0
 
 
 def native(image: np.ndarray, recipe: Recipe, max_side: int) -> np.ndarray:
+    """Search an image that is shrunk to ``max_side``; returns proposals ``(N, 4)`` in its own pixels."""
     working = shrink(image, max_side)
     defaults = SelectiveSearch()
-    found = selective_search(working, recipe, defaults.base_k, defaults.inc_k, defaults.sigma)
-    return enlarge(found, working.shape, image.shape, defaults.min_size)
+    proposals = selective_search(working, recipe, defaults.base_k, defaults.inc_k, defaults.sigma)
+    return enlarge(proposals, working.shape, image.shape, defaults.min_size)
 
 
-def measure(search: Callable, samples: Sequence[Sample], images: list[np.ndarray]) -> tuple[dict, list[np.ndarray]]:
-    """The recall table of a search with its seconds an image, and its windows. The first image is done twice."""
-    search(images[0])
+def measure(
+    search: Callable[[np.ndarray], np.ndarray], samples: Sequence[Sample], images: list[np.ndarray]
+) -> tuple[dict[str, float], list[np.ndarray]]:
+    """Return the recall table of a search with its seconds per image, and the proposals of each image."""
+    search(images[0])  # warms up
     start = time.process_time()
-    found = [search(image) for image in images]
+    proposals = [search(image) for image in images]
     seconds = (time.process_time() - start) / len(images)
-    return recall_of(samples, found) | {"seconds": seconds}, found
+    return recall_of(samples, proposals) | {"seconds": seconds}, proposals
 
 
-def recall_of(samples: Sequence[Sample], found: list[np.ndarray]) -> dict[str, float]:
-    return proposal_recall(found, (sample.boxes[~sample.difficult] for sample in samples))
+def recall_of(samples: Sequence[Sample], proposals: list[np.ndarray]) -> dict[str, float]:
+    """Return the recall table of the proposals of each image."""
+    return proposal_recall(proposals, (sample.boxes[~sample.difficult] for sample in samples))
 
 
 def print_table(names: list[str], rows: dict[tuple, dict[str, float]]) -> None:
+    """Print a Markdown table; ``names`` are the heads of the columns of the rows' keys."""
     print("| " + " | ".join([*names, "windows", "seconds", *MEASURES]) + " |")
     print("|---" * (len(names) + 2 + len(MEASURES)) + "|")
     for key, row in rows.items():
@@ -98,65 +106,76 @@ def print_table(names: list[str], rows: dict[tuple, dict[str, float]]) -> None:
     print()
 
 
-def plot(rows: dict, by_count: dict):
-    """A Pillow image: recall@0.5 and average best overlap against time, and recall against windows."""
-    from PIL import Image, ImageDraw
-
-    drawn = Image.new("RGB", (1700, 500), "white")
-    draw = ImageDraw.Draw(drawn)
-    quick = [name for name in STUDIED if "quality" not in name]  # which takes several times as long
-    for left, measured in ((70, "recall@0.5"), (640, "average_best_overlap")):
+def plot(rows: dict[tuple, dict[str, float]], by_count: dict[tuple, dict[str, float]]) -> Image.Image:
+    """Draw recall@0.5 and average best overlap against time, and recall against the number of windows."""
+    image = Image.new("RGB", (1700, 500), "white")
+    draw = ImageDraw.Draw(image)
+    quick = [name for name in STUDIED if "quality" not in name]  # quality takes several times as long as the rest
+    for left, measure_name in ((70, "recall@0.5"), (640, "average_best_overlap")):
         lines = {
-            name: [(rows[name, width]["seconds"] * 1000, rows[name, width][measured]) for width in WIDTHS]
+            name: [(rows[name, width]["seconds"] * 1000, rows[name, width][measure_name]) for width in WIDTHS]
             for name in quick
         }
-        panel(draw, (left, 30, left + 490, 440), lines, f"ms an image; longer side {WIDTHS}", measured)
+        panel(draw, (left, 30, left + 490, 440), lines, f"ms per image; longer side {WIDTHS}", measure_name)
     lines = {}
     for name in ("recall@0.5", "recall@0.7"):
         for engine in ("opencv", "native"):
             lines[f"{engine} {name}"] = [(count, by_count[engine, count][name]) for count in COUNTS]
-    panel(draw, (1200, 30, 1670, 440), lines, "windows an image", "recall")
-    return drawn
+    panel(draw, (1200, 30, 1670, 440), lines, "windows per image", "recall")
+    return image
 
 
-def panel(draw, box: tuple[int, int, int, int], lines: dict[str, list], across: str, up: str) -> None:
-    """Lines of ``(x, y)`` points in ``box`` (left, top, right, bottom), with axes and a legend."""
+def panel(
+    draw: ImageDraw.ImageDraw,
+    box: tuple[int, int, int, int],
+    lines: dict[str, list[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+) -> None:
+    """Draw lines of ``(x, y)`` points in ``box`` (left, top, right, bottom), with axes and a legend."""
     left, top, right, bottom = box
     points = np.array([point for line in lines.values() for point in line])
     least, most = points.min(axis=0) * (0, 1), points.max(axis=0)
     span = (most - least) * 1.05
     colours = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f7f7f")
 
-    def place(point) -> tuple[float, float]:
+    def pixel(point: Sequence[float] | np.ndarray) -> tuple[float, float]:
         x, y = (np.asarray(point) - least) / span
         return left + x * (right - left), bottom - y * (bottom - top)
 
     draw.rectangle(box, outline="black")
     for i in range(6):
         value = least + span * i / 5
-        x, y = place(value)
+        x, y = pixel(value)
         draw.text((x, bottom + 5), f"{value[0]:.0f}", "black", anchor="ma")
         draw.text((left - 5, y), f"{value[1]:.2f}", "black", anchor="rm")
-    draw.text(((left + right) / 2, bottom + 25), across, "black", anchor="ma")
-    draw.text((left, top - 5), up, "black", anchor="lb")
+    draw.text(((left + right) / 2, bottom + 25), x_label, "black", anchor="ma")
+    draw.text((left, top - 5), y_label, "black", anchor="lb")
     for i, (name, line) in enumerate(lines.items()):
-        placed = [place(point) for point in line]
-        draw.line(placed, colours[i % len(colours)], 2)
-        for x, y in placed:
+        pixels = [pixel(point) for point in line]
+        draw.line(pixels, colours[i % len(colours)], 2)
+        for x, y in pixels:
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), colours[i % len(colours)])
         draw.text((right - 230, bottom - 15 * (len(lines) - i) - 5), name, colours[i % len(colours)])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(prog="study_proposals.py", description=__doc__.splitlines()[0])
-    made.add_argument("root", help="a VOC folder")
-    made.add_argument("--split", default="train")
-    made.add_argument("--images", type=int, default=150, help="evenly spread over the split; default: %(default)s")
-    made.add_argument(
-        "--recipes", nargs="+", choices=STUDIED, metavar="NAME", help="only these, no comparison of engines and no plot"
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(prog="study_proposals.py", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("root", help="a VOC folder")
+    parser.add_argument("--split", default="train")
+    parser.add_argument(
+        "--images", type=int, default=150, help="number of images, evenly spread over the split; default: %(default)s"
     )
-    made.add_argument("--plot", default="docs/proposals.png", metavar="FILE")
-    return cli.run(study, made.parse_args(arguments))
+    parser.add_argument(
+        "--recipes",
+        nargs="+",
+        choices=STUDIED,
+        metavar="NAME",
+        help="only these recipes, without the comparison of engines and the plot",
+    )
+    parser.add_argument("--plot", default="docs/experiments/proposals.png", metavar="FILE")
+    return cli.run(study, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

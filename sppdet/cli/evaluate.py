@@ -1,81 +1,74 @@
-"""``python -m sppdet.evaluate RUN [key=value ...]``: detection on a test split, what it is worth and where it errs."""
+"""``python -m sppdet.evaluate RUN [key=value ...]``: evaluate a run, diagnose it, compare it."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from sppdet.cli import common as cli
 
-_MOVED = ("data.", "run.cache=")  # what may be elsewhere since the last measurement, which has the rest
-_CHANGEABLE = (*_MOVED, "detection.", "device=", "workers=")  # the rest is the trained model's
+_MOVABLE = ("data.", "run.cache=")  # files that may have moved since the last evaluation
+_CHANGEABLE = (*_MOVABLE, "detection.", "device=", "workers=")  # all other settings are the trained model's
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
+    """Make the parser of the command's arguments."""
+    arguments = argparse.ArgumentParser(
         prog="sppdet evaluate",
-        description="Measure a trained run on a test split, its own or another: writes RUN/metrics.json, "
-        "RUN/detections/ and prints the table.",
+        description="Evaluate a trained run on its test split or on another one: write RUN/metrics.json and "
+        "RUN/detections/, and print the table.",
     )
-    made.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo")
-    how = made.add_mutually_exclusive_group()
-    how.add_argument("--force", action="store_true", help="measure again although nothing has changed")
-    how.add_argument(
+    arguments.add_argument("run", metavar="RUN", help="the folder of a run, such as runs/demo")
+    action = arguments.add_mutually_exclusive_group()
+    action.add_argument("--force", action="store_true", help="evaluate again although nothing has changed")
+    action.add_argument(
         "--diagnose",
         action="store_true",
-        help="say where the errors of the last measurement come from: RUN/diagnosis.md, .json and .png",
+        help="say where the errors of the last evaluation come from; writes RUN/diagnosis.md, .json and .png",
     )
-    how.add_argument(
+    action.add_argument(
         "--against",
         metavar="OTHER",
-        help="say how much better or worse than OTHER's last measurement this run's is, and whether that may be chance",
+        help="compare the last evaluation with that of the run in folder OTHER: the gain, and whether it may be chance",
     )
-    cli.add_overrides(made, "detection.nms=0.4; of data, detection, run.cache, device and workers")
-    return made
+    cli.add_overrides(arguments, "detection.nms=0.4; of data, detection, run.cache, device and workers")
+    return arguments
 
 
-def _check(overrides: list[str], last: bool) -> None:
-    """Refuse settings that the model has, or, where it is about the ``last`` measurement, that this was made with."""
+def _check_overrides(overrides: list[str], of_last_evaluation: bool) -> None:
+    """Refuse to change settings that belong to the trained model or, if asked, to the last evaluation.
+
+    Unknown keys pass: they are an error of the reader of settings, which names the nearest key.
+    """
     from sppdet import config  # imported late: --help does not wait for torch
     from sppdet.utils import SppdetError
 
     known = set(config.keys())
     for text in overrides:
         key, equals, _ = text.partition("=")
-        if not equals or key not in known or text.startswith(_MOVED if last else _CHANGEABLE):
+        if not equals or key not in known or text.startswith(_MOVABLE if of_last_evaluation else _CHANGEABLE):
             continue
         if text.startswith(_CHANGEABLE):
-            raise SppdetError(f"{text}: the last measurement has its own {key}; measure again, with it, first")
+            raise SppdetError(f"{text}: the last evaluation has its own {key}; evaluate again with it first")
         raise SppdetError(f"{text}: the trained model has its own {key}; train again to change it")
 
 
 def evaluate(options: argparse.Namespace) -> None:
-    _check(options.overrides, options.diagnose or options.against)
+    """Run the command with parsed arguments."""
+    _check_overrides(options.overrides, of_last_evaluation=options.diagnose or bool(options.against))
+    from sppdet import evaluation
+
     if options.diagnose:
-        from sppdet.evaluation import diagnose_run
-
-        print(diagnose_run(options.run, options.overrides))
-        return
-    if options.against:
-        from sppdet.evaluation import compare_runs
-
-        print(compare_runs(options.run, options.against, options.overrides))
-        return
-    from sppdet import config
-    from sppdet.evaluation import evaluate_run, summary
-    from sppdet.utils import SppdetError
-
-    folder = Path(options.run)
-    if not (folder / "config.json").exists():
-        raise SppdetError(f"{folder}: no run here; python -m sppdet.train CONFIG run.dir={folder} makes one")
-    settings = config.load(folder / "config.json", options.overrides)
-    settings = config.in_folder(settings, folder)  # as key=value the path would be read as YAML
-    print(summary(evaluate_run(settings, force=options.force)))
+        print(evaluation.diagnose_run(options.run, options.overrides))
+    elif options.against:
+        print(evaluation.compare_runs(options.run, options.against, options.overrides))
+    else:
+        print(evaluation.summary(evaluation.evaluate_run(options.run, options.force, options.overrides)))
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit status."""
     return cli.run(evaluate, parser().parse_intermixed_args(arguments), _INTERRUPTED)
 
 

@@ -1,6 +1,6 @@
-"""COCO's average precision of detections, and the files that its toolkit reads.
+"""COCO's average precision, and the files that its toolkit (pycocotools) reads.
 
-Names as in :mod:`sppdet.evaluation.voc`; boxes are ours (:mod:`sppdet.ops.boxes`), results are percentages.
+Names as in :mod:`sppdet.evaluation.voc`. Boxes are xyxy pixel edges (:mod:`sppdet.ops.boxes`); results are percentages.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sppdet.data import Dataset
 from sppdet.detection import Detections
 from sppdet.evaluation.voc import check_detections
 from sppdet.ops import boxes as geometry
 from sppdet.utils import write_lines
 
 if TYPE_CHECKING:
-    from sppdet.data import Dataset
+    from pycocotools.coco import COCO
 
-FIGURES = {  # our name -> its place in COCOeval.stats
+FIGURES = {  # name here -> position in COCOeval.stats
     "AP": 0,
     "AP50": 1,
     "AP75": 2,
@@ -36,24 +37,30 @@ FIGURES = {  # our name -> its place in COCOeval.stats
 
 
 def evaluate_coco(dataset: Dataset, detections: Sequence[Detections]) -> dict[str, float | None]:
-    """COCO's figures for boxes by pycocotools, in percent: its official numbers times 100.
+    """Compute COCO's figures for boxes with pycocotools: its official numbers times 100.
 
-    ``AP`` (mean over classes and IoU .50:.05:.95, precision sampled at 101 recalls), ``AP50``, ``AP75``,
-    ``AP_small`` (objects below 32 x 32 pixels), ``AP_medium``, ``AP_large`` (above 96 x 96) and ``AR_100``.
-    ``None`` where there is no object to find. At most the 100 surest detections of a class in an image are
-    looked at.
+    Difficult objects are marked ``iscrowd``, the only mark from which pycocotools takes what to ignore (it overwrites a
+    field ``ignore``). As in VOC, they need not be found and a detection on one is not wrong. The rules still differ
+    from VOC's where there are difficult or crowded objects, by more than the sampling of the curve:
 
-    Difficult objects are marked ``iscrowd``: it is the one mark from which pycocotools takes what to ignore
-    (it overwrites a field ``ignore``). They are not missed when not found, and detections on them are not
-    wrong, as in VOC; but the IoU with a crowd is intersection over the area of the *detection*, so a small
-    window inside of a difficult object is forgiven too, and VOC would not. COCO also prefers objects that
-    count and are still free, where VOC takes the best overlap. With difficult or crowded objects the two
-    therefore differ by more than the sampling.
+    - The overlap with a crowd is the intersection over the area of the *detection*. A small box inside a difficult
+      object is therefore ignored by COCO and wrong by VOC.
+    - COCO prefers objects that count and have no detection yet; VOC takes the object of the highest overlap.
+
+    Args:
+        dataset: P samples of K classes.
+        detections: P entries, in the order of ``dataset.samples``. Per class and image the 100 of the highest scores
+            count.
+
+    Returns:
+        ``AP`` (mean over classes and IoU .50:.05:.95, precision sampled at 101 recalls), ``AP50``, ``AP75``,
+        ``AP_small`` (objects below 32 x 32 pixels), ``AP_medium``, ``AP_large`` (above 96 x 96) and ``AR_100``;
+        ``None`` where there is no object to find.
 
     Raises:
-        SppdetError: as :func:`sppdet.evaluation.evaluate_voc`.
+        SppdetError: as :func:`sppdet.evaluation.voc.check_detections`.
     """
-    from pycocotools.cocoeval import COCOeval  # loaded here: the rest of the module starts without
+    from pycocotools.cocoeval import COCOeval  # imported late: the rest of the module works without it
 
     check_detections(dataset, detections)
     if not dataset.classes:
@@ -61,35 +68,38 @@ def evaluate_coco(dataset: Dataset, detections: Sequence[Detections]) -> dict[st
     with contextlib.redirect_stdout(io.StringIO()):
         content = ground_truth(dataset)
         truth = _coco(content)
-        # pycocotools takes 1.7 kB a detection, so it is given one class at a time.
+        # pycocotools takes 1.7 kB per detection, so it gets the detections of one class at a time.
         numbers = image_ids(dataset)
-        curves = [_curves(truth, content, numbers, detections, label) for label in range(len(dataset.classes))]
-        whole = COCOeval(truth, truth, "bbox")  # whose summary is of the classes' curves side by side
-        whole.eval = {name: np.concatenate([own[name] for own in curves], axis=-3) for name in curves[0]}
+        class_curves = [_curves(truth, content, numbers, detections, label) for label in range(len(dataset.classes))]
+        whole = COCOeval(truth, truth, "bbox")  # used only to summarise the curves of all classes side by side
+        whole.eval = {
+            name: np.concatenate([curves[name] for curves in class_curves], axis=-3) for name in class_curves[0]
+        }
         whole.summarize()
-    # pycocotools says -1 for "no object".
-    values = {name: float(whole.stats[place]) for name, place in FIGURES.items()}
-    return {name: None if value < 0 else 100 * value for name, value in values.items()}
+    values = {name: float(whole.stats[position]) for name, position in FIGURES.items()}
+    return {name: None if value < 0 else 100 * value for name, value in values.items()}  # -1: there is no object
 
 
-def _curves(truth, content: dict, numbers: list[int], detections: Sequence[Detections], label: int) -> dict:
-    """What ``COCOeval.accumulate`` finds of one class, its axis the third from the last."""
+def _curves(
+    truth: COCO, content: dict, numbers: list[int], detections: Sequence[Detections], label: int
+) -> dict[str, np.ndarray]:
+    """Return ``precision`` and ``recall`` of ``COCOeval.accumulate`` for one class (the third axis from the end)."""
     from pycocotools.cocoeval import COCOeval
 
-    of_class = (own[own.labels == label] for own in detections)
-    found = [result for number, own in zip(numbers, of_class) for result in _entries(number, own)]
-    # What `loadRes` adds; it refuses an empty list, so it is not called.
-    for number, result in enumerate(found, start=1):
-        result.update(id=number, area=result["bbox"][2] * result["bbox"][3], iscrowd=0)
-    evaluation = COCOeval(truth, _coco({**content, "annotations": found}), "bbox")
+    of_class = (entry[entry.labels == label] for entry in detections)
+    annotations = [fields for number, entry in zip(numbers, of_class) for fields in _result_fields(number, entry)]
+    # The fields that `loadRes` adds. It is not called, because it refuses an empty list.
+    for number, fields in enumerate(annotations, start=1):
+        fields.update(id=number, area=fields["bbox"][2] * fields["bbox"][3], iscrowd=0)
+    evaluation = COCOeval(truth, _coco({**content, "annotations": annotations}), "bbox")
     evaluation.params.catIds = [label + 1]
     evaluation.evaluate()
     evaluation.accumulate()
     return {name: evaluation.eval[name] for name in ("precision", "recall")}
 
 
-def _coco(content: dict):
-    """A ``pycocotools.coco.COCO`` of a dict instead of a file."""
+def _coco(content: dict) -> COCO:
+    """Make a ``pycocotools.coco.COCO`` of a dict instead of a file."""
     from pycocotools.coco import COCO
 
     coco = COCO()
@@ -99,9 +109,18 @@ def _coco(content: dict):
 
 
 def image_ids(dataset: Dataset) -> list[int]:
-    """COCO's integer of each image: its id, if all ids are different numbers ("000005" is 5), else 1, 2 ...
+    """Return COCO's integer of each image.
 
-    Numbers of 2**53 and more count as names: JSON readers that keep numbers as doubles would mix them up.
+    It is the image's id where all ids are different numbers ("000005" is 5), else 1, 2 ... Ids of 2**53 and more do not
+    count as numbers: JSON readers that keep numbers as doubles would mix them up.
+
+    >>> from pathlib import Path
+    >>> from sppdet.data.dataset import Sample
+    >>> empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    >>> image_ids(Dataset((), tuple(Sample(name, Path(name), 1, 1, *empty) for name in ("000005", "000012"))))
+    [5, 12]
+    >>> image_ids(Dataset((), tuple(Sample(name, Path(name), 1, 1, *empty) for name in ("a5", "a12"))))
+    [1, 2]
     """
     names = [sample.id for sample in dataset.samples]
     if all(name.isascii() and name.isdigit() for name in names):
@@ -112,7 +131,7 @@ def image_ids(dataset: Dataset) -> list[int]:
 
 
 def _file_names(dataset: Dataset) -> list[str]:
-    """Each image's file, relative to the deepest folder that holds them all."""
+    """Return the file of each image, relative to the deepest folder that holds them all."""
     paths = [Path(sample.path).absolute() for sample in dataset.samples]
     if not paths:
         return []
@@ -121,12 +140,13 @@ def _file_names(dataset: Dataset) -> list[str]:
 
 
 def ground_truth(dataset: Dataset) -> dict:
-    """The dataset as the content of a COCO annotation file.
+    """Return the data set as the content of a COCO annotation file.
 
-    Category ids are labels + 1, annotation ids start at 1 (pycocotools takes an annotation 0 for "no match"),
-    boxes are left, top, width, height, and difficult objects are ``iscrowd`` (see :func:`evaluate_coco`).
+    Category ids are labels + 1, annotation ids start at 1 (pycocotools takes an annotation 0 for "no match"), boxes are
+    (left, top, width, height), and difficult objects are ``iscrowd`` (see :func:`evaluate_coco`).
     """
-    images, annotations = [], []
+    images: list[dict] = []
+    annotations: list[dict] = []
     for number, name, sample in zip(image_ids(dataset), _file_names(dataset), dataset.samples):
         images.append({"id": number, "file_name": name, "width": int(sample.width), "height": int(sample.height)})
         rows = zip(geometry.to_xywh(sample.boxes).tolist(), sample.labels.tolist(), sample.difficult.tolist())
@@ -146,39 +166,39 @@ def ground_truth(dataset: Dataset) -> dict:
 
 
 def results(dataset: Dataset, detections: Sequence[Detections]) -> Iterator[dict]:
-    """Detections as the entries of a COCO results file, with the ids of :func:`ground_truth`.
+    """Yield the entries of a COCO results file, with the ids of :func:`ground_truth`.
 
-    Beside COCO's own fields each entry carries ``file_name``, so that a reader without the annotation file
-    knows the image; ``loadRes`` keeps fields that it does not know.
+    Besides COCO's own fields each entry has ``file_name``, so that a reader without the annotation file knows the
+    image; ``loadRes`` keeps fields that it does not know.
     """
-    for number, name, found in zip(image_ids(dataset), _file_names(dataset), detections):
-        for entry in _entries(number, found):
-            yield entry | {"file_name": name}
+    for number, name, entry in zip(image_ids(dataset), _file_names(dataset), detections):
+        for fields in _result_fields(number, entry):
+            yield fields | {"file_name": name}
 
 
-def _entries(number: int, found: Detections) -> Iterator[dict]:
-    """COCO's own fields of one image's detections."""
-    rows = zip(geometry.to_xywh(found.boxes).tolist(), found.labels.tolist(), found.scores.tolist())
+def _result_fields(number: int, entry: Detections) -> Iterator[dict]:
+    """Yield COCO's fields of each detection in image ``number``."""
+    rows = zip(geometry.to_xywh(entry.boxes).tolist(), entry.labels.tolist(), entry.scores.tolist())
     for bbox, label, score in rows:
         yield {"image_id": number, "category_id": label + 1, "bbox": bbox, "score": score}
 
 
 def write_coco_ground_truth(path: str | os.PathLike, dataset: Dataset) -> None:
-    """Write :func:`ground_truth` for ``pycocotools.coco.COCO(path)``.
+    """Write the data set as a COCO annotation file, for ``pycocotools.coco.COCO(path)``.
 
     Raises:
-        SppdetError: where the file cannot be written.
+        SppdetError: if the file cannot be written.
     """
     write_lines(path, [json.dumps(ground_truth(dataset))])
 
 
 def write_coco_results(path: str | os.PathLike, dataset: Dataset, detections: Sequence[Detections]) -> None:
-    """Write :func:`results`, one detection a line, for ``COCO.loadRes(path)``, which wants at least one.
+    """Write a COCO results file, one detection per line, for ``COCO.loadRes(path)``, which wants at least one.
 
-    Numbers are exact: pycocotools finds in the two files what :func:`evaluate_coco` does.
+    Numbers are exact: pycocotools computes from the files the figures that :func:`evaluate_coco` returns.
 
     Raises:
-        SppdetError: where detections do not fit the dataset, or the file cannot be written.
+        SppdetError: if the file cannot be written, and as :func:`sppdet.evaluation.voc.check_detections`.
     """
     check_detections(dataset, detections)
     lines = map(json.dumps, results(dataset, detections))

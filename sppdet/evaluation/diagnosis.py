@@ -1,16 +1,16 @@
 """Where the errors of a detector come from, and what mean average precision would be without each kind of them.
 
-A class with G objects that count is looked at in two ways:
+Of a class with G objects that count, two groups are sorted:
 
-- Its G surest detections: with them a perfect detector would find every object (Hoiem et al. 2012, Diagnosing Error
-  in Object Detectors, section 2). Each is correct or one of ``KINDS``.
-- Its G objects: those detections found them, or they are missed in one of the ways of ``MISSED``.
+- the G detections with the highest scores, with which a perfect detector would find every object (Hoiem et al. 2012,
+  Diagnosing Error in Object Detectors, section 2). Each is correct or one of ``KINDS``;
+- the G objects. Each is found by one of those detections or missed in one of the ways of ``MISSED``.
 
-Difficult objects, and detections on them, are in neither, as in VOC.
+Difficult objects, and detections on them, are in neither group, as in VOC.
 
-What would be without an error is TIDE's question (Bolya et al. 2020, arXiv 2008.08115, section 3): one kind is mended
-wherever it is in the whole list of detections, everything else stays. The gains do not add up: mending one kind
-changes what the others cost, and an object that is missed has often a badly placed detection beside it.
+The gains are TIDE's (Bolya et al. 2020, arXiv 2008.08115, section 3): errors of one kind are repaired in the whole list
+of detections, and everything else stays. The gains do not add up, because repairing one kind changes what the others
+cost, and because an object that is missed often has a badly placed detection beside it.
 
 Names: K classes, and of one class D detections that count and G objects that count.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
@@ -36,25 +37,27 @@ from sppdet.evaluation.voc import (
 )
 from sppdet.proposals import best_overlaps
 
-FOUND_IOU, NEAR_IOU = 0.5, 0.1  # from the first on an object is found, below the second a window is off it
+FOUND_IOU = 0.5  # lowest IoU with which a detection finds an object
+NEAR_IOU = 0.1  # lowest IoU with which a detection is badly placed, rather than on something else
 
-# What is wrong with a detection. The first that holds counts, as in Hoiem et al., who take the first two together.
+# The ways in which a detection is wrong. The first that applies counts, as in Hoiem et al., where the first two are
+# one.
 KINDS = {
-    "localisation": "on an object of the class, but badly: IoU in [0.1, 0.5)",
-    "duplicate": "on an object that a surer detection has found",
+    "localisation": "on an object of the class, but badly placed: IoU in [0.1, 0.5)",
+    "duplicate": "on an object that a detection of a higher score has found",
     "similar": "on an object of a similar class: IoU 0.1 or more",
     "other": "on an object of another class: IoU 0.1 or more",
     "background": "on nothing that is annotated",
 }
-# Why an object is not among what the G surest detections found.
+# The ways in which an object is not found by the G detections with the highest scores.
 MISSED = {
-    "outranked": "found, but below that many others",
-    "undetected": "a proposal was there, but no detection: below the threshold, suppressed or moved away",
+    "outranked": "found, but not among the G highest scores, where the class has G objects",
+    "undetected": "a proposal covers it, but no detection: below the threshold, suppressed or moved away",
     "unproposed": "no proposal with IoU 0.5 or more, and no detection",
 }
-OUTCOMES = ("correct", *KINDS)  # of a detection; the codes of ClassErrors are places in here
-STATES = ("found", *MISSED)  # and of an object
-_NEVER = np.iinfo(np.int64).max
+OUTCOMES = ("correct", *KINDS)  # of a detection; ClassErrors.outcome holds positions in this tuple
+STATES = ("found", *MISSED)  # of an object; ClassErrors.state holds positions in this tuple
+_NOT_FOUND = np.iinfo(np.int64).max  # in place of the rank of the detection that found an object
 
 SIMILAR = (  # Hoiem et al., section 2, for VOC's classes
     {"aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"},
@@ -65,19 +68,23 @@ SIMILAR = (  # Hoiem et al., section 2, for VOC's classes
 
 
 def similar_classes(classes: Sequence[str]) -> np.ndarray:
-    """``(K, K)`` bool: which classes are similar to which others; none are where the names are not VOC's."""
+    """Return which classes are similar to which: ``(K, K)`` bool. No others than VOC's are.
+
+    >>> similar_classes(["cow", "sheep", "chair"]).tolist()
+    [[False, True, False], [True, False, False], [False, False, False]]
+    """
     return np.array([[a != b and any({a, b} <= group for group in SIMILAR) for b in classes] for a in classes], bool)
 
 
 @dataclass(frozen=True, eq=False)
 class ClassErrors:
-    """What the detections of one class are, surest first, and what became of its objects.
+    """The errors among the detections of one class, highest score first, and the objects that are missed.
 
     Attributes:
-        outcome: ``(D,)`` places in ``OUTCOMES``.
-        target: ``(D,)`` for a localisation error the object that it belongs to, else -1.
-        confused: ``(D,)`` for a confusion the label of the object that it is on, else -1.
-        state: ``(G,)`` places in ``STATES``.
+        outcome: ``(D,)`` positions in ``OUTCOMES``.
+        target: ``(D,)`` for a localisation error the row of the object that a repair moves it onto, else -1.
+        confused: ``(D,)`` for a detection on an object of another class the label of that class, else -1.
+        state: ``(G,)`` positions in ``STATES``.
     """
 
     outcome: np.ndarray
@@ -86,24 +93,30 @@ class ClassErrors:
     state: np.ndarray
 
     def counts(self) -> tuple[dict[str, int], dict[str, int]]:
-        """How many of the G surest detections and of the G objects are what."""
+        """Count the outcomes of the G detections with the highest scores, and the states of the G objects."""
         outcomes = np.bincount(self.outcome[: len(self.state)], minlength=len(OUTCOMES))
         states = np.bincount(self.state, minlength=len(STATES))
         return dict(zip(OUTCOMES, outcomes.tolist())), dict(zip(STATES, states.tolist()))
 
     def confusions(self, classes: Sequence[str]) -> dict[str, int]:
-        """The classes that the G surest detections take for this one, most frequent first."""
+        """Count the classes whose objects the G detections with the highest scores are on, most frequent first."""
         confused = self.confused[: len(self.state)]
         return {classes[k]: count for k, count in Counter(confused[confused >= 0].tolist()).most_common()}
 
-    def mended(self, error: str | None = None) -> tuple[np.ndarray, int]:
-        """Whether each detection is right once one kind of error is gone, surest first, and the number of objects.
+    def repaired(self, error: str | None = None) -> tuple[np.ndarray, int]:
+        """Repair all errors of one kind.
 
-        - ``localisation``: where an object is found by no detection, the surest that is badly placed on it becomes
-          right; the others leave.
-        - other ``KINDS``: those detections leave.
-        - ``outranked``: the detections that find these objects come right after the G surest.
+        - ``localisation``: where no detection finds an object, the badly placed one of the highest score becomes
+          correct; the other badly placed ones are removed.
+        - other ``KINDS``: the detections are removed.
+        - ``outranked``: the detections that find these objects move up to right after the G with the highest scores.
         - other ``MISSED``: these objects no longer count.
+
+        Args:
+            error: a key of ``KINDS`` or ``MISSED``; None repairs nothing.
+
+        Returns:
+            Whether each remaining detection is correct, highest score first, and the number of objects that count.
         """
         correct, objects = self.outcome == 0, len(self.state)
         if error in KINDS:
@@ -121,123 +134,155 @@ class ClassErrors:
 
 
 def class_errors(
-    label: int, found: tuple[np.ndarray, ...], truth: tuple[np.ndarray, ...], covered: np.ndarray, similar: np.ndarray
+    label: int,
+    detections: tuple[np.ndarray, ...],
+    truth: tuple[np.ndarray, ...],
+    covered: np.ndarray,
+    similar: np.ndarray,
 ) -> ClassErrors:
-    """The errors of one class.
+    """Sort the detections and objects of one class by kind of error.
 
     Args:
-        found: images, boxes, labels and scores of all classes' detections (:func:`sppdet.evaluation.voc.flatten_detections`).
+        label: the class.
+        detections: images, boxes, labels and scores of the detections of all classes
+            (:func:`sppdet.evaluation.voc.flatten_detections`).
         truth: images, boxes, labels and difficulty of all objects (:func:`sppdet.evaluation.voc.flatten_ground_truth`).
-        covered: bool, for each of those objects: does a proposal find it?
+        covered: bool, for each object of ``truth`` whether a proposal has an IoU of 0.5 or more with it.
         similar: ``(K,)`` bool, the classes that are similar to this one.
     """
-    images, boxes, labels, scores = found
+    images, boxes, labels, scores = detections
     truth_images, truth_boxes, truth_labels, difficult = truth
-    mine, own = np.flatnonzero(labels == label), np.flatnonzero(truth_labels == label)
+    of_class, truth_rows = np.flatnonzero(labels == label), np.flatnonzero(truth_labels == label)
     match = match_class(
-        images[mine], boxes[mine], scores[mine], truth_images[own], truth_boxes[own], difficult[own], FOUND_IOU
+        images[of_class],
+        boxes[of_class],
+        scores[of_class],
+        truth_images[truth_rows],
+        truth_boxes[truth_rows],
+        difficult[truth_rows],
+        FOUND_IOU,
     )
     counted = ~match.ignored
-    rows = mine[match.order[counted]]
+    rows = of_class[match.order[counted]]
     correct, overlap, nearest = match.true_positive[counted], match.overlap[counted], match.nearest[counted]
-    finder = np.full(len(own), _NEVER)  # the place of the detection that found each object
+    finder = np.full(len(truth_rows), _NOT_FOUND)  # rank of the detection that found each object
     finder[nearest[correct]] = np.flatnonzero(correct)
 
     outcome = np.full(len(rows), OUTCOMES.index("background"))
     confused = np.full(len(rows), -1)
-    for kind, classes in (("other", ~similar), ("similar", similar)):  # the latter goes before the former
-        theirs = np.flatnonzero(classes[truth_labels] & (truth_labels != label))
-        near, which = best_truth(images[rows], boxes[rows], truth_images[theirs], truth_boxes[theirs])
-        on = near >= NEAR_IOU
-        outcome[on], confused[on] = OUTCOMES.index(kind), truth_labels[theirs[which[on]]]
+    for kind, classes in (("other", ~similar), ("similar", similar)):  # a similar class overrides another one
+        other_rows = np.flatnonzero(classes[truth_labels] & (truth_labels != label))
+        other_overlap, other_nearest = best_truth(
+            images[rows], boxes[rows], truth_images[other_rows], truth_boxes[other_rows]
+        )
+        near = other_overlap >= NEAR_IOU
+        outcome[near], confused[near] = OUTCOMES.index(kind), truth_labels[other_rows[other_nearest[near]]]
     outcome[overlap >= NEAR_IOU] = OUTCOMES.index("localisation")
     outcome[overlap >= FOUND_IOU] = OUTCOMES.index("duplicate")
-    outcome[correct] = 0
+    outcome[correct] = OUTCOMES.index("correct")
     confused[overlap >= NEAR_IOU] = -1
 
-    # A badly placed detection that is moved onto a difficult object, or onto one that is found, is gone.
-    free = ~difficult[own] & (finder == _NEVER)
+    # A badly placed detection on an object that is difficult, or that another detection finds, has no target: a repair
+    # removes it.
+    free = ~difficult[truth_rows] & (finder == _NOT_FOUND)
     target = np.full(len(rows), -1)
-    badly = np.flatnonzero(outcome == OUTCOMES.index("localisation"))
-    badly = badly[free[nearest[badly]]]
-    target[badly] = nearest[badly]
+    badly_placed = np.flatnonzero(outcome == OUTCOMES.index("localisation"))
+    badly_placed = badly_placed[free[nearest[badly_placed]]]
+    target[badly_placed] = nearest[badly_placed]
 
-    state = np.where(covered[own], STATES.index("undetected"), STATES.index("unproposed"))
-    state[finder < _NEVER] = STATES.index("outranked")
+    state = np.where(covered[truth_rows], STATES.index("undetected"), STATES.index("unproposed"))
+    state[finder < _NOT_FOUND] = STATES.index("outranked")
     state[finder < match.positives] = STATES.index("found")
-    return ClassErrors(outcome, target, confused, state[~difficult[own]])
+    return ClassErrors(outcome, target, confused, state[~difficult[truth_rows]])
 
 
 def diagnose(dataset: Dataset, detections: Sequence[Detections], proposals: Iterable[np.ndarray]) -> dict:
-    """Where errors come from, by class and over all.
+    """Sort the errors by kind, per class and over all classes, and compute mAP without each kind.
 
     Args:
-        detections, proposals: an entry for each sample of ``dataset``; proposals are ``(N, 4)`` boxes.
+        dataset: P samples of K classes.
+        detections: P entries, in the order of ``dataset.samples``.
+        proposals: P arrays ``(N, 4)`` of xyxy boxes, in the order of ``dataset.samples``.
 
     Returns:
-        ``images``; ``mAP`` and ``mAP_area`` (11-point and area rule, percent); ``errors``: for each of ``KINDS`` and
-        ``MISSED`` its ``count``, its ``share`` of the surest detections or of the objects, and ``mAP`` and
-        ``mAP_area`` without it; ``classes``: for each ``AP`` and ``AP_area``, how many of its surest ``detections``
-        and of its ``objects`` are what, ``AP_without`` each error, and ``confused_with``, the classes of the objects
-        that its confusions are on, most frequent first. As in :func:`sppdet.evaluation.evaluate_voc`, a class without
-        objects that count has AP ``None`` and is in no mean.
+        A dict of JSON's types:
+
+        - ``pictures``: number of images.
+        - ``mAP`` and ``mAP_area``: 11-point and area rule, in percent.
+        - ``errors``: for each of ``KINDS`` and ``MISSED`` its ``count``, its ``share`` (0..1) of the detections with
+          the highest scores or of the objects, and ``mAP`` and ``mAP_area`` without it.
+        - ``classes``: for each class ``AP`` and ``AP_area``; the numbers of its ``detections`` with the highest scores
+          by outcome and of its ``objects`` by state; ``AP_without`` each error; ``confused_with``, the classes of the
+          objects that its ``similar`` and ``other`` errors are on, most frequent first.
+
+        A class without objects that count has AP ``None`` and is left out of the means.
 
     Raises:
-        SppdetError: where detections do not fit the dataset.
+        SppdetError: as :func:`sppdet.evaluation.voc.check_detections`.
     """
     check_detections(dataset, detections)
-    found, truth = flatten_detections(detections), flatten_ground_truth(dataset)
+    flat, truth = flatten_detections(detections), flatten_ground_truth(dataset)
     overlaps = [best_overlaps(windows, sample.boxes) for windows, sample in zip(proposals, dataset, strict=True)]
     covered = np.concatenate([np.zeros(0), *overlaps]) >= FOUND_IOU
     similar = similar_classes(dataset.classes)
-    by_class = {name: class_errors(k, found, truth, covered, similar[k]) for k, name in enumerate(dataset.classes)}
+    by_class = {name: class_errors(k, flat, truth, covered, similar[k]) for k, name in enumerate(dataset.classes)}
     kinds = [kind for kind in KINDS if kind != "similar" or similar.any()]
-    now = _without(by_class, None)
-    without = {error: _without(by_class, error) for error in (*kinds, *MISSED)}
+    now = _precisions(by_class, None)
+    without = {error: _precisions(by_class, error) for error in (*kinds, *MISSED)}
 
     classes = {}
-    for name, own in by_class.items():
-        detected, objects = own.counts()
+    for name, errors in by_class.items():
+        outcomes, states = errors.counts()
         classes[name] = {
             "AP": now["AP"][name],
             "AP_area": now["AP_area"][name],
-            "detections": {outcome: detected[outcome] for outcome in ("correct", *kinds)},
-            "objects": objects,
-            "AP_without": {error: mended["AP"][name] for error, mended in without.items()},
-            "confused_with": own.confusions(dataset.classes),
+            "detections": {outcome: outcomes[outcome] for outcome in ("correct", *kinds)},
+            "objects": states,
+            "AP_without": {error: precisions["AP"][name] for error, precisions in without.items()},
+            "confused_with": errors.confusions(dataset.classes),
         }
-    errors = {
-        error: _share(classes, error) | {key: without[error][key] for key in ("mAP", "mAP_area")} for error in without
-    }
     return {
         "pictures": len(dataset),
         "mAP": now["mAP"],
         "mAP_area": now["mAP_area"],
-        "errors": errors,
+        "errors": {
+            error: _share(classes, error) | {"mAP": precisions["mAP"], "mAP_area": precisions["mAP_area"]}
+            for error, precisions in without.items()
+        },
         "classes": classes,
     }
 
 
-def _share(classes: dict[str, dict], error: str) -> dict:
-    """How many of all classes' surest detections, or of their objects, an error is, and what share of them."""
-    counts = [own["detections" if error in KINDS else "objects"] for own in classes.values()]
-    count, total = sum(own[error] for own in counts), sum(sum(own.values()) for own in counts)
+def _share(classes: dict[str, dict], error: str) -> dict[str, float]:
+    """Count an error in all classes' detections of the highest scores, or in their objects, and compute its share."""
+    counts = [figures["detections" if error in KINDS else "objects"] for figures in classes.values()]
+    count, total = sum(of_class[error] for of_class in counts), sum(sum(of_class.values()) for of_class in counts)
     return {"count": count, "share": round(count / total, 4) if total else 0.0}
 
 
-def _without(by_class: dict[str, ClassErrors], error: str | None) -> dict:
-    """Average precision by class and over all, percent, by both rules, once a kind of error is gone."""
-    result = {}
-    for key, rule in (("AP", "11-point"), ("AP_area", "area")):
-        result[key] = {name: _percent(*own.mended(error), rule, len(own.state)) for name, own in by_class.items()}
-        result["m" + key] = mean_over_known(result[key])
-    return result
+class _Precisions(TypedDict):
+    """Average precision by class and its mean, in percent, by the 11-point rule and the area rule."""
+
+    AP: dict[str, float | None]
+    mAP: float | None
+    AP_area: dict[str, float | None]
+    mAP_area: float | None
+
+
+def _precisions(by_class: dict[str, ClassErrors], error: str | None) -> _Precisions:
+    """Compute average precision after the repair of all errors of one kind."""
+    points, areas = (
+        {name: _percent(*errors.repaired(error), rule, len(errors.state)) for name, errors in by_class.items()}
+        for rule in ("11-point", "area")
+    )
+    return {"AP": points, "mAP": mean_over_known(points), "AP_area": areas, "mAP_area": mean_over_known(areas)}
 
 
 def _percent(correct: np.ndarray, objects: int, rule: str, all_objects: int) -> float | None:
+    """Compute average precision in percent; ``objects`` are those of ``all_objects`` that are left after a repair."""
     if not all_objects:
         return None
-    if not objects:  # none was found, and none is left to be found: nothing is known but that it was 0
+    if not objects:  # all objects were missed, and the repair leaves none: AP stays 0
         return 0.0
-    true = np.cumsum(correct)
-    return 100 * average_precision(true / objects, true / np.arange(1, len(true) + 1), rule)
+    hits = np.cumsum(correct)
+    return 100 * average_precision(hits / objects, hits / np.arange(1, len(hits) + 1), rule)

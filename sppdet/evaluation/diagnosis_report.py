@@ -1,6 +1,8 @@
-"""The text of a diagnosis (:mod:`sppdet.evaluation.diagnosis`): tables of what goes wrong, what it costs, and what to look at."""
+"""Text of a diagnosis (:mod:`sppdet.evaluation.diagnosis`): tables of errors, costs, and settings to look at."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from sppdet.evaluation.diagnosis import KINDS, MISSED, STATES
 
@@ -10,14 +12,18 @@ _ADVICE = {
     "similar": "better features: another backbone, or end_to_end with features=pool5+fc7",
     "other": "better features; more hard negatives",
     "background": "svm.max_negatives, svm.hard_per_image, svm.passes; objects that nobody annotated",
-    "outranked": "the detections above: the kinds before this line",
+    "outranked": "the wrong detections of higher scores: the kinds above this row",
     "undetected": "detection.min_margin, detection.nms, detection.max_per_class, detection.max_candidates",
     "unproposed": "proposals.mode, proposals.min_size, proposals.max_side",
 }
 
 
 def report_markdown(result: dict) -> str:
-    """Markdown of what :func:`sppdet.evaluation.diagnosis.diagnose` returns."""
+    """Format a diagnosis as Markdown.
+
+    Args:
+        result: as :func:`sppdet.evaluation.diagnosis.diagnose` returns it.
+    """
     errors, classes = result["errors"], result["classes"]
     overall = []
     for error, row in errors.items():
@@ -25,45 +31,51 @@ def report_markdown(result: dict) -> str:
         gain = _number(_gain(result["mAP"], row["mAP"]), "+")
         overall.append([error, (KINDS | MISSED)[error], share, _number(row["mAP"]), gain, _ADVICE[error]])
     detections = [
-        [name, _number(own["AP"]), *own["detections"].values(), _listed(own["confused_with"])]
-        for name, own in classes.items()
+        [name, _number(figures["AP"]), *figures["detections"].values(), _top_three(figures["confused_with"])]
+        for name, figures in classes.items()
     ]
-    objects = [[name, sum(own["objects"].values()), *own["objects"].values()] for name, own in classes.items()]
+    objects = [
+        [name, sum(figures["objects"].values()), *figures["objects"].values()] for name, figures in classes.items()
+    ]
     gains = [
-        [name, *(_number(_gain(own["AP"], value), "+") for value in own["AP_without"].values())]
-        for name, own in classes.items()
+        [name, *(_number(_gain(figures["AP"], value), "+") for value in figures["AP_without"].values())]
+        for name, figures in classes.items()
     ]
     kinds = [error for error in errors if error in KINDS]
     return "\n".join(
         [
-            f"{result['pictures']} images, mAP {_number(result['mAP'])} (11-point, IoU 0.5). What it would be "
-            "without one kind of error:",
+            f"{result['pictures']} images, mAP {_number(result['mAP'])} (11-point, IoU 0.5). mAP without one kind of "
+            "error:",
             "",
-            *_rows(["error", "what", "share", "mAP without it", "gain", "look at"], overall),
+            *_table(["error", "meaning", "share", "mAP without it", "gain", "look at"], overall),
             "",
-            "Shares are of each class's surest detections, as many as it has objects, and of those objects; difficult "
-            "ones do not count. Gains do not add up.",
+            "Shares are of the detections with the highest scores, as many per class as it has objects, or of those "
+            "objects. Difficult objects do not count. Gains do not add up.",
             "",
-            *_rows(["class", "AP", "correct", *kinds, "most often confused with"], detections),
+            *_table(["class", "AP", "correct", *kinds, "most often confused with"], detections),
             "",
-            *_rows(["class", "objects", *STATES], objects),
+            *_table(["class", "objects", *STATES], objects),
             "",
-            *_rows(["gain in AP without", *errors], gains),
+            *_table(["gain in AP without", *errors], gains),
         ]
     )
 
 
-def _rows(head: list[str], rows: list[list]) -> list[str]:
+def _table(head: list[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Return the lines of a Markdown table."""
     return ["| " + " | ".join(map(str, row)) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def _gain(before: float | None, after: float | None) -> float | None:
-    return None if before is None else after - before
+    """Return the difference, or None where a class has no AP."""
+    return None if before is None or after is None else after - before
 
 
 def _number(value: float | None, sign: str = "") -> str:
+    """Format a figure with one decimal."""
     return "-" if value is None else f"{value:{sign}.1f}"
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _top_three(counts: dict[str, int]) -> str:
+    """List the three most frequent classes, which come first in ``counts``."""
     return ", ".join(f"{name} {count}" for name, count in list(counts.items())[:3])

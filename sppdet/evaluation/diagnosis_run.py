@@ -1,7 +1,8 @@
-"""The diagnosis (:mod:`sppdet.evaluation.diagnosis`) of a run, from the files that its last evaluation left."""
+"""Diagnose a run (:mod:`sppdet.evaluation.diagnosis`) from the files of its last evaluation."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,25 +12,32 @@ from sppdet.data import Dataset
 from sppdet.evaluation.diagnosis import diagnose
 from sppdet.evaluation.diagnosis_plot import draw_diagnosis
 from sppdet.evaluation.diagnosis_report import report_markdown
-from sppdet.evaluation.run import last_measured
+from sppdet.evaluation.run import read_last_evaluation
 from sppdet.features import entry_names, proposal_store
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import SppdetError, atomic_write, read_json, write_json
 
 
-def diagnose_run(folder: str | Path, overrides: Iterable[str] = ()) -> str:
-    """Diagnose the last evaluation of a run: diagnosis.json, .md and .png there, and the text of the second.
+def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> str:
+    """Diagnose the last evaluation of a run and write diagnosis.json, diagnosis.md and diagnosis.png into its folder.
 
-    ``overrides`` are ``key=value`` for what has moved since, such as ``data.root=...`` or ``run.cache=...``.
+    Args:
+        folder: the run's folder.
+        overrides: ``key=value`` settings for files that have moved since, such as ``data.root=...`` or
+            ``run.cache=...``.
+
+    Returns:
+        The text of diagnosis.md.
 
     Raises:
-        SppdetError: a file that is missing or that is of another evaluation, one line that says what makes it.
+        SppdetError: if a file is missing or belongs to another evaluation.
     """
-    folder, last = Path(folder), last_measured(folder, overrides)
+    folder = Path(folder)
+    last = read_last_evaluation(folder, overrides)
     search = SelectiveSearch(**read_json(folder / "model.json")["proposals"])
-    stored = _stored_proposals(last.dataset, last.settings.run.cache, search, folder)
-    result = diagnose(last.dataset, last.detections, stored)
-    last.check(result["mAP"])
+    proposals = _stored_proposals(last.dataset, last.config.run.cache, search, folder)
+    result = diagnose(last.dataset, last.detections, proposals)
+    last.check_map(result["mAP"])
     write_json(folder / "diagnosis.json", result)
     text = report_markdown(result)
     atomic_write(folder / "diagnosis.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
@@ -38,6 +46,7 @@ def diagnose_run(folder: str | Path, overrides: Iterable[str] = ()) -> str:
 
 
 def _stored_proposals(dataset: Dataset, cache: str, search: SelectiveSearch, folder: Path) -> Iterable[np.ndarray]:
+    """Read the proposals of every image from the cache of the run in ``folder``."""
     if not Path(cache).is_dir():
         raise SppdetError(f"run.cache: {cache} does not exist; say where the run's cache is with run.cache=FOLDER")
     store, names = proposal_store(cache, search), entry_names(dataset)
@@ -45,6 +54,6 @@ def _stored_proposals(dataset: Dataset, cache: str, search: SelectiveSearch, fol
     if missing:
         raise SppdetError(
             f"{store.folder}: the proposals of {len(missing)} of {len(names)} images are not stored (first: "
-            f"{missing[0]}); give run.cache=FOLDER, or make them: python -m sppdet.evaluate {folder} --force"
+            f"{missing[0]}); give run.cache=FOLDER, or compute them: python -m sppdet.evaluate {folder} --force"
         )
     return map(store.read, names)

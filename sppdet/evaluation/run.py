@@ -1,151 +1,196 @@
-"""A trained run measured on a test split: detections, metrics.json, and what the run cost."""
+"""Evaluate a run's detector on a test split, and read what the last evaluation left in the run's folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sppdet.config import Config, from_dict, in_folder, override, to_dict
+from sppdet.config import load as load_config
 from sppdet.data import Dataset, load_split
 from sppdet.detection import MODEL_FILES, Detections, Predictor, load
-from sppdet.evaluation import coco, devkit_files, voc
+from sppdet.evaluation.coco import write_coco_results
+from sppdet.evaluation.costs import read_costs, record_cost
+from sppdet.evaluation.devkit_files import check_names, read_devkit_results, write_devkit_results
+from sppdet.evaluation.in_memory import evaluate_detections
+from sppdet.evaluation.voc import evaluate_voc, table
 from sppdet.features import CachedSplit, fill_maps, open_split
 from sppdet.proposals import recall_line
 from sppdet.utils import Meter, SppdetError, file_digest, fingerprint, parallel_map, read_json, write_json
 
+logger = logging.getLogger(__name__)
 
-def read_costs(folder: Path) -> dict[str, dict]:
-    """What each stage of the run in ``folder`` took when it was last computed."""
-    path = folder / "stages.json"
-    return read_json(path) if path.exists() else {}
+_RESULTS = "detections"  # the folder of the devkit's and COCO's result files in a run's folder
 
 
-def stage_line(stage: str, cost: dict) -> str:
-    """What a stage took, for a terminal."""
-    parts = [f"{stage:<10} {cost.get('seconds', 0):7.1f} s {cost.get('peak_memory_mb', 0):6.0f} MB memory"]
-    if "disk_mb" in cost:
-        parts.append(f"{cost['disk_mb']:.0f} MB disk")
-    for split in ("train", "test"):
-        if split in cost:
-            parts.append(f"{split}: {cost[split]['windows']:.0f} windows, {recall_line(cost[split])}")
-    return "  ".join(parts)
+def evaluate_run(run: Config | str | os.PathLike, force: bool = False, overrides: Iterable[str] = ()) -> dict:
+    """Evaluate a run's detector on its test split (``data.test_split``) and write metrics.json and detections/.
 
+    Proposals and feature maps are read from the run's cache (``run.cache``); the missing ones are computed and stored
+    there. If metrics.json was written for the same model, images and settings of detection, it is returned as it is.
 
-def evaluate_run(config: Config, log: Callable[[str], None] = print, force: bool = False) -> dict:
-    """Measure the model in ``config.run.dir`` on ``config.data.test_split``; returns what metrics.json holds.
+    Args:
+        run: the folder of a run, whose config.json has the settings; or the settings, with the folder as ``run.dir``.
+        force: evaluate even if metrics.json is up to date.
+        overrides: ``key=value`` settings to change, such as ``data.test_split=val`` or ``detection.nms=0.4``.
 
-    ``mAP`` is with box regression where the model has it; ``without_bbox`` holds the same figures before it.
-    Nothing is computed if metrics.json is there for the same model and images.
+    Returns:
+        The content of metrics.json: the figures of :func:`sppdet.evaluation.evaluate_detections`, with box regression
+        where the model has it; ``without_bbox``, VOC's figures before box regression; ``proposals`` (their recall);
+        ``pictures`` (the number of images); ``stages`` (see :func:`sppdet.evaluation.read_costs`); ``config``; ``key``.
+
+    Raises:
+        SppdetError: if there is no run, model or data set, or a file cannot be read.
     """
+    config = override(run, overrides) if isinstance(run, Config) else _run_config(Path(run), overrides)
     folder = Path(config.run.dir)
     detector = load(folder, config.device).with_detection(config.detection)
     if config.data.classes is not None and tuple(config.data.classes) != detector.classes:
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
     dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
-    devkit_files.check_names(dataset, config.data.test_split)  # before an hour's work whose results it would lose
+    check_names(dataset, config.data.test_split)  # now: at the end the results of an hour's work would be lost
     splits = [
         open_split(dataset, config.run.cache, detector.search, part.backbone, part.features) for part in detector.parts
     ]
     split = splits[0]
-    key = _key(folder, split, config.data.test_split, asdict(config.detection))
+    key = _metrics_key(folder, split, config.data.test_split, asdict(config.detection))
     path = folder / "metrics.json"
     if not force and path.exists() and read_json(path).get("key") == key:
         return read_json(path)
     split.fill_proposals(detector.search, config.workers)
-    for part, own in zip(detector.parts, splits):
-        fill_maps([own], part.backbone, config.workers)
+    for part, part_split in zip(detector.parts, splits):
+        fill_maps([part_split], part.backbone, config.workers)
     with Meter() as meter:
-        plain, found = detect_all(detector, splits, config.workers)
-        metrics = {
-            **voc.evaluate_voc(dataset, found),
-            "without_bbox": voc.evaluate_voc(dataset, plain),
-            "coco": coco.evaluate_coco(dataset, found),
+        plain, regressed = detect_all(detector, splits, config.workers)
+        figures = evaluate_detections(dataset, regressed)
+        # The order of the keys is that of the file.
+        metrics = {name: value for name, value in figures.items() if name != "coco"} | {
+            "without_bbox": evaluate_voc(dataset, plain),
+            "coco": figures["coco"],
             "proposals": split.recall(),
         }
-    write_json(folder / "stages.json", read_costs(folder) | {"evaluate": meter.cost()})
+    record_cost(folder, "evaluate", meter.cost())
     metrics |= {"pictures": len(split), "stages": read_costs(folder), "config": to_dict(config), "key": key}
-    devkit_files.write_devkit_results(folder / "detections", dataset, found, config.data.test_split)
-    coco.write_coco_results(folder / "detections" / "coco_results.json", dataset, found)
+    write_devkit_results(folder / _RESULTS, dataset, regressed, config.data.test_split)
+    write_coco_results(folder / _RESULTS / "coco_results.json", dataset, regressed)
     write_json(path, metrics)
     return metrics
+
+
+def _run_config(folder: Path, overrides: Iterable[str]) -> Config:
+    """Read the settings of the run in ``folder``, whatever folder it was trained in, and change them."""
+    path = folder / "config.json"
+    if not path.exists():
+        raise SppdetError(f"{folder}: no run here; python -m sppdet.train CONFIG run.dir={folder} makes one")
+    return in_folder(load_config(path, overrides), folder)
 
 
 def detect_all(
     detector: Predictor, splits: Sequence[CachedSplit], workers: int
 ) -> tuple[list[Detections], list[Detections]]:
-    """Detections of every image without and with box regression, from the stored proposals and maps.
+    """Detect objects in every image of a split, from its stored proposals and feature maps.
 
-    ``corpora``: one for each of the detector's ``parts``, of the same images and proposals.
+    Args:
+        detector: a detector, or an ensemble of several.
+        splits: one for each of ``detector.parts``, all of the same images and proposals.
+        workers: number of images at a time; 0 for one per core.
+
+    Returns:
+        Detections of every image before box regression, and after it.
     """
     split = splits[0]
 
     def detect(i: int) -> tuple[Detections, Detections]:
-        # What is read of mirror images is not stored: nothing but this asks for it.
-        proposals, flip = split.proposals(i), detector.detection.flip
-        mirrored = detector.read_mirror_image(split.dataset[i].read(), proposals) if flip else None
-        maps = [own.maps(i) for own in splits]
+        proposals = split.proposals(i)
+        # The maps of mirror images are not stored: nothing else uses them.
+        mirrored = detector.read_mirror_image(split.dataset[i].read(), proposals) if detector.detection.flip else None
+        maps = [part_split.maps(i) for part_split in splits]
         return detector.detect_both(maps, proposals, split.size(i), mirrored)
 
-    plain, found = zip(*parallel_map(detect, range(len(split)), workers, "detecting", threads=True))
-    return list(plain), list(found)
+    plain, regressed = zip(*parallel_map(detect, range(len(split)), workers, "detecting", threads=True))
+    return list(plain), list(regressed)
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the last evaluation of a run left: its settings, images, detections and figures."""
+class LastEvaluation:
+    """What the last evaluation of a run left in the run's folder.
+
+    Attributes:
+        folder: the run's folder.
+        config: the settings of that evaluation.
+        dataset: the test split.
+        detections: an entry for each sample of ``dataset``, with box regression.
+        metrics: the content of metrics.json.
+    """
 
     folder: Path
-    settings: Config
+    config: Config
     dataset: Dataset
     detections: list[Detections]
     metrics: dict
 
-    def check(self, found: float | None) -> None:
-        """Refuse detections, of mAP ``found``, that metrics.json does not speak of, or that have rounded corners, as
-        files of older versions do: some boxes are over a threshold then, or below it, that were not."""
-        measured = self.metrics["mAP"]
-        if (found is None) != (measured is None) or (found is not None and abs(found - measured) > 0.01):
+    def check_map(self, measured: float | None) -> None:
+        """Refuse detections whose 11-point mAP is not that of metrics.json.
+
+        They are of another evaluation, or written by an older version with rounded corners, which puts the IoU of some
+        boxes on the other side of a threshold.
+
+        Args:
+            measured: mAP of ``detections`` in percent, None without objects.
+
+        Raises:
+            SppdetError: if the figures differ by more than 0.01.
+        """
+        expected = self.metrics["mAP"]
+        if (measured is None) != (expected is None) or (measured is not None and abs(measured - expected) > 0.01):
             raise SppdetError(
-                f"{self.folder}: the detections have mAP {found}, metrics.json says {measured}; "
+                f"{self.folder}: the detections have mAP {measured}, but metrics.json says {expected}; "
                 f"python -m sppdet.evaluate {self.folder} --force writes both again"
             )
 
 
-def last_measured(folder: str | Path, overrides: Iterable[str] = ()) -> Measured:
-    """Read it from the run's folder; ``overrides`` are ``key=value`` for what has moved since, such as ``data.root``.
+def read_last_evaluation(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> LastEvaluation:
+    """Read what the last evaluation of the run in ``folder`` left there.
+
+    Args:
+        folder: the run's folder.
+        overrides: ``key=value`` settings for files that have moved since, such as ``data.root=...``.
 
     Raises:
-        SppdetError: a file that is missing or cannot be read.
+        SppdetError: if a file is missing or cannot be read.
     """
     folder = Path(folder)
     for name in ("metrics.json", "model.json"):
         if not (folder / name).is_file():
-            raise SppdetError(f"{folder / name}: is not there; python -m sppdet.evaluate {folder} measures the run")
+            raise SppdetError(f"{folder / name}: does not exist; python -m sppdet.evaluate {folder} evaluates the run")
     metrics = read_json(folder / "metrics.json")
-    settings = in_folder(override(from_dict(metrics["config"]), overrides), folder)
-    dataset = load_split(settings, settings.data.test_split, list(metrics["AP"]), settings.data.limit_test)
-    detections = devkit_files.read_devkit_results(folder / "detections", dataset, settings.data.test_split)
-    return Measured(folder, settings, dataset, detections, metrics)
+    config = in_folder(override(from_dict(metrics["config"]), overrides), folder)
+    dataset = load_split(config, config.data.test_split, list(metrics["AP"]), config.data.limit_test)
+    detections = read_devkit_results(folder / _RESULTS, dataset, config.data.test_split)
+    return LastEvaluation(folder, config, dataset, detections, metrics)
 
 
 def summary(metrics: dict) -> str:
-    """The table of a metrics.json, for a terminal."""
-    proposals, of_coco = metrics["proposals"], metrics["coco"]
-    number = {k: "-" if v is None else f"{v:.1f}" for k, v in {**of_coco, "mAP": metrics["mAP"]}.items()}
-    without = metrics["without_bbox"]["mAP"]
+    """Format the content of a metrics.json for a terminal: a table by class, proposals and means."""
+    proposals = metrics["proposals"]
+    figures = {**metrics["coco"], "mAP": metrics["mAP"], "without": metrics["without_bbox"]["mAP"]}
+    text = {name: "-" if value is None else f"{value:.1f}" for name, value in figures.items()}
     return "\n".join(
         [
-            voc.table(metrics),
-            f"{metrics['pictures']} images; proposals: {proposals['windows']:.0f} an image, {recall_line(proposals)}",
-            f"mAP {number['mAP']} (11-point; {'-' if without is None else f'{without:.1f}'} without box regression), "
-            f"COCO AP {number['AP']}, AP50 {number['AP50']}, AP75 {number['AP75']}",
+            table(metrics),
+            f"{metrics['pictures']} images; {proposals['windows']:.0f} proposals per image, {recall_line(proposals)}",
+            f"mAP {text['mAP']} (11-point; {text['without']} without box regression), "
+            f"COCO AP {text['AP']}, AP50 {text['AP50']}, AP75 {text['AP75']}",
         ]
     )
 
 
-def _key(folder: Path, split: CachedSplit, name: str, detection: dict) -> str:
-    # That of a combination names the digests of its parts.
+def _metrics_key(folder: Path, split: CachedSplit, name: str, detection: dict) -> str:
+    """Return the key of metrics.json: model, split ``name``, images, ground truth and settings of detection."""
+    # An ensemble's model.json names the digests of its members' files.
     model = [file_digest(folder / name) for name in MODEL_FILES if (folder / name).exists()]
     objects = [[s.boxes.tolist(), s.labels.tolist(), s.difficult.tolist()] for s in split.dataset]
     return fingerprint([model, name, split.names, objects, detection])

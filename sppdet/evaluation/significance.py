@@ -1,104 +1,147 @@
-"""Is the difference between two runs more than chance? mAP on test images drawn again and again, with replacement."""
+"""Compare two runs and tell whether their difference in mAP is more than chance.
+
+The test images are resampled with replacement many times (the bootstrap), and mAP of both runs is computed on each
+resampled set. Names: P images, K classes, S resampled sets.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from sppdet.data import Dataset
 from sppdet.detection import Detections
-from sppdet.evaluation.run import last_measured
+from sppdet.evaluation.run import read_last_evaluation
 from sppdet.evaluation.voc import average_precision, evaluate_voc, flatten_detections, flatten_ground_truth, match_class
 from sppdet.utils import SppdetError
 
-_TIMES = 1000
+_DRAWS = 1000
 
 
-def compare_runs(folder: str | Path, other: str | Path, overrides: Sequence[str] = (), times: int = _TIMES) -> str:
-    """What the last evaluation of ``folder`` gained over that of ``other``, and how sure that is: mAP, and by class.
+def compare_runs(
+    folder: str | os.PathLike, other: str | os.PathLike, overrides: Sequence[str] = (), draws: int = _DRAWS
+) -> str:
+    """Compare the last evaluations of two runs: gain in mAP and in AP per class, with 95% ranges.
 
-    The same images are drawn for both. Chance in training is not part of it: train again with another ``run.seed``
-    to see that.
+    The ranges say what other test images could change. Chance in training is not in them: to see that, train again with
+    another ``run.seed``.
+
+    Args:
+        folder: the run whose gain is reported.
+        other: the run that it is compared with.
+        overrides: ``key=value`` settings for files of both runs that have moved since, such as ``data.root=...``.
+        draws: number of resampled sets S.
+
+    Returns:
+        Lines for a terminal.
 
     Raises:
-        SppdetError: runs that were not measured, or on different images or classes.
+        SppdetError: if a run was not evaluated, or the runs were evaluated on different images or classes.
     """
-    runs = [last_measured(path, overrides) for path in (folder, other)]
-    first, second = (
-        [run.dataset.classes, [(s.id, s.boxes.tolist(), s.labels.tolist()) for s in run.dataset]] for run in runs
-    )
-    if first != second:
-        raise SppdetError(f"{other}: was measured on other images or classes than {folder}")
-    dataset = runs[0].dataset
-    results = [evaluate_voc(dataset, run.detections) for run in runs]
-    found = [result["mAP"] for result in results]
-    for run, figure in zip(runs, found):
-        run.check(figure)
-    if None in found:
-        raise SppdetError(f"{folder}: without objects in its test images there is nothing to compare")
-    counts = draw(len(dataset), times)
-    drawn = [resampled(dataset, run.detections, counts) for run in runs]
-    low, high = _range(mean_over_classes(drawn[0]) - mean_over_classes(drawn[1]))
+    evaluations = [read_last_evaluation(path, overrides) for path in (folder, other)]
+    truths = [
+        (last.dataset.classes, [(s.id, s.boxes.tolist(), s.labels.tolist()) for s in last.dataset])
+        for last in evaluations
+    ]
+    if truths[0] != truths[1]:
+        raise SppdetError(
+            f"{other}: was measured on other images or classes than {folder}; evaluate both on the same split"
+        )
+    dataset = evaluations[0].dataset
+    results = [evaluate_voc(dataset, last.detections) for last in evaluations]
+    for last, result in zip(evaluations, results):
+        last.check_map(result["mAP"])
+    value, other_value = (result["mAP"] for result in results)
+    if value is None or other_value is None:
+        raise SppdetError(f"{folder}: its test images have no objects, so there is nothing to compare")
+    counts = draw_image_counts(len(dataset), draws)
+    ap, other_ap = (resampled_ap(dataset, last.detections, counts) for last in evaluations)
+    low, high = _range_of_95(mean_over_classes(ap) - mean_over_classes(other_ap))
     line = (
-        f"mAP {found[0]:.2f}, of {other} {found[1]:.2f}: {found[0] - found[1]:+.2f}, "
-        f"between {low:+.2f} and {high:+.2f} in 95% of {times} draws of {len(dataset)} test images"
+        f"mAP {value:.2f}, of {other} {other_value:.2f}: {value - other_value:+.2f}, "
+        f"between {low:+.2f} and {high:+.2f} in 95% of {draws} draws of {len(dataset)} test images"
     )
-    return "\n".join([line, *_by_class(*(result["AP"] for result in results), drawn[0] - drawn[1])])
+    return "\n".join([line, *_class_lines(results[0]["AP"], results[1]["AP"], ap - other_ap)])
 
 
-def _by_class(
-    first: Mapping[str, float | None], second: Mapping[str, float | None], gains: np.ndarray
+def _class_lines(
+    ap: Mapping[str, float | None], other_ap: Mapping[str, float | None], gains: np.ndarray
 ) -> Iterator[str]:
-    """A row for each class that has objects, and what its mark means; ``gains``: ``(K, S)``."""
-    width = max(len(name) for name in ["class", *first])
+    """Yield a line for each class that has objects, and a legend; ``gains``: ``(K, S)``."""
+    width = max(len(name) for name in ["class", *ap])
     yield f"{'class':<{width}} {'AP':>6} {'other':>6} {'gain':>6}  in 95% of the draws"
-    for name, row in zip(first, gains):
-        mine, others = first[name], second[name]
-        if mine is not None and others is not None:
-            low, high = _range(row)
+    for name, class_gains in zip(ap, gains):
+        value, other_value = ap[name], other_ap[name]
+        if value is not None and other_value is not None:
+            low, high = _range_of_95(class_gains)
             mark = "  *" if low > 0 or high < 0 else ""
-            yield f"{name:<{width}} {mine:6.1f} {others:6.1f} {mine - others:+6.1f}  {low:+.1f} to {high:+.1f}{mark}"
-    yield "*: so many draws lie on one side of 0; without any difference 1 class in 20 still would"
+            gain = f"{value - other_value:+6.1f}"
+            yield f"{name:<{width}} {value:6.1f} {other_value:6.1f} {gain}  {low:+.1f} to {high:+.1f}{mark}"
+    yield "*: the whole range is on one side of 0; without any real difference that still happens for 1 class in 20"
 
 
-def _range(gains: np.ndarray) -> np.ndarray:
-    return np.nanpercentile(gains, (2.5, 97.5))  # a draw may hold no object at all
+def _range_of_95(gains: np.ndarray) -> np.ndarray:
+    """Return the ends of the range that holds the middle 95% of the gains, NaN left out."""
+    return np.nanpercentile(gains, (2.5, 97.5))  # NaN: a draw may hold no object at all
 
 
-def draw(images: int, times: int, seed: int = 0) -> np.ndarray:
-    """``(times, images)``: how often each image is drawn when as many as there are are drawn with replacement."""
-    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=times)
+def draw_image_counts(images: int, draws: int, seed: int = 0) -> np.ndarray:
+    """Draw as many images as there are, with replacement, ``draws`` times.
+
+    Returns:
+        ``(draws, images)`` int: how often each image is drawn.
+
+    >>> draw_image_counts(images=4, draws=2).sum(axis=1).tolist()
+    [4, 4]
+    """
+    return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
 
 
-def resampled(dataset: Dataset, detections: Sequence[Detections], counts: np.ndarray) -> np.ndarray:
-    """11-point AP ``(K, S)``, in percent, where image p of P counts ``counts[s, p]`` times, ``(S, P)`` in all.
+def resampled_ap(dataset: Dataset, detections: Sequence[Detections], counts: np.ndarray) -> np.ndarray:
+    """Compute 11-point AP on data sets that hold each image several times or not at all.
 
-    As :func:`sppdet.evaluation.evaluate_voc` of a data set that holds each image so often; NaN without any object of
-    the class.
+    Args:
+        dataset: P samples of K classes.
+        detections: P entries, in the order of ``dataset.samples``.
+        counts: ``(S, P)``, how often data set s holds image p.
+
+    Returns:
+        ``(K, S)`` percentages, those of :func:`sppdet.evaluation.evaluate_voc`; NaN without any object of the class
+        that counts.
     """
     images, boxes, labels, scores = flatten_detections(detections)
     truth_images, truth_boxes, truth_labels, difficult = flatten_ground_truth(dataset)
-    found = np.full((len(dataset.classes), len(counts)), np.nan)
+    ap = np.full((len(dataset.classes), len(counts)), np.nan)
     for k in range(len(dataset.classes)):
-        mine, theirs = labels == k, truth_labels == k
+        rows, truth_rows = labels == k, truth_labels == k
         match = match_class(
-            images[mine], boxes[mine], scores[mine], truth_images[theirs], truth_boxes[theirs], difficult[theirs]
+            images[rows],
+            boxes[rows],
+            scores[rows],
+            truth_images[truth_rows],
+            truth_boxes[truth_rows],
+            difficult[truth_rows],
         )
-        ordered = images[mine][match.order]
-        counted, hits = ordered[~match.ignored], match.true_positive[~match.ignored]
-        objects = truth_images[theirs][~difficult[theirs]]
+        detection_images = images[rows][match.order][~match.ignored]
+        hits = match.true_positive[~match.ignored]
+        object_images = truth_images[truth_rows][~difficult[truth_rows]]
         for s, weight in enumerate(counts):
-            if positives := weight[objects].sum():
-                # The highest precisions are those at hits: the rest of the curve need not be looked at.
-                true, all_found = np.cumsum(weight[counted[hits]]), np.cumsum(weight[counted])[hits]
-                precision = true / np.maximum(all_found, 1)
-                found[k, s] = 100 * average_precision(true / positives, precision, "11-point")
-    return found
+            if positives := weight[object_images].sum():
+                # Precision is highest at hits, so the rest of the curve is not needed.
+                true = np.cumsum(weight[detection_images[hits]])
+                detected = np.cumsum(weight[detection_images])[hits]
+                precision = true / np.maximum(detected, 1)
+                ap[k, s] = 100 * average_precision(true / positives, precision, "11-point")
+    return ap
 
 
-def mean_over_classes(found: np.ndarray) -> np.ndarray:
-    """``(S,)``: the mean of those of ``(K, S)`` that are not NaN; NaN where all are."""
-    known = ~np.isnan(found)
-    return np.where(known, found, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)
+def mean_over_classes(ap: np.ndarray) -> np.ndarray:
+    """Compute the mean over classes of AP ``(K, S)``, NaN left out; ``(S,)``, NaN where all classes are.
+
+    >>> mean_over_classes(np.array([[40.0, np.nan], [60.0, np.nan]])).tolist()
+    [50.0, nan]
+    """
+    known = ~np.isnan(ap)
+    return np.where(known, ap, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)

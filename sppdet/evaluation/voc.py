@@ -1,39 +1,36 @@
-"""How good detections are: VOC's average precision (11-point and area), and its development kit's files.
+"""PASCAL VOC's average precision, by the 11-point rule and by the area rule.
 
-Names used below: P images, K classes, D detections and G ground truth objects of one class over all
-images. Boxes are ours (:mod:`sppdet.ops.boxes`), scores are margins (any real number, larger is surer), results
-are percentages.
+Names: P images, K classes, and of one class over all images D detections and G ground truth objects. Boxes are xyxy
+    pixel
+edges (:mod:`sppdet.ops.boxes`). Scores are SVM margins or any other real numbers, higher for a more certain detection.
+Results are percentages unless said otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sppdet.data import Dataset
 from sppdet.detection import Detections
 from sppdet.ops import boxes as geometry
 from sppdet.utils import SppdetError
 
-if TYPE_CHECKING:
-    from sppdet.data import Dataset
-
-# --- VOC ------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True, eq=False)
 class ClassMatch:
-    """What became of the detections of one class, in descending order of score.
+    """The detections of one class, highest score first, matched with the ground truth.
 
     Attributes:
-        order: ``(D,)`` int64, row of each in the input of :func:`match_class`.
+        order: ``(D,)`` int64, the row of each detection in the input of :func:`match_class`.
         true_positive: ``(D,)`` bool.
-        ignored: ``(D,)`` bool, on a difficult object: neither right nor wrong. The rest are false positives.
-        overlap: ``(D,)`` IoU of each with the object that it looks at.
-        nearest: ``(D,)`` row of that object in the input, -1 where the image has none of the class.
-        positives: number of ground truth objects that are not difficult.
+        ignored: ``(D,)`` bool, detections on a difficult object, which are neither right nor wrong. Detections that are
+            neither ``true_positive`` nor ``ignored`` are false positives.
+        overlap: ``(D,)`` float64, IoU of each detection with the object of its image that it overlaps best.
+        nearest: ``(D,)`` int64, the row of that object in the input, -1 where the image has no object of the class.
+        positives: number of objects that are not difficult.
     """
 
     order: np.ndarray
@@ -55,93 +52,130 @@ def match_class(
 ) -> ClassMatch:
     """Match the detections of one class with its ground truth as the VOC devkit does (``VOCevaldet.m``).
 
-    Detections are taken by descending score; equal scores keep their order. Each looks at the object of its
-    image that it overlaps best, taken or not, difficult or not (the first of equals). Below the threshold
-    it is a false positive; on a difficult object it is ignored; on an object that a surer detection has found
-    it is a false positive, even where another object overlaps it enough. The devkit counts an IoU *equal* to
-    the threshold as found; py-faster-rcnn's ``voc_eval.py`` wants more.
+    Detections are taken by descending score; detections of equal score keep their order. Each is compared with the
+    object of its image that it overlaps best (the first of equally good ones), whether or not that object is difficult
+    or already detected. A detection is a false positive if its IoU is below the threshold, ignored if the object is
+    difficult, and a false positive if a detection of a higher score has that object, even where it overlaps another
+    object enough.
+
+    An IoU *equal* to the threshold counts, as in the devkit; py-faster-rcnn's ``voc_eval.py`` wants a higher one.
 
     Args:
         images: ``(D,)`` integers, the image of each detection.
-        boxes: ``(D, 4)``.
+        boxes: ``(D, 4)`` xyxy.
         scores: ``(D,)``, finite.
-        truth_images: ``(G,)`` integers.
-        truth_boxes: ``(G, 4)``.
+        truth_images: ``(G,)`` integers, the image of each object.
+        truth_boxes: ``(G, 4)`` xyxy.
         difficult: ``(G,)`` bool.
         iou_threshold: in (0, 1].
 
+    Returns:
+        The outcome of every detection, highest score first.
+
     Raises:
         ValueError: for a threshold outside of (0, 1].
+
+    Two detections of the same object, and one beside it:
+
+    >>> object_box = np.array([[0, 0, 10, 10]])
+    >>> boxes = np.array([[0, 0, 10, 8], [50, 0, 60, 10], [0, 0, 10, 10]])
+    >>> match = match_class(np.zeros(3, int), boxes, np.array([1, 2, 3]), np.zeros(1, int), object_box, np.zeros(1))
+    >>> match.order.tolist(), match.true_positive.tolist(), match.overlap.tolist()
+    ([2, 1, 0], [True, False, False], [1.0, 0.0, 0.8])
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in (0, 1], not {iou_threshold}")
     order = np.argsort(-np.asarray(scores), kind="stable")
     overlap, nearest = best_truth(
-        np.asarray(images)[order],
-        np.asarray(boxes)[order],
-        np.asarray(truth_images),
-        np.asarray(truth_boxes),
+        np.asarray(images)[order], np.asarray(boxes)[order], np.asarray(truth_images), np.asarray(truth_boxes)
     )
     difficult = np.asarray(difficult, dtype=bool)
-    found = overlap >= iou_threshold
+    on_object = overlap >= iou_threshold
     ignored = np.zeros(len(order), dtype=bool)
-    ignored[found] = difficult[nearest[found]]
-    # No detection's choice of an object depends on the others: the devkit's loop is "the first one wins".
-    hits = np.flatnonzero(found & ~ignored)
+    ignored[on_object] = difficult[nearest[on_object]]
+    # A detection's choice of an object does not depend on other detections, so the devkit's loop over detections comes
+    # to: of those that chose the same object, the first is right.
+    hits = np.flatnonzero(on_object & ~ignored)
     _, first = np.unique(nearest[hits], return_index=True)
     true_positive = np.zeros(len(order), dtype=bool)
     true_positive[hits[first]] = True
     return ClassMatch(order, true_positive, ignored, overlap, nearest, int((~difficult).sum()))
 
 
-def best_truth(images, boxes, truth_images, truth_boxes) -> tuple[np.ndarray, np.ndarray]:
-    """``(D,)`` IoU of each detection with the best object of its image, and its row (-1: none).
+def best_truth(
+    images: np.ndarray, boxes: np.ndarray, truth_images: np.ndarray, truth_boxes: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the object of the same image that each detection overlaps best.
 
-    Arguments as those of :func:`match_class`.
+    Args:
+        images: ``(D,)`` integers, the image of each detection.
+        boxes: ``(D, 4)`` xyxy.
+        truth_images: ``(G,)`` integers, the image of each object.
+        truth_boxes: ``(G, 4)`` xyxy.
+
+    Returns:
+        ``(D,)`` float64 IoU with that object, and ``(D,)`` its row; 0 and -1 where the image has no object.
     """
     overlap, nearest = np.zeros(len(images)), np.full(len(images), -1)
-    rows, truth_rows = (np.argsort(p, kind="stable") for p in (images, truth_images))
-    sorted_images, sorted_truth = images[rows], truth_images[truth_rows]
-    # float64: an IoU of exactly the threshold stays that, also in images of more than 2**24 pixels.
+    order, truth_order = (np.argsort(numbers, kind="stable") for numbers in (images, truth_images))
+    sorted_images, sorted_truth_images = images[order], truth_images[truth_order]
+    # float64: an IoU of exactly the threshold stays exact, also in images of more than 2**24 pixels.
     boxes, truth_boxes = boxes.astype(np.float64), truth_boxes.astype(np.float64)
     for image in np.unique(truth_images):
-        mine = rows[_run(sorted_images, image)]
-        theirs = truth_rows[_run(sorted_truth, image)]
-        overlaps = geometry.iou(boxes[mine], truth_boxes[theirs])
-        overlap[mine] = overlaps.max(axis=1)
-        nearest[mine] = theirs[overlaps.argmax(axis=1)]
+        rows = order[_rows_of(sorted_images, image)]
+        truth_rows = truth_order[_rows_of(sorted_truth_images, image)]
+        overlaps = geometry.iou(boxes[rows], truth_boxes[truth_rows])
+        overlap[rows] = overlaps.max(axis=1)
+        nearest[rows] = truth_rows[overlaps.argmax(axis=1)]
     return overlap, nearest
 
 
-def _run(ordered: np.ndarray, value) -> slice:
-    """Where ``value`` stands in an ascending array."""
-    return slice(np.searchsorted(ordered, value, "left"), np.searchsorted(ordered, value, "right"))
+def _rows_of(ascending: np.ndarray, value: int) -> slice:
+    """Return the slice of an ascending array that equals ``value``."""
+    return slice(np.searchsorted(ascending, value, "left"), np.searchsorted(ascending, value, "right"))
 
 
 def precision_recall(match: ClassMatch) -> tuple[np.ndarray, np.ndarray]:
-    """Recall and precision after each detection that counts, both ``(n,)``, in 0..1; recall ascends.
+    """Compute recall and precision after each detection that is not ignored.
+
+    Returns:
+        Recall ``(n,)``, ascending, and precision ``(n,)``, both in 0..1.
 
     Raises:
-        ValueError: without positives, where recall means nothing.
+        ValueError: without positives, where recall is undefined.
     """
     if match.positives == 0:
         raise ValueError("a class without objects that count has no recall")
-    true = np.cumsum(match.true_positive[~match.ignored])
-    return true / match.positives, true / np.arange(1, len(true) + 1)
+    hits = np.cumsum(match.true_positive[~match.ignored])
+    return hits / match.positives, hits / np.arange(1, len(hits) + 1)
 
 
 def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str) -> float:
-    """Average precision, 0..1, of a curve ``recall (n,)`` (ascending), ``precision (n,)``; n may be 0.
+    """Compute the average precision of a precision-recall curve.
 
-    ``11-point`` (VOC2007; the rule of the tables of R-CNN and SPP-net): the mean over t = 0, 0.1 ... 1 of the
-    largest precision at a recall of t or more, 0 where there is none. ``area`` (VOC2010 and later): the area
-    under the precision made monotone from the right, exact, not sampled.
+    Args:
+        recall: ``(n,)``, ascending, in 0..1; n may be 0.
+        precision: ``(n,)``, in 0..1.
+        rule: ``11-point`` (VOC2007, and the tables of the R-CNN and SPP-net papers) is the mean over t = 0, 0.1 ... 1
+            of the highest precision at a recall of t or more, 0 where the recall stays below t. ``area`` (VOC2010 and
+            later) is the exact area under the precision after it is made monotone from the right.
 
-    The thresholds are t = i / 10 rounded once, as recalls are, so that a recall of 3 in 10 reaches t = 0.3.
-    The programs' ``0:0.1:1`` and ``np.arange(0, 1.1, 0.1)`` hold 0.30000000000000004 and miss it.
+    Returns:
+        Average precision in 0..1.
 
     Raises:
         ValueError: for another rule.
+
+    The thresholds are t = i / 10 rounded once, as recalls are, so that a recall of 3 in 10 reaches t = 0.3. ``0:0.1:1``
+    in the devkit and ``np.arange(0, 1.1, 0.1)`` in py-faster-rcnn hold 0.30000000000000004, which it misses.
+
+    Of two objects one is found, by the first detection:
+
+    >>> recall, precision = np.array([0.5, 0.5]), np.array([1.0, 0.5])
+    >>> average_precision(recall, precision, "area")
+    0.5
+    >>> round(average_precision(recall, precision, "11-point"), 4)  # t = 0 ... 0.5: 6 of 11
+    0.5455
     """
     recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -154,116 +188,129 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str) -> f
 
 
 def evaluate_voc(dataset: Dataset, detections: Sequence[Detections], iou_threshold: float = 0.5) -> dict:
-    """VOC's mean average precision by both rules, in percent.
+    """Compute VOC's mean average precision by both rules, in percent.
 
-    A class without an object that counts (none, or difficult ones alone) has no recall: its values are
-    ``None`` (null in JSON) and the means leave it out; with no class left they are ``None`` too.
+    A class whose objects are all difficult, or that has none, has no recall: its values are ``None`` (null in JSON) and
+    the means leave it out. Without any other class the means are ``None`` too.
 
     Args:
         dataset: P samples of K classes.
-        detections: P entries in the order of ``dataset.samples``.
-        iou_threshold: what counts as found, in (0, 1].
+        detections: P entries, in the order of ``dataset.samples``.
+        iou_threshold: lowest IoU of a detection with the object it finds, in (0, 1].
 
     Returns:
-        ``mAP`` (11-point) and ``mAP_area``; ``AP``, ``AP_area`` and ``recall`` (of all detections together),
-        each a dict by class name.
+        ``mAP`` (11-point) and ``mAP_area``; ``AP``, ``AP_area`` and ``recall`` (of all detections together), each a
+        dict from class name to percentage.
 
     Raises:
-        SppdetError: where detections do not fit the dataset, or hold a number that is not finite.
+        SppdetError: as :func:`check_detections`.
     """
     check_detections(dataset, detections)
     images, boxes, labels, scores = flatten_detections(detections)
     truth_images, truth_boxes, truth_labels, difficult = flatten_ground_truth(dataset)
-    ap, area, recalls = {}, {}, {}
+    points: dict[str, float | None] = {}
+    areas: dict[str, float | None] = {}
+    recalls: dict[str, float | None] = {}
     for label, name in enumerate(dataset.classes):
-        mine, theirs = labels == label, truth_labels == label
+        rows, truth_rows = labels == label, truth_labels == label
         match = match_class(
-            images[mine],
-            boxes[mine],
-            scores[mine],
-            truth_images[theirs],
-            truth_boxes[theirs],
-            difficult[theirs],
+            images[rows],
+            boxes[rows],
+            scores[rows],
+            truth_images[truth_rows],
+            truth_boxes[truth_rows],
+            difficult[truth_rows],
             iou_threshold,
         )
         if match.positives == 0:
-            ap[name] = area[name] = recalls[name] = None
+            points[name] = areas[name] = recalls[name] = None
             continue
         recall, precision = precision_recall(match)
-        ap[name] = 100 * average_precision(recall, precision, "11-point")
-        area[name] = 100 * average_precision(recall, precision, "area")
+        points[name] = 100 * average_precision(recall, precision, "11-point")
+        areas[name] = 100 * average_precision(recall, precision, "area")
         recalls[name] = 100 * float(recall[-1]) if len(recall) else 0.0
-    return {"mAP": mean_over_known(ap), "mAP_area": mean_over_known(area), "AP": ap, "AP_area": area, "recall": recalls}
+    return {
+        "mAP": mean_over_known(points),
+        "mAP_area": mean_over_known(areas),
+        "AP": points,
+        "AP_area": areas,
+        "recall": recalls,
+    }
 
 
-def mean_over_known(values: dict[str, float | None]) -> float | None:
+def mean_over_known(values: Mapping[str, float | None]) -> float | None:
+    """Return the mean of the values that are not ``None``, or ``None`` without any.
+
+    >>> mean_over_known({"cat": 40.0, "cow": None, "dog": 60.0})
+    50.0
+    """
     known = [value for value in values.values() if value is not None]
     return float(np.mean(known)) if known else None
 
 
-def flatten_detections(detections: Sequence[Detections]) -> tuple[np.ndarray, ...]:
-    """Image, box, label and score of every detection of every image."""
-    images = np.repeat(np.arange(len(detections)), [len(d.scores) for d in detections])
+def flatten_detections(detections: Sequence[Detections]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Concatenate the detections of all images.
+
+    Returns:
+        Image number ``(n,)``, box ``(n, 4)`` xyxy, label ``(n,)`` and score ``(n,)`` of every detection.
+    """
+    images = np.repeat(np.arange(len(detections)), [len(entry.scores) for entry in detections])
     return (
         images,
-        np.concatenate([np.zeros((0, 4), np.float32), *(d.boxes for d in detections)]),
-        np.concatenate([np.zeros(0, np.int64), *(d.labels for d in detections)]),
-        np.concatenate([np.zeros(0, np.float32), *(d.scores for d in detections)]),
+        np.concatenate([np.zeros((0, 4), np.float32), *(entry.boxes for entry in detections)]),
+        np.concatenate([np.zeros(0, np.int64), *(entry.labels for entry in detections)]),
+        np.concatenate([np.zeros(0, np.float32), *(entry.scores for entry in detections)]),
     )
 
 
-def flatten_ground_truth(dataset: Dataset) -> tuple[np.ndarray, ...]:
-    """Image, box, label and difficulty of every object of every image."""
+def flatten_ground_truth(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Concatenate the objects of all images.
+
+    Returns:
+        Image number ``(n,)``, box ``(n, 4)`` xyxy, label ``(n,)`` and difficulty ``(n,)`` (bool) of every object.
+    """
     samples = dataset.samples
-    images = np.repeat(np.arange(len(samples)), [len(s.labels) for s in samples])
+    images = np.repeat(np.arange(len(samples)), [len(sample.labels) for sample in samples])
     return (
         images,
-        np.concatenate([np.zeros((0, 4), np.float32), *(s.boxes for s in samples)]),
-        np.concatenate([np.zeros(0, np.int64), *(s.labels for s in samples)]),
-        np.concatenate([np.zeros(0, bool), *(s.difficult for s in samples)]),
+        np.concatenate([np.zeros((0, 4), np.float32), *(sample.boxes for sample in samples)]),
+        np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in samples)]),
+        np.concatenate([np.zeros(0, bool), *(sample.difficult for sample in samples)]),
     )
 
 
 def check_detections(dataset: Dataset, detections: Sequence[Detections]) -> None:
-    """Refuse detections that do not belong to ``dataset``, or that no order can be made of.
+    """Refuse detections that do not fit ``dataset`` or that cannot be ranked.
 
     Raises:
-        SppdetError: another number of entries than samples, fields of different lengths, a label that is no
-            class, a score or corner that is not finite.
+        SppdetError: if the number of entries is not that of the samples, the arrays of an entry differ in length, a
+            label is not that of a class, or a score or box is not finite.
     """
     if len(detections) != len(dataset.samples):
         raise SppdetError(
             f"detections: {len(detections)} entries for {len(dataset.samples)} images; "
             "give one entry, also an empty one, for each sample in the dataset's order"
         )
-    for sample, found in zip(dataset.samples, detections):
+    for sample, entry in zip(dataset.samples, detections):
         where = f"detections of image {sample.id}"
-        if not len(found.boxes) == len(found.labels) == len(found.scores):
+        if not len(entry.boxes) == len(entry.labels) == len(entry.scores):
             raise SppdetError(f"{where}: boxes, labels and scores differ in length; give each detection all three")
-        if not np.isfinite(found.scores).all():
-            raise SppdetError(f"{where}: a score is not a finite number; check the model that gave it")
-        if not np.isfinite(found.boxes).all():
-            raise SppdetError(f"{where}: a box has a corner that is not finite; check the model that gave it")
-        if not ((found.labels >= 0) & (found.labels < len(dataset.classes))).all():
+        if not np.isfinite(entry.scores).all():
+            raise SppdetError(f"{where}: a score is not a finite number; check the model that computed it")
+        if not np.isfinite(entry.boxes).all():
+            raise SppdetError(f"{where}: a box has a corner that is not finite; check the model that computed it")
+        if not ((entry.labels >= 0) & (entry.labels < len(dataset.classes))).all():
             raise SppdetError(
                 f"{where}: a label is outside 0..{len(dataset.classes) - 1}; "
                 "evaluate with the classes that the model was trained on"
             )
 
 
-# --- Files ----------------------------------------------------------------------------------------
-
-
-# --- Terminal -------------------------------------------------------------------------------------
-
-
 def table(result: dict) -> str:
-    """The result of :func:`evaluate_voc` (a line a class, then the means) or of ``evaluate_coco`` as text.
+    """Format the result of :func:`evaluate_voc` for a terminal: one line per class, then the means.
 
     A value that is ``None`` is shown as ``-``.
     """
-    if not isinstance(result["AP"], dict):
-        return "\n".join(f"{name:<9} {_percent(value)}" for name, value in result.items())
     width = max(len(name) for name in ["class", *result["AP"]])
     lines = [f"{'class':<{width}} {'AP 11-pt':>8} {'AP area':>8} {'recall':>8}"]
     for name in result["AP"]:
@@ -274,4 +321,5 @@ def table(result: dict) -> str:
 
 
 def _percent(value: float | None) -> str:
+    """Format a percentage in eight columns."""
     return f"{'-':>8}" if value is None else f"{value:8.1f}"

@@ -231,7 +231,7 @@ class Pipeline:
         folder = self.inputs.folder
         self.detector().save(folder)
         write_json(folder / "config.json", to_dict(self.config) | {"versions": versions()})  # of that model
-        evaluate_run(self.config, self.log, again)
+        evaluate_run(self.config, force=again)
         return {"computed": False}  # evaluate_run has recorded what it cost
 
     def detector(self) -> Detector:

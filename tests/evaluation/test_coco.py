@@ -1,29 +1,32 @@
+"""COCO's figures and files, beside VOC's figures and beside pycocotools on the files."""
+
 from __future__ import annotations
 
 import json
 
 import numpy as np
 import pytest
-from truth import HERE, THERE, dataset, found, image, scattered
+from evaluation_data import HERE, THERE, dataset_of, detections_of, image_of, random_detections
 
 from sppdet.evaluation.coco import evaluate_coco, image_ids, write_coco_ground_truth, write_coco_results
-from sppdet.evaluation.voc import evaluate_voc, table
+from sppdet.evaluation.voc import evaluate_voc
 from sppdet.ops.boxes import from_xywh
+from sppdet.utils.errors import SppdetError
 
 
 def test_coco_ap50_is_the_area_where_precision_is_flat():
-    # 2 windows on nothing, then all 4 objects: the monotone precision is 4/6 at every recall.
-    truth = dataset(*(image(str(i), (HERE, 0)) for i in range(4)), classes=["cat"])
-    detections = [found((HERE, 0, 1.0), *[(THERE, 0, 2.0)] * (i < 2)) for i in range(4)]
+    # 2 detections of nothing, then all 4 objects: the monotone precision is 4/6 at every recall.
+    truth = dataset_of(*(image_of(str(i), (HERE, 0)) for i in range(4)), classes=["cat"])
+    detections = [detections_of((HERE, 0, 1.0), *[(THERE, 0, 2.0)] * (i < 2)) for i in range(4)]
     assert evaluate_voc(truth, detections)["mAP_area"] == pytest.approx(100 * 4 / 6)
     assert evaluate_voc(truth, detections)["mAP"] == pytest.approx(100 * 4 / 6)
     assert evaluate_coco(truth, detections)["AP50"] == pytest.approx(100 * 4 / 6)
 
 
 def test_coco_samples_the_area_at_101_recalls():
-    # 2 of 4 found without a mistake: area 1/2, while the recalls 0, .01 ... .50 are 51 of 101.
-    truth = dataset(*(image(str(i), (HERE, 0)) for i in range(4)), classes=["cat"])
-    detections = [found((HERE, 0, 1.0)), found((HERE, 0, 1.0)), found(), found()]
+    # 2 of 4 objects found, nothing else: area 1/2, while the recalls 0, .01 ... .50 are 51 of 101.
+    truth = dataset_of(*(image_of(str(i), (HERE, 0)) for i in range(4)), classes=["cat"])
+    detections = [detections_of((HERE, 0, 1.0)), detections_of((HERE, 0, 1.0)), detections_of(), detections_of()]
     assert evaluate_voc(truth, detections)["mAP_area"] == pytest.approx(50)
     assert evaluate_coco(truth, detections)["AP50"] == pytest.approx(100 * 51 / 101)
 
@@ -32,18 +35,17 @@ def test_coco_samples_the_area_at_101_recalls():
 def test_coco_ap50_and_area_differ_by_a_sampling_step_at_most(seed):
     # The monotone precision p falls from p(0) to p(1). The left sum of 100 steps exceeds its area by at most
     # (p(0) - p(1)) / 100, and COCO's mean, which counts p(1) once more, lies within 1/101 below that sum:
-    # so the two are within a hundredth. 64 objects, for their recalls are binary fractions, exact in both
-    # programs.
-    truth, detections = scattered(64, seed)
+    # so the two are within a hundredth. Recalls of 64 objects are binary fractions, exact in both programs.
+    truth, detections = random_detections(64, seed)
     area = evaluate_voc(truth, detections)["mAP_area"]
     assert 10 < area < 90
     assert evaluate_coco(truth, detections)["AP50"] == pytest.approx(area, abs=1)
 
 
-def test_coco_figures_of_one_window():
+def test_coco_figures_of_one_detection():
     # IoU 0.8 of a 40 x 40 object (medium): found at thresholds .50 ... .80, 7 of 10.
-    truth = dataset(image("a", ((0, 0, 40, 40), 0)))
-    result = evaluate_coco(truth, [found(((0, 0, 40, 32), 0, 1.0))])
+    truth = dataset_of(image_of("a", ((0, 0, 40, 40), 0)))
+    result = evaluate_coco(truth, [detections_of(((0, 0, 40, 32), 0, 1.0))])
     assert result == {
         "AP": pytest.approx(70),
         "AP50": pytest.approx(100),
@@ -55,20 +57,20 @@ def test_coco_figures_of_one_window():
     }
 
 
-def test_coco_ignores_difficult_objects_by_overlap_over_the_window():
-    # A quarter of the difficult object: VOC's IoU is 1/4 (a mistake), COCO's crowd overlap 1 (forgiven).
-    truth = dataset(image("a", (HERE, 0, True), (THERE, 0)), classes=["cat"])
-    detections = [found(((0, 0, 5, 5), 0, 2.0), (THERE, 0, 1.0))]
+def test_coco_ignores_detections_by_their_share_inside_a_difficult_object():
+    # A quarter of the difficult object: VOC's IoU is 1/4 (wrong), COCO's overlap with a crowd is 1 (ignored).
+    truth = dataset_of(image_of("a", (HERE, 0, True), (THERE, 0)), classes=["cat"])
+    detections = [detections_of(((0, 0, 5, 5), 0, 2.0), (THERE, 0, 1.0))]
     assert evaluate_coco(truth, detections)["AP50"] == pytest.approx(100)
     assert evaluate_voc(truth, detections)["mAP_area"] == pytest.approx(50)
 
 
-def test_coco_with_nothing_found_or_nothing_to_find(capsys):
-    truth = dataset(image("a", (HERE, 0)))
-    assert evaluate_coco(truth, [found()])["AP"] == 0
-    for empty in (dataset(image("a")), dataset(image("a", (HERE, 0, True)))):
-        assert set(evaluate_coco(empty, [found((HERE, 0, 1.0))]).values()) == {None}
-    assert set(evaluate_coco(dataset(), []).values()) == {None}
+def test_coco_without_detections_or_without_objects(capsys):
+    truth = dataset_of(image_of("a", (HERE, 0)))
+    assert evaluate_coco(truth, [detections_of()])["AP"] == 0
+    for empty in (dataset_of(image_of("a")), dataset_of(image_of("a", (HERE, 0, True)))):
+        assert set(evaluate_coco(empty, [detections_of((HERE, 0, 1.0))]).values()) == {None}
+    assert set(evaluate_coco(dataset_of(), []).values()) == {None}
     assert capsys.readouterr().out == ""
 
 
@@ -86,14 +88,14 @@ def test_coco_with_nothing_found_or_nothing_to_find(capsys):
     ],
 )
 def test_image_ids(names, numbers):
-    assert image_ids(dataset(*(image(name) for name in names))) == numbers
+    assert image_ids(dataset_of(*(image_of(name) for name in names))) == numbers
 
 
 def test_coco_files_give_pycocotools_the_same_figures(tmp_path):
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    truth, detections = scattered(20, seed=1)
+    truth, detections = random_detections(20, seed=1)
     write_coco_ground_truth(tmp_path / "new" / "truth.json", truth)
     write_coco_results(tmp_path / "results.json", truth, detections)
     coco = COCO(str(tmp_path / "new" / "truth.json"))
@@ -108,12 +110,12 @@ def test_coco_files_give_pycocotools_the_same_figures(tmp_path):
 
 
 def test_coco_results_are_read_back_exactly(tmp_path):
-    truth = dataset(image("000007", path="a/7.jpg"), image("000008", path="b/8.jpg"))
+    truth = dataset_of(image_of("000007", path="a/7.jpg"), image_of("000008", path="b/8.jpg"))
     score = np.float32(-0.1)
-    detections = [found(), found(((1.5, 2, 11, 22), 1, score))]
+    detections = [detections_of(), detections_of(((1.5, 2, 11, 22), 1, score))]
     write_coco_results(tmp_path / "results.json", truth, detections)
     [row] = json.loads((tmp_path / "results.json").read_text())
-    # `file_name` is what distinguishes the images below their common folder.
+    # `file_name` is relative to the common folder of the images.
     assert {key: row[key] for key in ("image_id", "category_id", "file_name")} == {
         "image_id": 8,
         "category_id": 2,
@@ -125,7 +127,9 @@ def test_coco_results_are_read_back_exactly(tmp_path):
 
 
 def test_coco_ground_truth(tmp_path):
-    write_coco_ground_truth(tmp_path / "truth.json", dataset(image("a", (HERE, 1), (THERE, 0, True)), image("b")))
+    write_coco_ground_truth(
+        tmp_path / "truth.json", dataset_of(image_of("a", (HERE, 1), (THERE, 0, True)), image_of("b"))
+    )
     content = json.loads((tmp_path / "truth.json").read_text())
     assert content["images"] == [
         {"id": 1, "file_name": "a.jpg", "width": 640, "height": 480},
@@ -138,15 +142,14 @@ def test_coco_ground_truth(tmp_path):
     ]
 
 
-def test_coco_files_of_nothing(tmp_path):
-    write_coco_results(tmp_path / "results.json", dataset(image("a")), [found()])
-    write_coco_ground_truth(tmp_path / "truth.json", dataset())
+def test_coco_files_without_content(tmp_path):
+    write_coco_results(tmp_path / "results.json", dataset_of(image_of("a")), [detections_of()])
+    write_coco_ground_truth(tmp_path / "truth.json", dataset_of())
     assert json.loads((tmp_path / "results.json").read_text()) == []
     assert json.loads((tmp_path / "truth.json").read_text())["images"] == []
 
 
-def test_table_of_coco():
-    lines = table(evaluate_coco(dataset(image("a", (HERE, 0))), [found((HERE, 0, 1.0))])).splitlines()
-    assert lines[0] == "AP           100.0"
-    assert lines[4] == "AP_medium        -"
-    assert len(lines) == 7
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SppdetError, match=r"file/truth\.json: cannot be written"):
+        write_coco_ground_truth(tmp_path / "file" / "truth.json", dataset_of())

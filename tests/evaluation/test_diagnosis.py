@@ -1,4 +1,4 @@
-"""Errors whose kind is known, sums that must match, and mended detections measured again by the evaluation itself."""
+"""Errors of a known kind, and repaired detections that the evaluation itself measures again."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ import pytest
 from sppdet.data.dataset import Dataset, Sample
 from sppdet.detection.detections import Detections
 from sppdet.evaluation.diagnosis import KINDS, diagnose, similar_classes
-from sppdet.evaluation.diagnosis_plot import draw_diagnosis
-from sppdet.evaluation.diagnosis_report import report_markdown
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.ops import boxes as geometry
 
@@ -23,28 +21,29 @@ NOWHERE = [500, 0, 512, 10]
 NOTHING = np.zeros((0, 4), np.float32)
 
 
-def concat_pooled(box, shift):
-    """12 pixels wide: shifted by 2 its IoU is 10 / 14, by 6 it is 6 / 18, by 10 it is 2 / 22 < 0.1."""
+def shifted(box: list[int], shift: int) -> list[int]:
+    """Move a box of 12 pixels to the right: by 2 its IoU is 10 / 14, by 6 it is 6 / 18, by 10 it is 2 / 22 < 0.1."""
     return [box[0] + shift, box[1], box[2] + shift, box[3]]
 
 
-def image(*rows, name="a") -> Sample:
-    """A sample of (box, class) or (box, class, difficult)."""
+def image_of(*rows, name="a") -> Sample:
+    """Return a sample of (box, class) or (box, class, difficult)."""
     boxes = geometry.as_boxes([row[0] for row in rows])
     labels = np.array([CLASSES.index(row[1]) for row in rows], np.int64)
     return Sample(name, Path(f"{name}.jpg"), 640, 480, boxes, labels, np.array([len(row) > 2 for row in rows], bool))
 
 
-def found(*boxes, label="cow") -> Detections:
-    """Detections of one class, surest first."""
+def detections_of(*boxes, label="cow") -> Detections:
+    """Return detections of one class, highest score first."""
     scores = -np.arange(len(boxes), dtype=np.float32)
     return Detections(geometry.as_boxes(boxes), np.full(len(boxes), CLASSES.index(label)), scores, CLASSES)
 
 
-FIELD = image((COW, "cow"), (SECOND, "cow"), (SHEEP, "sheep"), (CAR, "car"), (HARD, "cow", True))
+FIELD = image_of((COW, "cow"), (SECOND, "cow"), (SHEEP, "sheep"), (CAR, "car"), (HARD, "cow", True))
 
 
-def of_cows(detections: Detections, sample=FIELD, proposals=NOTHING):
+def diagnosis_of_cows(detections: Detections, sample=FIELD, proposals=NOTHING) -> dict:
+    """Return what the diagnosis of one image says of cows."""
     result = diagnose(Dataset(CLASSES, (sample,)), [detections], [geometry.as_boxes(proposals)])
     return result["classes"]["cow"]
 
@@ -52,37 +51,39 @@ def of_cows(detections: Detections, sample=FIELD, proposals=NOTHING):
 @pytest.mark.parametrize(
     ("box", "kind"),
     [
-        (concat_pooled(COW, 2), "duplicate"),
-        (concat_pooled(COW, 6), "localisation"),
-        (concat_pooled(COW, 10), "background"),
+        (shifted(COW, 2), "duplicate"),
+        (shifted(COW, 6), "localisation"),
+        (shifted(COW, 10), "background"),
         (SHEEP, "similar"),
-        (concat_pooled(SHEEP, 6), "similar"),
-        (concat_pooled(SHEEP, 10), "background"),
+        (shifted(SHEEP, 6), "similar"),
+        (shifted(SHEEP, 10), "background"),
         (CAR, "other"),
-        (concat_pooled(CAR, 6), "other"),
+        (shifted(CAR, 6), "other"),
         (NOWHERE, "background"),
-        (concat_pooled(HARD, 6), "localisation"),
+        (shifted(HARD, 6), "localisation"),
     ],
 )
 def test_every_kind_of_wrong_detection(box, kind):
-    counts = of_cows(found(COW, box))["detections"]
+    counts = diagnosis_of_cows(detections_of(COW, box))["detections"]
     assert {name: count for name, count in counts.items() if count} == {"correct": 1, kind: 1}
 
 
 def test_a_detection_on_a_difficult_object_is_in_no_count():
-    assert of_cows(found(HARD, COW))["detections"] == of_cows(found(COW))["detections"]
+    assert (
+        diagnosis_of_cows(detections_of(HARD, COW))["detections"] == diagnosis_of_cows(detections_of(COW))["detections"]
+    )
 
 
-def test_its_own_class_goes_before_a_similar_one_and_that_before_another():
-    crowd = image((COW, "cow"), (concat_pooled(COW, 10), "sheep"), (concat_pooled(COW, 16), "car"))
+def test_an_object_of_the_class_counts_before_a_similar_class_and_that_before_another():
+    crowd = image_of((COW, "cow"), (shifted(COW, 10), "sheep"), (shifted(COW, 16), "car"))
     # Shifted by 8: IoU 4 / 20 with the cow, 10 / 14 with the sheep, 4 / 20 with the car; by 14: off the cow.
-    assert of_cows(found(concat_pooled(COW, 8)), crowd)["detections"]["localisation"] == 1
-    assert of_cows(found(concat_pooled(COW, 14)), crowd)["detections"]["similar"] == 1
-    assert of_cows(found(concat_pooled(COW, 14)), crowd)["confused_with"] == {"sheep": 1}
+    assert diagnosis_of_cows(detections_of(shifted(COW, 8)), crowd)["detections"]["localisation"] == 1
+    assert diagnosis_of_cows(detections_of(shifted(COW, 14)), crowd)["detections"]["similar"] == 1
+    assert diagnosis_of_cows(detections_of(shifted(COW, 14)), crowd)["confused_with"] == {"sheep": 1}
 
 
-def test_as_many_detections_are_looked_at_as_there_are_objects():
-    result = of_cows(found(NOWHERE, COW, SECOND, SHEEP, CAR))
+def test_as_many_detections_are_counted_as_there_are_objects():
+    result = diagnosis_of_cows(detections_of(NOWHERE, COW, SECOND, SHEEP, CAR))
     assert result["detections"] == {
         "correct": 1, "localisation": 0, "duplicate": 0, "similar": 0, "other": 0, "background": 1,
     }  # fmt: skip
@@ -90,30 +91,30 @@ def test_as_many_detections_are_looked_at_as_there_are_objects():
 
 
 def test_missed_with_and_without_a_proposal():
-    missed = found(COW)
-    assert of_cows(missed, proposals=[concat_pooled(SECOND, 2)])["objects"]["undetected"] == 1
-    assert of_cows(missed, proposals=[concat_pooled(SECOND, 6)])["objects"]["unproposed"] == 1
+    missed = detections_of(COW)
+    assert diagnosis_of_cows(missed, proposals=[shifted(SECOND, 2)])["objects"]["undetected"] == 1
+    assert diagnosis_of_cows(missed, proposals=[shifted(SECOND, 6)])["objects"]["unproposed"] == 1
     # Box regression found it all the same.
-    assert of_cows(found(COW, SECOND), proposals=[])["objects"]["found"] == 2
+    assert diagnosis_of_cows(detections_of(COW, SECOND), proposals=[])["objects"]["found"] == 2
 
 
 def test_gains_worked_by_hand():
-    """Two cows: right, again, badly on the same one, badly on the other, sheep, car, nothing, badly on a hard one."""
+    """Two cows: right, duplicate, badly placed on each cow, sheep, car, nothing, badly on a difficult one."""
     wrong = [
-        concat_pooled(COW, 2),
-        concat_pooled(COW, 6),
-        concat_pooled(SECOND, 6),
+        shifted(COW, 2),
+        shifted(COW, 6),
+        shifted(SECOND, 6),
         SHEEP,
         CAR,
         NOWHERE,
-        concat_pooled(HARD, 6),
+        shifted(HARD, 6),
     ]
-    result = diagnose(Dataset(CLASSES, (FIELD,)), [found(COW, *wrong)], [geometry.as_boxes([SECOND])])
+    result = diagnose(Dataset(CLASSES, (FIELD,)), [detections_of(COW, *wrong)], [geometry.as_boxes([SECOND])])
     cow, errors = result["classes"]["cow"], result["errors"]
     assert cow["AP"] == pytest.approx(600 / 11) and cow["AP_area"] == pytest.approx(50)
-    # right, again, right: recall 1 at a precision of 2/3.
+    # right, wrong, right: recall 1 at a precision of 2/3.
     assert cow["AP_without"]["localisation"] == pytest.approx(100 * (6 + 5 * 2 / 3) / 11)
-    # Nothing is found below them, so nothing is gained by their absence.
+    # No object is found by a detection below these errors, so their removal gains nothing.
     for kind in ("duplicate", "similar", "other", "background", "outranked", "unproposed"):
         assert cow["AP_without"][kind] == pytest.approx(cow["AP"])
     assert cow["AP_without"]["undetected"] == pytest.approx(100)
@@ -126,32 +127,32 @@ def test_gains_worked_by_hand():
     assert errors["unproposed"]["count"] == 2 and errors["unproposed"]["share"] == 0.5  # the sheep and the car
 
 
-def test_outranked_objects_come_right_after_the_surest():
+def test_outranked_objects_come_right_after_the_highest_scores():
     # wrong, wrong, wrong, right, wrong, right: precision 1/4 and 2/6; then wrong, wrong, right, right: 1/3 and 2/4.
-    far = [concat_pooled(NOWHERE, 20 * i) for i in range(4)]
-    cow = of_cows(found(*far[:3], COW, far[3], SECOND))
+    far = [shifted(NOWHERE, 20 * i) for i in range(4)]
+    cow = diagnosis_of_cows(detections_of(*far[:3], COW, far[3], SECOND))
     assert cow["AP"] == pytest.approx(100 / 3)
     assert cow["AP_without"]["outranked"] == pytest.approx(50)
     assert cow["AP_without"]["background"] == pytest.approx(100)
 
 
 def plain_outcomes(dataset: Dataset, detections: list[Detections], k: int) -> list[tuple]:
-    """One by one: (image, row, outcome, object) of class k's detections, surest first."""
+    """Return (image, row, outcome, object) of the detections of class k, highest score first, found in a plain loop."""
     rows = [(i, j) for i, d in enumerate(detections) for j in np.flatnonzero(d.labels == k)]
     rows.sort(key=lambda row: -detections[row[0]].scores[row[1]])
     similar, taken, result = similar_classes(dataset.classes)[k], set(), []
     for i, j in rows:
         sample = dataset[i]
         overlap = geometry.iou(detections[i].boxes[j : j + 1], sample.boxes)[0]
-        own = np.where(sample.labels == k, overlap, -1)
-        best = int(own.argmax()) if len(own) else -1
-        if len(own) and own[best] >= 0.5:
+        class_overlap = np.where(sample.labels == k, overlap, -1)
+        best = int(class_overlap.argmax()) if len(class_overlap) else -1
+        if len(class_overlap) and class_overlap[best] >= 0.5:
             if sample.difficult[best]:
                 outcome = "ignored"
             else:
                 outcome = "duplicate" if (i, best) in taken else "correct"
                 taken.add((i, best))
-        elif len(own) and own[best] >= 0.1:
+        elif len(class_overlap) and class_overlap[best] >= 0.1:
             outcome = "localisation"
         elif any(value >= 0.1 and similar[label] for value, label in zip(overlap, sample.labels)):
             outcome = "similar"
@@ -161,8 +162,8 @@ def plain_outcomes(dataset: Dataset, detections: list[Detections], k: int) -> li
     return result
 
 
-def scattered(seed: int) -> tuple[Dataset, list[Detections], list[np.ndarray]]:
-    """Random objects, some difficult; many or few detections, near and far, of any class; proposals of some objects."""
+def random_case(seed: int) -> tuple[Dataset, list[Detections], list[np.ndarray]]:
+    """Return objects, some difficult; many or few detections near them and far away; proposals of some objects."""
     rng = np.random.default_rng(seed)
     share = (1, 0.4, 0.1)[seed % 3]
     samples, detections, proposals = [], [], []
@@ -185,8 +186,8 @@ def scattered(seed: int) -> tuple[Dataset, list[Detections], list[np.ndarray]]:
     return Dataset(CLASSES, tuple(samples)), detections, proposals
 
 
-def mend(dataset: Dataset, detections: list[Detections], error: str, outcomes: dict, covered: list[np.ndarray]):
-    """The data set and detections in which one kind of error does not happen."""
+def repair(dataset: Dataset, detections: list[Detections], error: str, outcomes: dict, covered: list[np.ndarray]):
+    """Return the data set and detections without one kind of error."""
     boxes, scores = [d.boxes.copy() for d in detections], [d.scores.copy() for d in detections]
     keep = [np.ones(len(d), bool) for d in detections]
     difficult = [sample.difficult.copy() for sample in dataset]
@@ -217,8 +218,8 @@ def mend(dataset: Dataset, detections: list[Detections], error: str, outcomes: d
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_it_is_the_evaluation_of_mended_detections(seed):
-    dataset, detections, proposals = scattered(seed)
+def test_figures_without_an_error_are_those_of_repaired_detections(seed):
+    dataset, detections, proposals = random_case(seed)
     result = diagnose(dataset, detections, proposals)
     measured = evaluate_voc(dataset, detections)
     assert result["mAP"] == pytest.approx(measured["mAP"]) and result["mAP_area"] == pytest.approx(measured["mAP_area"])
@@ -227,22 +228,24 @@ def test_it_is_the_evaluation_of_mended_detections(seed):
         geometry.iou(sample.boxes, windows).max(axis=1, initial=0) >= 0.5 for sample, windows in zip(dataset, proposals)
     ]
     for k, name in enumerate(CLASSES):
-        own = result["classes"][name]
-        surest = [row[2] for row in outcomes[k] if row[2] != "ignored"][: sum(own["objects"].values())]
-        assert own["detections"] == {kind: surest.count(kind) for kind in ("correct", *KINDS)}
-        assert sum(own["objects"].values()) == sum(((s.labels == k) & ~s.difficult).sum() for s in dataset)
-        assert own["objects"]["found"] == own["detections"]["correct"]
-        assert sum(own["confused_with"].values()) == own["detections"]["similar"] + own["detections"]["other"]
+        figures = result["classes"][name]
+        highest = [row[2] for row in outcomes[k] if row[2] != "ignored"][: sum(figures["objects"].values())]
+        assert figures["detections"] == {kind: highest.count(kind) for kind in ("correct", *KINDS)}
+        assert sum(figures["objects"].values()) == sum(((s.labels == k) & ~s.difficult).sum() for s in dataset)
+        assert figures["objects"]["found"] == figures["detections"]["correct"]
+        assert (
+            sum(figures["confused_with"].values()) == figures["detections"]["similar"] + figures["detections"]["other"]
+        )
     for error, row in result["errors"].items():
-        again = evaluate_voc(*mend(dataset, detections, error, outcomes, covered))
-        assert row["mAP"] == pytest.approx(again["mAP"]), error
-        assert row["mAP_area"] == pytest.approx(again["mAP_area"]), error
+        repaired = evaluate_voc(*repair(dataset, detections, error, outcomes, covered))
+        assert row["mAP"] == pytest.approx(repaired["mAP"]), error
+        assert row["mAP_area"] == pytest.approx(repaired["mAP_area"]), error
         assert row["mAP"] >= result["mAP"] - 1e-9 and row["mAP_area"] >= result["mAP_area"] - 1e-9
-        for name, value in again["AP"].items():
+        for name, value in repaired["AP"].items():
             assert result["classes"][name]["AP_without"][error] == pytest.approx(value)
 
 
-def test_groups_are_hoiems():
+def test_similar_classes_are_those_of_hoiem():
     names = ("aeroplane", "bird", "bus", "person", "chair", "sofa", "bottle", "platelets")
     similar = similar_classes(names)
     pairs = {(a, b) for a, row in zip(names, similar) for b, value in zip(names, row) if value}
@@ -252,35 +255,18 @@ def test_groups_are_hoiems():
 
 def test_classes_without_known_groups_are_other_classes():
     classes = ("disc", "bar")
-    sample = replace(image((COW, "car"), (SHEEP, "cow")), labels=np.array([0, 1]))
+    sample = replace(image_of((COW, "car"), (SHEEP, "cow")), labels=np.array([0, 1]))
     detections = Detections(geometry.as_boxes([SHEEP]), np.array([0]), np.ones(1, np.float32), classes)
     result = diagnose(Dataset(classes, (sample,)), [detections], [NOTHING])
     assert "similar" not in result["errors"] and "similar" not in result["classes"]["disc"]["detections"]
     assert result["classes"]["disc"]["detections"]["other"] == 1
-    assert "similar" not in report_markdown(result)
 
 
-def test_nothing_to_find_and_nothing_found():
-    empty = diagnose(Dataset(CLASSES, (image(),)), [found()], [NOTHING])
+def test_without_objects_and_without_detections():
+    empty = diagnose(Dataset(CLASSES, (image_of(),)), [detections_of()], [NOTHING])
     assert empty["mAP"] is None and all(row["mAP"] is None for row in empty["errors"].values())
-    assert "| cow | - |" in report_markdown(empty)
-    draw_diagnosis(empty)
-    blind = diagnose(Dataset(CLASSES, (FIELD,)), [found()], [NOTHING])
+    blind = diagnose(Dataset(CLASSES, (FIELD,)), [detections_of()], [NOTHING])
     assert (
         blind["mAP"] == 0 and blind["errors"]["unproposed"]["mAP"] == 0 and blind["errors"]["unproposed"]["share"] == 1
     )
-    draw_diagnosis(blind)
     json.dumps([empty, blind])
-
-
-def test_report_and_plot_show_the_figures():
-    result = diagnose(Dataset(CLASSES, (FIELD,)), [found(COW, SHEEP, SECOND)], [NOTHING])
-    lines = report_markdown(result).splitlines()
-    # right, wrong, right: (6 + 5 * 2/3) / 11 of a cow, of three classes; without the confusion all of it.
-    assert lines[0].startswith("1 images, mAP 28.3 (11-point, IoU 0.5)")
-    (row,) = [line for line in lines if line.startswith("| similar |")]
-    assert "| 50.0% of detections | 33.3 | +5.1 |" in row
-    assert "| cow | 84.8 | 1 | 0 | 0 | 1 | 0 | 0 | sheep 1 |" in lines
-    assert "| cow | 2 | 1 | 1 | 0 | 0 |" in lines
-    colours = {colour for _, colour in draw_diagnosis(result).getcolors(1 << 20)}
-    assert {(0x4C, 0x9A, 0x52), (0xE8, 0x86, 0x2E), (0xE3, 0xC0, 0x4B)} <= colours  # correct, similar, outranked

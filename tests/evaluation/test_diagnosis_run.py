@@ -68,12 +68,12 @@ def edit(path: Path, change) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (lambda run: (run / "metrics.json").unlink(), r"metrics.json: is not there; python -m sppdet.evaluate"),
-        (lambda run: (run / "model.json").unlink(), r"model.json: is not there"),
+        (lambda run: (run / "metrics.json").unlink(), r"metrics.json: does not exist; python -m sppdet.evaluate"),
+        (lambda run: (run / "model.json").unlink(), r"model.json: does not exist"),
         (lambda run: stars(run).unlink(), r"comp4_det_test_star.txt: cannot be read"),
         (lambda run: edit(stars(run), lambda text: text[:-20]), r"comp4_det_test_star.txt: a line is not"),
         (lambda run: edit(stars(run), lambda text: text.replace("test_", "cat_")), r"image 'cat_0"),
-        (lambda run: edit(stars(run), lambda text: ""), r"the detections have mAP .*, metrics.json says"),
+        (lambda run: edit(stars(run), lambda text: ""), r"the detections have mAP .*, but metrics.json says"),
         (lambda run: next((run.parent / "cache").rglob("*.npy")).unlink(), r"the proposals of 1 of 6 images"),
         (lambda run: (run.parent / "cache").rename(run.parent / "moved"), r"run.cache: .*cache does not exist"),
     ],

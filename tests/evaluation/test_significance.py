@@ -1,4 +1,4 @@
-"""Two runs on the same images: resampled mAP against data sets that really hold the images drawn."""
+"""Comparison of two runs: AP on resampled images, beside the evaluation of data sets that really hold those images."""
 
 from __future__ import annotations
 
@@ -7,28 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from truth import image
+from evaluation_data import detections_of, image_of
 
 from sppdet.config.settings import Config
 from sppdet.data.dataset import Dataset
 from sppdet.detection.detections import Detections
 from sppdet.evaluation import significance
-from sppdet.evaluation.run import Measured
-from sppdet.evaluation.significance import compare_runs, draw, mean_over_classes, resampled
+from sppdet.evaluation.run import LastEvaluation
+from sppdet.evaluation.significance import compare_runs, draw_image_counts, mean_over_classes, resampled_ap
 from sppdet.evaluation.voc import evaluate_voc
+from sppdet.utils.errors import SppdetError
 
 CLASSES = ("cat", "cow", "dog")
+BOX = (0, 0, 20, 20)
 
 
 def random_case(seed: int, images: int = 12) -> tuple[Dataset, list[Detections]]:
-    """Objects, some of them difficult, and detections near them and elsewhere."""
+    """Return objects, some of them difficult, and detections near them and elsewhere."""
     rng = np.random.default_rng(seed)
-    samples, found = [], []
+    samples, detections = [], []
     for p in range(images):
         corners = rng.integers(0, 60, (rng.integers(0, 4), 2))
         boxes = np.concatenate([corners, corners + rng.integers(15, 40, corners.shape)], axis=1)
         labels = rng.integers(0, len(CLASSES), len(boxes))
-        samples.append(image(f"p{p}", *zip(boxes.tolist(), labels.tolist(), rng.random(len(boxes)) < 0.2)))
+        samples.append(image_of(f"p{p}", *zip(boxes.tolist(), labels.tolist(), rng.random(len(boxes)) < 0.2)))
         near, elsewhere = (
             boxes + rng.integers(-6, 7, boxes.shape),
             np.array([0, 0, 30, 30]) + rng.integers(0, 60, (3, 1)),
@@ -36,63 +38,70 @@ def random_case(seed: int, images: int = 12) -> tuple[Dataset, list[Detections]]
         labels = np.concatenate([labels, rng.integers(0, len(CLASSES), 3)])
         scores = np.sort(rng.random(len(labels)))[::-1].astype(np.float32)
         order = rng.permutation(len(labels))
-        found.append(Detections(np.concatenate([near, elsewhere]).astype(np.float32)[order], labels[order], scores))
-    return Dataset(CLASSES, tuple(samples)), found
+        detections.append(
+            Detections(np.concatenate([near, elsewhere]).astype(np.float32)[order], labels[order], scores)
+        )
+    return Dataset(CLASSES, tuple(samples)), detections
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_draw_counts_as_a_data_set_that_holds_its_images(seed):
-    dataset, found = random_case(seed)
-    counts = np.concatenate([np.ones((1, 12), int), draw(12, 5, seed)])
-    by_class = resampled(dataset, found, counts)
+def test_resampled_ap_equals_that_of_a_data_set_with_repeated_images(seed):
+    dataset, detections = random_case(seed)
+    counts = np.concatenate([np.ones((1, 12), int), draw_image_counts(12, 5, seed)])
+    by_class = resampled_ap(dataset, detections, counts)
     for weight, values, mean in zip(counts, by_class.T, mean_over_classes(by_class)):
         rows = np.repeat(np.arange(12), weight)
         samples = tuple(replace(dataset.samples[row], id=str(n)) for n, row in enumerate(rows))
-        expected = evaluate_voc(Dataset(CLASSES, samples), [found[row] for row in rows])
+        expected = evaluate_voc(Dataset(CLASSES, samples), [detections[row] for row in rows])
         for value, figure in zip([mean, *values], [expected["mAP"], *expected["AP"].values()]):
             assert value == pytest.approx(figure) if figure is not None else np.isnan(value)
 
 
-def test_a_draw_holds_as_many_images_as_there_are():
-    counts = draw(7, 100)
-    assert counts.shape == (100, 7) and (counts.sum(axis=1) == 7).all() and counts.std() > 0
+def test_each_draw_holds_as_many_images_as_there_are():
+    counts = draw_image_counts(7, 2000)
+    assert (counts.sum(axis=1) == 7).all()
+    # Each image is drawn 7 times with a chance of 1 in 7: mean 1, variance 6/7.
+    np.testing.assert_allclose(counts.mean(axis=0), 1, atol=0.1)
+    np.testing.assert_allclose(counts.var(axis=0), 6 / 7, atol=0.1)
 
 
-def nothing() -> Detections:
-    return Detections(np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, np.float32))
-
-
-def right(box: tuple[int, ...], label: int) -> Detections:
-    return Detections(np.array([box], np.float32), np.array([label]), np.ones(1, np.float32))
+def one_detection(label: int) -> Detections:
+    """Return one correct detection."""
+    return detections_of((BOX, label, 1.0))
 
 
 def compared(monkeypatch, dataset: Dataset, first: list[Detections], second: list[Detections]) -> list[str]:
-    """The lines that compare runs of these detections."""
+    """Return the lines that compare runs with these detections."""
     runs = {
-        name: Measured(Path(name), Config(), dataset, found, {"mAP": evaluate_voc(dataset, found)["mAP"]})
-        for name, found in (("first", first), ("second", second))
+        name: LastEvaluation(
+            Path(name), Config(), dataset, detections, {"mAP": evaluate_voc(dataset, detections)["mAP"]}
+        )
+        for name, detections in (("first", first), ("second", second))
     }
-    monkeypatch.setattr(significance, "last_measured", lambda folder, _: runs[folder])
+    monkeypatch.setattr(significance, "read_last_evaluation", lambda folder, _: runs[folder])
     return compare_runs("first", "second").splitlines()
 
 
-BOX = (0, 0, 20, 20)
-
-
 def test_draws_without_any_object_are_left_out(monkeypatch):
-    """Of three images one has an object: three draws in ten do not hold it."""
-    dataset = Dataset(CLASSES, (image("a", (BOX, 0)), image("b"), image("c")))
-    lines = compared(monkeypatch, dataset, [right(BOX, 0), nothing(), nothing()], [nothing()] * 3)
-    assert ": +100.00, between +100.00 and +100.00 in 95% of" in lines[0]
+    """One of three images has an object: three draws in ten do not hold it."""
+    dataset = Dataset(CLASSES, (image_of("a", (BOX, 0)), image_of("b"), image_of("c")))
+    nothing = detections_of()
+    lines = compared(monkeypatch, dataset, [one_detection(0), nothing, nothing], [nothing] * 3)
+    assert lines[0].startswith("mAP 100.00, of second 0.00: +100.00, between +100.00 and +100.00 in 95% of 1000")
 
 
-def test_classes_whose_gain_other_images_would_keep_are_marked(monkeypatch):
+def test_classes_whose_gain_is_on_one_side_of_0_are_marked(monkeypatch):
     """Cats are found by the first run alone; of cows each run finds those of one image; there are no dogs."""
-    dataset = Dataset(CLASSES, tuple(image(f"{n}", (BOX, n % 2)) for n in range(4)))
-    cats, cow = [right(BOX, 0), nothing(), right(BOX, 0), nothing()], right(BOX, 1)
-    first, second = [cats[0], cow, cats[2], nothing()], [nothing(), nothing(), nothing(), cow]
-    lines = compared(monkeypatch, dataset, first, second)
+    dataset = Dataset(CLASSES, tuple(image_of(f"{n}", (BOX, n % 2)) for n in range(4)))
+    cat, cow, nothing = one_detection(0), one_detection(1), detections_of()
+    lines = compared(monkeypatch, dataset, [cat, cow, cat, nothing], [nothing, nothing, nothing, cow])
     assert [line.split() for line in lines[2:-1]] == [
         ["cat", "100.0", "0.0", "+100.0", "+100.0", "to", "+100.0", "*"],
         ["cow", "54.5", "54.5", "+0.0", "-100.0", "to", "+100.0"],
     ]
+
+
+def test_test_images_without_objects_are_refused(monkeypatch):
+    dataset = Dataset(CLASSES, (image_of("a"),))
+    with pytest.raises(SppdetError, match="first: its test images have no objects"):
+        compared(monkeypatch, dataset, [detections_of()], [detections_of()])

@@ -1,4 +1,4 @@
-"""scripts/compare.py: what a document says comes from the runs, and runs share what they have in common."""
+"""scripts/compare.py: documents hold the figures of the runs, and runs share stages and members."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def metrics(value: float, **stages: float) -> dict:
     }  # fmt: skip
 
 
-def test_a_document_holds_what_the_runs_found(monkeypatch, tmp_path, capsys):
-    found = {"SPP-net": metrics(40.04, proposals=10, svm=20), "Fast R-CNN": metrics(50.0, end_to_end=30)}
-    monkeypatch.setattr(compare, "measure", lambda row, options: found[row.name])
-    monkeypatch.setattr(compare, "SYSTEMS", [row for row in compare.SYSTEMS if row.name in found])
+def test_a_document_holds_the_figures_of_the_runs(monkeypatch, tmp_path, capsys):
+    results = {"SPP-net": metrics(40.04, proposals=10, svm=20), "Fast R-CNN": metrics(50.0, end_to_end=30)}
+    monkeypatch.setattr(compare, "measure", lambda row, options: results[row.name])
+    monkeypatch.setattr(compare, "SYSTEMS", [row for row in compare.SYSTEMS if row.name in results])
     written = tmp_path / "systems.md"
     assert compare.main(["systems", "--voc-root", "/some/where", "data.limit_test=7", "--write", str(written)]) == 0
     text = written.read_text()
@@ -44,14 +44,14 @@ def test_a_document_holds_what_the_runs_found(monkeypatch, tmp_path, capsys):
     assert "trained on 20 images and tested on 7" in text
     assert "| SPP-net | 40.0 | 42.0 | 43.0 |  |" in text
     assert "| cat | 40.0 | 50.0 |" in text and "| dog | - | - |" in text
-    heads = "training | peak memory, MB | disk, MB | an image: proposals | network | the rest"
+    heads = "training | peak memory, MB | disk, MB | per image: proposals | network | the rest"
     assert f"| | proposals | end_to_end | svm | {heads} |" in text
     assert "| SPP-net | 10 |  | 20 | 30 | 2000 | 30 | 0.050 | 0.123 | 0.020 |" in text
     assert "| Fast R-CNN |  | 30 |  | 40 | 3000 | 30 | 0.050 | 0.123 | 0.020 |" in text
     assert "| SPP-net, fine-tuned fc7, 1 scale | ZF-5 | 54.5 | 58.0 | 0.142 |" in text
 
 
-def test_rows_are_chosen_by_their_name_or_a_part_of_it():
+def test_rows_are_chosen_by_their_name_or_a_text_in_it():
     rows = [compare.Row(name, "b.yaml") for name in ("pool5", "pool5, five", "fc7", "fc7, five")]
     assert compare.choose(rows, []) == rows
     assert [row.name for row in compare.choose(rows, ["five", "pool5"])] == ["pool5", "pool5, five", "fc7, five"]
@@ -74,51 +74,51 @@ def test_every_row_is_a_configuration(row):
     config.load(ROOT / row.config, row.changes)
 
 
-def test_what_a_row_combines_comes_before_it(tmp_path):
+def test_members_of_an_ensemble_come_before_it(tmp_path):
     names = [row.name for row in compare.ABLATION]
     (row,) = [row for row in compare.ABLATION if row.of]
     assert all(names.index(name) < names.index(row.name) for name, _ in row.of)
     options = compare.parser().parse_args(["ablation", "--runs", str(tmp_path)])
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "model.json").touch()
-    with pytest.raises(SppdetError, match=r"come first: --rows 'pool5, 2 scales, the image asked too'$"):
-        compare.combine(row, options, tmp_path / row.folder)
+    with pytest.raises(SppdetError, match=r"train them first: --rows 'pool5, 2 scales, image context'$"):
+        compare.combine_rows(row, options, tmp_path / row.folder)
 
 
-def test_a_combination_is_made_anew_where_its_parts_have_changed(monkeypatch, tmp_path):
+def test_an_ensemble_is_made_again_if_a_member_has_changed(monkeypatch, tmp_path):
     commands = []
-    monkeypatch.setattr(compare, "started", lambda row, command: commands.append(command[0]))
+    monkeypatch.setattr(compare, "run_command", lambda row, command: commands.append(command[0]))
     (row,) = [row for row in compare.ABLATION if row.of]
     runs = [tmp_path / compare.Row(name, "").folder for name, _ in row.of]
     for run, file in product(runs, MODEL_FILES):
         write_json(run / file, run.name)
     options = compare.parser().parse_args(["ablation", "--runs", str(tmp_path), "--voc-root", "VOC"])
-    compare.combine(row, options, tmp_path / row.folder)
+    compare.combine_rows(row, options, tmp_path / row.folder)
     assert commands == ["sppdet.combine", "sppdet.evaluate"]
     parts = [
         [file_digest(tmp_path / compare.Row(name, "").folder / file) for file in MODEL_FILES] for name, _ in row.of
     ]
     write_json(tmp_path / row.folder / "model.json", {"parts": [{"digests": digests} for digests in parts]})
-    compare.combine(row, options, tmp_path / row.folder)
+    compare.combine_rows(row, options, tmp_path / row.folder)
     assert commands[2:] == ["sppdet.evaluate"]
     write_json(tmp_path / "best" / "model.safetensors", ["trained again"])
-    compare.combine(row, options, tmp_path / row.folder)
+    compare.combine_rows(row, options, tmp_path / row.folder)
     assert commands[3:] == ["sppdet.combine", "sppdet.evaluate"]
     assert not (tmp_path / row.folder).exists()
 
 
-def test_rows_have_folders_of_their_own():
+def test_every_row_has_its_own_folder():
     for table in (compare.ABLATION, compare.SYSTEMS):
         assert len({row.folder for row in table}) == len(table)
 
 
-def test_a_run_begins_with_the_stages_of_the_one_before(tmp_path):
+def test_a_run_begins_with_the_stages_of_the_newest_other_run(tmp_path):
     old = tmp_path / "old" / "stages"
     old.mkdir(parents=True)
     (old / "a").write_text("1")
     (tmp_path / "new" / "stages.part").mkdir(parents=True)  # what an interrupted copy leaves
-    compare.borrow(tmp_path / "new", tmp_path)
+    compare.copy_stages(tmp_path / "new", tmp_path)
     assert (tmp_path / "new" / "stages" / "a").read_text() == "1"
     (old / "a").write_text("2")
-    compare.borrow(tmp_path / "new", tmp_path)  # it has its own now
+    compare.copy_stages(tmp_path / "new", tmp_path)  # it has stages now
     assert (tmp_path / "new" / "stages" / "a").read_text() == "1"

@@ -1,4 +1,4 @@
-"""scripts/get_voc.py: what counts as a complete VOC2007, and what is said when the download fails."""
+"""scripts/get_voc.py: what counts as a complete VOC2007, and the messages of failed downloads."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def place(root: Path, split: str) -> None:
 
 @pytest.fixture
 def voc(tmp_path) -> Path:
-    """A complete tree; the fixture is its ``VOC2007`` folder."""
+    """The ``VOC2007`` folder of a complete tree."""
     for split in IDS:
         place(tmp_path, split)
     return tmp_path / "VOCdevkit" / "VOC2007"
@@ -44,7 +44,7 @@ def voc(tmp_path) -> Path:
 
 @pytest.fixture
 def server(monkeypatch):
-    """Stands in for torchvision's download: ``asked`` lists splits, ``broken`` maps one to its error."""
+    """A stand-in for torchvision's download: ``asked`` lists the splits, ``broken`` maps a split to its error."""
 
     class Server:
         asked: list[str]
@@ -63,7 +63,7 @@ def server(monkeypatch):
 
 
 def pack(tar: Path) -> None:
-    """A whole tar of one small file."""
+    """Write a whole tar of one small file."""
     with tarfile.open(tar, "w") as archive:
         member = tarfile.TarInfo("VOCdevkit/VOC2007/JPEGImages/000001.jpg")
         member.size = 20_000
@@ -87,7 +87,7 @@ def test_complete_tree_is_summed_up_in_one_line(voc, tmp_path):
     ],
     ids=["no image", "no annotation", "empty image", "no list", "short list"],
 )
-def test_what_is_missing_is_named(voc, tmp_path, spoil, words):
+def test_a_missing_or_empty_file_is_named(voc, tmp_path, spoil, words):
     spoil(voc)
     with pytest.raises(SppdetError) as caught:
         get_voc.check(tmp_path, COUNTS)
@@ -127,15 +127,15 @@ def test_server_down_is_one_line_and_leaves_nothing(tmp_path, server, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "Connection refused" in err and "data/README.md" in err
     assert f"{tmp_path}/VOCdevkit/VOC2007/{{Annotations,JPEGImages,ImageSets/Main}}" in err
-    assert list(tmp_path.iterdir()) == []  # no mark that would cast doubt on images placed by hand later
+    assert list(tmp_path.iterdir()) == []  # no mark: images placed by hand later count as complete
 
 
-def test_failure_after_the_first_split_leaves_the_second_to_do(tmp_path, server):
+def test_failure_after_the_first_split_leaves_the_second_to_download(tmp_path, server):
     server.broken["test"] = RuntimeError("File not found or corrupted.")
     with pytest.raises(SppdetError, match="VOC2007 test failed"):
         get_voc.fetch(tmp_path, COUNTS)
     assert list(get_voc.faults(tmp_path, COUNTS)) == ["test"]
-    assert get_voc.mark_of(tmp_path).read_text() == "test\n"  # so that `make train-voc` asks again
+    assert get_voc.mark_of(tmp_path).read_text() == "test\n"  # so that `make train-voc` downloads it
 
     server.broken.clear()
     get_voc.fetch(tmp_path, COUNTS)
@@ -144,7 +144,7 @@ def test_failure_after_the_first_split_leaves_the_second_to_do(tmp_path, server)
 
 
 def test_interrupted_unpacking_is_not_taken_for_complete(voc, tmp_path, server):
-    """Every file is there when the interrupt comes, yet the last may be cut: the split is fetched again."""
+    """Every file exists when the interrupt comes, but the last may be cut off: the split is downloaded again."""
     pack(tmp_path / get_voc.TARS["test"])
     get_voc.set_mark(tmp_path, ["test"])
     assert "did not finish" in get_voc.faults(tmp_path, COUNTS)["test"]
@@ -153,7 +153,7 @@ def test_interrupted_unpacking_is_not_taken_for_complete(voc, tmp_path, server):
     assert get_voc.faults(tmp_path, COUNTS) == {}
 
 
-def test_images_placed_by_hand_after_a_failed_download_are_taken(tmp_path, server):
+def test_images_placed_by_hand_after_a_failed_download_are_used(tmp_path, server):
     server.broken["test"] = URLError("timed out")
     with pytest.raises(SppdetError):
         get_voc.fetch(tmp_path, COUNTS)

@@ -1,4 +1,4 @@
-"""scripts/results.py: the README's tables come from metrics.json and from nowhere else."""
+"""scripts/results.py: tables of the figures in metrics.json."""
 
 import importlib.util
 import json
@@ -35,4 +35,4 @@ def test_tables_hold_the_figures_of_the_run(tmp_path, capsys):
 
 def test_a_run_without_metrics_is_named(tmp_path, capsys):
     assert results.main([str(tmp_path)]) == 2
-    assert "metrics.json is not there" in capsys.readouterr().err
+    assert "metrics.json: does not exist" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""scripts/study_classification.py: what its figures are made of, and its tables."""
+"""scripts/study_classification.py: its figures, worked out by hand, and its tables."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ study = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(study)
 
 
-def test_a_class_that_is_only_difficult_is_left_out():
+def test_a_class_whose_objects_are_all_difficult_is_left_out():
     def sample(labels, difficult):
         return Sample("p", None, 9, 9, np.zeros((len(labels), 4)), np.array(labels, int), np.array(difficult, bool))
 
@@ -31,16 +31,16 @@ def test_a_class_that_is_only_difficult_is_left_out():
 
 
 def test_mean_precision_by_hand():
-    """Class a: right, wrong, right of three, the fourth left out; class b is shown by none and counts for nothing."""
+    """Class a: right, wrong, right of three images, the fourth left out; class b has no image and is left out."""
     rows = np.array([[4], [3], [2], [9]], np.float16)
     shown = np.array([[1, -1], [-1, -1], [1, -1], [0, -1]])
     by_value = Fit(np.ones(1, np.float32), 0.0, None, 0, True)
-    found = study.mean_precisions(rows, shown, [by_value, by_value])
+    precisions = study.mean_precisions(rows, shown, [by_value, by_value])
     # Precision 1 up to a recall of 1/2, then 2/3.
-    np.testing.assert_allclose(found, [100 * (6 + 5 * 2 / 3) / 11, 100 * (1 + 2 / 3) / 2])
+    np.testing.assert_allclose(precisions, [100 * (6 + 5 * 2 / 3) / 11, 100 * (1 + 2 / 3) / 2])
 
 
-def test_the_cost_is_the_one_that_does_best_on_the_images_held_out():
+def test_the_cost_is_the_best_on_the_held_out_images():
     rng = np.random.default_rng(0)
     labels = np.where(rng.random(120) < 0.5, 1, -1)
     rows = rng.normal(size=(120, 40))
@@ -57,7 +57,7 @@ def test_the_cost_is_the_one_that_does_best_on_the_images_held_out():
     assert min(expected.values()) < precision
 
 
-def test_the_crop_is_the_central_square_enlarged_like_the_image():
+def test_the_crop_is_the_central_square_scaled_like_the_image():
     image = np.random.default_rng(0).integers(0, 256, (60, 91, 3), np.uint8)
     whole, factor = study.view_of(image, 120, crop=False)
     assert whole is image and factor == 2
@@ -78,7 +78,7 @@ def lines_of(capsys, *arguments: str) -> list[str]:
 
 def test_the_table_of_images(shapes, tmp_path, capsys):
     arguments = [
-        "pictures",
+        "images",
         shapes,
         "--backbone",
         "small",
@@ -96,7 +96,7 @@ def test_the_table_of_images(shapes, tmp_path, capsys):
     assert views == ["| crop, 64"] * 2 + ["| full, 96"] * 2
     stored = sorted(tmp_path.glob("pyramids-*.npy"))
     assert sorted(np.load(path).shape for path in stored) == [(8, 50, 128)] * 2 + [(30, 50, 128)] * 2
-    assert lines_of(capsys, *arguments, "--work", tmp_path, "--device", "cpu") == lines  # from what is stored
+    assert lines_of(capsys, *arguments, "--work", tmp_path, "--device", "cpu") == lines  # from stored pyramids
 
 
 def test_the_table_of_objects(shapes, tmp_path, capsys):

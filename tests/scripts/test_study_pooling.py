@@ -1,4 +1,4 @@
-"""scripts/study_pooling.py: its table, its plot, and going on where it stopped."""
+"""scripts/study_pooling.py: its table and plot, and how an interrupted study goes on."""
 
 import importlib.util
 from pathlib import Path
@@ -42,7 +42,7 @@ def test_the_study_compares_kinds_on_training_images(settings, tmp_path, capsys,
     assert rows["| roi_align"][2] == f"{128 * 49}" and "±" in rows["| roi_align"][10]
     assert Image.open(tmp_path / "plot.png").size[1] == 2 * 26 + 60
 
-    # What is done is not done again, and the test images were never looked at.
+    # Finished results are not computed again, and test images are not read.
     monkeypatch.setattr(study, "measure", lambda *arguments: pytest.fail("measured again"))
     assert study.main([*arguments, "roi_align"]) == 0
     assert not list((tmp_path / "cache").rglob("*test_*"))

@@ -772,7 +772,7 @@ def test_what_is_kept_is_compared_before_the_first_stage(trained, tmp_path, caps
 def test_what_was_measured_is_not_told_with_other_thresholds(trained, capsys, option):
     assert evaluate([str(trained.run), *option, "detection.nms=0.9"]) == 2
     (line,) = error_lines(capsys)
-    assert "detection.nms=0.9: the last measurement has its own detection.nms; measure again, with it, first" in line
+    assert "detection.nms=0.9: the last evaluation has its own detection.nms; evaluate again with it first" in line
 
 
 def test_measuring_does_not_change_the_model(place, capsys):

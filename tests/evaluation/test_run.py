@@ -1,0 +1,149 @@
+"""Evaluation of a trained run: its files, when it is done again, and what is read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sppdet import config
+from sppdet.config.settings import Config
+from sppdet.detection.detector import Detector
+from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs
+from sppdet.evaluation import run as evaluation
+from sppdet.evaluation.coco import evaluate_coco
+from sppdet.evaluation.run import evaluate_run, read_last_evaluation, summary
+from sppdet.evaluation.voc import evaluate_voc
+from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.networks.backbone import Backbone
+from sppdet.proposals.search import SelectiveSearch
+from sppdet.utils.errors import SppdetError
+from sppdet.utils.files import read_json, write_json
+
+CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, shapes_root) -> Config:
+    """The settings of a run whose detector has random SVMs and regressors that make every box a little larger."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    settings = config.override(
+        Config(),
+        [
+            f"data.root={shapes_root}", f"run.dir={folder / 'run'}", f"run.cache={folder / 'cache'}",
+            "backbone.name=small", "backbone.weights=random", "backbone.precision=float32", "regions.scales=[160]",
+            "pooling.levels=[2,1]", "device=cpu", "workers=1", "detection.context=0", "detection.min_margin=-1",
+        ],
+    )  # fmt: skip
+    backbone = Backbone.create("small", "random", "cpu", "float32", seed=3)
+    features = PyramidFeatures.create(backbone, settings.regions, settings.pooling)
+    rng = np.random.default_rng(0)
+    weight = rng.normal(size=(len(CLASSES), features.dimension)).astype(np.float32) * 0.01
+    moves = np.zeros((len(CLASSES), 4, features.dimension), np.float32)
+    Detector(
+        classes=CLASSES,
+        backbone=backbone,
+        features=features,
+        search=SelectiveSearch.of(settings.proposals),
+        classifier=LinearSVMs(weight, np.zeros(len(CLASSES), np.float32)),
+        regressors=BoxRegressors(moves, np.full((len(CLASSES), 4), (0, 0, 0.1, 0.1), np.float32)),
+        detection=settings.detection,
+    ).save(folder / "run")
+    write_json(folder / "run" / "config.json", config.to_dict(settings))
+    evaluate_run(settings)
+    return settings
+
+
+def test_the_figures_are_those_of_the_detections_that_are_written(trained):
+    folder = Path(trained.run.dir)
+    metrics = read_json(folder / "metrics.json")
+    last = read_last_evaluation(folder)
+    assert sum(map(len, last.detections)) > 0 and last.config == trained and last.metrics == metrics
+    voc = evaluate_voc(last.dataset, last.detections)
+    assert {name: metrics[name] for name in voc} == voc
+    assert metrics["coco"] == evaluate_coco(last.dataset, last.detections)
+    assert metrics["pictures"] == 6 and metrics["proposals"]["windows"] > 0
+    assert metrics["config"] == json.loads(json.dumps(config.to_dict(trained)))
+    assert list(metrics) == [
+        "mAP", "mAP_area", "AP", "AP_area", "recall", "without_bbox", "coco", "proposals", "pictures", "stages",
+        "config", "key",
+    ]  # fmt: skip
+    assert list(metrics["stages"]["evaluate"]) == ["seconds", "peak_memory_mb"]
+    results = read_json(folder / "detections" / "coco_results.json")
+    assert len(results) == sum(map(len, last.detections))
+
+
+def test_box_regression_is_in_the_figures_and_out_of_those_without_it(trained):
+    metrics = evaluate_run(trained)
+    without = metrics["without_bbox"]
+    assert set(without) == {"mAP", "mAP_area", "AP", "AP_area", "recall"}
+    assert without["mAP"] != metrics["mAP"]
+
+
+@pytest.fixture
+def counted(trained, monkeypatch) -> list[int]:
+    """The settings' run; a list that grows with every evaluation that is really done."""
+    calls: list[int] = []
+    detect_all = evaluation.detect_all
+    monkeypatch.setattr(evaluation, "detect_all", lambda *arguments: calls.append(1) or detect_all(*arguments))
+    return calls
+
+
+def test_an_evaluation_is_not_repeated_unless_something_changes(trained, counted):
+    first = evaluate_run(trained)
+    assert evaluate_run(trained.run.dir) == first and not counted
+    changed = evaluate_run(trained.run.dir, overrides=["detection.nms=0.9"])
+    assert len(counted) == 1 and changed["config"]["detection"]["nms"] == 0.9 and changed["key"] != first["key"]
+    assert evaluate_run(trained, overrides=["detection.nms=0.9"]) == changed and len(counted) == 1
+    again = evaluate_run(trained, force=True)
+    assert len(counted) == 2
+    assert {**again, "stages": None} == {**first, "stages": None}
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(SppdetError, match=r"nothing: no run here; python -m sppdet.train CONFIG run.dir="):
+        evaluate_run(tmp_path / "nothing")
+
+
+def test_classes_that_are_not_the_models_are_refused(trained):
+    with pytest.raises(SppdetError, match=r"data\.classes: .* was trained on circle, cross, ring"):
+        evaluate_run(trained, overrides=["data.classes=[cross,circle]"])
+
+
+def test_the_last_evaluation_is_read_where_the_data_are_now(trained, tmp_path, shapes_root):
+    (tmp_path / "moved").symlink_to(shapes_root)
+    last = read_last_evaluation(trained.run.dir, [f"data.root={tmp_path / 'moved'}"])
+    assert last.config.data.root == str(tmp_path / "moved")
+    assert last.dataset[0].path.is_relative_to(tmp_path / "moved")
+
+
+def test_detections_of_another_evaluation_are_refused(trained):
+    last = read_last_evaluation(trained.run.dir)
+    last.check_map(last.metrics["mAP"] + 0.009)
+    for measured in (last.metrics["mAP"] + 0.02, None):
+        with pytest.raises(SppdetError, match=f"the detections have mAP {measured}, but metrics.json says"):
+            last.check_map(measured)
+
+
+def test_a_run_that_was_not_evaluated_is_named(tmp_path):
+    with pytest.raises(SppdetError, match=r"metrics\.json: does not exist; python -m sppdet\.evaluate"):
+        read_last_evaluation(tmp_path)
+
+
+def test_the_summary_has_means_and_proposals():
+    metrics = {
+        "mAP": 61.84, "mAP_area": 63.0, "AP": {"cat": 61.84, "dog": None}, "AP_area": {"cat": 63.0, "dog": None},
+        "recall": {"cat": 90.0, "dog": None}, "without_bbox": {"mAP": 60.0}, "pictures": 7,
+        "proposals": {"windows": 409.4, "recall@0.5": 0.996, "recall@0.7": 0.961, "average_best_overlap": 0.905},
+        "coco": {"AP": 30.04, "AP50": 61.0, "AP75": None},
+    }  # fmt: skip
+    assert summary(metrics).splitlines() == [
+        "class AP 11-pt  AP area   recall",
+        "cat       61.8     63.0     90.0",
+        "dog          -        -        -",
+        "mean      61.8     63.0",
+        "7 images; 409 proposals per image, recall@0.5 0.996, @0.7 0.961, average best overlap 0.905",
+        "mAP 61.8 (11-point; 60.0 without box regression), COCO AP 30.0, AP50 61.0, AP75 -",
+    ]
