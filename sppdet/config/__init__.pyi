@@ -11,6 +11,7 @@ from .loading import override as override
 from .loading import to_dict as to_dict
 from .loading import to_yaml as to_yaml
 from .settings import CROPS as CROPS
+from .settings import FOREGROUND_IOU as FOREGROUND_IOU
 from .settings import MIN_CROP as MIN_CROP
 from .settings import RENAMED as RENAMED
 from .settings import STAGES as STAGES

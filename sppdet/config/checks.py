@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from sppdet.config.settings import MIN_CROP, ClassifierConfig, Config, ViewSettings
+from sppdet.config.settings import FOREGROUND_IOU, MIN_CROP, ClassifierConfig, Config, ViewSettings
 from sppdet.utils import SppdetError
 
 FC_BINS = {"alexnet": 6, "vgg16": 7}  # networks that bring fc6 and fc7, and the bins a side that their fc6 reads
@@ -50,8 +50,10 @@ def _check_detection(config: Config) -> None:
             f"end_to_end.hard_of: {learned.windows_per_image} windows of {learned.hard_of} cannot be chosen; "
             "give more than end_to_end.windows_per_image, or 0"
         )
-    if learned.background >= 0.5:
-        raise SppdetError("end_to_end.background: a window that overlaps an object by 0.5 is foreground; give less")
+    if learned.background >= FOREGROUND_IOU:
+        raise SppdetError(
+            f"end_to_end.background: a window that overlaps an object by {FOREGROUND_IOU} is foreground; give less"
+        )
     if learned.enabled and learned.frozen_stride and config.backbone.weights == "random":
         raise SppdetError(
             "end_to_end.frozen_stride: random layers would stay random; set it to 0, or backbone.weights to pretrain, "

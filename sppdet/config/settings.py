@@ -32,6 +32,10 @@ RENAMED = {
 }
 
 CROPS = ("warp", "square", "square_context")  # how R-CNN crops a window, see sppdet/features/warp.py
+# A window is foreground, of the class of its nearest object, from this IoU with it on (He et al. 2014, section 4.2;
+# Fast R-CNN, arXiv 1504.08083, section 2.3).
+FOREGROUND_IOU = 0.5
+
 MIN_CROP = 64  # pixels a side; the pools of a trunk would leave nothing of a smaller crop
 
 Count = Annotated[int, AtLeast(1)]

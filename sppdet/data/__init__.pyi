@@ -1,4 +1,5 @@
 from .dataset import Dataset as Dataset
+from .dataset import Sample as Sample
 from .folders import LabelledImages as LabelledImages
 from .folders import read_folders as read_folders
 from .image_files import find_images as find_images

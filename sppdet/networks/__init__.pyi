@@ -5,6 +5,10 @@ from .backbone import normalise as normalise
 from .cell_grid import CellGrid as CellGrid
 from .cell_grid import freeze as freeze
 from .fc_head import Head as Head
+from .gradient_training import make_optimizer as make_optimizer
+from .gradient_training import step_decay as step_decay
+from .gradient_training import train_network as train_network
+from .gradient_training import warm_cosine as warm_cosine
 from .trunks import build_trunk as build_trunk
 from .trunks import restore_trunk as restore_trunk
 from .weights import network_state as network_state
