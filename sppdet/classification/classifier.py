@@ -6,11 +6,11 @@ Names: B images, K classes, C channels, D features of the pyramid, n views.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import cv2
 import numpy as np
@@ -80,6 +80,11 @@ class SPPClassifier(nn.Module):
                 layer.eval()
         return self
 
+    def for_training(self, device: torch.device) -> SPPClassifier:
+        """Let all parameters learn, and move them to ``device``, in the memory order that is quickest there."""
+        self.requires_grad_(True)
+        return self.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
     def score(self, pooled: torch.Tensor) -> torch.Tensor:
         """Return the logits ``(B, K)`` of the pyramid's vectors ``(B, D)``."""
         return self.classifier(self.head(pooled * self.scale))
@@ -103,23 +108,36 @@ class Classifier:
     network: SPPClassifier
     test: ViewSettings
 
-    def predict(self, image: ImageLike | Iterable[ImageLike]) -> np.ndarray:
-        """Compute the probability of each class.
+    @overload
+    def predict(self, images: ImageLike) -> np.ndarray: ...
+
+    @overload
+    def predict(self, images: list[ImageLike] | tuple[ImageLike, ...]) -> list[np.ndarray]: ...
+
+    @overload
+    def predict(self, images: Iterator[ImageLike]) -> Iterator[np.ndarray]: ...
+
+    def predict(
+        self, images: ImageLike | list[ImageLike] | tuple[ImageLike, ...] | Iterator[ImageLike]
+    ) -> np.ndarray | list[np.ndarray] | Iterator[np.ndarray]:
+        """Compute the probability of each class in one or several images.
 
         Args:
-            image: a path, a Pillow image, or a uint8 array such as RGB ``(H, W, 3)``; or a list or iterator of them,
-                which are read one at a time.
+            images: an image, a list or tuple of images, or an iterator over images. An image is a path, a Pillow image,
+                or a uint8 array: grey ``(H, W)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``.
 
         Returns:
-            float32 ``(K,)`` for one image, ``(B, K)`` for several.
+            float32 ``(K,)``, whose sum is 1; for a list or tuple of images a list; for an iterator a generator that
+            reads an image when its probabilities are asked for.
 
         Raises:
-            SppdetError: an image cannot be read.
+            SppdetError: an image cannot be read, or is none of the above.
         """
-        if isinstance(image, str | os.PathLike | Image.Image | np.ndarray):
-            return self._predict(to_rgb(image))
-        rows = [self._predict(to_rgb(one)) for one in image]
-        return np.stack(rows) if rows else np.zeros((0, len(self.classes)), np.float32)
+        if isinstance(images, list | tuple):
+            return [self._predict(to_rgb(image)) for image in images]
+        if isinstance(images, Iterator):
+            return (self._predict(to_rgb(image)) for image in images)
+        return self._predict(to_rgb(images))
 
     def _predict(self, image: np.ndarray) -> np.ndarray:
         """Return the probabilities ``(K,)`` for an RGB image: the mean over the views."""
@@ -130,16 +148,19 @@ class Classifier:
 
     def _pooled(self, image: np.ndarray) -> Iterator[np.ndarray]:
         """Yield the pyramids ``(n, D)`` of the views, one feature map at a time."""
+        view, side, scales = self.test.view, self.test.side, self.test.scales
+        if view is None or side is None or scales is None:
+            raise SppdetError("Classifier.test: view, side or scales is None; ClassifierConfig.tested has numbers")
         if self.test.views == "crop":
-            yield self._windows(centre(resized(image, self.test.side), self.test.view))
+            yield self._windows(centre(resized(image, side), view))
         elif self.test.views == "full":
-            yield self._windows(resized(image, self.test.side))
+            yield self._windows(resized(image, side))
         else:
-            for scale in self.test.scales:
+            for scale in scales:
                 scaled = resized(image, scale)
-                windows = view_windows(scaled.shape[1], scaled.shape[0], self.test.view)
-                for view in (scaled, np.ascontiguousarray(scaled[:, ::-1])):
-                    yield self._windows(view, windows)
+                windows = view_windows(scaled.shape[1], scaled.shape[0], view)
+                for mirrored_or_not in (scaled, np.ascontiguousarray(scaled[:, ::-1])):
+                    yield self._windows(mirrored_or_not, windows)
 
     def _windows(self, image: np.ndarray, windows: np.ndarray | None = None) -> np.ndarray:
         """Return the pyramids ``(n, D)`` of windows ``(n, 4)`` of one feature map, or ``(1, D)`` of the whole map."""

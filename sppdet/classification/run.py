@@ -149,7 +149,7 @@ def _train(
     network = SPPClassifier(
         backbone.trunk, backbone.channels, len(images.classes), settings.levels, settings.dropout, settings.units
     )
-    network.requires_grad_(True).to(backbone.device, memory_format=torch.channels_last)
+    network.for_training(backbone.device)
     freeze(network.trunk, settings.frozen_stride)
     batches = folder_batches(images, settings)
     set_scale(network, backbone, next(batches(0, settings.crop, 0))[0])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from sppdet.utils import SppdetError
 
@@ -20,7 +22,8 @@ def run(
         if hasattr(stream, "reconfigure"):  # not one that stands in for it
             stream.reconfigure(errors="backslashreplace")
     try:
-        return command(options) or 0
+        with _logging_to_terminal():
+            return command(options) or 0
     except SppdetError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
@@ -35,6 +38,33 @@ def run(
             raise
         print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _logging_to_terminal() -> Iterator[None]:
+    """Print what the package logs for as long as a command runs."""
+    logger, handler = logging.getLogger("sppdet"), _TerminalHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+class _TerminalHandler(logging.Handler):
+    """Prints log messages above progress bars: information on stdout, ``warning: ...`` and ``error: ...`` on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            if record.levelno < logging.WARNING:
+                say(record.getMessage())
+            else:
+                say(f"{record.levelname.lower()}: {record.getMessage()}", sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

@@ -152,9 +152,10 @@ def _losses(
     if settings.hard_of:
         with torch.no_grad():
             classification, regression = of_windows(images)
-            hardness = (classification + settings.box_weight * regression).split([len(image.labels) for image in images])
-        count = settings.windows_per_image
-        images = [image.only(_hardest(image, losses, count)) for image, losses in zip(images, hardness)]
+            hardness = classification + settings.box_weight * regression
+        of_images = hardness.split([len(image.labels) for image in images])
+        chosen = [_hardest(image, losses, settings.windows_per_image) for image, losses in zip(images, of_images)]
+        images = [image.only(rows) for image, rows in zip(images, chosen)]
     classification, regression = of_windows(images)
     count = max(1, len(classification))
     return classification.sum() / count, regression.sum() / count
@@ -189,7 +190,7 @@ def _pool(features: WindowFeatures, maps: torch.Tensor, image: TrainingImage) ->
 def _parameter_groups(
     network: EndToEndNetwork, settings: EndToEndSettings, pretrained: tuple[str, ...]
 ) -> list[dict[str, Any]]:
-    """Return the parameters that learn: those whose names start with ``pretrained`` at the trunk's rate, and the rest."""
+    """Return the parameters that learn: those of names that begin with ``pretrained`` at the trunk's rate, the rest."""
     parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     slow = [parameter for name, parameter in parameters.items() if name.startswith(pretrained)]
     fast = [parameter for name, parameter in parameters.items() if not name.startswith(pretrained)]

@@ -72,7 +72,7 @@ class EndToEndNetwork(nn.Module):
         return self.classify(hidden).float(), self.move(hidden).float().unflatten(1, (-1, 4))
 
     def whitened(self, targets: np.ndarray, labels: torch.Tensor) -> torch.Tensor:
-        """Return the shifts ``targets`` ``(f, 4)`` of windows of classes ``labels`` ``(f,)`` as ``move`` learns them."""
+        """Return shifts ``(f, 4)`` as ``move`` learns them, from plain ones and the windows' classes ``(f,)``."""
         return (torch.from_numpy(targets).to(self.mean) - self.mean[labels]) / self.deviation[labels]
 
     @torch.no_grad()

@@ -100,17 +100,14 @@ def _batches(
 ) -> Iterator[Batch]:
     """Yield the batches of step ``first`` and of those after it, draw by draw."""
     workers = worker_count(execution.workers)
-    number, finished = 0, first  # the draw, and how many of its batches are finished
-    while finished:
+    finished = first  # batches of the draw at hand
+    for number in count():
         draw = _Draw(split, settings, execution.seed, number)
-        batches = sum(in_threads(lambda i: len(draw.windows(i)[1]), range(len(draw)), workers)) // settings.batch_size
-        if finished < batches:
-            break
-        number, finished = number + 1, finished - batches
-    for number in count(number):
-        if not finished:  # the state of a half-finished draw is the checkpoint's
-            torch.manual_seed(execution.seed + number)  # of dropout
-        draw = _Draw(split, settings, execution.seed, number)
+        if finished and finished >= (batches := draw.count_batches(workers)):
+            finished -= batches
+            continue
+        if not finished:  # in the middle of a draw dropout goes on with the random state of the checkpoint
+            torch.manual_seed(execution.seed + number)
         yield from islice(draw.batches(features, workers), finished, None)
         finished = 0
 
@@ -133,14 +130,16 @@ class _Draw:
         self._images = self._rng.integers(0, len(split), size)
         self._seeds = self._rng.integers(0, 2**31, size)
 
-    def __len__(self) -> int:
-        return len(self._images)
-
     def windows(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Return boxes ``(n, 4)`` and labels ``(n,)`` of windows of the draw's image ``i``; background is label K."""
         rng = np.random.default_rng(int(self._seeds[i]))
         per_image, foreground = self._settings.windows_per_image, self._settings.foreground
         return sample_windows(self._split, int(self._images[i]), per_image, foreground, rng)[:2]
+
+    def count_batches(self, workers: int) -> int:
+        """Return the number of batches that :meth:`batches` yields, without reading feature maps."""
+        counts = in_threads(lambda i: len(self.windows(i)[1]), range(len(self._images)), workers)
+        return sum(counts) // self._settings.batch_size
 
     def batches(self, features: WindowFeatures, workers: int) -> Iterator[Batch]:
         """Yield pooled vectors ``(batch_size, D)`` and labels ``(batch_size,)``, shuffled; may be called once."""
@@ -154,12 +153,12 @@ class _Draw:
             size = self._split.size(image)
             return features.of_boxes(self._split.maps(image), boxes, size, np.float16), labels
 
-        of_images = list(in_threads(sample, range(len(self)), workers))
+        of_images = list(in_threads(sample, range(len(self._images)), workers))
         vectors, labels = (np.concatenate(arrays) for arrays in zip(*of_images))
         del of_images  # as large again
         if len(labels) < batch_size:
             raise SppdetError(
-                f"finetune: only {len(labels)} windows in {len(self)} images overlap an object by 0.1 or more; "
+                f"finetune: only {len(labels)} windows in {len(self._images)} images overlap an object by 0.1 or more; "
                 "lower finetune.batch_size or use features=pool5"
             )
         order = self._rng.permutation(len(labels))

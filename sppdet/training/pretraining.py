@@ -135,7 +135,7 @@ def pretrain(
     torch.manual_seed(execution.seed)
     backbone = Backbone.create(backbone_name, "random", device, precision, execution.seed)
     network = SPPClassifier(backbone.trunk, backbone.channels, len(dataset.classes) + 1, levels)
-    network.requires_grad_(True).to(backbone.device, memory_format=torch.channels_last)
+    network.for_training(backbone.device)
     history = train_classifier(
         network,
         backbone,

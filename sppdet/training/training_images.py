@@ -66,7 +66,7 @@ def read_steps(
 ) -> Iterator[list[TrainingImage]]:
     """Yield the images of the steps from ``first`` to ``last - 1``, which a thread reads ahead.
 
-    Each image with objects comes once per epoch, in an order and with draws that depend on the seed and the epoch alone.
+    Each image with objects comes once per epoch. Order and draws depend on the seed and the epoch alone.
     """
     useful = images_with_objects(split)
 

@@ -95,5 +95,5 @@ def _read(checkpoint: Checkpoint) -> tuple[dict[str, torch.Tensor], dict[str, st
                 return None
             return {name: stored.get_tensor(name) for name in stored.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError):
-        logger.warning(f"warning: {checkpoint.path}: damaged checkpoint; training starts from the beginning")
+        logger.warning(f"{checkpoint.path}: damaged checkpoint; training starts from the beginning")
         return None
