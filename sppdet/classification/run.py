@@ -40,7 +40,7 @@ _NOT_IN_KEY = ("test", "run", "device", "workers", "data", "backbone")
 _PRETRAINED_TRUNK_RATE = 0.1  # share of the learning rate with which a pretrained trunk learns, unless trunk_rate says
 
 
-def train_run(settings: ClassifierConfig, force: bool = False) -> dict[str, Any] | None:
+def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, Any] | None:
     """Train the classifier of ``settings.run.dir`` unless it is trained already, then measure its errors.
 
     An interrupted training resumes.

@@ -104,7 +104,7 @@ def train(options: argparse.Namespace) -> None:
         return
     from sppdet.classification import train_run
 
-    metrics = train_run(settings, options.force)
+    metrics = train_run(settings, force=options.force)
     if metrics:
         print(summary(metrics))
     print(f"{settings.run.dir}: sppdet classify predict --model {settings.run.dir} IMAGE ...")
