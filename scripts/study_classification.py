@@ -11,6 +11,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 
@@ -172,7 +173,8 @@ def train_network(
             f"run.dir={Path(options.work) / 'runs' / f'{len(levels)}-{len(sizes)}-{seed}'}",
         ],
     )  # fmt: skip
-    train_run(settings, lambda text: print(text, file=sys.stderr))
+    with redirect_stdout(sys.stderr):  # what training logs is no part of the table
+        train_run(settings)
     tested = (config.override(settings, ["data.val=val", f"test.views={views}"]) for views in TESTS)
     return [evaluate_run(changed)["top1_error"] for changed in tested]
 

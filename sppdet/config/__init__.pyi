@@ -8,6 +8,7 @@ from .loading import to_dict as to_dict
 from .loading import to_yaml as to_yaml
 from .settings import CROPS as CROPS
 from .settings import DEFAULT_THRESHOLD as DEFAULT_THRESHOLD
+from .settings import FOREGROUND_IOU as FOREGROUND_IOU
 from .settings import MIN_CROP as MIN_CROP
 from .settings import RENAMED as RENAMED
 from .settings import STAGES as STAGES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import singledispatch
 
-from sppdet.config.settings import MIN_CROP, ClassifierConfig, Config, ViewSettings
+from sppdet.config.settings import FOREGROUND_IOU, MIN_CROP, ClassifierConfig, Config, ViewSettings
 from sppdet.utils import SppdetError
 
 
@@ -79,8 +79,10 @@ def _check_end_to_end(config: Config) -> None:
             f"end_to_end.hard_of: {settings.windows_per_image} windows of {settings.hard_of} cannot be chosen; "
             "set end_to_end.windows_per_image or more, or 0"
         )
-    if settings.background >= 0.5:
-        raise SppdetError("end_to_end.background: a window that overlaps an object by 0.5 is foreground; set less")
+    if settings.background >= FOREGROUND_IOU:
+        raise SppdetError(
+            f"end_to_end.background: a window that overlaps an object by {FOREGROUND_IOU} is foreground; set less"
+        )
     if settings.enabled and settings.frozen_stride and config.backbone.weights == "random":
         raise SppdetError(
             "end_to_end.frozen_stride: random layers would stay random; set it to 0, or backbone.weights to pretrain, "

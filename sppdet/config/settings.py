@@ -42,6 +42,9 @@ RENAMED = {
 }
 
 DEFAULT_THRESHOLD = -0.5  # lowest score shown by `sppdet detect` and returned by `Detector.predict`
+# A window is foreground, of the class of its nearest object, from this IoU on (He et al. 2014, section 4.2;
+# Fast R-CNN, arXiv 1504.08083, section 2.3).
+FOREGROUND_IOU = 0.5
 
 CROPS = ("warp", "square", "square_context")  # how R-CNN crops a window, see sppdet/features/warp.py
 MIN_CROP = 64  # pixels per side; the pools of a trunk would leave nothing of a smaller crop

@@ -3,6 +3,10 @@ from .cell_grid import CellGrid as CellGrid
 from .cell_grid import freeze as freeze
 from .checks import check_network as check_network
 from .fc_head import Head as Head
+from .gradient_training import make_optimizer as make_optimizer
+from .gradient_training import step_decay as step_decay
+from .gradient_training import train_network as train_network
+from .gradient_training import warm_cosine as warm_cosine
 from .normalisation import MEAN as MEAN
 from .normalisation import STD as STD
 from .normalisation import normalise as normalise

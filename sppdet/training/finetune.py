@@ -1,171 +1,167 @@
-"""Fine-tuning of the fc layers on pooled windows, conv layers fixed (He et al. 2014, section 4.2).
+"""Fine-tuning of the fc layers on pooled windows, with fixed conv layers (He et al. 2014, section 4.2).
 
-Windows are drawn 25% with IoU >= 0.5 to an object, the rest from [0.1, 0.5), and classified into K + 1 classes;
-fc8 is thrown away afterwards, because the SVMs replace it.
+A quarter of the windows are foreground, the rest background, and they are classified into K + 1 classes. The classifier
+fc8 is dropped afterwards, because the SVMs replace it.
+
+Names: D features of the pooled vector, K classes.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
+from itertools import count, islice
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
+from torch.optim.lr_scheduler import LambdaLR
 
-from sppdet.config import EndToEndSettings, FinetuneSettings
-from sppdet.features import CachedSplit, WindowFeatures
-from sppdet.networks import Head
-from sppdet.ops import boxes as geometry
-from sppdet.utils import SppdetError, checkpoints, in_threads, worker_count
+from sppdet.config import FinetuneSettings
+from sppdet.features import FeatureSplit, WindowFeatures
+from sppdet.networks import Head, make_optimizer, step_decay, train_network, warm_cosine
+from sppdet.training.training_windows import sample_windows
+from sppdet.utils import Execution, SppdetError, in_threads, worker_count
 
-_PICTURES_AT_ONCE = 256  # whose windows are shuffled together: 256 x 64 windows x 25,600 float16 are 0.8 GB
-_REPORT = 100  # steps
-_SAVE = 60  # seconds between checkpoints
+_IMAGES_PER_DRAW = 256  # whose windows are shuffled together: 256 x 64 windows x 25,600 float16 are 0.8 GB
+_MAX_REPEATS = 4  # a draw from a small split takes each image this many times on average
+_MIN_BATCHES = 2  # a draw has images enough for this many batches: some images have few windows
+_REPORT_EVERY = 100  # steps
+_FC8_DEVIATION = 0.01  # standard deviation of the initial weights of fc8, as Fast R-CNN's (section 3.1)
+
+Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def train(
-    split: CachedSplit,
+    split: FeatureSplit,
     features: WindowFeatures,
     settings: FinetuneSettings,
     scale: float,
-    half: bool,
-    checkpoint: Path,
-    key: str,
-    seed: int,
-    workers: int,
-    log: Callable[[str], None],
+    bfloat16: bool,
+    execution: Execution,
     start: Head | None = None,
 ) -> tuple[Head, float | None]:
-    """Train a head; returns it and the mean loss of the last tenth of the steps (None if there are none).
+    """Train fc6 and fc7.
 
-    It begins as ``start``, or with random weights; then ``scale``, which brings the pooled vectors to a mean norm of
-    1, lets one learning rate fit every backbone. With ``half`` products are of bfloat16, weights of float32.
+    Args:
+        split: the images, with their proposals and feature maps.
+        features: how windows are pooled.
+        settings: of the training.
+        scale: factor that brings the pooled vectors to a mean norm of 1, so that one learning rate fits all backbones.
+        bfloat16: whether products are computed in bfloat16; weights stay float32.
+        execution: seed, workers and checkpoint.
+        start: fc layers to start from, which ``scale`` does not change; None starts from random ones.
 
-    ``checkpoint`` is written now and then, and gone on from if it was left by an interrupted training of the same
-    ``key``: the weights come out the same, because all that is random is drawn anew for each draw of images.
+    Returns:
+        The head, and the mean loss of the last tenth of the steps; the loss is None for ``finetune.steps=0``, which
+        leaves the layers as they are.
+
+    Raises:
+        SppdetError: the images have too few windows for one batch, or the loss is not finite.
     """
-    torch.manual_seed(seed)
+    torch.manual_seed(execution.seed)
     # A norm of 1 over D features makes inputs far smaller than the unit variance that initialisations expect.
-    unit = scale * math.sqrt(features.pooled_dimension)
-    head = start or Head(features.pooled_dimension, settings.units, "fc7", unit, settings.dropout)
-    if not settings.steps:  # the given layers as they are
+    unit_variance = scale * math.sqrt(features.pooled_dimension)
+    head = start or Head(features.pooled_dimension, settings.units, "fc7", unit_variance, settings.dropout)
+    if not settings.steps:
         return head.eval(), None
     fc8 = nn.Linear(settings.units, len(split.dataset.classes) + 1)
-    nn.init.normal_(fc8.weight, std=0.01)
+    nn.init.normal_(fc8.weight, std=_FC8_DEVIATION)
     nn.init.zeros_(fc8.bias)
-    network = nn.Sequential(head, fc8).train()
+    network = nn.Sequential(head, fc8)
     optimizer = make_optimizer(network.parameters(), settings)
     share = {"cosine": warm_cosine, "step": step_decay}[settings.schedule]
-    left = checkpoints.restore(checkpoint, key, network, optimizer)
-    losses, draws = (left[0]["losses"].tolist(), int(left[0]["draws"])) if left else ([], 0)
-    saved = time.monotonic()
-    with tqdm(total=settings.steps, initial=len(losses), desc="fine-tuning", mininterval=1, unit="") as progress:
-        while len(losses) < settings.steps:
-            torch.manual_seed(seed + draws)  # dropout
-            for x, labels in _batches(split, features, settings, [seed, draws], workers):
-                if len(losses) == settings.steps:
-                    break
-                optimizer.param_groups[0]["lr"] = settings.learning_rate * share(len(losses), settings.steps)
-                losses.append(_learn(network, optimizer, x, labels, half))
-                progress.update()
-                if len(losses) % _REPORT == 0:
-                    log(json.dumps({"step": len(losses), "loss": round(float(np.mean(losses[-_REPORT:])), 4)}))
-            draws += 1
-            if time.monotonic() - saved > _SAVE and len(losses) < settings.steps:
-                more = {"losses": torch.tensor(losses, dtype=torch.float64), "draws": torch.tensor(draws)}
-                checkpoints.save(checkpoint, key, network, optimizer, more)
-                saved = time.monotonic()
-    tail = losses[-max(1, len(losses) // 10) :]
-    return head.eval(), float(np.mean(tail))
 
+    def learn(batch: Batch) -> dict[str, float]:
+        vectors, labels = batch
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            logits = network(vectors).float()
+        loss = nn.functional.cross_entropy(logits, labels)
+        loss.backward()
+        return {"loss": loss.item()}
 
-def _learn(
-    network: nn.Module, optimizer: torch.optim.Optimizer, x: torch.Tensor, labels: torch.Tensor, half: bool
-) -> float:
-    """Learn from a batch; its loss before that."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=half):
-        logits = network(x).float()
-    loss = nn.functional.cross_entropy(logits, labels)
-    if not torch.isfinite(loss):
-        raise SppdetError("finetune: the loss is not finite; lower finetune.learning_rate")
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
-
-
-def warm_cosine(step: int, steps: int) -> float:
-    """The share of the learning rate: up in the first twentieth, then down along a cosine."""
-    return min(20 * (step + 1) / steps, (1 + math.cos(math.pi * step / steps)) / 2)
-
-
-def step_decay(step: int, steps: int) -> float:
-    """The paper's: a tenth of the rate in the last sixth (250k mini-batches at 1e-4, then 50k at 1e-5)."""
-    return 1.0 if 6 * step < 5 * steps else 0.1
-
-
-def make_optimizer(parameters, settings: FinetuneSettings | EndToEndSettings) -> torch.optim.Optimizer:
-    """What ``settings`` name, for parameters or for groups of them; a group's own rate goes before the settings'."""
-    if settings.optimizer == "sgd":
-        return torch.optim.SGD(parameters, settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay)
-    # Fused: one pass over the memory that the update is bound by, a tenth of the time.
-    return torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
+    progress = train_network(
+        network,
+        optimizer,
+        LambdaLR(optimizer, lambda step: share(step, settings.steps)),
+        settings.steps,
+        lambda first: _batches(split, features, settings, execution, first),
+        learn,
+        name="fine-tuning",
+        rate_setting="finetune.learning_rate",
+        report_every=_REPORT_EVERY,
+        checkpoint=execution.checkpoint,
+    )
+    return head, progress.final("loss")
 
 
 def _batches(
-    split: CachedSplit, features: WindowFeatures, settings: FinetuneSettings, seed: list[int], workers: int
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Vectors ``(batch_size, D)`` and labels of windows from many images, shuffled; background is label K."""
-    rng = np.random.default_rng(seed)
-    least = -(-settings.batch_size // settings.windows_per_image)
-    count = min(max(_PICTURES_AT_ONCE, 2 * least), 4 * max(len(split), least))
-    images = rng.integers(0, len(split), count)
-    jobs = [(int(i), int(own)) for i, own in zip(images, rng.integers(0, 2**31, count))]
-
-    def sample(job: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        i, own = job
-        rng = np.random.default_rng(own)
-        boxes, labels, _ = sample_windows(split, i, settings.windows_per_image, settings.foreground, rng)
-        if not len(boxes):
-            return np.zeros((0, features.dimension), np.float16), labels
-        return features.of_boxes(split.maps(i), boxes, split.size(i), np.float16), labels
-
-    parts = list(in_threads(sample, jobs, worker_count(workers)))
-    vectors, labels = (np.concatenate(part) for part in zip(*parts))
-    del parts  # they are as large again
-    if len(labels) < settings.batch_size:
-        raise SppdetError(
-            f"finetune: only {len(labels)} windows in {count} images overlap an object by 0.1 or more; "
-            "lower finetune.batch_size or use features=pool5"
-        )
-    order = rng.permutation(len(labels))
-    for first in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
-        batch = order[first : first + settings.batch_size]
-        yield torch.from_numpy(vectors[batch]).float(), torch.from_numpy(labels[batch])
+    split: FeatureSplit, features: WindowFeatures, settings: FinetuneSettings, execution: Execution, first: int
+) -> Iterator[Batch]:
+    """Yield the batches of step ``first`` and of those after it, draw by draw."""
+    workers = worker_count(execution.workers)
+    finished = first  # batches of the draw at hand
+    for number in count():
+        draw = _Draw(split, settings, execution.seed, number)
+        if finished and finished >= (batches := draw.count_batches(workers)):
+            finished -= batches
+            continue
+        if not finished:  # in the middle of a draw dropout goes on with the random state of the checkpoint
+            torch.manual_seed(execution.seed + number)
+        yield from islice(draw.batches(features, workers), finished, None)
+        finished = 0
 
 
-def sample_windows(
-    split: CachedSplit, i: int, count: int, foreground_share: float, rng: np.random.Generator, lowest: float = 0.1
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Windows ``(n, 4)`` of image ``i``, their labels ``(n,)``, background = K, and the objects they are nearest.
+class _Draw:
+    """Many images, drawn with repetition, whose windows are shuffled together.
 
-    At most ``count``, at most the foreground share of them (or one) with IoU >= 0.5 (objects included), the rest from
-    [lowest, 0.5). Fewer where an image has fewer, as in Fast R-CNN's minibatch.py: no resampling. Foreground comes
-    first, and only for it are there nearest objects, ``(f, 4)``.
+    Args:
+        split: the images.
+        settings: sizes of the draw.
+        seed: of the training.
+        number: of the draw; with the seed it determines the windows.
     """
-    sample = split.dataset[i]
-    boxes = np.concatenate([sample.boxes, split.proposals(i)])
-    overlap = geometry.iou(boxes, sample.boxes)
-    best = overlap.max(axis=1, initial=0)
-    most = max(1, round(count * foreground_share))
-    foreground = rng.permutation(np.flatnonzero(best >= 0.5))[:most]
-    rest = np.flatnonzero((best >= lowest) & (best < 0.5))
-    background = rng.permutation(rest)[: count - len(foreground)]
-    nearest = overlap[foreground].argmax(axis=1) if len(foreground) else np.zeros(0, np.int64)
-    labels = np.concatenate([sample.labels[nearest], np.full(len(background), len(split.dataset.classes))])
-    return boxes[np.concatenate([foreground, background])], labels.astype(np.int64), sample.boxes[nearest]
+
+    def __init__(self, split: FeatureSplit, settings: FinetuneSettings, seed: int, number: int):
+        self._split, self._settings = split, settings
+        self._rng = np.random.default_rng([seed, number])
+        least = -(-settings.batch_size // settings.windows_per_image)  # rounded up
+        size = min(max(_IMAGES_PER_DRAW, _MIN_BATCHES * least), _MAX_REPEATS * max(len(split), least))
+        self._images = self._rng.integers(0, len(split), size)
+        self._seeds = self._rng.integers(0, 2**31, size)
+
+    def windows(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return boxes ``(n, 4)`` and labels ``(n,)`` of windows of the draw's image ``i``; background is label K."""
+        rng = np.random.default_rng(int(self._seeds[i]))
+        per_image, foreground = self._settings.windows_per_image, self._settings.foreground
+        return sample_windows(self._split, int(self._images[i]), per_image, foreground, rng)[:2]
+
+    def count_batches(self, workers: int) -> int:
+        """Return the number of batches that :meth:`batches` yields, without reading feature maps."""
+        counts = in_threads(lambda i: len(self.windows(i)[1]), range(len(self._images)), workers)
+        return sum(counts) // self._settings.batch_size
+
+    def batches(self, features: WindowFeatures, workers: int) -> Iterator[Batch]:
+        """Yield pooled vectors ``(batch_size, D)`` and labels ``(batch_size,)``, shuffled; may be called once."""
+        batch_size = self._settings.batch_size
+
+        def sample(i: int) -> tuple[np.ndarray, np.ndarray]:
+            boxes, labels = self.windows(i)
+            if not len(boxes):
+                return np.zeros((0, features.dimension), np.float16), labels
+            image = int(self._images[i])
+            size = self._split.size(image)
+            return features.of_boxes(self._split.maps(image), boxes, size, np.float16), labels
+
+        of_images = list(in_threads(sample, range(len(self._images)), workers))
+        vectors, labels = (np.concatenate(arrays) for arrays in zip(*of_images))
+        del of_images  # as large again
+        if len(labels) < batch_size:
+            raise SppdetError(
+                f"finetune: only {len(labels)} windows in {len(self._images)} images overlap an object by 0.1 or more; "
+                "lower finetune.batch_size or use features=pool5"
+            )
+        order = self._rng.permutation(len(labels))
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            rows = order[start : start + batch_size]
+            yield torch.from_numpy(vectors[rows]).float(), torch.from_numpy(labels[rows])

@@ -16,6 +16,7 @@ What a stage reads and what its result depends on stands in ``inputs``. RUN/stag
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -27,11 +28,21 @@ from sppdet.networks import check_network
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune
 from sppdet.training import image_svms as context
-from sppdet.training.cached_result import checkpoint_of, finish, forget
+from sppdet.training.cached_result import Key, checkpoint_of, finish, forget
 from sppdet.training.mining import Miner
 from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
-from sppdet.utils import Meter, SppdetError, fingerprint, read_json, require_writable, versions, write_json
+from sppdet.utils import (
+    Checkpoint,
+    Execution,
+    Meter,
+    SppdetError,
+    fingerprint,
+    read_json,
+    require_writable,
+    versions,
+    write_json,
+)
 
 
 class Pipeline:
@@ -98,6 +109,11 @@ class Pipeline:
         if shared := len({sample.path for sample in train} & {sample.path for sample in test}):
             self.log(f"warning: {shared} images are in {data.train_split} and in {data.test_split}: mAP will flatter")
 
+    def _execution(self, checkpoint: Path, key: Key) -> Execution:
+        """Return how a stage with this checkpoint and key is carried out."""
+        c = self.config
+        return Execution(c.run.seed, c.workers, c.memory_gb, Checkpoint(checkpoint, key.data))
+
     # The stages. Each returns what it cost besides time and memory, with computed=False if all was there.
 
     def _pretrain(self, again: bool) -> dict | None:
@@ -107,11 +123,12 @@ class Pipeline:
         key = self.inputs.pretrain_key()
         if self.inputs.is_done(path, key, again):
             return {"computed": False}
-        trunk, accuracy = pretrain(
-            self.inputs.train, c.backbone.name, c.backbone.precision, c.pretrain, tuple(c.pooling.levels),
-            c.run.seed, c.device, c.workers, self.log,
-        )  # fmt: skip
-        finish(path, key, trunk.state_dict())
+        with checkpoint_of(path) as checkpoint:
+            trunk, accuracy = pretrain(
+                self.inputs.train, c.backbone.name, c.backbone.precision, c.pretrain, tuple(c.pooling.levels),
+                c.device, self._execution(checkpoint, key),
+            )  # fmt: skip
+            finish(path, key, trunk.state_dict())
         return {"computed": True, "training_accuracy": round(accuracy, 3)}
 
     def _proposals(self, again: bool) -> dict:
@@ -138,7 +155,7 @@ class Pipeline:
         with checkpoint_of(path) as checkpoint:
             network, loss = end_to_end.train(
                 given.proposal_splits[0], given.initial, given.pooled_features, c.end_to_end,
-                checkpoint, key.data, c.run.seed, self.log, start,
+                self._execution(checkpoint, key), start,
             )  # fmt: skip
             finish(path, key, network.state_dict(), head=network.head.description(), classes=list(given.train.classes))
         return {"computed": True, "loss": round(loss, 4)}
@@ -164,7 +181,7 @@ class Pipeline:
         with checkpoint_of(path) as checkpoint:
             head, loss = finetune.train(
                 given.split_of("finetune"), given.pooled_features, c.finetune, given.scale / c.svm.norm,
-                given.backbone.bfloat16_on_cpu, checkpoint, key.data, c.run.seed, c.workers, self.log, start,
+                given.backbone.bfloat16_on_cpu, self._execution(checkpoint, key), start,
             )  # fmt: skip
             tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
             finish(path, key, tensors, head=head.description())

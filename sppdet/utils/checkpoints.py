@@ -1,58 +1,99 @@
-"""What an interrupted training goes on from: a network and its optimizer in one safetensors file."""
+"""Checkpoint files: the state that an interrupted training resumes from, in one safetensors file.
+
+A file holds the tensors of the network (``network.NAME``), of the optimizer (``optimizer.PARAMETER.NAME``) and of the
+caller (``extra.NAME``); its metadata hold the format, the key of the training, the optimizer's settings per group of
+parameters and the caller's notes, as JSON.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
+import json
+import logging
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from sppdet.utils.execution import Checkpoint
 from sppdet.utils.files import atomic_write, entries_under
+
+logger = logging.getLogger(__name__)
+
+_FORMAT = "2"  # files of earlier versions have none, and are not resumed from
 
 
 def save(
-    path: Path,
-    key: str,
+    checkpoint: Checkpoint,
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
-    more: dict[str, torch.Tensor],
-    notes: dict[str, str] | None = None,
+    tensors: dict[str, torch.Tensor],
+    notes: dict[str, Any],
 ) -> None:
-    """Write ``path``, with ``more`` tensors and ``notes`` beside the two; ``key`` says what training it is of."""
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for number, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in state.items()}
-    tensors |= {f"more.{name}": value for name, value in more.items()}
-    tensors = {name: value.contiguous() for name, value in tensors.items()}
-    metadata = {"key": key, **(notes or {})}
-    atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata=metadata))
+    """Write the state of a training to ``checkpoint.path``.
+
+    Args:
+        checkpoint: the file, and the key of the training.
+        network: saved with its buffers.
+        optimizer: saved with its settings per group of parameters, such as the learning rate.
+        tensors: other tensors of the training, by name.
+        notes: other values of the training, of types that JSON has.
+    """
+    state = optimizer.state_dict()
+    named = {f"network.{name}": value for name, value in network.state_dict().items()}
+    for number, entries in state["state"].items():
+        values = {name: value for name, value in entries.items() if value is not None}
+        named |= {f"optimizer.{number}.{name}": torch.as_tensor(value) for name, value in values.items()}
+    named |= {f"extra.{name}": value for name, value in tensors.items()}
+    named = {name: value.contiguous() for name, value in named.items()}
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
+    metadata = {"format": _FORMAT, "key": checkpoint.key, "groups": json.dumps(groups), "notes": json.dumps(notes)}
+    atomic_write(checkpoint.path, lambda temporary: save_file(named, temporary, metadata=metadata))
 
 
 def restore(
-    path: Path, key: str, network: nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
-    """Take over what :func:`save` wrote; its ``more`` and ``notes``, or None if there is none of this ``key``.
+    checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    """Give ``network`` and ``optimizer`` the state that :func:`save` wrote.
 
-    Of the optimizer only what it has gathered for each parameter: learning rates are the caller's.
+    A damaged file is reported as a warning and otherwise treated as absent.
+
+    Returns:
+        The caller's tensors and notes. None, and nothing is changed, where there is no file, or one of another key
+        or of an older format.
     """
-    if not path.exists():
+    content = _read(checkpoint)
+    if content is None:
         return None
-    with safe_open(path, "pt") as stored:
-        notes = stored.metadata()
-        if notes.pop("key", None) != key:
-            return None
-        tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    tensors, metadata = content
     network.load_state_dict(entries_under(tensors, "network."))
-    state: dict[int, dict] = {}
+    state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in entries_under(tensors, "optimizer.").items():
         number, entry = name.split(".", 1)
         state.setdefault(int(number), {})[entry] = value
-    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    groups = optimizer.state_dict()["param_groups"]
+    for group, saved in zip(groups, json.loads(metadata["groups"])):
+        group |= {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
     for parameter, entries in optimizer.state.items():
         for entry, value in entries.items():
             if value.shape == parameter.shape:
-                # In the parameter's own order of memory, which the fused kernels take for granted.
+                # In the parameter's memory order, which the fused kernels take for granted.
                 entries[entry] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return entries_under(tensors, "more."), notes
+    return entries_under(tensors, "extra."), json.loads(metadata["notes"])
+
+
+def _read(checkpoint: Checkpoint) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:
+    """Return the tensors and the metadata of the file, None where it cannot be resumed from."""
+    if not checkpoint.path.exists():
+        return None
+    try:
+        with safe_open(checkpoint.path, "pt") as stored:
+            metadata = stored.metadata() or {}
+            if metadata.get("format") != _FORMAT or metadata.get("key") != checkpoint.key:
+                return None
+            return {name: stored.get_tensor(name) for name in stored.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, OSError):
+        logger.warning(f"{checkpoint.path}: damaged checkpoint; training starts from the beginning")
+        return None

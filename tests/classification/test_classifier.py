@@ -1,4 +1,4 @@
-"""SPP-net as a classifier: images of any size, the views it is tested on, errors, and the saved model."""
+"""SPP-net as a classifier: images of any size and kind, the views it is tested on, errors, and the saved model."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from sppdet.classification.classifier import (
 from sppdet.classification.training import to_pixels
 from sppdet.config.settings import ViewSettings
 from sppdet.data.folders import LabelledImages
+from sppdet.data.images import read_image
 from sppdet.networks.backbone import Backbone
 from sppdet.networks.cell_grid import freeze
 from sppdet.networks.trunks import build_trunk
@@ -45,10 +46,14 @@ def classifier() -> Classifier:
 
 @pytest.mark.parametrize("size", [(64, 64), (97, 150), (224, 180)])
 @pytest.mark.parametrize("units", [0, 16])
-def test_any_size_gives_a_logit_a_class(size, units):
+def test_images_of_any_size_have_one_logit_per_class(size, units):
     network = SPPClassifier(build_trunk("small"), 128, 5, (3, 1), units=units).eval()
-    assert network(torch.rand(2, 3, *size)).shape == (2, 5)
-    assert network.classifier.in_features == (units or 1280)
+    images = torch.rand(2, 3, *size)
+    logits = network(images)
+    assert logits.shape == (2, 5) and network.classifier.in_features == (units or 1280)
+    network.scale.fill_(2.0)
+    pooled = network.pool(network.trunk(images))
+    torch.testing.assert_close(network(images), network.classifier(network.head(2 * pooled)))
 
 
 def test_batch_norm_of_fixed_layers_keeps_its_statistics():
@@ -58,6 +63,48 @@ def test_batch_norm_of_fixed_layers_keeps_its_statistics():
     network.train()(torch.rand(2, 3, 64, 64))
     changed = {name for name, value in network.trunk.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[1] for name in changed if "running" in name} == {"7", "10", "13"}  # at stride 16
+
+
+def test_all_parameters_learn_once_it_is_prepared_for_training():
+    network = SPPClassifier(build_trunk("small").requires_grad_(False), 128, 5, (1,))
+    assert network.for_training(torch.device("cpu")) is network
+    assert all(parameter.requires_grad for parameter in network.parameters())
+
+
+# Images
+
+
+def test_an_image_may_be_a_path_a_pillow_image_or_an_array(classifier, image, tmp_path):
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    expected = classifier.predict(image)
+    for other in (path, str(path), Image.open(path), read_image(path)):
+        np.testing.assert_array_equal(classifier.predict(other), expected)
+    with pytest.raises(SppdetError, match="an image cannot be a int"):
+        classifier.predict(3)
+
+
+def test_many_images_have_many_results(classifier, image):
+    images = [image, np.ascontiguousarray(image[::-1])]
+    expected = [classifier.predict(one) for one in images]
+    assert not np.array_equal(*expected)
+    for several in (images, tuple(images), iter(images)):
+        np.testing.assert_array_equal(list(classifier.predict(several)), expected)
+    assert isinstance(classifier.predict(images), list) and classifier.predict([]) == []
+
+
+def test_an_iterator_is_read_when_its_results_are_asked_for(classifier, image):
+    read = []
+    results = classifier.predict(read.append(n) or image for n in range(3))
+    assert read == []
+    next(results)
+    assert read == [0]
+
+
+def test_views_without_numbers_are_an_error(classifier, image):
+    classifier.test = ViewSettings("full")
+    with pytest.raises(SppdetError, match=r"^Classifier\.test: view, side or scales is None"):
+        classifier.predict(image)
 
 
 # Views
@@ -83,19 +130,22 @@ def test_full_is_the_whole_image(classifier, image):
 
 def test_multi_is_the_mean_over_windows_of_the_maps(classifier, image):
     classifier.test = replace(classifier.test, views="multi")
-    network, found = classifier.network, []
-    for side, places in ((64, [(0, x) for x in (0, 14, 28)]), (88, [(y, x) for y in (0, 12, 24) for x in (0, 31, 63)])):
+    network, views = classifier.network, []
+    for side, corners in (
+        (64, [(0, x) for x in (0, 14, 28)]),
+        (88, [(y, x) for y in (0, 12, 24) for x in (0, 31, 63)]),
+    ):
         scaled = module.resized(image, side)
-        for turned in (scaled, scaled[:, ::-1]):
-            conv_map = network.trunk(to_pixels(np.ascontiguousarray(turned)[None]))
-            for y, x in places:  # cell i is centred on pixel 16 i
-                rows = [i for i in range(conv_map.shape[2]) if y <= 16 * i < y + VIEW]
-                columns = [i for i in range(conv_map.shape[3]) if x <= 16 * i < x + VIEW]
-                view = conv_map[:, :, rows][:, :, :, columns]
-                found.append(network.score(network.pool(view)).softmax(1)[0].numpy())
-    assert len(found) == 6 + 18
-    np.testing.assert_allclose(classifier.predict(image), np.mean(found, axis=0), atol=1e-5)
-    assert np.std(found, axis=0).min() > 1e-4
+        for mirrored_or_not in (scaled, scaled[:, ::-1]):
+            feature_map = network.trunk(to_pixels(np.ascontiguousarray(mirrored_or_not)[None]))
+            for y, x in corners:  # cell i is centred on pixel 16 i
+                rows = [i for i in range(feature_map.shape[2]) if y <= 16 * i < y + VIEW]
+                columns = [i for i in range(feature_map.shape[3]) if x <= 16 * i < x + VIEW]
+                view = feature_map[:, :, rows][:, :, :, columns]
+                views.append(network.score(network.pool(view)).softmax(1)[0].numpy())
+    assert len(views) == 6 + 18
+    np.testing.assert_allclose(classifier.predict(image), np.mean(views, axis=0), atol=1e-5)
+    assert np.std(views, axis=0).min() > 1e-4
 
 
 def test_the_papers_scales_give_96_views():
@@ -104,10 +154,10 @@ def test_the_papers_scales_give_96_views():
 
 
 def test_views_lie_in_the_centre_the_corners_and_the_middles_of_the_sides():
-    found = view_windows(300, 256, 224)
-    assert found.dtype == np.float32 and len(found) == 9
-    assert sorted(set(found[:, 0])) == [0, 38, 76] and sorted(set(found[:, 1])) == [0, 16, 32]
-    assert (found[:, 2:] - found[:, :2] == 224).all()
+    windows = view_windows(300, 256, 224)
+    assert windows.dtype == np.float32
+    assert windows[:, :2].tolist() == [[x, y] for y in (0, 16, 32) for x in (0, 38, 76)]
+    assert (windows[:, 2:] - windows[:, :2] == 224).all()
     assert view_windows(224, 300, 224)[:, :2].tolist() == [[0, 0], [0, 38], [0, 76]]
     assert view_windows(224, 224, 224).tolist() == [[0, 0, 224, 224]]
 
@@ -123,35 +173,34 @@ def test_a_view_has_as_many_cells_as_a_map_of_its_size(name, monkeypatch):
     classifier.predict(image[:224, :224])
     classifier.test = replace(classifier.test, views="multi")
     classifier.predict(image)
-    own, corner = pooled[:2]
-    assert own == corner and len(pooled) == 1 + 18
+    alone, corner = pooled[:2]
+    assert alone == corner and len(pooled) == 1 + 18
 
 
 # Errors
 
 
 class ByBrightness:
-    """Finds class k of six in an image whose first pixel is 10 k, class k + 1 next to it."""
+    """Ranks the classes k, k + 1, k + 2 ... of six, in this order, for an image whose first pixel is 10 k."""
 
     classes = tuple("abcdef")
     test = ViewSettings("crop", 8, 8, [8])
 
     def predict(self, image: np.ndarray) -> np.ndarray:
-        found = int(image[0, 0, 0]) // 10
-        return np.roll([0.5, 0.3, 0.1, 0.05, 0.03, 0.02], found)
+        return np.roll([0.5, 0.3, 0.1, 0.05, 0.03, 0.02], int(image[0, 0, 0]) // 10)
 
 
 def test_errors_by_hand(tmp_path):
-    shown, labels = [0, 0, 1, 1, 4], [0, 5, 1, 0, 3]  # right, second to last and last place, right, ...
+    shown, labels = [0, 0, 1, 1, 4], [0, 5, 1, 0, 1]
     paths = []
     for i, value in enumerate(shown):
         paths.append(tmp_path / f"{i}.png")
         Image.fromarray(np.full((8, 8, 3), 10 * value, np.uint8)).save(paths[-1])
     images = LabelledImages(tuple("abcdef"), tuple(paths), np.array(labels))
-    found = measure_classifier(ByBrightness(), images, workers=1)
-    # Places of the right classes: 0, 5, 0, 5 (class 0 is five after 1), 5 (class 3 is five after 4).
-    assert found["pictures"] == 5 and found["top1_error"] == 60 and found["top5_error"] == 60
-    assert found["error"] == {"a": 50, "b": 0, "c": None, "d": 100, "e": None, "f": 100}
+    metrics = measure_classifier(ByBrightness(), images, workers=1)
+    # Ranks of the right classes from 0: 0, 5, 0, 5 (class 0 is the fifth after 1), 3 (class 1 is the third after 4).
+    assert metrics["pictures"] == 5 and metrics["top1_error"] == 60 and metrics["top5_error"] == 40
+    assert metrics["error"] == {"a": 50, "b": 50, "c": None, "d": None, "e": None, "f": 100}
 
 
 # The saved model
@@ -167,13 +216,13 @@ def test_a_saved_classifier_is_the_same(tmp_path, classifier, image, units):
     assert json.loads((tmp_path / "classifier.json").read_text())["key"] == "key"
 
 
-def test_what_cannot_be_loaded_is_told(tmp_path, classifier):
+def test_files_that_cannot_be_loaded_are_an_error(tmp_path, classifier):
     with pytest.raises(SppdetError, match=r"no classifier \(classifier\.json\) here; sppdet classify train"):
         load_classifier(tmp_path)
     classifier.save(tmp_path)
     description = json.loads((tmp_path / "classifier.json").read_text())
     for changes, message in (
-        ({"format": 99}, "classifier.json: format 99, this version reads 1"),
+        ({"format": 99}, "classifier.json: format 99, this version reads 1; train again"),
         ({"levels": [4]}, "its weights do not fit this version's small; train again"),
     ):
         (tmp_path / "classifier.json").write_text(json.dumps(description | changes))

@@ -1,8 +1,9 @@
-"""Training at several sizes in turn: what is shown, what learns, and going on after an interruption."""
+"""Training at several sizes in turn: the views, which layers learn, and resuming after an interruption."""
 
 from __future__ import annotations
 
 import json
+import logging
 
 import cv2
 import numpy as np
@@ -15,10 +16,12 @@ from sppdet.classification import training
 from sppdet.classification.classifier import SPPClassifier
 from sppdet.config.settings import ClassifierConfig
 from sppdet.data.folders import LabelledImages
+from sppdet.networks import gradient_training
 from sppdet.networks.backbone import Backbone
 from sppdet.networks.cell_grid import freeze
 from sppdet.networks.normalisation import MEAN, STD
 from sppdet.utils.errors import SppdetError
+from sppdet.utils.execution import Checkpoint
 
 
 @pytest.fixture
@@ -39,18 +42,25 @@ def settings_of(*overrides: str) -> ClassifierConfig:
     return config.override(ClassifierConfig(), [*quick, *overrides])
 
 
-def train(images: LabelledImages, *overrides: str, log=lambda text: None, prepare=lambda network: None, **more):
-    """The trained network and its history."""
+def train(images: LabelledImages, *overrides: str, prepare=lambda network: None, **options):
+    """Return the trained network and its history."""
     settings = settings_of(*overrides)
     torch.manual_seed(settings.run.seed)
     backbone = Backbone.create("small", "random", "cpu", "float32", settings.run.seed)
     network = SPPClassifier(backbone.trunk, 128, 2, settings.levels, settings.dropout).requires_grad_(True)
     prepare(network)
     batches = training.folder_batches(images, settings)
-    return network, training.train_network(network, backbone, batches, len(images) // 4, settings, log, **more)
+    return network, training.train_classifier(network, backbone, batches, len(images) // 4, settings, **options)
 
 
-# What is shown
+@pytest.fixture
+def records(caplog):
+    """Return the records that a training has logged, one per epoch."""
+    caplog.set_level(logging.INFO, "sppdet")
+    return lambda: [json.loads(line) for line in caplog.messages]
+
+
+# Views
 
 
 def test_a_view_shows_the_same_at_every_size():
@@ -63,7 +73,7 @@ def test_a_view_shows_the_same_at_every_size():
         assert np.abs(halved.astype(int) - small).max() <= 1
 
 
-def test_views_are_parts_of_the_image_mirrored_every_other_time():
+def test_views_are_parts_of_the_image_half_of_them_mirrored():
     image = np.random.default_rng(0).integers(0, 256, (60, 90, 3), np.uint8)
     settings = settings_of("sizes=[48]", "side=60")
     mirrored = []
@@ -71,24 +81,24 @@ def test_views_are_parts_of_the_image_mirrored_every_other_time():
         view = training.random_view(image, settings, 48, np.random.default_rng(seed))
         parts = [image[y : y + 48, x : x + 48] for y in range(13) for x in range(43)]
         same = any(np.array_equal(view, part) for part in parts)
-        turned = any(np.array_equal(view[:, ::-1], part) for part in parts)
-        assert same != turned
-        mirrored.append(turned)
+        flipped = any(np.array_equal(view[:, ::-1], part) for part in parts)
+        assert same != flipped
+        mirrored.append(flipped)
     assert 4 < sum(mirrored) < 16
     plain = settings_of("sizes=[48]", "side=60", "flip=false")
     views = [training.random_view(image, plain, 48, np.random.default_rng(seed)) for seed in range(8)]
     assert all(any(np.array_equal(view, part) for part in parts) for view in views)
 
 
-def test_pixels_are_normalised_as_the_trunk_wants_them():
+def test_pixels_are_normalised_for_the_trunk():
     image = np.random.default_rng(0).integers(0, 256, (1, 5, 4, 3), np.uint8)
-    found = training.to_pixels(image)
-    assert found.dtype == torch.float32 and found.shape == (1, 3, 5, 4)
+    pixels = training.to_pixels(image)
+    assert pixels.dtype == torch.float32 and pixels.shape == (1, 3, 5, 4)
     expected = ((image / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
-    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(pixels.numpy(), expected, atol=1e-5)
 
 
-def test_an_epoch_can_be_begun_anywhere(images):
+def test_an_epoch_can_start_at_any_batch(images):
     batches = training.folder_batches(images, settings_of("batch_size=3"))
     whole, rest = list(batches(1, 48, 0)), list(batches(1, 48, 2))
     assert len(whole) == 3 and len(rest) == 1
@@ -107,23 +117,74 @@ def test_the_scale_brings_vectors_to_a_mean_square_of_one(images):
     assert pooled.square().mean().item() == pytest.approx(1, abs=1e-4)
 
 
-# What learns
+# Training
 
 
-def test_epochs_take_the_sizes_in_turn_and_colours_are_learned(images):
-    lines = []
-    _, history = train(images, "epochs=9", "learning_rate=2e-3", log=lines.append)
-    assert [json.loads(line) for line in lines] == history
+def test_epochs_take_the_sizes_in_turn_and_colours_are_learned(images, records):
+    _, history = train(images, "epochs=9", "learning_rate=2e-3")
+    assert records() == history
+    assert [record["epoch"] for record in history] == list(range(1, 10))
     assert [record["size"] for record in history] == [48, 32] * 4 + [48]
     assert history[-1]["accuracy"] > 0.8 and history[-1]["loss"] < history[0]["loss"]
 
 
-def test_what_is_measured_stands_in_the_record(images):
-    _, history = train(images, "epochs=1", measured=lambda: {"top1_error": 12.5})
-    assert history[0]["top1_error"] == 12.5
+def test_a_record_holds_the_means_of_its_epoch(images, monkeypatch):
+    values = iter([(2.0, 1), (1.0, 2), (0.5, 3), (0.3, 4)])
+
+    def learn(network, *_) -> dict[str, float]:
+        loss, correct = next(values)
+        network.classifier.bias.grad = torch.zeros(2)
+        return {"loss": loss, "correct": correct}
+
+    monkeypatch.setattr(training, "_learn", learn)
+    _, history = train(images)  # two batches of four images per epoch
+    assert history == [
+        {"epoch": 1, "size": 48, "loss": 1.5, "accuracy": 0.375},
+        {"epoch": 2, "size": 32, "loss": 0.4, "accuracy": 0.875},
+    ]
 
 
-def test_fixed_layers_and_the_trunks_own_rate(images):
+def test_a_batch_tells_its_loss_and_how_many_are_right(images):
+    backbone = Backbone.create("small", "random", "cpu", "float32")
+    network = SPPClassifier(backbone.trunk, 128, 2, (2, 1), dropout=0.0)
+    pixels, labels = next(training.folder_batches(images, settings_of())(0, 48, 0))
+    values = training._learn(network, backbone, pixels, labels)
+    probabilities = network(pixels).softmax(1).detach()
+    assert values["loss"] == pytest.approx(-probabilities[range(4), labels].log().mean().item(), rel=1e-5)
+    assert values["correct"] == sum(int(p[label] > 0.5) for p, label in zip(probabilities, labels))
+
+
+def test_the_measurement_after_an_epoch_is_part_of_its_record(images):
+    modes = []
+
+    def prepare(network: SPPClassifier) -> None:
+        modes.append(lambda: network.training)
+
+    _, history = train(images, prepare=prepare, measure=lambda: {"top1_error": 12.5, "training": modes[0]()})
+    assert [record["top1_error"] for record in history] == [12.5, 12.5]
+    assert [record["training"] for record in history] == [False, False]  # dropout is off
+
+
+def test_rates_follow_one_cycle(images, monkeypatch):
+    rates = []
+
+    class Recorded(torch.optim.AdamW):
+        def step(self, *arguments):
+            rates.append([group["lr"] for group in self.param_groups])
+            return super().step(*arguments)
+
+    monkeypatch.setattr(torch.optim, "AdamW", Recorded)
+    train(images, "epochs=10", "learning_rate=1e-2", trunk_rate=0.1)
+    layers, trunk = np.array(rates).T
+    np.testing.assert_allclose(trunk, 0.1 * layers)
+    # A cosine from 1/25 of the rate up to it in the first 30% of 20 steps, and down to 1/250,000 of it in the rest.
+    up, down = np.arange(6) / 5, np.arange(15) / 14
+    rise = 4e-4 + (1e-2 - 4e-4) * (1 - np.cos(np.pi * up)) / 2
+    fall = 4e-8 + (1e-2 - 4e-8) * (1 + np.cos(np.pi * down)) / 2
+    np.testing.assert_allclose(layers, [*rise[:-1], *fall], rtol=1e-6)
+
+
+def test_fixed_layers_stay_and_the_trunk_has_its_rate(images):
     before = Backbone.create("small", "random", "cpu", "float32", 3).trunk.state_dict()
 
     def changed(network) -> set[str]:
@@ -132,7 +193,7 @@ def test_fixed_layers_and_the_trunks_own_rate(images):
 
     network, _ = train(images, prepare=lambda network: freeze(network.trunk, 8))
     assert changed(network) == {"6", "7", "9", "10", "12", "13"}
-    # A rate of 0 leaves the trunk's weights; what is above learns.
+    # A rate of 0 leaves the trunk's weights; the layer above it learns.
     network, _ = train(images, trunk_rate=0.0)
     assert changed(network) == set()
     torch.manual_seed(3)
@@ -140,37 +201,34 @@ def test_fixed_layers_and_the_trunks_own_rate(images):
     assert not torch.equal(network.classifier.weight, fresh.classifier.weight)
 
 
-def test_a_runaway_learning_rate_is_told(images):
-    with pytest.raises(SppdetError, match=r"the loss is not finite; lower learning_rate"):
+def test_a_runaway_learning_rate_is_an_error(images):
+    with pytest.raises(SppdetError, match=r"^the loss is not finite; lower learning_rate$"):
         train(images, "learning_rate=1e30", "epochs=4")
 
 
-# Going on
+# Resuming
 
 
-def test_an_interrupted_training_goes_on_to_the_same_weights(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_SAVE", 0)
-    whole, history = train(images, "epochs=4")
-    checkpoint = training.Checkpoint(tmp_path / "c.safetensors", "key")
+@pytest.mark.parametrize("stop_at", [1, 2, 5])  # in an epoch, between two epochs, later
+def test_a_resumed_training_ends_with_the_same_weights(images, tmp_path, monkeypatch, stop_at):
+    whole, history = train(images, "epochs=4", measure=lambda: {"top1_error": 1.0})
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
+    checkpoint, learn, calls = Checkpoint(tmp_path / "c.safetensors", "key"), training._learn, []
 
-    def interrupt(text):
-        if json.loads(text)["epoch"] == 2:
+    def interrupted(*arguments) -> dict[str, float]:
+        if len(calls) == stop_at:
             raise KeyboardInterrupt
+        calls.append(arguments)
+        return learn(*arguments)
 
+    monkeypatch.setattr(training, "_learn", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(images, "epochs=4", log=interrupt, checkpoint=checkpoint)
-    lines = []
-    resumed, again = train(images, "epochs=4", log=lines.append, checkpoint=checkpoint)
-    assert [json.loads(line)["epoch"] for line in lines] == [2, 3, 4]  # the second was not closed
-    assert again == history
+        train(images, "epochs=4", checkpoint=checkpoint, measure=lambda: {"top1_error": 1.0})
+    monkeypatch.setattr(training, "_learn", learn)
+    measured = []
+    resumed, again = train(
+        images, "epochs=4", checkpoint=checkpoint, measure=lambda: measured.append(1) or {"top1_error": 1.0}
+    )
+    assert again == history and len(measured) == 4 - stop_at // 2  # finished epochs are not measured again
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
-
-
-def test_the_checkpoint_of_another_training_is_not_gone_on_from(images, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "_SAVE", 0)
-    path = tmp_path / "c.safetensors"
-    _, history = train(images, checkpoint=training.Checkpoint(path, "one"))
-    lines = []
-    train(images, log=lines.append, checkpoint=training.Checkpoint(path, "other"))
-    assert [json.loads(line) for line in lines] == history

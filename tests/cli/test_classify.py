@@ -10,12 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from sppdet.__main__ import main as program
 from sppdet.classification import training as classifier_training
 from sppdet.classification.classifier import load_classifier
 from sppdet.cli import main as program
 from sppdet.cli.classify import main
+from sppdet.networks import gradient_training
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
 QUICK = [
@@ -40,13 +44,13 @@ def colours(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def trained(colours, tmp_path_factory) -> Path:
     """A folder that holds a finished ``run``."""
-    place = tmp_path_factory.mktemp("trained")
-    assert main(["train", str(colours), *QUICK[:-1], f"run.dir={place / 'run'}"]) == 0
-    return place
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(["train", str(colours), *QUICK[:-1], f"run.dir={folder / 'run'}"]) == 0
+    return folder
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, colours) -> Path:
+def workplace(tmp_path, monkeypatch, colours) -> Path:
     """A working folder with the images in ``colours``, which a test may change."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(colours, "colours")
@@ -54,10 +58,10 @@ def place(tmp_path, monkeypatch, colours) -> Path:
 
 
 @pytest.fixture
-def finished(place, trained) -> Path:
-    """The same with a finished run."""
+def finished(workplace, trained) -> Path:
+    """A working folder with the images in ``colours`` and a finished run in ``run``."""
     shutil.copytree(trained / "run", "run")
-    return place
+    return workplace
 
 
 def errors(capsys) -> list[str]:
@@ -83,7 +87,7 @@ def test_training_leaves_a_classifier_that_knows_the_classes(finished, colours):
     ]  # fmt: skip
 
 
-def test_a_finished_training_is_not_done_again(finished, capsys):
+def test_a_finished_training_is_not_repeated(finished, capsys):
     before = Path("run/classifier.safetensors").stat().st_mtime_ns
     assert main(["train", "colours", *QUICK]) == 0
     out = capsys.readouterr().out
@@ -94,35 +98,44 @@ def test_a_finished_training_is_not_done_again(finished, capsys):
     assert Path("run/classifier.safetensors").stat().st_mtime_ns != before
 
 
-def test_an_interrupted_training_goes_on(place, capsys, monkeypatch, trained):
-    monkeypatch.setattr(classifier_training, "_SAVE", 0)
-    step, calls = classifier_training._Progress.add, []
+def test_an_interrupted_training_resumes(workplace, capsys, monkeypatch, trained):
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
+    learn, calls = classifier_training._learn, []
 
-    def interrupt(self, *values):
-        calls.append(values)
+    def interrupted(*arguments) -> dict[str, float]:
+        calls.append(arguments)
         if len(calls) == 10:
             raise KeyboardInterrupt
-        step(self, *values)
+        return learn(*arguments)
 
-    monkeypatch.setattr(classifier_training._Progress, "add", interrupt)
+    monkeypatch.setattr(classifier_training, "_learn", interrupted)
     assert main(["train", "colours", *QUICK]) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
     assert Path("run/checkpoint.safetensors").exists() and not Path("run/classifier.json").exists()
     assert main(["train", "colours", *QUICK]) == 0
-    assert len(calls) == 10 + 15  # 24 steps; the ninth was the last that was saved
+    assert len(calls) == 10 + 15  # of 24 steps nine were finished
     assert not Path("run/checkpoint.safetensors").exists()
-    ours, whole = (folder.joinpath("classifier.safetensors").read_bytes() for folder in (Path("run"), trained / "run"))
-    assert ours == whole
+    resumed, whole = (run / "classifier.safetensors" for run in (Path("run"), trained / "run"))
+    assert resumed.read_bytes() == whole.read_bytes()
 
 
-def test_without_images_to_measure_on(place, capsys):
+def test_a_checkpoint_of_an_earlier_version_is_ignored(workplace, trained):
+    key = json.loads((trained / "run/classifier.json").read_text())["key"]
+    Path("run").mkdir()
+    save_file({"network.scale": torch.ones(())}, "run/checkpoint.safetensors", metadata={"key": key, "steps": "3"})
+    assert main(["train", "colours", *QUICK]) == 0
+    ours, whole = (run / "classifier.safetensors" for run in (Path("run"), trained / "run"))
+    assert ours.read_bytes() == whole.read_bytes()
+
+
+def test_without_images_to_measure_on(workplace, capsys):
     arguments = ["train", "colours", *QUICK, "epochs=1", "data.val=null"]
     assert main(arguments) == 0
     assert "18 images of 3 classes, none to measure on" in capsys.readouterr().out
     assert Path("run/classifier.json").exists() and not Path("run/metrics.json").exists()
 
 
-def test_settings_come_from_a_file_and_the_command_line(place, capsys):
+def test_settings_come_from_a_file_and_the_command_line(workplace, capsys):
     Path("c.yaml").write_text("levels: [6]\nrun: {seed: 5}\n")
     assert main(["train", "colours", "--config", "c.yaml", "sizes=[64]", "--print-config"]) == 0
     out = capsys.readouterr().out
@@ -155,15 +168,15 @@ def break_one_class(root: Path) -> None:
         (lambda root: None, ["backbone.weights=pretrain"], "backbone.weights: pretrain is for detection"),
     ],
 )
-def test_what_cannot_be_trained_is_one_line(place, capsys, change, overrides, message):
-    change(place / "colours")
+def test_training_that_is_impossible_is_one_line(workplace, capsys, change, overrides, message):
+    change(workplace / "colours")
     assert main(["train", "colours", *QUICK, *overrides]) == 2
     (line,) = errors(capsys)
     assert message in line
 
 
-def test_an_image_that_breaks_off_is_named(place, capsys):
-    path = place / "colours/train/red/1.png"
+def test_an_image_that_breaks_off_is_named(workplace, capsys):
+    path = workplace / "colours/train/red/1.png"
     path.write_bytes(path.read_bytes()[:2000])  # its header is sound
     assert main(["train", "colours", *QUICK]) == 2
     (line,) = errors(capsys)
@@ -198,7 +211,7 @@ def test_other_images_can_be_measured(finished, capsys):
         (["run", "data.val=null"], "data.val: null; give a folder"),
     ],
 )
-def test_what_cannot_be_measured_is_one_line(finished, capsys, arguments, message):
+def test_measuring_that_is_impossible_is_one_line(finished, capsys, arguments, message):
     assert main(["eval", *arguments]) == 2
     (line,) = errors(capsys)
     assert message in line
@@ -207,7 +220,7 @@ def test_what_cannot_be_measured_is_one_line(finished, capsys, arguments, messag
 # Predicting
 
 
-def test_the_likeliest_classes_are_printed(finished, capsys):
+def test_the_most_probable_classes_are_printed(finished, capsys):
     assert main(["predict", "colours/val/red/0.png", "colours/val/blue", "--model", "run", "--top", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
@@ -215,20 +228,20 @@ def test_the_likeliest_classes_are_printed(finished, capsys):
     assert lines[1].startswith("colours/val/blue/0.png: blue 0.")
 
 
-def test_json_tells_probabilities_and_errors(finished, capsys):
+def test_json_holds_probabilities_and_errors(finished, capsys):
     Path("broken.png").write_text("x")
     arguments = ["predict", "broken.png", "colours/val/red/0.png", "--model", "run", "--json", "--views", "multi"]
     assert main(arguments) == 2
     out, err = capsys.readouterr()
-    found = json.loads(out)
-    assert found["model"] == "run" and found["views"] == "multi"
-    assert "broken.png: is no image" in found["images"][0]["error"] and "error: broken.png" in err
-    classes = found["images"][1]["classes"]
+    document = json.loads(out)
+    assert document["model"] == "run" and document["views"] == "multi"
+    assert "broken.png: is no image" in document["images"][0]["error"] and "error: broken.png" in err
+    classes = document["images"][1]["classes"]
     assert classes[0]["label"] == "red" and len(classes) == 3
     assert sum(one["probability"] for one in classes) == pytest.approx(1, abs=1e-5)
 
 
-def test_a_side_too_small_for_the_crop_is_told(finished, capsys):
+def test_a_side_too_small_for_the_crop_is_an_error(finished, capsys):
     arguments = ["predict", "colours/val/red/0.png", "--model", "run", "--side", "20"]
     assert main(arguments) == 2
     assert "crop cuts 48 x 48 from images of a shorter side of 20" in errors(capsys)[0]
@@ -239,9 +252,9 @@ def test_a_side_too_small_for_the_crop_is_told(finished, capsys):
 
 
 def test_it_is_reached_from_the_program(capsys):
-    assert program.main(["classify", "--help"]) == 0
+    assert program(["classify", "--help"]) == 0
     assert "sppdet classify COMMAND" in capsys.readouterr().out
-    assert program.main(["classify", "guess"]) == 2
+    assert program(["classify", "guess"]) == 2
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "predict"])

@@ -1,159 +1,167 @@
-"""Fine-tuning of the head: which windows it sees, that it learns, and that it can be stored."""
+"""Fine-tuning of the fc layers: one step by hand, that it learns, and that it can be resumed."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from sppdet.config.settings import FinetuneSettings
+from sppdet.networks import gradient_training
 from sppdet.networks.fc_head import Head
 from sppdet.networks.weights import weights_digest
-from sppdet.ops import boxes as geometry
 from sppdet.training import finetune
 from sppdet.utils.errors import SppdetError
+from sppdet.utils.execution import Checkpoint, Execution
 
 QUICK = {"units": 32, "steps": 12, "batch_size": 32, "windows_per_image": 16, "learning_rate": 3e-3}
 
 
 @pytest.fixture
 def train(tmp_path):
-    """Fine-tune from fresh, or from what an interrupted training of the same ``key`` left."""
+    """Fine-tune from the beginning, or from what an interrupted training of an equal ``key`` left."""
 
-    def call(split, features, log=lambda text: None, start=None, half=False, key="key", **changes):
-        settings, path = FinetuneSettings(**QUICK | changes), tmp_path / "checkpoint"
-        return finetune.train(split, features, settings, 1.0, half, path, key, seed=3, workers=1, log=log, start=start)
+    def call(split, features, start=None, bfloat16=False, key="key", **changes) -> tuple[Head, float | None]:
+        execution = Execution(seed=3, workers=1, checkpoint=Checkpoint(tmp_path / "head.checkpoint", key))
+        return finetune.train(split, features, FinetuneSettings(**QUICK | changes), 1.0, bfloat16, execution, start)
 
     return call
 
 
-def test_sampled_windows_have_the_overlaps_their_labels_say(random_split):
-    split = random_split(images=8, windows=300)
-    for i in range(len(split)):
-        boxes, labels, nearest = finetune.sample_windows(split, i, 16, 0.25, np.random.default_rng(i))
-        sample = split.dataset[i]
-        overlap = geometry.iou(boxes, sample.boxes)
-        best = overlap.max(axis=1)
-        front = labels < 3
-        assert 1 <= front.sum() <= 4 and len(boxes) <= 16
-        assert (best[front] >= 0.5).all()
-        assert (labels[front] == sample.labels[overlap[front].argmax(axis=1)]).all()
-        assert (nearest == sample.boxes[overlap[front].argmax(axis=1)]).all() and front[: len(nearest)].all()
-        assert ((best[~front] >= 0.1) & (best[~front] < 0.5)).all() and (labels[~front] == 3).all()
+@pytest.fixture
+def records(caplog):
+    """Return the records that a training has logged."""
+    caplog.set_level(logging.INFO, "sppdet")
+    return lambda: [json.loads(line) for line in caplog.messages]
 
 
-def test_background_may_begin_at_no_overlap(random_split):
-    split = random_split(images=1, windows=300)
-    boxes, labels, _ = finetune.sample_windows(split, 0, 200, 0.25, np.random.default_rng(0), lowest=0.0)
-    best = geometry.iou(boxes, split.dataset[0].boxes).max(axis=1)[labels == 3]
-    assert (best == 0).any() and (best < 0.5).all()
-
-
-def test_an_image_without_objects_gives_no_windows(make_split):
-    split = make_split([(np.ones((16, 16, 1)), [[0, 0, 8, 8]], [], [])], ("a",))
-    boxes, labels, nearest = finetune.sample_windows(split, 0, 64, 0.25, np.random.default_rng(0))
-    assert boxes.shape == nearest.shape == (0, 4) and labels.shape == (0,)
-
-
-def test_an_image_without_proposals_gives_its_objects(make_split):
-    split = make_split([(np.ones((16, 16, 1)), [], [[0, 0, 8, 8], [8, 8, 16, 16]], [1, 0])], ("a", "b"))
-    boxes, labels, _ = finetune.sample_windows(split, 0, 64, 0.25, np.random.default_rng(0))
-    found = {tuple(box): label for box, label in zip(boxes.tolist(), labels.tolist())}
-    assert found == {(0, 0, 8, 8): 1, (8, 8, 16, 16): 0}
-
-
-def test_the_loss_falls(train, random_split, tiny_features):
-    split, features = random_split(images=10), tiny_features(8)
-    lines = []
-    _, loss = train(split, features, steps=200, dropout=0.0, log=lines.append)
-    records = [json.loads(line) for line in lines]
-    assert [record["step"] for record in records] == [100, 200]
-    assert loss < 0.75 * records[0]["loss"] < 0.75 * np.log(4)  # better than knowing nothing of four classes
-
-
-def test_the_same_seed_is_the_same_head(train, random_split, tiny_features):
+def test_one_step_of_sgd_by_hand(train, random_split, tiny_features):
     split, features = random_split(images=6), tiny_features(8)
-    (a, first), (b, second) = train(split, features), train(split, features)
-    assert first == second
-    pooled = torch.rand(2, 40)
-    assert torch.equal(a.vectors(pooled), b.vectors(pooled))
+    settings = {"optimizer": "sgd", "weight_decay": 0.1, "learning_rate": 0.5, "dropout": 0.0, "steps": 1}
+    head, loss = train(split, features, **settings)
+
+    torch.manual_seed(3)
+    network = nn.Sequential(Head(40, 32, "fc7", math.sqrt(40), dropout=0.0), nn.Linear(32, 4))
+    nn.init.normal_(network[1].weight, std=0.01)
+    nn.init.zeros_(network[1].bias)
+    draw = finetune._Draw(split, FinetuneSettings(**QUICK), seed=3, number=0)
+    vectors, labels = next(draw.batches(features, 1))
+    expected = nn.functional.cross_entropy(network(vectors), labels)
+    expected.backward()
+    assert loss == pytest.approx(expected.item())
+    for name, weight in network[0].named_parameters():
+        moved = weight - 0.5 * (weight.grad + 0.1 * weight)
+        torch.testing.assert_close(head.state_dict()[name], moved.detach())
+
+
+def test_batches_hold_the_pooled_vectors_of_their_windows(random_split, tiny_features):
+    split, features = random_split(images=3), tiny_features(8)
+    draw = finetune._Draw(split, FinetuneSettings(**QUICK), seed=3, number=1)
+    expected = {}  # of each vector its label
+    for i in range(len(draw._images)):
+        boxes, labels = draw.windows(i)
+        image = int(draw._images[i])
+        vectors = features.of_boxes(split.maps(image), boxes, split.size(image), np.float16)
+        expected |= {vector.tobytes(): label for vector, label in zip(vectors, labels)}
+    batches = list(draw.batches(features, 2))
+    assert len(batches) == finetune._Draw(split, FinetuneSettings(**QUICK), seed=3, number=1).count_batches(1) > 1
+    for vectors, labels in batches:
+        assert vectors.shape == (32, 40) and vectors.dtype == torch.float32
+        for vector, label in zip(vectors.numpy().astype(np.float16), labels.tolist()):
+            assert expected[vector.tobytes()] == label
+
+
+def test_the_loss_falls(train, random_split, tiny_features, records):
+    _, loss = train(random_split(images=10), tiny_features(8), steps=200, dropout=0.0)
+    assert [record["step"] for record in records()] == [100, 200]
+    assert loss < 0.75 * records()[0]["loss"] < 0.75 * np.log(4)  # log 4: knowing nothing of four classes
+
+
+def test_equal_seeds_give_equal_heads(train, random_split, tiny_features):
+    split, features = random_split(images=6), tiny_features(8)
+    (first, loss), (second, again) = train(split, features), train(split, features)
+    assert loss == again and weights_digest(first) == weights_digest(second)
 
 
 def test_products_of_bfloat16_learn_nearly_the_same(train, random_split, tiny_features):
     split, features = random_split(images=6), tiny_features(8)
-    (a, exact), (b, rounded) = (train(split, features, half=half) for half in (False, True))
+    (a, exact), (b, rounded) = (train(split, features, bfloat16=bfloat16) for bfloat16 in (False, True))
     assert rounded == pytest.approx(exact, rel=0.02) and rounded != exact
     assert a.fc6.weight.dtype == b.fc6.weight.dtype == torch.float32
 
 
-def test_an_interrupted_training_ends_with_the_same_head(train, random_split, tiny_features, monkeypatch, tmp_path):
+@pytest.mark.parametrize("stop_at", [3, 11, 20])  # in the first draw of images and in later ones
+def test_a_resumed_training_ends_with_the_same_head(train, random_split, tiny_features, monkeypatch, stop_at):
     split, features = random_split(images=6), tiny_features(8)
+    monkeypatch.setattr(finetune, "_IMAGES_PER_DRAW", 24)
     whole, loss = train(split, features, steps=30)
-    monkeypatch.setattr(finetune, "_SAVE", -1)  # after every draw of images
+    draw = finetune._Draw(split, FinetuneSettings(**QUICK), seed=3, number=0)
+    assert 3 < draw.count_batches(1) < 11
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
+    batches, steps = finetune._Draw.batches, []
 
-    def interrupt(text: str) -> None:
-        raise KeyboardInterrupt
+    def interrupted(self, *arguments):
+        for batch in batches(self, *arguments):
+            if len(steps) == stop_at:
+                raise KeyboardInterrupt
+            steps.append(batch)
+            yield batch
 
-    monkeypatch.setattr(finetune, "_REPORT", 20)
+    monkeypatch.setattr(finetune._Draw, "batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        train(split, features, steps=30, log=interrupt)
-    assert (tmp_path / "checkpoint").exists()
-    monkeypatch.setattr(finetune, "_REPORT", 1)
-    lines = []
-    again, same_loss = train(split, features, steps=30, log=lines.append)
-    assert same_loss == loss and weights_digest(again) == weights_digest(whole)
-    assert 1 < json.loads(lines[0])["step"] <= 20  # not from the beginning
+        train(split, features, steps=30)
+    monkeypatch.setattr(finetune._Draw, "batches", batches)
+    resumed, again = train(split, features, steps=30)
+    assert again == loss and weights_digest(resumed) == weights_digest(whole)
 
 
-def test_the_checkpoint_of_another_training_is_not_gone_on_from(train, random_split, tiny_features, monkeypatch):
+def test_a_checkpoint_of_another_training_is_not_resumed_from(train, random_split, tiny_features, monkeypatch):
     split, features = random_split(images=6), tiny_features(8)
     _, loss = train(split, features)
-    monkeypatch.setattr(finetune, "_SAVE", -1)
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)
     train(split, features, key="other", learning_rate=1e-4)
     assert train(split, features)[1] == loss
 
 
-@pytest.mark.parametrize("steps", [1, 20])
-def test_any_number_of_steps(train, random_split, tiny_features, steps):
-    _, loss = train(random_split(images=6), tiny_features(8), steps=steps)
-    assert np.isfinite(loss)
-
-
-def test_it_goes_on_from_given_layers(train, random_split, tiny_features):
-    split, features = random_split(images=6), tiny_features(8)
-    start = Head(features.pooled_dimension, 32, "fc7", scale=0.7)
+def test_without_steps_the_given_layers_stay(train, random_split, tiny_features):
+    start = Head(40, 32, "fc7", scale=0.7)
     before = weights_digest(start)
-    head, loss = train(split, features, start=start, steps=0)
+    head, loss = train(random_split(images=6), tiny_features(8), start=start, steps=0)
     assert head is start and loss is None and not head.training and weights_digest(head) == before
-    head, loss = train(split, features, start=start, steps=2)
-    assert head is start and np.isfinite(loss) and weights_digest(head) != before
 
 
-def test_the_step_schedule_is_the_papers():
-    # 250k mini-batches at the full rate, then 50k at a tenth of it.
-    rates = [finetune.step_decay(step, 300_000) for step in (0, 249_999, 250_000, 299_999)]
-    assert rates == [1, 1, 0.1, 0.1]
-
-
-def test_schedules_differ(train, random_split, tiny_features):
+def test_training_starts_from_the_given_layers(train, random_split, tiny_features):
     split, features = random_split(images=6), tiny_features(8)
-    (a, _), (b, _) = (train(split, features, schedule=schedule) for schedule in ("cosine", "step"))
-    assert weights_digest(a) != weights_digest(b)
+    start = Head(40, 32, "fc7", scale=0.7)
+    before = start.fc6.weight.detach().clone()
+    settings = {"optimizer": "sgd", "learning_rate": 1e-30, "weight_decay": 0.0}
+    head, _ = train(split, features, start=start, steps=2, **settings)
+    assert head is start and head.scale == 0.7 and torch.equal(head.fc6.weight, before)
+    head, _ = train(split, features, start=start, steps=2)
+    assert not torch.equal(head.fc6.weight, before)
 
 
-def test_sgd(train, random_split, tiny_features):
-    _, loss = train(random_split(images=6), tiny_features(8), optimizer="sgd", weight_decay=5e-4)
-    assert np.isfinite(loss)
+def test_the_schedule_is_that_of_the_settings(train, random_split, tiny_features, monkeypatch):
+    split, features = random_split(images=6), tiny_features(8)
+    shares = []
+    monkeypatch.setattr(finetune, "step_decay", lambda step, steps: shares.append((step, steps)) or 0.0)
+    start = Head(40, 32, "fc7")
+    before = weights_digest(start)
+    head, _ = train(split, features, start=start, schedule="step", steps=3)
+    assert shares == [(0, 3), (1, 3), (2, 3), (3, 3)] and weights_digest(head) == before  # rates of 0
 
 
-def test_a_runaway_learning_rate_is_told(train, random_split, tiny_features):
+def test_a_runaway_learning_rate_is_an_error(train, random_split, tiny_features):
     with pytest.raises(SppdetError, match=r"loss is not finite; lower finetune\.learning_rate"):
         train(random_split(images=6), tiny_features(8), optimizer="sgd", learning_rate=1e30, steps=50)
 
 
-def test_too_few_windows_are_told(train, make_split, tiny_features):
+def test_too_few_windows_are_an_error(train, make_split, tiny_features):
     split = make_split([(np.ones((16, 16, 8)), [[40, 40, 48, 48]], [], [])] * 2, ("a",))
     with pytest.raises(SppdetError, match=r"only 0 windows .* lower finetune\.batch_size"):
         train(split, tiny_features(8))
