@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from sppdet.__main__ import main as program
 from sppdet.classification import training as classifier_training
 from sppdet.classification.classifier import load_classifier
-from sppdet.cli import main as program
 from sppdet.cli.classify import main
+from sppdet.cli.main import main as program
 from sppdet.networks import gradient_training
 
 COLOURS = {"blue": (40, 60, 200), "green": (40, 180, 60), "red": (200, 50, 40)}
