@@ -28,8 +28,9 @@ import numpy as np
 
 from sppdet.config import STAGES, Config, load, override, to_dict
 from sppdet.detection import Detector, is_combined
-from sppdet.evaluation import check_names, evaluate_run, read_costs, stage_line, summary
+from sppdet.evaluation import check_names, evaluate_run, forget_cost, read_costs, record_cost, stage_line, summary
 from sppdet.features import FeatureSplit, WindowFeatures, fill_each, fill_maps
+from sppdet.networks import check_network
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune, image_svms
 from sppdet.training.cached_result import checkpoint_of, invalidate, write_result
@@ -124,6 +125,7 @@ class Pipeline:
                 "--keep: a softmax and joint boxes are learned for all classes at once; with classifier=svm and "
                 "bbox.kind=ridge a class can be added"
             )
+        check_network(config)
         self.config, self.inputs = config, StageInputs(config, keep)
         self._files, self._keys = self.inputs.files, self.inputs.keys
         folder = self.inputs.folder
@@ -169,15 +171,13 @@ class Pipeline:
             with Meter() as meter:
                 outcome = stages[stage](force and last in (stage, STAGES[-1]))
             if outcome is None:
-                costs = read_costs(folder)
-                if costs.pop(stage, None):  # of an earlier configuration
-                    write_json(folder / "stages.json", costs)
+                forget_cost(folder, stage)  # that of an earlier configuration
                 if stage == last:
                     logger.info("%s: this configuration has no such stage", stage)
                 continue
             cost = outcome.cost
             if outcome.computed:
-                write_json(folder / "stages.json", read_costs(folder) | {stage: meter.cost() | cost})
+                record_cost(folder, stage, meter.cost() | cost)
             elif stage == last == "proposals":
                 cost = self._recall()  # the user asked for the proposals: tell how good they are
             logger.info(stage_line(stage, read_costs(folder).get(stage, {}) | cost))
@@ -229,11 +229,12 @@ class Pipeline:
             invalidate(path)
         if self._keys.is_done(path, key):
             return _SKIPPED
-        trunk, accuracy = pretrain(
-            self.inputs.train, c.backbone.name, c.backbone.precision, c.pretrain, c.pooling.levels, c.run.seed,
-            c.device, c.workers, logger.info,
-        )  # fmt: skip
-        write_result(path, key, trunk.state_dict())
+        with checkpoint_of(path, key.data) as checkpoint:
+            trunk, accuracy = pretrain(
+                self.inputs.train, c.backbone.name, c.backbone.precision, c.pretrain, c.pooling.levels, c.device,
+                self._execution(checkpoint),
+            )  # fmt: skip
+            write_result(path, key, trunk.state_dict())
         return _Outcome(True, {"training_accuracy": round(accuracy, 3)})
 
     def _proposals(self, forced: bool) -> _Outcome:
@@ -263,7 +264,7 @@ class Pipeline:
         with checkpoint_of(path, key.data) as checkpoint:
             network, loss = end_to_end.train(
                 inputs.proposal_splits[0], inputs.initial_backbone, inputs.pooled_features, c.end_to_end,
-                checkpoint.path, checkpoint.key, c.run.seed, logger.info, start,
+                self._execution(checkpoint), start,
             )  # fmt: skip
             classes = list(inputs.train.classes)
             write_result(path, key, network.state_dict(), head=network.head.description(), classes=classes)
@@ -292,8 +293,7 @@ class Pipeline:
         with checkpoint_of(path, key.data) as checkpoint:
             head, loss = finetune.train(
                 inputs.split_of("finetune"), inputs.pooled_features, c.finetune, inputs.scale / c.svm.norm,
-                inputs.backbone.bfloat16_on_cpu, checkpoint.path, checkpoint.key, c.run.seed, c.workers,
-                logger.info, start,
+                inputs.backbone.bfloat16_on_cpu, self._execution(checkpoint), start,
             )  # fmt: skip
             tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
             write_result(path, key, tensors, head=head.description())
@@ -353,7 +353,7 @@ class Pipeline:
         folder = self.inputs.folder
         self.detector().save(folder)
         write_json(folder / "config.json", to_dict(self.config) | {"versions": versions()})  # the saved model's
-        evaluate_run(self.config, logger.info, forced)
+        evaluate_run(self.config, force=forced)
         return _SKIPPED  # evaluate_run records the cost itself
 
 
