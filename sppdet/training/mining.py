@@ -241,7 +241,7 @@ class Miner:
         for label, count in zip(self.labels, self._objects):
             if not count:
                 name = self.split.dataset.classes[label]
-                logger.info("no training objects of %s: it will never be detected", name)
+                logger.warning("no training objects of %s: it will never be detected", name)
         checkpoint = self.execution.checkpoint
         order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
         rounds = [_rounds(order, self.settings.rounds if n == 0 else 1) for n in range(self.settings.passes)]
@@ -270,8 +270,8 @@ class Miner:
         lost = [classes[label] for label, margin in zip(self.labels, highest) if -np.inf < margin < 0]
         if lost:
             near = "svm.positive_overlap=0.7, " if self.settings.positive_overlap == 1 else ""
-            logger.info(
-                "  %s: the SVM takes all objects of its class for background; %sa larger svm.positive_weight or svm.C, "
+            logger.warning(
+                "%s: the SVM takes all objects of its class for background; %sa larger svm.positive_weight or svm.C, "
                 "or better features help",
                 ", ".join(lost),
                 near,
@@ -400,7 +400,7 @@ class Miner:
         )
         unconverged = sum(not fitted.converged for fitted in fits)
         if unconverged:
-            logger.info("  the SVMs of %d classes stopped at the iteration limit; a smaller svm.C helps", unconverged)
+            logger.warning("the SVMs of %d classes stopped at the iteration limit; a smaller svm.C helps", unconverged)
         return svm.stack(fits)
 
     def _class_groups(self) -> Iterator[list[int]]:

@@ -61,8 +61,8 @@ def train_detector(
 ) -> Detector:
     """Run all stages of training that are not done yet, evaluation included, and return the detector.
 
-    An interrupted training resumes when it is called again. Progress is logged to the logger ``sppdet``; nothing but
-    progress bars is printed unless logging is configured.
+    An interrupted training resumes when it is called again. Progress is logged to the logger ``sppdet``; unless
+    logging is configured, only progress bars and warnings are printed.
 
     Args:
         config: the settings, a YAML file, or a run's config.json; None takes the defaults.
@@ -208,8 +208,8 @@ class Pipeline:
             per_class = ", ".join(f"{class_name} {count}" for class_name, count in zip(train.classes, counts))
             logger.info("%s: %d images, %d objects: %s", name, len(split), len(labels), per_class)
         if shared := len({sample.path for sample in train} & {sample.path for sample in test}):
-            logger.info(
-                "warning: %d images are both in %s and in %s: mAP will be too high",
+            logger.warning(
+                "%d images are both in %s and in %s: mAP will be too high",
                 shared, data.train_split, data.test_split,
             )  # fmt: skip
 
@@ -274,7 +274,7 @@ class Pipeline:
         # Training images only if a stage learns from their maps; with mirror images they include those without.
         learned_from = [self.inputs.split_of(stage) for stage in self.inputs.stages_with_maps()]
         splits = [*sorted(learned_from, key=len)[-1:], self.inputs.splits[1]]
-        computed = fill_maps(splits, self.inputs.backbone, self.config.workers, forced)
+        computed = fill_maps(splits, self.inputs.backbone, self.config.workers, again=forced)
         if not computed:
             return _SKIPPED
         disk = sum(split.disk()[1] for split in splits)

@@ -312,7 +312,7 @@ def test_a_class_whose_svm_takes_its_objects_for_background_is_named(make_split,
     split = make_split([(conv_map, proposals, boxes, [0, 1])] * 4, ("lost", "seen"))
     miner(split, tiny_features(2), [0, 1]).train()
     (line,) = [line for line in log_lines if "background" in line]
-    assert line.startswith("  lost: the SVM takes all objects of its class for background; svm.positive_overlap=0.7")
+    assert line.startswith("lost: the SVM takes all objects of its class for background; svm.positive_overlap=0.7")
 
 
 def test_the_limit_of_memory_changes_nothing(random_split, tiny_features, monkeypatch):

@@ -145,7 +145,7 @@ class TestStages:
         per_class = np.bincount(np.concatenate([sample.labels for sample in counts]))
         objects = ", ".join(f"{name} {count}" for name, count in zip(SHAPES, per_class))
         assert log_lines[0] == log_lines[1] == f"trainval: 12 images, {per_class.sum()} objects: {objects}"
-        assert log_lines[2] == "warning: 12 images are both in trainval and in trainval: mAP will be too high"
+        assert log_lines[2] == "12 images are both in trainval and in trainval: mAP will be too high"
 
     def test_a_changed_setting_repeats_the_stages_that_depend_on_it(self, run, trained):
         shutil.copytree(trained.folder, run.folder)
