@@ -15,6 +15,7 @@ from sppdet.features.cached_split import map_name
 from sppdet.ops.products import Products
 from sppdet.training.mining import Miner
 from sppdet.training.stage_inputs import StageInputs
+from sppdet.utils.execution import Execution
 from sppdet.utils.meter import Meter
 from sppdet.utils.parallel import parallel_map
 
@@ -59,7 +60,7 @@ class Ready:
 
 def prepare(inputs: StageInputs) -> Ready:
     """Do the first steps of :meth:`Miner.train`."""
-    miner = Miner(inputs.split, inputs.features, inputs.labels, inputs.config.svm, inputs.scale, log=lambda text: None)
+    miner = Miner(inputs.split, inputs.features, inputs.labels, inputs.config.svm, inputs.scale, Execution())
     miner.cache = miner._start(np.random.default_rng(3).permutation(len(inputs.split)))
     return Ready(miner, miner._fit())
 
@@ -124,5 +125,5 @@ def peak_memory(bench: Bench, images: int) -> tuple[float, float]:
         raise SystemExit(f"{bench.cache}: {missing} entries of the first {images} images are missing")
     start = time.perf_counter()
     with Meter() as meter:
-        Miner(split, inputs.features, inputs.labels, inputs.config.svm, inputs.scale, log=lambda text: None).train()
+        Miner(split, inputs.features, inputs.labels, inputs.config.svm, inputs.scale, Execution()).train()
     return time.perf_counter() - start, meter.peak_memory_mb

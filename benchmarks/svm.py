@@ -26,7 +26,7 @@ def run(bench: Bench) -> list[Row]:
     problems = [cache.problem(k) for k in range(len(miner.labels))]
     fitting = [k for k, (_, labels) in enumerate(problems) if (labels > 0).any()]
     rows = np.flatnonzero(cache.held.any(axis=1))
-    vectors, position = miner._vectors(rows), np.zeros(len(cache.places), np.int64)
+    vectors, position = miner._vectors(rows), np.zeros(len(cache.locations), np.int64)
     position[rows] = np.arange(len(rows))
 
     def fit(k: int, problem: svm.Problem = miner.problem) -> svm.Fit:

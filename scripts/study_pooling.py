@@ -34,6 +34,7 @@ from sppdet.proposals.search import SelectiveSearch
 from sppdet.training import bbox_regression
 from sppdet.training.mining import Miner, feature_scale
 from sppdet.utils.errors import SppdetError
+from sppdet.utils.execution import Execution
 from sppdet.utils.files import atomic_write, fingerprint, read_json, write_json
 
 KINDS = {  # name -> what differs from the config
@@ -97,16 +98,16 @@ def measure(settings: Config, backbone: Backbone, train: FeatureSplit, validate:
     """
     features = PyramidFeatures.create(backbone, settings.regions, settings.pooling)
     windows, pooling = time_pooling(features, validate)
-    seed, workers, labels = settings.run.seed, settings.workers, range(len(train.dataset.classes))
+    labels, execution = range(len(train.dataset.classes)), Execution(settings.run.seed, settings.workers)
     start = time.process_time()
-    scale = feature_scale(train, features, settings.svm.norm, seed, workers)
-    svms = Miner(train, features, labels, settings.svm, scale, seed, workers).train()
-    boxes = bbox_regression.train(train, features, list(labels), settings.bbox, scale, seed, workers)
+    scale = feature_scale(train, features, settings.svm.norm, execution)
+    svms = Miner(train, features, labels, settings.svm, scale, execution).train()
+    boxes = bbox_regression.train(train, features, list(labels), settings.bbox, scale, execution)
     trained = time.process_time()
     detection = replace(settings.detection, context=0)  # no SVMs of whole images
     search = SelectiveSearch.of(settings.proposals)
     detector = Detector(train.dataset.classes, backbone, features, search, svms, boxes, detection)
-    both = detect_all(detector, [validate], workers)
+    both = detect_all(detector, [validate], settings.workers)
     detected = time.process_time()
     return {
         "dimension": features.dimension,

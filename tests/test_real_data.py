@@ -1,14 +1,13 @@
-"""A few VOC2007 photographs from beside the checkout, ImageNet weights, end to end. Skipped where they are not."""
+"""Train and evaluate on a few VOC2007 photographs with ImageNet weights, where shared/ beside the checkout has them."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
-import sppdet
-from sppdet.cli.train import main
+from sppdet.training import train_detector
+from sppdet.utils.files import read_json
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 VOC = SHARED / "VOCdevkit" / "VOC2007"
@@ -19,23 +18,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_six_photographs(tmp_path, capsys):
-    settings = tmp_path / "voc.yaml"
-    settings.write_text("")
-    train_ids = (VOC / "ImageSets" / "Main" / "trainval.txt").read_text().split()[:6]
-    arguments = [
-        str(settings), f"data.root={VOC}", "data.limit_train=6", "data.limit_test=3",
-        f"backbone.weights={WEIGHTS}", "backbone.precision=float32", "regions.scales=[240]", "device=cpu",
-        "proposals.max_side=250", "svm.random_negatives=300", "svm.max_negatives=300", "bbox.max_windows=200",
-        "pooling.levels=[4,2,1]", "workers=2", f"run.dir={tmp_path / 'run'}", f"run.cache={tmp_path / 'cache'}",
-    ]  # fmt: skip
-    assert main(arguments) == 0
-    costs = json.loads((tmp_path / "run" / "stages.json").read_text())
-    assert costs["proposals"]["train"]["recall@0.5"] > 0.5
-    assert costs["proposals"]["train"]["windows"] > 50
-    # A class that was trained on so few images knows at least those.
-    detector = sppdet.load(tmp_path / "run", device="cpu")
-    found = detector.predict(next((VOC / "JPEGImages").glob(f"{train_ids[0]}.*")), threshold=None)
-    assert len(found) > 0 and found.scores[0] > -1
-    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+def test_six_photographs(tmp_path):
+    detector = train_detector(
+        overrides=[
+            f"data.root={VOC}", "data.limit_train=6", "data.limit_test=3", f"backbone.weights={WEIGHTS}",
+            "backbone.precision=float32", "regions.scales=[240]", "device=cpu", "proposals.max_side=250",
+            "svm.random_negatives=300", "svm.max_negatives=300", "bbox.max_windows=200", "pooling.levels=[4,2,1]",
+            "workers=2", f"run.dir={tmp_path / 'run'}", f"run.cache={tmp_path / 'cache'}",
+        ]
+    )  # fmt: skip
+    proposals = read_json(tmp_path / "run" / "stages.json")["proposals"]["train"]
+    assert proposals["recall@0.5"] > 0.5 and proposals["windows"] > 50
+    # Trained on so few images, it recognises at least the objects of these.
+    first = (VOC / "ImageSets" / "Main" / "trainval.txt").read_text().split()[0]
+    detections = detector.predict(next((VOC / "JPEGImages").glob(f"{first}.*")))
+    assert len(detections) > 0 and detections.scores[0] > -1
+    metrics = read_json(tmp_path / "run" / "metrics.json")
     assert metrics["pictures"] == 3 and list(metrics["AP"]) == list(detector.classes)

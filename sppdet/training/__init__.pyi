@@ -1,1 +1,2 @@
 from .pipeline import Pipeline as Pipeline
+from .pipeline import train_detector as train_detector

@@ -1,11 +1,13 @@
-"""Per-class box regression: ridge from a window's pooled vector to the shift that moves it onto its object.
+"""Per-class box regression: ridge regression from a window's vector to the shift that moves the window onto its object.
 
-R-CNN (arXiv 1311.2524, appendix C) and SPP_net's spp_train_bbox_regressor.m: windows that overlap an object of the
-class by more than ``min_overlap``, and the objects themselves; features scaled to the SVMs' norm, with a constant
-column that is regularised like the rest; targets centred and whitened.
+As in R-CNN (arXiv 1311.2524, appendix C) and SPP_net's spp_train_bbox_regressor.m, a class learns from the windows that
+overlap one of its objects by more than ``min_overlap``, and from the objects themselves. Features are scaled to the
+norm of the SVMs, with a constant column that is regularised like the others; targets are centred and whitened.
 
-Each class is fitted to its own objects only, so that one can be added alone. (The originals give a window to the
-object it overlaps most among all classes.)
+Each class is fitted to its own objects only, so that a class can be added alone. (The original programs assign a window
+to the object of any class that it overlaps most.)
+
+Names: n windows of one class, D features, K classes.
 """
 
 from __future__ import annotations
@@ -16,35 +18,66 @@ import numpy as np
 
 from sppdet.config import BoxRegressionSettings
 from sppdet.detection import BoxRegressors
-from sppdet.features import CachedSplit, WindowFeatures
+from sppdet.features import FeatureSplit, WindowFeatures
 from sppdet.ops import boxes as geometry
-from sppdet.utils import parallel_map
+from sppdet.utils import Execution, parallel_map
+
+_MIN_VARIANCE = 0.001  # added to the variances of the targets before whitening, as in the original program
 
 
 def train(
-    split: CachedSplit, features: WindowFeatures, labels: list[int], settings: BoxRegressionSettings, scale: float,
-    seed: int = 3, workers: int = 0, memory_gb: float = 2.0,
-) -> BoxRegressors:  # fmt: skip
-    """Fit the regressors of the classes ``labels``; a class without windows gets zeros, which move nothing.
+    split: FeatureSplit,
+    features: WindowFeatures,
+    labels: list[int],
+    settings: BoxRegressionSettings,
+    scale: float,
+    execution: Execution,
+) -> BoxRegressors:
+    """Fit the box regressors of some classes.
 
-    ``scale`` brings the vectors to the norm that ``settings.ridge`` is meant for; ``memory_gb`` of them are held at a
-    time.
+    Args:
+        split: the training images with their proposals and feature maps.
+        features: how windows become vectors.
+        labels: the classes to train, K of them.
+        settings: overlap, ridge and number of windows.
+        scale: factor that brings the vectors to the norm that ``settings.ridge`` is meant for.
+        execution: seed of the sample of windows; workers; memory for vectors.
+
+    Returns:
+        Weights ``(K, 4, D)`` and biases ``(K, 4)``; zeros, which move nothing, for a class without windows.
     """
     weight = np.zeros((len(labels), 4, features.dimension), np.float32)
     bias = np.zeros((len(labels), 4), np.float32)
-    chosen = [_choose(split, label, settings, seed) for label in labels]
-    at_once = max(1, int(memory_gb * 1e9 / (settings.max_windows * features.dimension * 2)))
+    samples = [_sample(split, label, settings, execution.seed) for label in labels]
+    bytes_per_class = settings.max_windows * features.dimension * np.dtype(np.float16).itemsize
+    at_once = max(1, int(execution.memory_gb * 1e9 / bytes_per_class))
     for start in range(0, len(labels), at_once):
-        part = range(start, min(start + at_once, len(labels)))
-        gathered = _gather(split, features, [chosen[k] for k in part], workers)
-        for k, (rows, targets) in zip(part, gathered):
+        classes = range(start, min(start + at_once, len(labels)))
+        vectors = _vectors(split, features, [samples[k] for k in classes], execution.workers)
+        for k, rows in zip(classes, vectors):
             if len(rows):
-                weight[k], bias[k] = fit_class(rows, targets, settings.ridge, scale)
+                weight[k], bias[k] = fit_class(rows, samples[k].targets, settings.ridge, scale)
     return BoxRegressors(weight, bias)
 
 
 def fit_class(rows: np.ndarray, targets: np.ndarray, ridge: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """``(4, D)`` weights and ``(4,)`` bias from vectors ``(n, D)`` and targets ``(n, 4)``."""
+    """Fit the regressor of one class.
+
+    Args:
+        rows: ``(n, D)`` vectors of windows.
+        targets: ``(n, 4)`` shifts of :func:`sppdet.ops.boxes.encode`.
+        ridge: weight of the squared coefficients.
+        scale: factor of the vectors.
+
+    Returns:
+        Weights ``(4, D)`` and bias ``(4,)`` for unscaled vectors.
+
+    >>> import numpy as np
+    >>> rows = np.array([[-1.0], [0.0], [1.0]], np.float32)
+    >>> weight, bias = fit_class(rows, 2 * rows * np.ones(4) + 1, ridge=1e-6, scale=1.0)
+    >>> weight[:, 0].round(3).tolist(), bias.round(3).tolist()
+    ([2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0])
+    """
     from sklearn.linear_model import Ridge  # takes as long to load as torch
 
     mean = targets.mean(axis=0)
@@ -60,22 +93,29 @@ def fit_class(rows: np.ndarray, targets: np.ndarray, ridge: float, scale: float)
 
 
 def _whitening(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The symmetric matrix that makes the targets' covariance the identity, and its inverse."""
+    """Return the symmetric matrix that makes the covariance of centred targets the identity, and the inverse matrix."""
     values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    root = np.sqrt(values + 0.001)
+    root = np.sqrt(values + _MIN_VARIANCE)
     return vectors @ np.diag(1 / root) @ vectors.T, vectors @ np.diag(root) @ vectors.T
 
 
 @dataclass(frozen=True, eq=False)
-class _Chosen:
-    """One class's windows: image ``(n,)``, box ``(n, 4)`` and target ``(n, 4)``."""
+class _Sample:
+    """The windows that one class learns from.
+
+    Attributes:
+        images: ``(n,)`` index of each window's image.
+        boxes: ``(n, 4)`` pixel edges.
+        targets: ``(n, 4)`` shifts onto the objects.
+    """
 
     images: np.ndarray
     boxes: np.ndarray
     targets: np.ndarray
 
 
-def _choose(split: CachedSplit, label: int, settings: BoxRegressionSettings, seed: int) -> _Chosen:
+def _sample(split: FeatureSplit, label: int, settings: BoxRegressionSettings, seed: int) -> _Sample:
+    """Choose the windows of one class, a random sample if they are more than ``settings.max_windows``."""
     images, boxes, targets = [np.zeros(0, np.int64)], [np.zeros((0, 4))], [np.zeros((0, 4))]
     for i in range(len(split)):
         objects = split.objects(i, label)
@@ -86,29 +126,29 @@ def _choose(split: CachedSplit, label: int, settings: BoxRegressionSettings, see
             images.append(np.full(near.sum(), i))
             boxes.append(windows[near])
             targets.append(geometry.encode(windows[near], objects[overlap[near].argmax(axis=1)]))
-    found = _Chosen(np.concatenate(images), np.concatenate(boxes), np.concatenate(targets))
-    if len(found.images) <= settings.max_windows:
-        return found
-    # The class's own name seeds its sample: it is the same whichever classes are trained with it.
+    windows_of_class = _Sample(np.concatenate(images), np.concatenate(boxes), np.concatenate(targets))
+    if len(windows_of_class.images) <= settings.max_windows:
+        return windows_of_class
+    # The name of the class seeds the sample, which so does not depend on the classes that are trained with it.
     seeds = [seed, *split.dataset.classes[label].encode()]
-    sample = np.sort(np.random.default_rng(seeds).permutation(len(found.images))[: settings.max_windows])
-    return _Chosen(found.images[sample], found.boxes[sample], found.targets[sample])
+    order = np.random.default_rng(seeds).permutation(len(windows_of_class.images))
+    rows = np.sort(order[: settings.max_windows])
+    return _Sample(windows_of_class.images[rows], windows_of_class.boxes[rows], windows_of_class.targets[rows])
 
 
-def _gather(
-    split: CachedSplit, features: WindowFeatures, chosen: list[_Chosen], workers: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """For each class its float16 rows ``(n, D)`` and targets ``(n, 4)``, in one pass over the images."""
-    rows = [np.empty((len(one.images), features.dimension), np.float16) for one in chosen]
-    images = np.unique(np.concatenate([one.images for one in chosen])).tolist()
+def _vectors(split: FeatureSplit, features: WindowFeatures, samples: list[_Sample], workers: int) -> list[np.ndarray]:
+    """Compute the float16 vectors ``(n, D)`` of each class's windows, in one pass over the images."""
+    vectors = [np.empty((len(sample.images), features.dimension), np.float16) for sample in samples]
+    images = np.unique(np.concatenate([sample.images for sample in samples])).tolist()
 
     def fill(i: int) -> None:
-        places = [np.flatnonzero(one.images == i) for one in chosen]
-        boxes = np.concatenate([one.boxes[place] for one, place in zip(chosen, places)]).astype(np.float32)
-        vectors = features.of_boxes(split.maps(i), boxes, split.size(i), np.float16)
-        for own, place, part in zip(rows, places, np.split(vectors, np.cumsum([len(p) for p in places])[:-1])):
-            own[place] = part
+        rows_of_classes = [np.flatnonzero(sample.images == i) for sample in samples]
+        boxes = np.concatenate([sample.boxes[rows] for sample, rows in zip(samples, rows_of_classes)])
+        of_image = features.of_boxes(split.maps(i), boxes.astype(np.float32), split.size(i), np.float16)
+        ends = np.cumsum([len(rows) for rows in rows_of_classes])[:-1]
+        for class_vectors, rows, values in zip(vectors, rows_of_classes, np.split(of_image, ends)):
+            class_vectors[rows] = values
 
     for _ in parallel_map(fill, images, workers, "box regression windows", threads=True):
         pass
-    return [(own, one.targets) for own, one in zip(rows, chosen)]
+    return vectors

@@ -1,67 +1,108 @@
-"""Results on disk, each with a note of what it depends on: one that still holds is not computed again."""
+"""Results on disk, each with a note of what it depends on, so that a result that still holds is not computed again.
+
+A result is a safetensors file; its note is a JSON file of the same name, written last. A file without a note, such as
+one of an interrupted run, does not count as a result.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from sppdet.utils import atomic_write, fingerprint, read_json, write_json
+from sppdet.utils import Checkpoint, atomic_write, fingerprint, read_json, write_json
 
 
 @dataclass(frozen=True)
 class Key:
-    """What a result depends on: ``recipe`` of settings and features, ``data`` of the images and objects as well."""
+    """What a result depends on.
+
+    Attributes:
+        recipe: digest of the settings and the features.
+        data: digest of the recipe together with the images and the objects.
+
+    >>> before, after = Key.of(["C=1"], ["a.jpg"]), Key.of(["C=1"], ["a.jpg", "b.jpg"])
+    >>> before.recipe == after.recipe, before.data == after.data
+    (True, False)
+    """
 
     recipe: str
     data: str
 
     @classmethod
     def of(cls, recipe: list, data: list) -> Key:
-        """From what their JSON forms are."""
+        """Return the key of a recipe and data that JSON can hold."""
         digest = fingerprint(recipe)
         return cls(digest, fingerprint([digest, data]))
 
 
-def is_there(path: Path) -> bool:
-    """Whether there is a result at ``path``, of whatever key."""
+def has_result(path: Path) -> bool:
+    """Whether ``path`` holds a readable result with its note, whatever it depends on."""
     if not (path.exists() and path.with_suffix(".json").exists()):
         return False
     try:
-        with safe_open(path, "numpy"):  # cut short, by a copy that was interrupted, it is none
+        with safe_open(path, "numpy"):  # fails on a file that an interrupted copy has cut short
             return True
     except (SafetensorError, OSError):
         return False
 
 
 def is_done(path: Path, key: Key, keep: bool) -> bool:
-    """Whether the result at ``path`` is of this key; with ``keep`` one of other images or objects will do."""
-    found = read_json(path.with_suffix(".json")) if is_there(path) else {}
-    return found.get("data") == key.data or (keep and found.get("recipe") == key.recipe)
+    """Whether the result at ``path`` is valid for ``key``.
+
+    Args:
+        path: the result's safetensors file.
+        key: what the result must depend on.
+        keep: whether a result of the same recipe is valid even if its images or objects were others.
+
+    Raises:
+        SppdetError: the note cannot be read.
+    """
+    note = read_json(path.with_suffix(".json")) if has_result(path) else {}
+    return note.get("data") == key.data or (keep and note.get("recipe") == key.recipe)
 
 
-def forget(path: Path) -> None:
-    """Let the result at ``path`` not be done, nor begun: if learning it again is interrupted, it goes on from there."""
+def invalidate(path: Path) -> None:
+    """Invalidate the result at ``path`` and delete its checkpoint.
+
+    A forced training that is interrupted afterwards resumes like any other: the old result does not count any more.
+    """
     for suffix in (".json", ".checkpoint"):
         path.with_suffix(suffix).unlink(missing_ok=True)
 
 
 @contextmanager
-def checkpoint_of(path: Path) -> Iterator[Path]:
-    """Where the training of the result at ``path`` keeps what it goes on from; not there any more once it has ended."""
-    checkpoint = path.with_suffix(".checkpoint")
+def checkpoint_of(path: Path, key: str) -> Iterator[Checkpoint]:
+    """Provide the checkpoint of the training of the result at ``path``; delete it when the training has ended.
+
+    Args:
+        path: the result's file; the checkpoint lies beside it.
+        key: what the training depends on.
+    """
+    checkpoint = Checkpoint(path.with_suffix(".checkpoint"), key)
     yield checkpoint
-    checkpoint.unlink(missing_ok=True)  # an interruption does not come here
+    checkpoint.path.unlink(missing_ok=True)  # not reached by an interruption, which leaves the checkpoint
 
 
-def finish(path: Path, key: Key, tensors: dict, **description) -> None:
-    """Write a result, then the note that says what it depends on: a result without its note does not count."""
+def write_result(path: Path, key: Key, tensors: Mapping[str, torch.Tensor | ArrayLike], **description: object) -> None:
+    """Write a result, then its note.
+
+    Args:
+        path: the result's safetensors file.
+        key: what the result depends on.
+        tensors: what was learned, by name.
+        **description: what else the note holds, as JSON.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     path.with_suffix(".json").unlink(missing_ok=True)
-    tensors = {name: torch.as_tensor(value).cpu().contiguous() for name, value in tensors.items()}
-    atomic_write(path, lambda temporary: save_file(tensors, temporary))
+    stored = {name: torch.as_tensor(value).cpu().contiguous() for name, value in tensors.items()}
+    atomic_write(path, lambda temporary: save_file(stored, temporary))
     write_json(path.with_suffix(".json"), {**asdict(key), **description})

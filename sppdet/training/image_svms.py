@@ -1,15 +1,15 @@
-"""The image as context of its windows: per-class SVMs that tell whether it holds such an object at all.
+"""Per-class SVMs of whole images, which tell whether an image holds an object of a class at all.
 
-To classify whole images is what SPP-net was made for first (He et al. 2014, section 3), and the vector for it is that
-of one more window of the maps that are there already, the image itself. Where its SVM says no, the image's windows
-lose margin (the idea is that of Harzallah, Jurie and Schmid, ICCV 2009)::
+Classifying whole images is what SPP-net was made for first (He et al. 2014, section 3). The vector of an image is that
+of one more window of its feature maps: the image itself. Where the image's margin is negative, the margins of its
+windows are lowered (an idea of Harzallah, Jurie and Schmid, ICCV 2009)::
 
-    margin = the window's + weight * min(0, the image's)
+    margin = margin of the window + weight * min(0, margin of the image)
 
-A yes adds nothing: it would lift what is wrong in an image together with what is right.
+A positive margin adds nothing: it would raise the false detections of an image together with the true ones.
 
-A class's SVM depends on which images hold the class, never on the other classes: one trained later, alone, is the
-same.
+The SVM of a class depends on which images hold the class and not on the other classes: trained later and alone, it is
+the same.
 """
 
 from __future__ import annotations
@@ -18,27 +18,38 @@ import numpy as np
 
 from sppdet.config import SvmSettings
 from sppdet.detection import LinearSVMs
-from sppdet.features import CachedSplit, WindowFeatures
+from sppdet.features import FeatureSplit, WindowFeatures
 from sppdet.training import svm
-from sppdet.utils import parallel_map
+from sppdet.utils import Execution, parallel_map
 
-SETTINGS = ("C", "positive_weight", "bias", "solver")  # those of the windows' SVMs that hold for images too
-_MOST = 20_000  # images learned from, a random sample of them beyond that: 51 kB each at 25,600 features
+SETTINGS = ("C", "positive_weight", "bias", "solver")  # the fields of SvmSettings that SVMs of images depend on
+_MAX_IMAGES = 20_000  # a random sample of more: vectors of 25,600 features take 51 kB each
 
 
 def train(
-    split: CachedSplit, features: WindowFeatures, labels: list[int], settings: SvmSettings, scale: float, seed: int = 3,
-    workers: int = 0,
-) -> LinearSVMs:  # fmt: skip
-    """The images' SVMs of the classes ``labels``.
+    split: FeatureSplit,
+    features: WindowFeatures,
+    labels: list[int],
+    settings: SvmSettings,
+    scale: float,
+    execution: Execution,
+) -> LinearSVMs:
+    """Train the SVMs of whole images.
 
-    Of a class that all images hold, or none, there is nothing to tell: margins are 0, and windows lose nothing.
+    A class that all images hold, or none, gives nothing to learn: its margins are 0, and windows are not lowered.
 
     Args:
-        settings: those named by :data:`SETTINGS` count.
-        scale: brings the vectors of windows to the norm of the SVMs.
+        split: the training images with their feature maps.
+        features: how an image becomes a vector.
+        labels: the classes to train.
+        settings: the fields named by :data:`SETTINGS` are used.
+        scale: factor that brings the vectors of windows to the norm of the SVMs.
+        execution: seed of the sample of images and of the solver; workers.
+
+    Returns:
+        One SVM per class of ``labels``.
     """
-    images = np.sort(np.random.default_rng(seed).permutation(len(split))[:_MOST])
+    images = np.sort(np.random.default_rng(execution.seed).permutation(len(split))[:_MAX_IMAGES])
     vectors = np.empty((len(images), features.dimension), np.float16)
 
     def fill(row: int) -> None:
@@ -46,14 +57,14 @@ def train(
         maps, size = split.maps(i), split.size(i)
         vectors[row] = features.vectors(maps, features.whole(maps, size), np.arange(1), np.float16)[0]
 
-    for _ in parallel_map(fill, range(len(images)), workers, "whole images", threads=True):
+    for _ in parallel_map(fill, range(len(images)), execution.workers, "whole images", threads=True):
         pass
-    problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=seed)
+    problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=execution.seed)
 
     def fit_class(label: int) -> svm.Fit:
-        held = np.array([label in split.dataset[int(i)].labels for i in images])
-        if held.all() or not held.any():
+        positive = np.array([label in split.dataset[int(i)].labels for i in images])
+        if positive.all() or not positive.any():
             return svm.Fit(np.zeros(features.dimension, np.float32), 0.0, None, 0, True)
-        return svm.SOLVERS[settings.solver](vectors, np.arange(len(vectors)), np.where(held, 1, -1), problem)
+        return svm.SOLVERS[settings.solver](vectors, np.arange(len(vectors)), np.where(positive, 1, -1), problem)
 
-    return svm.stack(list(parallel_map(fit_class, labels, workers, "fitting SVMs of images", threads=True)))
+    return svm.stack(list(parallel_map(fit_class, labels, execution.workers, "fitting SVMs of images", threads=True)))

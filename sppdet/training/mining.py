@@ -1,26 +1,29 @@
 """Hard-negative mining: the SVMs of all classes from one stream of images, in bounded memory.
 
-What is kept of a window is where it lies, 24 bytes; its vector, 50 kB, is pooled again from the stored maps for
-every fit, for as many classes at a time as ``memory_gb`` holds. So memory does not grow with the images, but the
-maps are read again for every such part of the classes.
+What is kept of a window is its location, 24 bytes. Its vector, 50 kB, is pooled again from the stored feature maps for
+every fit, for as many classes at a time as ``memory_gb`` holds. So memory does not grow with the number of images, but
+the maps are read again for every such group of classes.
 
-Positives are the ground truth of a class, and where ``positive_overlap`` is below 1 proposals that overlap it by as
-much; negatives are proposals that overlap none of it by ``negative_overlap``.
+Positives of a class are its objects and, where ``positive_overlap`` is below 1, the proposals that overlap an object by
+at least this IoU. Negatives are proposals whose IoU with every object of the class is below ``negative_overlap``.
+
 Each class starts from random negatives. Then images are read in a fixed order; a negative that scores above
-``hard_margin`` is hard and kept; after growing shares of the images (1/16, 1/8, 1/4, 1/2, all) every class is
-fitted again and negatives below ``evict_margin`` leave. R-CNN and SPP_net do the same a class at a time, each
+``hard_margin`` is hard and is kept. After growing shares of the images (1/16, 1/8, 1/4, 1/2, all) every class is fitted
+again, and negatives that score below ``evict_margin`` are dropped. R-CNN and SPP_net do this class by class, with a fit
 whenever 2000 negatives are new.
 
-A class's SVM depends on the proposals and on its own ground truth, never on the other classes trained with it: one
-trained later, alone, is the same SVM, but for the last bits of products where fc layers are behind the pooling: these
-differ with the number of windows that go through a layer together.
+The SVM of a class depends on the proposals and on the class's own objects, not on the other classes trained with it: a
+class trained later and alone gets the same SVM. With fc layers after the pooling the last bits of products differ, as
+these depend on the number of windows that go through a layer together.
+
+Names: n windows, U of them with different cells, K classes, D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
@@ -28,165 +31,221 @@ from safetensors.numpy import save_file
 
 from sppdet.config import SvmSettings
 from sppdet.detection import LinearSVMs
-from sppdet.features import CachedSplit, WindowFeatures, Windows
+from sppdet.features import FeatureSplit, WindowFeatures, Windows
 from sppdet.ops import Products, nms
 from sppdet.training import svm
-from sppdet.utils import atomic_write, entries_under, parallel_map
+from sppdet.utils import Checkpoint, Execution, atomic_write, entries_under, parallel_map
+
+logger = logging.getLogger(__name__)
+
+# Images, and windows of each, that tell the mean norm of all vectors.
+_NORM_IMAGES, _NORM_WINDOWS = 200, 200
 
 
-def feature_scale(split: CachedSplit, features: WindowFeatures, norm: float, seed: int, workers: int) -> float:
-    """The factor that brings the mean L2 norm of window vectors to ``norm``, from 200 images x 200 windows."""
-    images = np.random.default_rng(seed).permutation(len(split))[:200]
+def feature_scale(split: FeatureSplit, features: WindowFeatures, norm: float, execution: Execution) -> float:
+    """Compute the factor that brings the mean L2 norm of window vectors to ``norm``, from a sample of the windows.
 
-    def norms(i: int) -> np.ndarray:
-        boxes = np.random.default_rng([seed, i]).permutation(split.proposals(i))[:200]
+    Args:
+        split: images with their proposals and feature maps.
+        features: how windows become vectors.
+        norm: the mean norm that is wanted.
+        execution: seed of the sample; workers.
+
+    Returns:
+        The factor; 1 where there is no window or all vectors are zero.
+    """
+    seed, workers = execution.seed, execution.workers
+    images = np.random.default_rng(seed).permutation(len(split))[:_NORM_IMAGES]
+
+    def norms_of(i: int) -> np.ndarray:
+        boxes = np.random.default_rng([seed, i]).permutation(split.proposals(i))[:_NORM_WINDOWS]
         if not len(boxes):
             return np.zeros(0)
         return np.linalg.norm(features.of_boxes(split.maps(i), boxes, split.size(i)), axis=1)
 
-    found = np.concatenate(list(parallel_map(norms, images.tolist(), workers, "feature norm", threads=True)))
-    mean = float(found.mean()) if len(found) else 0.0
+    norms = np.concatenate(list(parallel_map(norms_of, images.tolist(), workers, "feature norm", threads=True)))
+    mean = float(norms.mean()) if len(norms) else 0.0
     return norm / mean if mean > 0 else 1.0
 
 
-# Where a window lies: index into the corpus, index of the map, and x1, y1, x2, y2 on it. Whole cells are whole numbers,
-# which float32 holds exactly; with pooling.kind=align they are edges anywhere.
-PLACE = np.dtype([("picture", np.int32), ("scale", np.int32), ("window", np.float32, 4)])
-# Proposals that are positives beside the objects, at most: of one and of a class, if that leaves one to each object.
-_NEAR, _NEAR_OF_CLASS = 20, 10000
+# Where a window lies: index of its image in the split, index of the feature map, and x1, y1, x2, y2 in cells of the
+# map. float32 holds whole cells exactly; with pooling.kind=align the edges are not whole.
+LOCATION = np.dtype([("image", np.int32), ("scale", np.int32), ("cells", np.float32, 4)])
+# Names of these fields in checkpoints, which stay as they were in earlier versions.
+_STORED_NAMES = {"image": "picture", "scale": "scale", "cells": "window"}
+# Most proposals that are positives per object, and per class unless that leaves less than one per object.
+_NEAR_PER_OBJECT, _NEAR_PER_CLASS = 20, 10_000
 _GROWTH = 2048  # rows by which the cache grows
+_TRIM_SLACK = 4  # a class may hold 1/4 more negatives than its limit before they are sorted and trimmed
 
 
 class SampleCache:
-    """Windows that one or more classes train on, and each class's state for each of them.
+    """The windows that some classes train on, and the state of each class for each window.
 
-    A row is one window, which lies at ``places[r]`` (:data:`PLACE`). ``held[r, k]`` says that class k uses row r; the
-    first rows are the positives and stay. Room that became free is used again.
+    A row is one window. The first rows are positives and stay. Rows of negatives that no class uses any more are used
+    again.
+
+    Args:
+        positives: ``(P,)`` of :data:`LOCATION`.
+        positive_classes: ``(P,)`` the class of each positive, 0 to K - 1.
+        classes: K.
+
+    Attributes:
+        positives: P, the number of rows of positives.
+        locations: ``(R,)`` of :data:`LOCATION`, where each row's window lies.
+        held: bool ``(R, K)``, whether class k trains on row r.
+        alpha: float64 ``(R, K)``, the dual variables of the last fit.
+        score: float32 ``(R, K)``, the margins of the last fit.
     """
 
     def __init__(self, positives: np.ndarray, positive_classes: np.ndarray, classes: int):
         count = self.positives = len(positives)
-        self.places = positives
+        self.locations = positives
         self.held = np.zeros((count, classes), bool)
         self.held[np.arange(count), positive_classes] = True
         self.alpha = np.zeros((count, classes))
         self.score = np.zeros((count, classes), np.float32)
         self._used = np.zeros(count, bool)
-        self._rank = np.zeros(count, np.int64)  # orders rows by image and window, wherever they are stored
-        self._keys: list[tuple[int, int] | None] = [None] * count  # row -> (image, window)
-        self._slots: dict[tuple[int, int], int] = {}  # and back
+        # Orders the rows by image and window, whatever rows they were stored in, and identifies the window.
+        self._rank = np.zeros(count, np.int64)
+        self._row_of: dict[int, int] = {}  # rank -> row, of the negatives
         self._free: list[int] = []
 
     def _grow(self) -> None:
-        count = len(self.places)
-        for name in ("places", "held", "alpha", "score", "_used", "_rank"):
+        count = len(self.locations)
+        for name in ("locations", "held", "alpha", "score", "_used", "_rank"):
             old = getattr(self, name)
             setattr(self, name, np.concatenate([old, np.zeros((_GROWTH, *old.shape[1:]), old.dtype)]))
-        self._keys += [None] * _GROWTH
         self._free += range(count + _GROWTH - 1, count - 1, -1)
 
-    def add(self, windows: np.ndarray, places: np.ndarray, wanted: np.ndarray, score: np.ndarray):
-        """Negatives: numbers ``(r,)`` within their images, their places, ``(r, K)`` bool and margins."""
-        for window, place, classes, margins in zip(windows.tolist(), places, wanted, score):
-            image = int(place["picture"])
-            key = (image, window)
-            if key not in self._slots:
+    def add(self, windows: np.ndarray, locations: np.ndarray, wanted: np.ndarray, score: np.ndarray) -> None:
+        """Add negatives; a class that holds one already keeps its state for it.
+
+        Args:
+            windows: ``(n,)`` numbers of the windows within their images.
+            locations: ``(n,)`` of :data:`LOCATION`.
+            wanted: bool ``(n, K)``, whether the window becomes a negative of each class.
+            score: ``(n, K)`` margins.
+        """
+        for window, location, classes, margins in zip(windows.tolist(), locations, wanted, score):
+            rank = _rank(int(location["image"]), window)
+            if rank not in self._row_of:
                 if not self._free:
                     self._grow()
-                slot = self._free.pop()
-                self._slots[key], self._keys[slot], self._used[slot] = slot, key, True
-                self._rank[slot] = (image << 32) + window
-                self.places[slot] = place
-            slot = self._slots[key]
-            new = classes & ~self.held[slot]
-            self.held[slot] |= new
-            self.score[slot, new] = margins[new]
-            self.alpha[slot, new] = 0
+                row = self._free.pop()
+                self._row_of[rank], self._rank[row], self._used[row] = row, rank, True
+                self.locations[row] = location
+            row = self._row_of[rank]
+            new = classes & ~self.held[row]
+            self.held[row] |= new
+            self.score[row, new] = margins[new]
+            self.alpha[row, new] = 0
 
     def negatives(self, k: int) -> np.ndarray:
-        """Class k's negative rows, in an order that does not depend on what other classes keep or free."""
+        """Return the rows of class k's negatives, in an order that does not depend on the other classes."""
         rows = self.positives + np.flatnonzero(self.held[self.positives :, k])
         return rows[np.argsort(self._rank[rows])]
 
     def problem(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Class k's rows ``(n,)`` and their labels, +1 or -1."""
+        """Return class k's rows ``(n,)``, positives first, and their labels ``(n,)``, +1 or -1."""
         index = np.concatenate([np.flatnonzero(self.held[: self.positives, k]), self.negatives(k)])
         return index, np.where(index < self.positives, 1, -1)
 
     def trim(self, k: int, limit: int) -> None:
-        """Leave class k its ``limit`` hardest negatives, if it has a quarter more than that."""
-        # Called after every image: count first, and sort only where there is something to leave.
-        if np.count_nonzero(self.held[self.positives :, k]) > limit * 5 // 4:
+        """Leave class k its ``limit`` hardest negatives, if it has a quarter more than ``limit``."""
+        # Called after every image: count first, and sort only where negatives have to go.
+        if np.count_nonzero(self.held[self.positives :, k]) > limit * (_TRIM_SLACK + 1) // _TRIM_SLACK:
             negatives = self.negatives(k)
             hardest = np.argsort(-self.score[negatives, k], kind="stable")
             self.held[negatives[hardest[limit:]], k] = False
 
     def evict(self, k: int, margin: float) -> None:
-        """Class k's negatives that score below ``margin`` leave."""
+        """Drop class k's negatives that score below ``margin``."""
         easy = self.held[self.positives :, k] & (self.score[self.positives :, k] < margin)
         self.held[self.positives :, k] &= ~easy
 
     def collect(self) -> None:
         """Free the rows that no class holds any more."""
-        for slot in np.flatnonzero(self._used & ~self.held.any(axis=1)).tolist():
-            del self._slots[self._keys[slot]]
-            self._used[slot] = False
-            self._free.append(slot)
+        for row in np.flatnonzero(self._used & ~self.held.any(axis=1)).tolist():
+            del self._row_of[int(self._rank[row])]
+            self._used[row] = False
+            self._free.append(row)
 
     def __len__(self) -> int:
-        return len(self._slots)
+        """Return the number of negatives, each of one class or more."""
+        return len(self._row_of)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Everything that :meth:`restore` needs, as plain arrays."""
+        """Return all that :meth:`restore` needs, as arrays without fields."""
         rows = np.concatenate([np.arange(self.positives), np.flatnonzero(self._used)])
-        state = {name: self.places[name][rows] for name in PLACE.names}
+        state = {stored: self.locations[name][rows] for name, stored in _STORED_NAMES.items()}
         state |= {"held": self.held[rows], "alpha": self.alpha[rows], "score": self.score[rows]}
         return state | {"rank": self._rank[rows], "positives": np.array(self.positives)}
 
     @classmethod
     def restore(cls, state: dict[str, np.ndarray]) -> SampleCache:
-        """The cache that :meth:`state` describes."""
-        places = np.empty(len(state["rank"]), PLACE)
-        for name in PLACE.names:
-            places[name] = state[name]
-        positives = state["positives"].item()
-        cache = cls(places, np.zeros(len(places), np.int64), state["held"].shape[1])
-        cache.positives, cache._rank = positives, state["rank"]
+        """Return the cache that :meth:`state` describes."""
+        locations = np.empty(len(state["rank"]), LOCATION)
+        for name, stored in _STORED_NAMES.items():
+            locations[name] = state[stored]
+        cache = cls(locations, np.zeros(len(locations), np.int64), state["held"].shape[1])
+        cache.positives, cache._rank = state["positives"].item(), state["rank"]
         cache.held, cache.alpha, cache.score = state["held"], state["alpha"], state["score"]
-        cache._used = np.arange(len(places)) >= positives
-        for slot in range(positives, len(places)):
-            key = cache._keys[slot] = divmod(int(cache._rank[slot]), 1 << 32)
-            cache._slots[key] = slot
+        cache._used = np.arange(len(locations)) >= cache.positives
+        cache._row_of = {int(cache._rank[row]): row for row in range(cache.positives, len(locations))}
         return cache
 
 
-class Miner:
-    """Trains the SVMs of the classes ``labels`` (indices into the corpus's classes).
+def _rank(image: int, window: int) -> int:
+    """Return the number that orders windows by image, then by their number within it."""
+    return (image << 32) + window
 
-    ``memory_gb`` of vectors are held at a time; one class's are held together whatever they take.
+
+class Miner:
+    """Trains the SVMs of some classes with hard-negative mining.
+
+    Args:
+        split: the training images with their proposals and feature maps.
+        features: how windows become vectors.
+        labels: the classes to train, as numbers among the split's classes; K of them.
+        settings: of SVMs and mining.
+        scale: factor that brings the vectors to the norm of the SVMs.
+        execution: seed; workers; memory for vectors, of which one class's are always held together; checkpoint.
+
+    Attributes:
+        problem: the parameters of every class's SVM.
+        cache: the windows of the last fit.
     """
 
     def __init__(
-        self, split: CachedSplit, features: WindowFeatures, labels: Iterable[int], settings: SvmSettings, scale: float,
-        seed: int = 3, workers: int = 0, log: Callable[[str], None] = lambda text: None, memory_gb: float = 2.0,
-    ):  # fmt: skip
+        self,
+        split: FeatureSplit,
+        features: WindowFeatures,
+        labels: Iterable[int],
+        settings: SvmSettings,
+        scale: float,
+        execution: Execution,
+    ):
         self.split, self.features, self.labels, self.settings = split, features, list(labels), settings
-        self.problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=seed)
-        self.seed, self.workers, self.log, self.memory_gb = seed, workers, log, memory_gb
+        self.execution = execution
+        self.problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=execution.seed)
+        self.cache: SampleCache
         self._objects = [sum((sample.labels == label).sum() for sample in split.dataset) for label in self.labels]
 
-    def train(self, checkpoint: Path | None = None, key: str = "") -> LinearSVMs:
-        """The SVMs of all classes.
+    def train(self) -> LinearSVMs:
+        """Train the SVMs of all classes.
 
-        ``checkpoint`` is written after every fit, and gone on from if it was left by an interrupted training of the
-        same ``key``: the SVMs come out the same.
+        The checkpoint is written after every fit. A training that finds one of its key resumes from it and gets the
+        same SVMs as without the interruption.
         """
         for label, count in zip(self.labels, self._objects):
             if not count:
-                self.log(f"no training objects of {self.split.dataset.classes[label]}: it will never be found")
-        order = np.random.default_rng(self.seed).permutation(len(self.split))
+                name = self.split.dataset.classes[label]
+                logger.warning("no training objects of %s: it will never be detected", name)
+        checkpoint = self.execution.checkpoint
+        order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
         rounds = [_rounds(order, self.settings.rounds if n == 0 else 1) for n in range(self.settings.passes)]
-        done, fitted = self._resume(checkpoint, key) if checkpoint else (0, None)
+        done, fitted = self._resume(checkpoint) if checkpoint else (0, None)
         if fitted is None:
             self.cache = self._start(order)
             fitted = self._fit()
@@ -194,157 +253,176 @@ class Miner:
             if number < done:
                 continue
             if checkpoint:
-                self._save(checkpoint, key, number, fitted)
+                self._save(checkpoint, number, fitted)
             self._mine(images.tolist(), fitted)
             fitted = self._fit()
-        self._tell_of_lost_classes()
+        self._warn_of_lost_classes()
         return fitted
 
-    def _tell_of_lost_classes(self) -> None:
-        """Where many negatives are like the objects, the SVM of least cost may call everything a negative."""
+    def _warn_of_lost_classes(self) -> None:
+        """Name the classes whose SVM puts all objects on the side of the negatives.
+
+        Where many negatives look like the objects, that SVM may have the least cost.
+        """
         count, classes = self.cache.positives, self.split.dataset.classes
-        own = np.where(self.cache.held[:count], self.cache.score[:count], -np.inf).max(axis=0, initial=-np.inf)
-        lost = [classes[label] for label, highest in zip(self.labels, own) if -np.inf < highest < 0]
+        margins = np.where(self.cache.held[:count], self.cache.score[:count], -np.inf)
+        highest = margins.max(axis=0, initial=-np.inf)
+        lost = [classes[label] for label, margin in zip(self.labels, highest) if -np.inf < margin < 0]
         if lost:
             near = "svm.positive_overlap=0.7, " if self.settings.positive_overlap == 1 else ""
-            self.log(
-                f"  {', '.join(lost)}: the SVM takes all of its own objects for background; {near}a larger "
-                "svm.positive_weight or svm.C, or better features help"
+            logger.warning(
+                "%s: the SVM takes all objects of its class for background; %sa larger svm.positive_weight or svm.C, "
+                "or better features help",
+                ", ".join(lost),
+                near,
             )
 
-    def _save(self, path: Path, key: str, done: int, fitted: LinearSVMs) -> None:
+    def _save(self, checkpoint: Checkpoint, done: int, fitted: LinearSVMs) -> None:
+        """Write the cache and the SVMs as they are after ``done`` rounds."""
         tensors = {f"cache.{name}": np.ascontiguousarray(value) for name, value in self.cache.state().items()}
         tensors |= {"weight": fitted.weight, "bias": fitted.bias}
-        metadata = {"key": key, "done": str(done)}
-        atomic_write(path, lambda temporary: save_file(tensors, temporary, metadata))
+        metadata = {"key": checkpoint.key, "done": str(done)}
+        atomic_write(checkpoint.path, lambda temporary: save_file(tensors, temporary, metadata))
 
-    def _resume(self, path: Path, key: str) -> tuple[int, LinearSVMs | None]:
-        """The number of rounds that a checkpoint of this ``key`` has done, and their SVMs; its cache is taken over."""
-        if not path.exists():
+    def _resume(self, checkpoint: Checkpoint) -> tuple[int, LinearSVMs | None]:
+        """Take over the checkpoint's cache; return the number of rounds done and their SVMs, or None without any."""
+        if not checkpoint.path.exists():
             return 0, None
-        with safe_open(path, "numpy") as stored:
+        with safe_open(checkpoint.path, "numpy") as stored:
             metadata = stored.metadata()
-            if metadata.get("key") != key:
+            if metadata.get("key") != checkpoint.key:
                 return 0, None
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
         self.cache = SampleCache.restore(entries_under(tensors, "cache."))
         return int(metadata["done"]), LinearSVMs(tensors["weight"], tensors["bias"])
 
     def _start(self, order: np.ndarray) -> SampleCache:
-        """Positives of every class, and random negatives drawn alike for all of them."""
-        s, k = self.settings, len(self.labels)
-        results = parallel_map(self._positives, order.tolist(), self.workers, "positives", threads=True)
-        places, owners = zip(*results)
-        cache = SampleCache(np.concatenate(places), np.concatenate(owners), k)
-        share = -(-s.random_negatives // len(order))
-        chosen = order[: -(-s.random_negatives // share)] if share else order[:0]
+        """Return a cache of the positives of every class and of random windows, the same ones for all classes."""
+        workers, count = self.execution.workers, self.settings.random_negatives
+        positives = parallel_map(self._positives, order.tolist(), workers, "positives", threads=True)
+        locations, classes = zip(*positives)
+        cache = SampleCache(np.concatenate(locations), np.concatenate(classes), len(self.labels))
+        per_image = -(-count // len(order))
+        images = order[: -(-count // per_image)] if per_image else order[:0]
 
-        def draw(i: int):
+        def draw(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             windows, boxes = self._windows(i, self.split.maps(i))
-            rows = np.random.default_rng([self.seed, i]).permutation(len(windows.cells))[:share]
+            rows = np.random.default_rng([self.execution.seed, i]).permutation(len(windows.cells))[:per_image]
             rows = rows[np.argsort(rows)]
-            return rows, _places(i, windows, rows), self._legal(i, boxes, windows)[rows]
+            return rows, _locations(i, windows, rows), self._may_be_negative(i, boxes, windows)[rows]
 
-        for rows, places, legal in parallel_map(draw, chosen.tolist(), self.workers, "random negatives", threads=True):
-            cache.add(rows, places, legal, np.zeros(legal.shape, np.float32))
+        drawn = parallel_map(draw, images.tolist(), workers, "random negatives", threads=True)
+        for rows, row_locations, negative in drawn:
+            cache.add(rows, row_locations, negative, np.zeros(negative.shape, np.float32))
         return cache
 
     def _positives(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Where an image's positives lie ``(n,)``, and which of the classes they are of ``(n,)``."""
+        """Return the locations ``(n,)`` of an image's positives, and the class of each ``(n,)``."""
         boxes = [self.split.objects(i, label) for label in self.labels]
         if not any(map(len, boxes)):
-            return np.zeros(0, PLACE), np.zeros(0, np.int64)
+            return np.zeros(0, LOCATION), np.zeros(0, np.int64)
         maps = self.split.maps(i)
         if self.settings.positive_overlap < 1:
-            boxes = [np.concatenate(both) for both in zip(boxes, self._near(i, maps))]
-        owners = np.repeat(np.arange(len(boxes)), [len(own) for own in boxes])
+            boxes = [np.concatenate(both) for both in zip(boxes, self._near_proposals(i, maps))]
+        classes = np.repeat(np.arange(len(boxes)), [len(class_boxes) for class_boxes in boxes])
         windows = self.features.windows(np.concatenate(boxes), self.split.size(i), maps)
-        return _places(i, windows, windows.group), owners
+        return _locations(i, windows, windows.group), classes
 
-    def _near(self, i: int, maps) -> list[np.ndarray]:
-        """The proposals that are positives of each class, ``(n, 4)``: a draw that does not depend on other classes."""
+    def _near_proposals(self, i: int, maps: object) -> list[np.ndarray]:
+        """Draw the proposals ``(n, 4)`` that are positives of each class; a draw does not depend on other classes."""
         windows, proposals = self._windows(i, maps)
         near = self.split.overlaps(i, proposals, self.labels) >= self.settings.positive_overlap
-        found = []
-        for own, label, count in zip(near.T, self.labels, self._objects):
-            rows = np.flatnonzero(own)
-            rows = rows[np.unique(windows.group[rows], return_index=True)[1]]  # of equal cells one
-            drawn = np.random.default_rng([self.seed, i]).permutation(rows)
-            most = max(1, min(_NEAR, _NEAR_OF_CLASS // max(count, 1)))
-            found.append(proposals[drawn[: most * len(self.split.objects(i, label))]])
-        return found
+        proposals_of_classes = []
+        for near_class, label, count in zip(near.T, self.labels, self._objects):
+            rows = np.flatnonzero(near_class)
+            rows = rows[np.unique(windows.group[rows], return_index=True)[1]]  # one of those with equal cells
+            drawn = np.random.default_rng([self.execution.seed, i]).permutation(rows)
+            per_object = max(1, min(_NEAR_PER_OBJECT, _NEAR_PER_CLASS // max(count, 1)))
+            proposals_of_classes.append(proposals[drawn[: per_object * len(self.split.objects(i, label))]])
+        return proposals_of_classes
 
-    def _windows(self, i: int, maps) -> tuple[Windows, np.ndarray]:
-        """An image's proposals on its maps, and as boxes ``(N, 4)``."""
+    def _windows(self, i: int, maps: object) -> tuple[Windows, np.ndarray]:
+        """Return an image's proposals on its maps, and as boxes ``(N, 4)``."""
         boxes = self.split.proposals(i)
         return self.features.windows(boxes, self.split.size(i), maps), boxes
 
-    def _legal(self, i: int, boxes: np.ndarray, windows: Windows) -> np.ndarray:
-        """``(U, K)``: may this window be a negative of that class? Windows of equal cells count as the nearest."""
+    def _may_be_negative(self, i: int, boxes: np.ndarray, windows: Windows) -> np.ndarray:
+        """Return ``(U, K)`` whether a window may be a negative of each class.
+
+        Of boxes with equal cells the highest overlap counts.
+        """
         overlap = np.zeros((len(windows.cells), len(self.labels)), np.float32)
         np.maximum.at(overlap, windows.group, self.split.overlaps(i, boxes, self.labels))
         return overlap < self.settings.negative_overlap
 
     def _mine(self, images: list[int], fitted: LinearSVMs) -> None:
+        """Add the hard negatives of some images to the cache."""
         weights = Products(fitted.weight, half=self.features.half)
 
-        def hard(i: int):
+        def find(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
             maps = self.split.maps(i)
             windows, boxes = self._windows(i, maps)
             score = self.features.products(maps, windows, weights)[0] + fitted.bias
-            wanted = self._legal(i, boxes, windows) & (score > self.settings.hard_margin)
-            self._thin(windows, boxes, score, wanted)
-            rows = np.flatnonzero(wanted.any(axis=1))
-            return rows, _places(i, windows, rows), wanted[rows], score[rows]
+            hard = self._may_be_negative(i, boxes, windows) & (score > self.settings.hard_margin)
+            self._drop_duplicates(windows, boxes, score, hard)
+            rows = np.flatnonzero(hard.any(axis=1))
+            return rows, _locations(i, windows, rows), hard[rows], score[rows]
 
-        for found in parallel_map(hard, images, self.workers, f"mining {len(images)} images", threads=True):
-            self.cache.add(*found)
+        description = f"mining {len(images)} images"
+        for negatives in parallel_map(find, images, self.execution.workers, description, threads=True):
+            self.cache.add(*negatives)
             for k in range(len(self.labels)):
                 self.cache.trim(k, self.settings.max_negatives)
             self.cache.collect()
 
-    def _thin(self, windows: Windows, boxes: np.ndarray, score: np.ndarray, wanted: np.ndarray) -> None:
-        """Of hard negatives that overlap by more than ``duplicate_overlap`` the hardest stays (paper, 4.1)."""
+    def _drop_duplicates(self, windows: Windows, boxes: np.ndarray, score: np.ndarray, hard: np.ndarray) -> None:
+        """Leave the hardest of hard negatives that overlap by more than ``duplicate_overlap`` (paper, section 4.1)."""
         first = np.full(len(windows.cells), -1)
         first[windows.group[::-1]] = np.arange(len(boxes))[::-1]
-        places = boxes[first]
-        for k in range(wanted.shape[1]):
-            rows = np.flatnonzero(wanted[:, k])
+        window_boxes = boxes[first]
+        for k in range(hard.shape[1]):
+            rows = np.flatnonzero(hard[:, k])
             if len(rows):
-                kept = nms(places[rows], score[rows, k], self.settings.duplicate_overlap)
-                wanted[:, k] = False
-                wanted[rows[kept[: self.settings.hard_per_image]], k] = True
+                kept = nms(window_boxes[rows], score[rows, k], self.settings.duplicate_overlap)
+                hard[:, k] = False
+                hard[rows[kept[: self.settings.hard_per_image]], k] = True
 
     def _fit(self) -> LinearSVMs:
-        fits = [fitted for classes in self._parts() for fitted in self._fit_classes(classes)]
+        """Fit the SVMs of all classes to the windows of the cache."""
+        fits = [fitted for classes in self._class_groups() for fitted in self._fit_classes(classes)]
         self.cache.collect()
         negatives = self.cache.held[self.cache.positives :].sum(axis=0)
-        of_class = f"{negatives.min()} to {negatives.max()} a class"
-        self.log(f"  {len(self.cache)} windows are negatives, each of one class or more: {of_class}")
-        slow = [k for k, fitted in enumerate(fits) if not fitted.converged]
-        if slow:
-            self.log(f"  the SVM of {len(slow)} classes stopped at the iteration limit; a smaller svm.C helps")
+        logger.info(
+            "  %d negative windows, each of one class or more: %d to %d per class",
+            len(self.cache),
+            negatives.min(),
+            negatives.max(),
+        )
+        unconverged = sum(not fitted.converged for fitted in fits)
+        if unconverged:
+            logger.warning("the SVMs of %d classes stopped at the iteration limit; a smaller svm.C helps", unconverged)
         return svm.stack(fits)
 
-    def _parts(self) -> Iterator[list[int]]:
-        """The classes in order, as many at a time as share rows whose vectors fit into ``memory_gb``."""
-        limit = self.memory_gb * 1e9 / (2 * self.features.dimension)
-        part, rows = [], np.zeros(len(self.cache.places), bool)
+    def _class_groups(self) -> Iterator[list[int]]:
+        """Yield the classes in order, as many at a time as share rows whose vectors fit into ``memory_gb``."""
+        limit = self.execution.memory_gb * 1e9 / (2 * self.features.dimension)
+        group: list[int] = []
+        rows = np.zeros(len(self.cache.locations), bool)
         for k in range(len(self.labels)):
-            own = self.cache.held[:, k]
-            if part and np.count_nonzero(rows | own) > limit:
-                yield part
-                part, rows = [], np.zeros_like(rows)
-            part, rows = [*part, k], rows | own
-        yield part
+            class_rows = self.cache.held[:, k]
+            if group and np.count_nonzero(rows | class_rows) > limit:
+                yield group
+                group, rows = [], np.zeros_like(rows)
+            group, rows = [*group, k], rows | class_rows
+        yield group
 
     def _fit_classes(self, classes: list[int]) -> list[svm.Fit]:
-        """Fit some classes, and let their easy negatives leave."""
+        """Fit the SVMs of some classes, and drop their easy negatives."""
         cache = self.cache
         solve = svm.SOLVERS[self.settings.solver]
         rows = np.flatnonzero(cache.held[:, classes].any(axis=1))
         vectors = self._vectors(rows)
-        position = np.zeros(len(cache.places), np.int64)
+        position = np.zeros(len(cache.locations), np.int64)
         position[rows] = np.arange(len(rows))
 
         def fit_class(k: int) -> svm.Fit:
@@ -359,34 +437,34 @@ class Miner:
             cache.evict(k, self.settings.evict_margin)
             return fitted
 
-        return list(parallel_map(fit_class, classes, self.workers, "fitting SVMs", threads=True))
+        return list(parallel_map(fit_class, classes, self.execution.workers, "fitting SVMs", threads=True))
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        """``(len(rows), D)`` float16: the cache's ``rows`` pooled again, each image's together."""
-        places = self.cache.places[rows]
-        found = np.empty((len(rows), self.features.dimension), np.float16)
-        order = np.argsort(places["picture"], kind="stable")
-        parts = np.split(order, np.flatnonzero(np.diff(places["picture"][order])) + 1) if len(rows) else []
+        """Pool the windows of the cache's ``rows`` again, image by image: float16 ``(len(rows), D)``."""
+        locations = self.cache.locations[rows]
+        vectors = np.empty((len(rows), self.features.dimension), np.float16)
+        order = np.argsort(locations["image"], kind="stable")
+        images = np.split(order, np.flatnonzero(np.diff(locations["image"][order])) + 1) if len(rows) else []
 
-        def fill(own: np.ndarray) -> None:
-            every, mine = np.arange(len(own)), places[own]
-            windows = Windows(mine["scale"], mine["window"], every)
-            maps = self.split.maps(int(mine["picture"][0]))
-            found[own] = self.features.vectors(maps, windows, every, np.float16)
+        def fill(image_rows: np.ndarray) -> None:
+            every, of_image = np.arange(len(image_rows)), locations[image_rows]
+            windows = Windows(of_image["scale"], of_image["cells"], every)
+            maps = self.split.maps(int(of_image["image"][0]))
+            vectors[image_rows] = self.features.vectors(maps, windows, every, np.float16)
 
-        for _ in parallel_map(fill, parts, self.workers, "vectors", threads=True):
+        for _ in parallel_map(fill, images, self.execution.workers, "vectors", threads=True):
             pass
-        return found
+        return vectors
 
 
-def _places(image: int, windows: Windows, rows: np.ndarray) -> np.ndarray:
-    """``(len(rows),)`` of :data:`PLACE`."""
-    found = np.empty(len(rows), PLACE)
-    found["picture"], found["scale"], found["window"] = image, windows.scales[rows], windows.cells[rows]
-    return found
+def _locations(image: int, windows: Windows, rows: np.ndarray) -> np.ndarray:
+    """Return the locations ``(len(rows),)`` of the windows at ``rows``, of :data:`LOCATION`."""
+    locations = np.empty(len(rows), LOCATION)
+    locations["image"], locations["scale"], locations["cells"] = image, windows.scales[rows], windows.cells[rows]
+    return locations
 
 
 def _rounds(order: np.ndarray, rounds: int) -> list[np.ndarray]:
-    """``order`` cut after 1/2^(rounds-1), ..., 1/4, 1/2 of it; empty parts are left out."""
+    """Cut ``order`` after 1/2^(rounds-1), ..., 1/4, 1/2 of its length; empty pieces are left out."""
     cuts = [len(order) >> power for power in range(rounds - 1, 0, -1)]
-    return [part for part in np.split(order, cuts) if len(part)]
+    return [images for images in np.split(order, cuts) if len(images)]

@@ -1,34 +1,39 @@
-"""The stages of training, in order, each skipped when its result is there already.
+"""The stages of training, in order; a stage whose result is still valid is skipped.
 
-    pretrain   backbone weights from the training objects (only for backbone.weights=pretrain)
-    proposals  selective search on every image                          -> cache/proposals
-    end_to_end trunk, fc6 and fc7 learned together (where asked for)      -> RUN/stages/end_to_end.safetensors
-    maps       the backbone on every image and scale                    -> cache/maps
-    finetune   fc6 and fc7 (for features fc6 or fc7, conv layers fixed)   -> RUN/stages/finetune.safetensors
-    svm        per-class SVMs with hard-negative mining                   -> RUN/stages/svm/CLASS.safetensors
-    context    per-class SVMs of whole images (where asked for)         -> RUN/stages/context/CLASS.safetensors
-    bbox       per-class box regression                                   -> RUN/stages/bbox/CLASS.safetensors
-    evaluate   detection on the test split                                -> RUN/metrics.json, RUN/detections
+    pretrain    trunk from nothing, on the training objects (backbone.weights=pretrain) stages/pretrain.safetensors
+    proposals   selective search on every image                                         cache/proposals
+    end_to_end  trunk, fc6 and fc7 together (end_to_end.enabled)                        stages/end_to_end.safetensors
+    maps        the backbone on every image and scale                                   cache/maps
+    finetune    fc6 and fc7 on fixed conv layers (features with fc6 or fc7)             stages/finetune.safetensors
+    svm         per-class SVMs with hard-negative mining                                stages/svm/CLASS.safetensors
+    context     per-class SVMs of whole images (detection.context)                      stages/context/CLASS.safetensors
+    bbox        per-class box regression                                                stages/bbox/CLASS.safetensors
+    evaluate    detection on the test split                                             metrics.json, detections
 
-What a stage reads and what its result depends on stands in ``inputs``. RUN/stages.json records what each stage cost.
+All but the cache is written in the run's folder, where stages.json records what each stage cost.
+
+:mod:`sppdet.training.stage_inputs` holds what the stages read, :mod:`sppdet.training.stage_keys` what their results
+depend on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from sppdet.config import STAGES, Config, to_dict
+from sppdet.config import STAGES, Config, load, override, to_dict
 from sppdet.detection import Detector, is_ensemble
-from sppdet.evaluation import check_names, evaluate_run, read_costs, stage_line, summary
-from sppdet.features import fill_each, fill_maps
+from sppdet.evaluation import check_names, evaluate_run, forget_cost, read_costs, record_cost, stage_line, summary
+from sppdet.features import FeatureSplit, WindowFeatures, fill_each, fill_maps
 from sppdet.networks import check_network
 from sppdet.proposals import SelectiveSearch
-from sppdet.training import bbox_regression, end_to_end, finetune
-from sppdet.training import image_svms as context
-from sppdet.training.cached_result import Key, checkpoint_of, finish, forget
+from sppdet.training import bbox_regression, end_to_end, finetune, image_svms
+from sppdet.training.cached_result import checkpoint_of, invalidate, write_result
 from sppdet.training.mining import Miner
 from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
@@ -44,224 +49,314 @@ from sppdet.utils import (
     write_json,
 )
 
+logger = logging.getLogger(__name__)
+
+# Trains the classes of one stage: (images, features, scale of their vectors, classes, execution) -> weights and biases,
+# an entry of each per class.
+TrainClasses = Callable[[FeatureSplit, WindowFeatures, float, list[int], Execution], tuple[np.ndarray, np.ndarray]]
+
+
+def train_detector(
+    config: Config | str | Path | None = None, overrides: Iterable[str] = (), *, keep: bool = False
+) -> Detector:
+    """Run all stages of training that are not done yet, evaluation included, and return the detector.
+
+    An interrupted training resumes when it is called again. Progress is logged to the logger ``sppdet``; unless
+    logging is configured, only progress bars and warnings are printed.
+
+    Args:
+        config: the settings, a YAML file, or a run's config.json; None takes the defaults.
+        overrides: changes such as ``data.root=photos`` or ``regions.scales=[480,688]``.
+        keep: leave classes that were learned with these settings as they are, though images or objects have changed;
+            only new classes are learned.
+
+    Returns:
+        The detector, which is also saved in ``run.dir``; :func:`sppdet.load` loads it from there.
+
+    Raises:
+        SppdetError: settings, images or annotations that cannot be used; the message says what to do.
+
+    >>> import logging
+    >>> from sppdet.training import train_detector
+    >>> logging.basicConfig(level=logging.INFO)  # doctest: +SKIP
+    >>> detector = train_detector("configs/demo.yaml", ["run.dir=runs/mine"])  # doctest: +SKIP
+    >>> detector.predict("photo.jpg")  # doctest: +SKIP
+    """
+    settings = override(config, overrides) if isinstance(config, Config) else load(config, overrides)
+    pipeline = Pipeline(settings, keep)
+    pipeline.run()
+    return pipeline.detector()
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """What a stage did.
+
+    Attributes:
+        computed: whether anything had to be computed.
+        cost: what it cost besides time and memory, for stages.json.
+    """
+
+    computed: bool
+    cost: dict[str, Any] = field(default_factory=dict)
+
+
+_SKIPPED = _Outcome(computed=False)
+
 
 class Pipeline:
     """The stages of one run.
 
     Args:
-        keep: results learned with the same settings stay, though from other images or objects.
+        config: all settings.
+        keep: whether results learned with the same settings stay valid, though from other images or objects.
 
     Attributes:
-        inputs: what the stages read, and where they keep what they have learned.
+        inputs: what the stages read, and the files and keys of their results.
+
+    Raises:
+        SppdetError: settings that cannot work, images or annotations that cannot be read, a folder of another kind of
+            run, or, with ``keep``, a run of other settings. Nothing has been written then.
     """
 
-    def __init__(self, config: Config, log: Callable[[str], None] = print, keep: bool = False):
+    def __init__(self, config: Config, keep: bool = False):
         if keep and (config.classifier == "softmax" or (config.bbox.enabled and config.bbox.kind == "joint")):
             raise SppdetError(
                 "--keep: a softmax and joint boxes are learned for all classes at once; with classifier=svm and "
                 "bbox.kind=ridge a class can be added"
             )
         check_network(config)
-        self.config, self.log, self.inputs = config, log, StageInputs(config, keep)
-        if is_ensemble(self.inputs.folder):
+        self.config, self.inputs = config, StageInputs(config, keep)
+        self._files, self._keys = self.inputs.files, self.inputs.keys
+        folder = self.inputs.folder
+        if is_ensemble(folder):
             raise SppdetError(
-                f"{self.inputs.folder}: holds detectors combined, which training would replace; give another run.dir"
+                f"{folder}: holds an ensemble of detectors, which training would replace; give another run.dir"
             )
-        if (self.inputs.folder / "classifier.json").exists():
-            raise SppdetError(f"{self.inputs.folder}: holds a classifier of images; give another run.dir")
+        if (folder / "classifier.json").exists():
+            raise SppdetError(f"{folder}: holds a classifier of images; give another run.dir")
         if keep:
-            self.inputs.check_kept()
+            self._keys.check_kept()
         if not self.inputs.labels:
-            raise SppdetError(f"{config.data.train_split}: there is no object in its annotations to learn")
-        check_names(self.inputs.test, config.data.test_split)  # the results' files could not be written in the end
+            raise SppdetError(
+                f"{config.data.train_split}: its annotations have no object to learn; give another data.train_split"
+            )
+        check_names(self.inputs.test, config.data.test_split)  # now: at the end all results would be lost
 
     def run(self, last: str = STAGES[-1], force: bool = False) -> None:
-        """Every stage up to ``last``; ``force`` does ``last`` again (or, if it is the final one, all of them)."""
+        """Run every stage up to ``last`` whose result is not valid any more.
+
+        Args:
+            last: one of :data:`sppdet.config.STAGES`.
+            force: run stage ``last`` even if its result is valid; with the final stage, run all stages again.
+
+        Raises:
+            SppdetError: a stage cannot do its work.
+        """
         folder = self.inputs.folder
+        stages: dict[str, Callable[[bool], _Outcome | None]] = {
+            "pretrain": self._pretrain,
+            "proposals": self._proposals,
+            "end_to_end": self._end_to_end,
+            "maps": self._maps,
+            "finetune": self._finetune,
+            "svm": self._svm,
+            "context": self._context,
+            "bbox": self._bbox,
+            "evaluate": self._evaluate,
+        }
         require_writable("run.dir", folder)
         self._log_data()
         for stage in STAGES[: STAGES.index(last) + 1]:
-            again = force and (stage == last or last == STAGES[-1])
             with Meter() as meter:
-                cost = getattr(self, f"_{stage}")(again)
-            costs = read_costs(folder)
-            if cost is None:
-                if costs.pop(stage, None):  # of another configuration
-                    write_json(folder / "stages.json", costs)
+                outcome = stages[stage](force and last in (stage, STAGES[-1]))
+            if outcome is None:
+                forget_cost(folder, stage)  # that of an earlier configuration
                 if stage == last:
-                    self.log(f"{stage}: this configuration has no such stage")
+                    logger.info("%s: this configuration has no such stage", stage)
                 continue
-            if cost.pop("computed"):
-                write_json(folder / "stages.json", costs | {stage: meter.cost() | cost})
-            if stage == last == "proposals" and "train" not in cost:
-                cost |= self._recall()  # what was asked for
-            self.log(stage_line(stage, read_costs(folder).get(stage, {}) | cost))
+            cost = outcome.cost
+            if outcome.computed:
+                record_cost(folder, stage, meter.cost() | cost)
+            elif stage == last == "proposals":
+                cost = self._recall()  # the user asked for the proposals: tell how good they are
+            logger.info(stage_line(stage, read_costs(folder).get(stage, {}) | cost))
         if last == STAGES[-1]:
-            self.log(summary(read_json(folder / "metrics.json")))
+            logger.info(summary(read_json(folder / "metrics.json")))
+
+    def detector(self) -> Detector:
+        """Return the detector that the results of the stages make."""
+        c, inputs, files = self.config, self.inputs, self._files
+        return Detector(
+            classes=inputs.train.classes,
+            backbone=inputs.backbone,
+            features=inputs.features,
+            search=SelectiveSearch.of(c.proposals),
+            classifier=files.softmax() if c.classifier == "softmax" else files.svms(),
+            regressors=files.regressors(c.bbox.kind, inputs.features, inputs.head) if c.bbox.enabled else None,
+            detection=c.detection,
+            head=inputs.head,
+            image_svms=files.svms("context") if "context" in inputs.stages_with_maps() else None,
+        )
 
     def _log_data(self) -> None:
+        """Log the number of images and of objects per class of both splits, and images that are in both."""
         data, train, test = self.config.data, self.inputs.train, self.inputs.test
         for split, name in ((train, data.train_split), (test, data.test_split)):
             labels = np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in split)])
             counts = np.bincount(labels, minlength=len(train.classes))
-            listed = ", ".join(f"{own} {count}" for own, count in zip(train.classes, counts))
-            self.log(f"{name}: {len(split)} images, {len(labels)} objects: {listed}")
+            per_class = ", ".join(f"{class_name} {count}" for class_name, count in zip(train.classes, counts))
+            logger.info("%s: %d images, %d objects: %s", name, len(split), len(labels), per_class)
         if shared := len({sample.path for sample in train} & {sample.path for sample in test}):
-            self.log(f"warning: {shared} images are in {data.train_split} and in {data.test_split}: mAP will flatter")
+            logger.warning(
+                "%d images are both in %s and in %s: mAP will be too high",
+                shared, data.train_split, data.test_split,
+            )  # fmt: skip
 
-    def _execution(self, checkpoint: Path, key: Key) -> Execution:
-        """Return how a stage with this checkpoint and key is carried out."""
+    def _execution(self, checkpoint: Checkpoint) -> Execution:
+        """Return how a stage is carried out."""
         c = self.config
-        return Execution(c.run.seed, c.workers, c.memory_gb, Checkpoint(checkpoint, key.data))
+        return Execution(c.run.seed, c.workers, c.memory_gb, checkpoint)
 
-    # The stages. Each returns what it cost besides time and memory, with computed=False if all was there.
+    # The stages. Each invalidates its result first if it is forced, and returns None if this run does not have it.
 
-    def _pretrain(self, again: bool) -> dict | None:
-        c, path = self.config, self.inputs.learned.pretrained
+    def _pretrain(self, forced: bool) -> _Outcome | None:
+        c, path = self.config, self._files.pretrained
         if c.backbone.weights != "pretrain":
             return None
-        key = self.inputs.pretrain_key()
-        if self.inputs.is_done(path, key, again):
-            return {"computed": False}
-        with checkpoint_of(path) as checkpoint:
+        key = self._keys.pretrain()
+        if forced:
+            invalidate(path)
+        if self._keys.is_done(path, key):
+            return _SKIPPED
+        with checkpoint_of(path, key.data) as checkpoint:
             trunk, accuracy = pretrain(
-                self.inputs.train, c.backbone.name, c.backbone.precision, c.pretrain, tuple(c.pooling.levels),
-                c.device, self._execution(checkpoint, key),
+                self.inputs.train, c.backbone.name, c.backbone.precision, c.pretrain, c.pooling.levels, c.device,
+                self._execution(checkpoint),
             )  # fmt: skip
-            finish(path, key, trunk.state_dict())
-        return {"computed": True, "training_accuracy": round(accuracy, 3)}
+            write_result(path, key, trunk.state_dict())
+        return _Outcome(True, {"training_accuracy": round(accuracy, 3)})
 
-    def _proposals(self, again: bool) -> dict:
-        train, test = self.inputs.proposal_splits
+    def _proposals(self, forced: bool) -> _Outcome:
         search, workers = SelectiveSearch.of(self.config.proposals), self.config.workers
-        computed = fill_each((train, test), lambda split: split.fill_proposals(search, workers, again))
+        splits = self.inputs.proposal_splits
+        computed = fill_each(splits, lambda split: split.fill_proposals(search, workers, forced))
         if not computed:
-            return {"computed": False}
-        disk = sum(split.proposal_store.size(split.names) for split in (train, test))
-        return {"computed": True, "pictures": computed, "disk_mb": round(disk / 2**20, 1), **self._recall()}
+            return _SKIPPED
+        disk = sum(split.proposal_store.size(split.names) for split in splits)
+        return _Outcome(True, {"pictures": computed, "disk_mb": _megabytes(disk), **self._recall()})
 
-    def _recall(self) -> dict:
-        """Of the proposals, against the objects as they are now: seconds, on all of VOC."""
-        return dict(zip(("train", "test"), (split.recall() for split in self.inputs.proposal_splits)))
+    def _recall(self) -> dict[str, dict[str, float]]:
+        """Compute the recall of the proposals of both splits, which takes seconds on all of VOC."""
+        train, test = self.inputs.proposal_splits
+        return {"train": train.recall(), "test": test.recall()}
 
-    def _end_to_end(self, again: bool) -> dict | None:
-        c, given, path = self.config, self.inputs, self.inputs.learned.end_to_end
+    def _end_to_end(self, forced: bool) -> _Outcome | None:
+        c, inputs, path = self.config, self.inputs, self._files.end_to_end
         if not c.end_to_end.enabled:
             return None
-        start = given.network_head(c.end_to_end.dropout)
-        key = given.end_to_end_key(start)
-        if given.is_done(path, key, again):
-            return {"computed": False}
-        with checkpoint_of(path) as checkpoint:
+        start = inputs.network_head(c.end_to_end.dropout)
+        key = self._keys.end_to_end(start)
+        if forced:
+            invalidate(path)
+        if self._keys.is_done(path, key):
+            return _SKIPPED
+        with checkpoint_of(path, key.data) as checkpoint:
             network, loss = end_to_end.train(
-                given.proposal_splits[0], given.initial, given.pooled_features, c.end_to_end,
-                self._execution(checkpoint, key), start,
+                inputs.proposal_splits[0], inputs.initial_backbone, inputs.pooled_features, c.end_to_end,
+                self._execution(checkpoint), start,
             )  # fmt: skip
-            finish(path, key, network.state_dict(), head=network.head.description(), classes=list(given.train.classes))
-        return {"computed": True, "loss": round(loss, 4)}
+            classes = list(inputs.train.classes)
+            write_result(path, key, network.state_dict(), head=network.head.description(), classes=classes)
+        return _Outcome(True, {"loss": round(loss, 4)})
 
-    def _maps(self, again: bool) -> dict:
-        # What end-to-end training has learned already asks for the maps of no training image.
-        every = [self.inputs.split_of(stage) for stage in self.inputs.learning()]
-        splits = [*sorted(every, key=len)[-1:], self.inputs.splits[1]]  # one with mirror images holds one without
-        computed = fill_maps(splits, self.inputs.backbone, self.config.workers, again=again)
+    def _maps(self, forced: bool) -> _Outcome:
+        # Training images only if a stage learns from their maps; with mirror images they include those without.
+        learned_from = [self.inputs.split_of(stage) for stage in self.inputs.stages_with_maps()]
+        splits = [*sorted(learned_from, key=len)[-1:], self.inputs.splits[1]]
+        computed = fill_maps(splits, self.inputs.backbone, self.config.workers, again=forced)
         if not computed:
-            return {"computed": False}
+            return _SKIPPED
         disk = sum(split.disk()[1] for split in splits)
-        return {"computed": True, "maps": computed, "disk_mb": round(disk / 2**20, 1)}
+        return _Outcome(True, {"maps": computed, "disk_mb": _megabytes(disk)})
 
-    def _finetune(self, again: bool) -> dict | None:
-        c, given, path = self.config, self.inputs, self.inputs.learned.fine_tuned
-        if "finetune" not in given.learning():
+    def _finetune(self, forced: bool) -> _Outcome | None:
+        c, inputs, path = self.config, self.inputs, self._files.fine_tuned
+        if "finetune" not in inputs.stages_with_maps():
             return None
-        start = given.network_head(c.finetune.dropout)
-        key = given.finetune_key(start)
-        if given.is_done(path, key, again):
-            return {"computed": False}
-        with checkpoint_of(path) as checkpoint:
+        start = inputs.network_head(c.finetune.dropout)
+        key = self._keys.finetune(start)
+        if forced:
+            invalidate(path)
+        if self._keys.is_done(path, key):
+            return _SKIPPED
+        with checkpoint_of(path, key.data) as checkpoint:
             head, loss = finetune.train(
-                given.split_of("finetune"), given.pooled_features, c.finetune, given.scale / c.svm.norm,
-                given.backbone.bfloat16_on_cpu, self._execution(checkpoint, key), start,
+                inputs.split_of("finetune"), inputs.pooled_features, c.finetune, inputs.scale / c.svm.norm,
+                inputs.backbone.bfloat16_on_cpu, self._execution(checkpoint), start,
             )  # fmt: skip
             tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
-            finish(path, key, tensors, head=head.description())
-        return {"computed": True, "loss": loss and round(loss, 4)}
+            write_result(path, key, tensors, head=head.description())
+        return _Outcome(True, {"loss": None if loss is None else round(loss, 4)})
 
-    def _svm(self, again: bool) -> dict | None:
-        c = self.config
-
-        def learn(split, features, scale, missing, checkpoint):
-            miner = Miner(split, features, missing, c.svm, scale, c.run.seed, c.workers, self.log, c.memory_gb)
-            svms = miner.train(checkpoint, fingerprint([self.inputs.class_key("svm", k).data for k in missing]))
+    def _svm(self, forced: bool) -> _Outcome | None:
+        def train(
+            split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
+        ) -> tuple[np.ndarray, np.ndarray]:
+            svms = Miner(split, features, classes, self.config.svm, scale, execution).train()
             return svms.weight, svms.bias[:, None]
 
-        return self._learn_classes("svm", again, learn)
+        return self._train_classes("svm", forced, train)
 
-    def _context(self, again: bool) -> dict | None:
-        c = self.config
-
-        def learn(split, features, scale, missing, _):
-            svms = context.train(split, features, missing, c.svm, scale, c.run.seed, c.workers)
+    def _context(self, forced: bool) -> _Outcome | None:
+        def train(
+            split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
+        ) -> tuple[np.ndarray, np.ndarray]:
+            svms = image_svms.train(split, features, classes, self.config.svm, scale, execution)
             return svms.weight, svms.bias[:, None]
 
-        return self._learn_classes("context", again, learn)
+        return self._train_classes("context", forced, train)
 
-    def _bbox(self, again: bool) -> dict | None:
-        c = self.config
+    def _bbox(self, forced: bool) -> _Outcome | None:
+        def train(
+            split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
+        ) -> tuple[np.ndarray, np.ndarray]:
+            regressors = bbox_regression.train(split, features, classes, self.config.bbox, scale, execution)
+            return regressors.weight, regressors.bias
 
-        def learn(split, features, scale, missing, _):
-            found = bbox_regression.train(split, features, missing, c.bbox, scale, c.run.seed, c.workers, c.memory_gb)
-            return found.weight, found.bias
+        return self._train_classes("bbox", forced, train)
 
-        return self._learn_classes("bbox", again, learn)
-
-    def _learn_classes(self, stage: str, again: bool, learn: Callable) -> dict | None:
-        """A stage of one result a class. ``learn`` makes weights and biases of the classes that have none yet, from the
-        images, their windows' vectors, the vectors' scale, those classes and where it may keep a checkpoint."""
-        given = self.inputs
-        if stage not in given.learning():
+    def _train_classes(self, stage: str, forced: bool, train: TrainClasses) -> _Outcome | None:
+        """Run a stage with one result per class: train the classes whose result is missing or not valid."""
+        inputs, names = self.inputs, self.inputs.train.classes
+        if stage not in inputs.stages_with_maps():
             return None
-        missing = self._unfinished(stage, again)
-        if missing:
-            with checkpoint_of(given.learned.folder / stage) as checkpoint:
-                learned = learn(given.split_of(stage), *given.learns_from(stage), missing, checkpoint)
-                for k, *values in zip(missing, *learned):
-                    tensors = dict(zip(("weight", "bias"), values))
-                    finish(given.learned.of_class(stage, k), given.class_key(stage, k), tensors)
-        return {"computed": bool(missing), "classes": len(missing)}
+        paths = [self._files.of_class(stage, k) for k in inputs.labels]
+        keys = [self._keys.of_class(stage, k) for k in inputs.labels]
+        folder = self._files.folder / stage
+        if forced:
+            for path in (folder, *paths):  # the checkpoint of the stage is named after the folder
+                invalidate(path)
+        missing = [k for k in inputs.labels if not self._keys.is_done(paths[k], keys[k])]
+        if not missing:
+            return _SKIPPED
+        if len(missing) < len(names):
+            logger.info("%s: learning only %s", stage, ", ".join(names[k] for k in missing))
+        features, scale = inputs.learns_from(stage)
+        with checkpoint_of(folder, fingerprint([keys[k].data for k in missing])) as checkpoint:
+            weights, biases = train(inputs.split_of(stage), features, scale, missing, self._execution(checkpoint))
+            for k, weight, bias in zip(missing, weights, biases):
+                write_result(paths[k], keys[k], {"weight": weight, "bias": bias})
+        return _Outcome(True, {"classes": len(missing)})
 
-    def _unfinished(self, stage: str, again: bool) -> list[int]:
-        """The classes that ``stage`` has no result for."""
-        given = self.inputs
-        if again:
-            forget(given.learned.folder / stage)  # its checkpoint
-
-        def done(k: int) -> bool:
-            return given.is_done(given.learned.of_class(stage, k), given.class_key(stage, k), again)
-
-        missing = [k for k in given.labels if not done(k)]
-        if 0 < len(missing) < len(given.labels):
-            self.log(f"{stage}: learning {', '.join(given.train.classes[k] for k in missing)} alone")
-        return missing
-
-    def _evaluate(self, again: bool) -> dict:
+    def _evaluate(self, forced: bool) -> _Outcome:
         folder = self.inputs.folder
         self.detector().save(folder)
-        write_json(folder / "config.json", to_dict(self.config) | {"versions": versions()})  # of that model
-        evaluate_run(self.config, force=again)
-        return {"computed": False}  # evaluate_run has recorded what it cost
+        write_json(folder / "config.json", to_dict(self.config) | {"versions": versions()})  # the saved model's
+        evaluate_run(self.config, force=forced)
+        return _SKIPPED  # evaluate_run records the cost itself
 
-    def detector(self) -> Detector:
-        """The detector that the finished stages make."""
-        c, given, learned = self.config, self.inputs, self.inputs.learned
-        return Detector(
-            classes=given.train.classes,
-            backbone=given.backbone,
-            features=given.features,
-            search=SelectiveSearch.of(c.proposals),
-            classifier=learned.softmax() if c.classifier == "softmax" else learned.svms(),
-            regressors=learned.regressors(c.bbox.kind, given.features, given.head) if c.bbox.enabled else None,
-            detection=c.detection,
-            head=given.head,
-            image_svms=learned.svms("context") if "context" in given.learning() else None,
-        )
+
+def _megabytes(count: int) -> float:
+    """Return bytes as megabytes, rounded for stages.json."""
+    return round(count / 2**20, 1)

@@ -4,19 +4,21 @@ The problem is liblinear's ``-s 3 -B bias -w1 positive_weight``, which R-CNN and
 
     minimise  1/2 |w|^2 + 1/2 b^2 + C sum_i c_i max(0, 1 - y_i (w . x_i + b * bias))
 
-with c_i = positive_weight for positives, else 1; the constant feature's weight b is regularised with the rest.
-The solver is Hsieh et al. 2008 (the one inside liblinear), run on rows that stay in float16 as the conv maps are
-stored. It differs from ``LinearSVC`` in three ways that hard-negative mining needs: rows are dense and never copied
-to float64 (liblinear's copies are 16 times larger), classes share them by index, and a fit goes on from the dual
-variables of the one before. ``solver="liblinear"`` uses scikit-learn instead.
+with c_i = positive_weight for positives, else 1; the weight b of the constant feature is regularised like the others.
+The solver is that of Hsieh et al. 2008, which liblinear has, too. It reads rows in float16, as the feature maps are
+stored. Hard-negative mining needs three properties that ``LinearSVC`` does not have: rows are dense and never copied to
+float64 (liblinear's copies are 16 times larger), classes share rows by index, and a fit starts from the dual variables
+of the previous one. ``solver="liblinear"`` uses scikit-learn instead.
 
-Names: R rows, D features, n the rows of one class's problem.
+Names: R rows, D features, n rows of one class's problem.
 """
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
@@ -26,15 +28,22 @@ from numba.extending import intrinsic
 from sppdet.detection import LinearSVMs
 from sppdet.utils import SppdetError, compiled
 
+_NEVER = -100.0  # margin of every window for a class without positives: far below any threshold
+_SMALLEST_STEP = 1e-12  # projected gradients below this change nothing, as in liblinear
+
 
 @dataclass(frozen=True)
 class Problem:
-    """What the SVMs of all classes have in common.
+    """The parameters that the SVMs of all classes share.
 
     Attributes:
-        C, positive_weight, bias: see the module's formula.
-        scale: features are multiplied by this first.
-        tolerance: stop when the projected gradients of an epoch span less than this (liblinear's epsilon).
+        C: weight of the loss, see the module's formula.
+        positive_weight: factor of the loss of positives.
+        bias: value of the constant feature; 0 leaves it out.
+        scale: factor of the features.
+        tolerance: training stops when the projected gradients of an epoch span less than this (liblinear's epsilon).
+        max_epochs: training stops after this many passes over the rows.
+        seed: of the order of the rows.
     """
 
     C: float = 1e-3
@@ -48,9 +57,14 @@ class Problem:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One class's SVM: ``margin = rows @ weight + intercept``, on the unscaled features.
+    """The SVM of one class: ``margin = rows @ weight + intercept`` on the unscaled features.
 
-    ``alpha`` are the dual variables, for a warm start; None from liblinear. ``epochs`` is 0 from liblinear.
+    Attributes:
+        weight: float32 ``(D,)``.
+        intercept: the constant feature times its weight.
+        alpha: ``(n,)`` dual variables for a warm start; None from liblinear.
+        epochs: passes over the rows; 0 from liblinear.
+        converged: whether training stopped before the limit of epochs.
     """
 
     weight: np.ndarray
@@ -63,16 +77,22 @@ class Fit:
 def fit(
     rows: np.ndarray, index: np.ndarray, labels: np.ndarray, problem: Problem, alpha: np.ndarray | None = None
 ) -> Fit:
-    """Fit one class by dual coordinate descent.
+    """Fit the SVM of one class by dual coordinate descent.
 
     Args:
         rows: float16 ``(R, D)``, shared by all classes.
-        index: ``(n,)`` which rows belong to this class's problem.
-        labels: ``(n,)`` +1 or -1; all may be the same: the formula does not need both.
-        alpha: ``(n,)`` dual variables to start from; zeros if not given.
+        index: ``(n,)`` the rows of this class's problem.
+        labels: ``(n,)`` +1 or -1; all may be equal: the formula does not need both.
+        problem: the parameters.
+        alpha: ``(n,)`` dual variables to start from; None starts from zeros. Not changed.
 
     Raises:
-        TypeError: rows of another kind, whose bits would be taken for float16's.
+        TypeError: rows that are not float16.
+
+    >>> rows = np.array([[1], [-1]], np.float16)
+    >>> fitted = fit(rows, np.arange(2), np.array([1, -1]), Problem(C=0.01, positive_weight=2, bias=3))
+    >>> margins(rows, np.arange(2), fitted).round(4).tolist()
+    [0.12, 0.06]
     """
     labels = np.asarray(labels, np.float64)
     bounds = problem.C * np.where(labels > 0, problem.positive_weight, 1.0)
@@ -86,10 +106,16 @@ def fit(
 
 
 def fit_liblinear(rows: np.ndarray, index: np.ndarray, labels: np.ndarray, problem: Problem) -> Fit:
-    """The same problem by scikit-learn's ``LinearSVC``: the reference, slower and with more memory.
+    """Fit the SVM of one class by scikit-learn's ``LinearSVC``, the reference; it takes more time and memory.
+
+    Args:
+        rows: float16 ``(R, D)``.
+        index: ``(n,)`` the rows of this class's problem.
+        labels: ``(n,)`` +1 or -1.
+        problem: the parameters; ``tolerance`` is not used.
 
     Raises:
-        SppdetError: without positives, or without negatives, which it does not take.
+        SppdetError: all labels are equal, which ``LinearSVC`` does not accept.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.svm import LinearSVC
@@ -113,22 +139,30 @@ def fit_liblinear(rows: np.ndarray, index: np.ndarray, labels: np.ndarray, probl
     return Fit(weight, float(solver.intercept_[0]), None, 0, converged)
 
 
-SOLVERS = {"dual": fit, "liblinear": fit_liblinear}
+# By the setting svm.solver. Only ``fit`` takes dual variables to start from.
+SOLVERS: dict[str, Callable[..., Fit]] = {"dual": fit, "liblinear": fit_liblinear}
 
 
-def stack(fits: list[Fit]) -> LinearSVMs:
-    """The SVMs of all classes as one."""
+def stack(fits: Sequence[Fit]) -> LinearSVMs:
+    """Return the SVMs of all classes as arrays, in the order of ``fits``."""
     bias = np.array([fitted.intercept for fitted in fits], np.float32)
     return LinearSVMs(np.stack([fitted.weight for fitted in fits]), bias)
 
 
 def never(dimension: int) -> Fit:
-    """The SVM of a class without positives: no window is ever of it."""
-    return Fit(np.zeros(dimension, np.float32), -100.0, None, 0, True)
+    """Return the SVM of a class without positives, which no window is taken for."""
+    return Fit(np.zeros(dimension, np.float32), _NEVER, None, 0, True)
 
 
 def objective(margins: np.ndarray, labels: np.ndarray, fitted: Fit, problem: Problem) -> float:
-    """The primal objective of the module's formula at ``margins`` ``(n,)``."""
+    """Compute the primal objective of the module's formula.
+
+    Args:
+        margins: ``(n,)`` margins of the rows.
+        labels: ``(n,)`` +1 or -1.
+        fitted: the SVM with these margins.
+        problem: the parameters.
+    """
     cost = problem.C * np.where(labels > 0, problem.positive_weight, 1.0)
     weight = fitted.weight.astype(np.float64) / problem.scale
     square = weight @ weight + (fitted.intercept / problem.bias) ** 2
@@ -136,23 +170,28 @@ def objective(margins: np.ndarray, labels: np.ndarray, fitted: Fit, problem: Pro
 
 
 def margins(rows: np.ndarray, index: np.ndarray, fitted: Fit) -> np.ndarray:
-    """``(n,)`` margins of the rows at ``index`` of float16 ``rows``; scores, not probabilities."""
-    found = np.empty(len(index))
-    _dots(_bits(rows), np.asarray(index, np.int64), fitted.weight, found)
-    return found + fitted.intercept
+    """Compute the margins ``(n,)`` of the rows at ``index`` of float16 ``rows``; they are no probabilities.
+
+    Raises:
+        TypeError: rows that are not float16.
+    """
+    products = np.empty(len(index))
+    _dots(_bits(rows), np.asarray(index, np.int64), fitted.weight, products)
+    return products + fitted.intercept
 
 
 def _bits(rows: np.ndarray) -> np.ndarray:
+    """Return float16 rows as uint16, which Numba can read."""
     if rows.dtype != np.float16:
         raise TypeError(f"rows must be float16, not {rows.dtype}")
     return rows.view(np.uint16)
 
 
 @intrinsic
-def _widen(typing_context, bits):
-    """The bits of a float16 as float32: one instruction where the processor has it, 8 or 16 at a time."""
+def _widen(typing_context: Any, bits: Any) -> tuple:
+    """Convert the bits of a float16 to float32: one instruction for 8 or 16 numbers where the processor has it."""
 
-    def codegen(context, builder, signature, arguments):
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Sequence) -> Any:
         half = builder.bitcast(arguments[0], ir.HalfType())
         return builder.fpext(half, ir.FloatType())
 
@@ -160,37 +199,56 @@ def _widen(typing_context, bits):
 
 
 @compiled(fastmath=True)
-def _dot(bits, weight):
+def _dot(bits: np.ndarray, weight: np.ndarray) -> np.float32:
+    """Compute the product of a row, given by its bits, with a weight vector."""
     total = np.float32(0)
     for d in range(weight.shape[0]):
-        total += _widen(bits[d]) * weight[d]
+        total += _widen(bits[d]) * weight[d]  # type: ignore[call-arg]
     return total
 
 
 @compiled(fastmath=True)
-def _add(factor, bits, weight):
+def _add(factor: np.float32, bits: np.ndarray, weight: np.ndarray) -> None:
+    """Add a multiple of a row to a weight vector."""
     for d in range(weight.shape[0]):
-        weight[d] += factor * _widen(bits[d])
+        weight[d] += factor * _widen(bits[d])  # type: ignore[call-arg]
 
 
 @compiled(fastmath=True)
-def _square(bits):
+def _square(bits: np.ndarray) -> np.float32:
+    """Compute the squared norm of a row."""
     total = np.float32(0)
     for d in range(bits.shape[0]):
-        value = _widen(bits[d])
+        value: np.float32 = _widen(bits[d])  # type: ignore[call-arg]
         total += value * value
     return total
 
 
 @compiled()
-def _dots(rows, index, weight, found):
+def _dots(rows: np.ndarray, index: np.ndarray, weight: np.ndarray, products: np.ndarray) -> None:
+    """Compute the products of the rows at ``index`` with a weight vector."""
     for i in range(index.shape[0]):
-        found[i] = _dot(rows[index[i]], weight)
+        products[i] = _dot(rows[index[i]], weight)
 
 
 @compiled()
-def _descend(rows, index, labels, bounds, alpha, weight, scale, bias, tolerance, max_epochs, seed):
-    """Hsieh et al. 2008, algorithm 3 (with shrinking); ``alpha`` and ``weight`` are updated in place."""
+def _descend(
+    rows: np.ndarray,
+    index: np.ndarray,
+    labels: np.ndarray,
+    bounds: np.ndarray,
+    alpha: np.ndarray,
+    weight: np.ndarray,
+    scale: float,
+    bias: float,
+    tolerance: float,
+    max_epochs: int,
+    seed: int,
+) -> tuple[float, int, bool]:
+    """Run algorithm 3 of Hsieh et al. 2008, with shrinking; update ``alpha`` and ``weight`` in place.
+
+    Returns the weight of the constant feature, the number of epochs, and whether they were enough.
+    """
     np.random.seed(seed)
     n = index.shape[0]
     bias_weight = 0.0
@@ -217,7 +275,7 @@ def _descend(rows, index, labels, bounds, alpha, weight, scale, bias, tolerance,
             gradient = labels[i] * (scale * _dot(row, weight) + bias_weight * bias) - 1
             projected = gradient
             if alpha[i] == 0:
-                if gradient > old_high:  # stays at its bound: out of the active set
+                if gradient > old_high:  # shrinking: it stays at its bound, so leave it out
                     count -= 1
                     active[position], active[count] = active[count], active[position]
                     continue
@@ -229,7 +287,7 @@ def _descend(rows, index, labels, bounds, alpha, weight, scale, bias, tolerance,
                     continue
                 projected = max(gradient, 0.0)
             high, low = max(high, projected), min(low, projected)
-            if abs(projected) > 1e-12:
+            if abs(projected) > _SMALLEST_STEP:
                 old = alpha[i]
                 alpha[i] = min(max(old - gradient / diagonal[i], 0.0), bounds[i])
                 change = (alpha[i] - old) * labels[i]
@@ -239,7 +297,7 @@ def _descend(rows, index, labels, bounds, alpha, weight, scale, bias, tolerance,
         if high - low <= tolerance:
             if count == n:
                 return bias_weight, epoch + 1, True
-            count, old_high, old_low = n, np.inf, -np.inf  # check those that were set aside
+            count, old_high, old_low = n, np.inf, -np.inf  # converged on the active rows: check the others, too
             continue
         old_high = high if high > 0 else np.inf
         old_low = low if low < 0 else -np.inf

@@ -1,4 +1,4 @@
-"""SVMs of whole images: they tell which images hold a class, each class by itself."""
+"""SVMs of whole images: they tell which images hold a class, each class on its own."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sppdet.config.settings import SvmSettings
-from sppdet.training import image_svms as context
-from sppdet.training import svm
+from sppdet.training import image_svms, svm
+from sppdet.utils.execution import Execution
 
 SETTINGS = SvmSettings(C=0.1)
 
@@ -27,47 +27,49 @@ def split(make_split):
 
 
 def margins(split, features, svms) -> np.ndarray:
-    """``(images, K)``, pooled and multiplied in plain numpy."""
-    found = []
+    """Compute margins ``(images, K)`` in plain numpy."""
+    margins = []
     for i in range(len(split)):
         (values,) = split.maps(i)
         bins = [np.array_split(rows, 2, axis=1) for rows in np.array_split(values, 2)]  # level 2 of a map of even sides
-        vector = [part.max(axis=(0, 1)) for row in bins for part in row] + [values.max(axis=(0, 1))]
-        found.append(np.concatenate(vector) @ svms.weight.T + svms.bias)
-    return np.array(found)
+        vector = [cells.max(axis=(0, 1)) for row in bins for cells in row] + [values.max(axis=(0, 1))]
+        margins.append(np.concatenate(vector) @ svms.weight.T + svms.bias)
+    return np.array(margins)
 
 
-def test_an_image_says_yes_to_what_it_holds(split, tiny_features):
+def test_images_that_hold_a_class_have_positive_margins(split, tiny_features):
     features = tiny_features(4)  # levels 2 and 1
-    found = margins(split, features, context.train(split, features, [0, 1, 2], SETTINGS, 1.0, workers=1))
-    assert (found[1::2, 0] > 0).all() and (found[::2, 0] < 0).all()
-    assert not found[:, 1:].any()  # of what all images hold, or none, nothing is said
+    values = margins(split, features, image_svms.train(split, features, [0, 1, 2], SETTINGS, 1.0, Execution(workers=1)))
+    assert (values[1::2, 0] > 0).all() and (values[::2, 0] < 0).all()
+    assert not values[:, 1:].any()  # a class that all images hold, or none, gives nothing to learn
 
 
-def test_the_problem_is_liblinears(random_split, tiny_features):
+def test_the_problem_is_that_of_liblinear(random_split, tiny_features):
     split, features = random_split(images=30), tiny_features(8)
-    ours = context.train(split, features, [0, 1, 2], SETTINGS, 0.3, workers=1)
-    theirs = context.train(split, features, [0, 1, 2], SvmSettings(C=0.1, solver="liblinear"), 0.3, workers=1)
-    np.testing.assert_allclose(margins(split, features, ours), margins(split, features, theirs), atol=0.05)
+    ours = image_svms.train(split, features, [0, 1, 2], SETTINGS, 0.3, Execution(workers=1))
+    liblinear = image_svms.train(
+        split, features, [0, 1, 2], SvmSettings(C=0.1, solver="liblinear"), 0.3, Execution(workers=1)
+    )
+    np.testing.assert_allclose(margins(split, features, ours), margins(split, features, liblinear), atol=0.05)
 
 
-def test_a_class_is_the_same_whichever_are_trained_with_it(random_split, tiny_features):
+def test_the_svm_of_a_class_does_not_depend_on_the_classes_trained_with_it(random_split, tiny_features):
     split, features = random_split(), tiny_features(8)
-    together = context.train(split, features, [0, 1, 2], SETTINGS, 1.0, workers=2)
+    together = image_svms.train(split, features, [0, 1, 2], SETTINGS, 1.0, Execution(workers=2))
     for k in range(3):
-        alone = context.train(split, features, [k], SETTINGS, 1.0, workers=1)
+        alone = image_svms.train(split, features, [k], SETTINGS, 1.0, Execution(workers=1))
         np.testing.assert_array_equal(alone.weight[0], together.weight[k])
         np.testing.assert_array_equal(alone.bias[0], together.bias[k])
 
 
-def test_of_many_images_a_sample_is_learned_from(split, tiny_features, monkeypatch):
-    monkeypatch.setattr(context, "_MOST", 7)
-    seen = []
+def test_more_images_than_the_limit_are_sampled(split, tiny_features, monkeypatch):
+    monkeypatch.setattr(image_svms, "_MAX_IMAGES", 7)
+    sizes = []
 
     def count(rows, index, labels, problem):
-        seen.append((len(rows), len(index), len(labels)))
+        sizes.append((len(rows), len(index), len(labels)))
         return svm.fit(rows, index, labels, problem)
 
     monkeypatch.setitem(svm.SOLVERS, "dual", count)
-    context.train(split, tiny_features(4), [0], SETTINGS, 1.0, workers=1)
-    assert seen == [(7, 7, 7)]
+    image_svms.train(split, tiny_features(4), [0], SETTINGS, 1.0, Execution(workers=1))
+    assert sizes == [(7, 7, 7)]

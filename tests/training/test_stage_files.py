@@ -1,4 +1,4 @@
-"""The last layers that the stages' files make: one class upon the other, joint boxes for the vectors at hand."""
+"""The last layers from the stages' files: classes stacked in order, joint boxes for the vectors of the classifier."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pytest
 from sppdet.features.crop_features import CropFeatures
 from sppdet.features.warp import Crop
 from sppdet.networks.fc_head import Head
-from sppdet.training.cached_result import Key, finish
+from sppdet.training.cached_result import Key, write_result
 from sppdet.training.stage_files import StageFiles
 
 KEY = Key.of([], [])
-UNITS, POOLED = 3, 8  # of fc7, and of the pooled vector: two channels at level 2
+UNITS, POOLED = 3, 8  # lengths of fc7 and of the pooled vector: two channels, four bins of level 2
 
 
 def test_files_of_long_names_differ_and_are_short_enough(tmp_path):
-    made = StageFiles(tmp_path, ["свет" * 20 + "а", "свет" * 20 + "б", "c" * 300])
-    names = [made.of_class("svm", k).name for k in range(3)]
+    files = StageFiles(tmp_path, ["свет" * 20 + "а", "свет" * 20 + "б", "c" * 300])
+    names = [files.of_class("svm", k).name for k in range(3)]
     assert len(set(names)) == 3 and max(map(len, names)) < 200
 
 
@@ -27,58 +27,58 @@ def rng():
 
 
 @pytest.fixture
-def head():
+def head() -> Head:
     return Head(POOLED, UNITS, "pool5+fc7", balance=2.5)
 
 
 @pytest.fixture
-def learned(tmp_path, rng):
-    """Two classes, of which the end-to-end training knew the second alone, and a third that is no longer asked for."""
-    made = StageFiles(tmp_path, ["a class / 1", "cat"])
+def files(tmp_path, rng) -> StageFiles:
+    """Two classes; the end-to-end training knew the second and one that the run does not have any more."""
+    files = StageFiles(tmp_path, ["a class / 1", "cat"])
     for k in range(2):
-        finish(made.of_class("svm", k), KEY, {"weight": rng.normal(size=POOLED), "bias": np.full(1, k)})
-        finish(made.of_class("bbox", k), KEY, arrays(rng, weight=(4, POOLED + UNITS), bias=(4,)))
-    layers = arrays(rng, **{"move.weight": (2 * 4, UNITS), "move.bias": (2 * 4,)})
-    layers |= arrays(rng, **{"classify.weight": (3, UNITS), "classify.bias": (3,)})
-    finish(made.end_to_end, KEY, layers, classes=["gone", "cat"])
-    return made
+        write_result(files.of_class("svm", k), KEY, {"weight": np.full(POOLED, k + 0.5), "bias": np.full(1, k)})
+        write_result(files.of_class("bbox", k), KEY, random_arrays(rng, weight=(4, POOLED + UNITS), bias=(4,)))
+    layers = random_arrays(rng, **{"move.weight": (2 * 4, UNITS), "move.bias": (2 * 4,)})
+    layers |= random_arrays(rng, **{"classify.weight": (3, UNITS), "classify.bias": (3,)})
+    write_result(files.end_to_end, KEY, layers, classes=["gone", "cat"])
+    return files
 
 
-def arrays(rng, **shapes) -> dict[str, np.ndarray]:
+def random_arrays(rng, **shapes: tuple[int, ...]) -> dict[str, np.ndarray]:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def seen(head: Head) -> CropFeatures:
-    """What the classifier sees with this head."""
+def features_of(head: Head) -> CropFeatures:
+    """Return the features that the classifier sees with this head."""
     return CropFeatures(channels=2, crop=Crop("warp", 32, 0), levels=(2,)).under(head)
 
 
-def test_classes_lie_in_their_order_whatever_they_are_called(learned):
-    svms = learned.svms()
-    assert svms.weight.shape == (2, POOLED) and svms.bias.tolist() == [0, 1]
-    assert learned.of_class("svm", 0).parent == learned.folder / "svm"
+def test_classes_are_stacked_in_their_order_whatever_they_are_called(files):
+    svms = files.svms()
+    np.testing.assert_array_equal(svms.weight, np.repeat([[0.5], [1.5]], POOLED, axis=1))
+    assert svms.bias.tolist() == [0, 1]
+    assert files.of_class("svm", 0) == files.folder / "svm" / "a class %2F 1.safetensors"
 
 
-def test_a_softmax_has_the_background_too(learned):
-    assert learned.softmax().weight.shape == (3, UNITS)
+def test_a_softmax_has_a_row_for_the_background(files):
+    assert files.softmax().weight.shape == (3, UNITS)
 
 
-def test_joint_boxes_move_by_fc7_wherever_it_stands_in_the_vector(learned, head, rng):
+def test_joint_boxes_move_by_fc7_wherever_it_stands_in_the_vector(files, head, rng):
     pooled, fc7 = rng.normal(size=POOLED), rng.normal(size=UNITS)
-    concat_pooled = learned.regressors("joint", seen(head), head)
-    alone = Head(POOLED, UNITS, "fc7")
-    plain = learned.regressors("joint", seen(alone), alone)
-    assert concat_pooled.of_head and plain.of_head
+    side_by_side = files.regressors("joint", features_of(head), head)
+    only_fc7 = Head(POOLED, UNITS, "fc7")
+    alone = files.regressors("joint", features_of(only_fc7), only_fc7)
+    assert side_by_side.of_head and alone.of_head
     vector = np.concatenate([pooled, head.balance * fc7])
-    np.testing.assert_allclose(
-        concat_pooled.weight @ vector + concat_pooled.bias, plain.weight @ fc7 + plain.bias, rtol=1e-4
-    )
+    moves = side_by_side.weight @ vector + side_by_side.bias
+    np.testing.assert_allclose(moves, alone.weight @ fc7 + alone.bias, rtol=1e-4)
 
 
-def test_shifts_are_the_mean_of_both_kinds_where_both_were_learned(learned, head):
-    ridge, joint, both = (learned.regressors(kind, seen(head), head) for kind in ("ridge", "joint", "ridge+joint"))
+def test_shifts_are_the_mean_of_both_kinds_where_both_were_learned(files, head):
+    ridge, joint, both = (files.regressors(kind, features_of(head), head) for kind in ("ridge", "joint", "ridge+joint"))
     assert ridge.of_head and both.of_head
-    np.testing.assert_array_equal(both.weight[0], ridge.weight[0])  # the class that came later
+    np.testing.assert_array_equal(both.weight[0], ridge.weight[0])  # the class that was added later
     for name in ("weight", "bias"):
-        cat = getattr(ridge, name)[1], getattr(joint, name)[1]
-        np.testing.assert_allclose(getattr(both, name)[1], (cat[0] + cat[1]) / 2, rtol=1e-6)
+        cat = (getattr(ridge, name)[1] + getattr(joint, name)[1]) / 2
+        np.testing.assert_allclose(getattr(both, name)[1], cat, rtol=1e-6)

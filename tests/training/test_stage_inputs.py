@@ -1,100 +1,165 @@
-"""What a result depends on: the keys that change with a setting, and with the objects."""
+"""What the stages read: images at once, networks and features only when they are asked for."""
 
 from __future__ import annotations
 
-import shutil
+from pathlib import Path
 
 import pytest
-from annotations import narrow_first_object, rename_class
+import torch
+from stage_results import UNITS, exact_weights, write_networks, write_trunk
 
 from sppdet import config
+from sppdet.features.crop_features import CropFeatures
+from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.networks.fc_head import Head
+from sppdet.networks.trunks import build_trunk
+from sppdet.training import stage_inputs
 from sppdet.training.stage_inputs import StageInputs
+from sppdet.utils.errors import SppdetError
 
-OPTIONS = (
-    "backbone.name=small", "backbone.weights=random", "backbone.precision=float32", "regions.scales=[96]",
-    "regions.target=64", "pooling.levels=[3,1]", "device=cpu",
-)  # fmt: skip
-CLASSES = {"svm", "context", "bbox"}
-EVERY = {"pretrain", "end_to_end", *CLASSES}
+END_TO_END = ("end_to_end.enabled=true", "end_to_end.frozen_stride=0")
+FILE = ("alexnet", "alexnet.pth")
+BINS, CHANNELS = 9 + 1, 128  # of levels 3 and 1, and of the trunk `small`
 
 
-def inputs_of(root, cache, *changes: str) -> StageInputs:
-    return StageInputs(config.load(None, [*OPTIONS, f"data.root={root}", f"run.cache={cache}", *changes]))
+@pytest.fixture
+def inputs(tmp_path, shapes_root):
+    """``inputs(*overrides)``: those of a tiny run; networks that stages would have learned are written by hand."""
+
+    def make(*overrides: str, networks: bool = True) -> StageInputs:
+        options = [
+            "backbone.name=small", "backbone.weights=random", "backbone.precision=float32", "regions.scales=[96]",
+            "regions.target=64", "pooling.levels=[3,1]", "device=cpu", "workers=1", f"data.root={shapes_root}",
+            f"run.cache={tmp_path / 'cache'}", f"run.dir={tmp_path / 'run'}", *overrides,
+        ]  # fmt: skip
+        made = StageInputs(config.load(None, options))
+        if networks:
+            write_networks(made)
+        return made
+
+    return make
 
 
-def keys_of(inputs: StageInputs) -> dict[str, list]:
-    """A stage's keys: one, or one a class."""
-    found = {"pretrain": [inputs.pretrain_key()], "end_to_end": [inputs.end_to_end_key(None)]}
-    return found | {stage: [inputs.class_key(stage, k) for k in inputs.labels] for stage in sorted(CLASSES)}
+@pytest.fixture
+def norms(monkeypatch) -> dict[str, float]:
+    """Mean norms of vectors, in place of those that would be read from maps."""
+    norms = {"pool5": 5.0, "fc7": 0.5, "pool5+fc7": 8.0}
+
+    def feature_scale(split, features, norm, execution):
+        layer = "pool5" if features.head is None else "pool5+fc7" if features.concat_pooled else "fc7"
+        return norm / norms[layer]
+
+    monkeypatch.setattr(stage_inputs, "feature_scale", feature_scale)
+    return norms
 
 
-def changed(before: dict, after: dict) -> set[str]:
-    """The stages whose keys are others, which those of all their classes then must be."""
-    stages = {stage for stage in before if before[stage] != after[stage]}
-    for stage in stages:
-        assert not {key.data for key in before[stage]} & {key.data for key in after[stage]}
-    return stages
+def test_images_and_classes_are_those_of_the_configuration(inputs):
+    made = inputs("data.limit_train=5", "data.limit_test=2")
+    assert (len(made.train), len(made.test)) == (5, 2)
+    assert made.test.classes == made.train.classes and made.labels == [0, 1, 2, 3, 4, 5]
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
+def test_proposals_need_no_network(inputs):
+    made = inputs("backbone.weights=missing.pth", networks=False)
+    train, test = made.proposal_splits
+    assert (len(train), len(test)) == (12, 6)
+    with pytest.raises(SppdetError, match=r"missing\.pth does not exist"):
+        _ = made.backbone
 
 
-@pytest.fixture(scope="module")
-def plain(shapes_root, cache) -> dict[str, list]:
-    return keys_of(inputs_of(shapes_root, cache))
+def test_the_initial_backbone_has_the_weights_of_the_configuration(inputs, tmp_path):
+    made = inputs(f"backbone.weights={write_trunk(tmp_path / 'trunk.safetensors')}")
+    expected = exact_weights(build_trunk("small", 0))
+    assert all(torch.equal(value, expected[name]) for name, value in made.backbone.trunk.state_dict().items())
+
+
+def test_end_to_end_training_replaces_the_backbone(inputs):
+    made = inputs(*END_TO_END)
+    expected = exact_weights(build_trunk("small", 0), shift=1)
+    assert all(torch.equal(value, expected[name]) for name, value in made.backbone.trunk.state_dict().items())
+    assert made.backbone is not made.initial_backbone
+    assert inputs().backbone is not None
 
 
 @pytest.mark.parametrize(
-    ("change", "stages"),
+    ("overrides", "stages"),
     [
-        ("svm.C=0.01", {"svm", "context"}),
-        ("svm.hard_margin=-0.9", {"svm"}),
-        ("svm.positive_overlap=0.7", {"svm"}),
-        ("svm.flip=true", {"svm", "context"}),
-        ("svm.norm=10", CLASSES),
-        ("bbox.ridge=10", {"bbox"}),
-        ("bbox.flip=true", {"bbox"}),
-        ("end_to_end.epochs=1", {"end_to_end"}),
-        ("pretrain.epochs=1", {"pretrain"}),
-        ("regions.scales=[96,160]", CLASSES),
-        ("pooling.levels=[2,1]", EVERY),
-        ("pooling.kind=align", EVERY - {"pretrain"}),
-        ("proposals.base_k=60", EVERY - {"pretrain"}),
-        ("backbone.precision=bfloat16", EVERY),
-        ("run.seed=4", EVERY),
-        ("data.limit_train=5", EVERY),
-        ("data.limit_test=2", set()),
-        ("detection.nms=0.4", set()),
-        ("detection.context=0.3", set()),
-        ("memory_gb=1", set()),
-        ("workers=1", set()),
-        ("run.dir=elsewhere", set()),
+        ([], ["svm", "bbox"]),
+        (["features=fc7"], ["finetune", "svm", "bbox"]),
+        (["features=fc7", *END_TO_END], ["svm", "bbox"]),
+        (["features=fc7", *END_TO_END, "classifier=softmax"], ["bbox"]),
+        (["features=fc7", *END_TO_END, "classifier=softmax", "bbox.kind=joint"], []),
+        (["detection.context=0.3", "bbox.enabled=false"], ["svm", "context"]),
     ],
 )
-def test_a_setting_changes_the_keys_of_what_depends_on_it(shapes_root, cache, plain, change, stages):
-    assert changed(plain, keys_of(inputs_of(shapes_root, cache, change))) == stages
+def test_stages_that_learn_from_the_maps_of_the_training_images(inputs, overrides, stages):
+    assert inputs(*overrides, networks=False).stages_with_maps() == stages
 
 
-def test_the_keys_of_a_class_change_with_its_own_objects_alone(tmp_path, shapes_root, cache, plain):
-    root = shutil.copytree(shapes_root, tmp_path / "shapes")
-    inputs = inputs_of(shapes_root, cache)
-    own = inputs.train.classes.index(narrow_first_object(root / "Annotations" / "train_00000.xml"))
-    after = keys_of(inputs_of(root, cache))
-    for stage in CLASSES:
-        same = [before == now for before, now in zip(plain[stage], after[stage])]
-        assert same == [k != own for k in inputs.labels]
-        assert [key.recipe for key in after[stage]] == [key.recipe for key in plain[stage]], "with --keep it stays"
-    assert after["end_to_end"] != plain["end_to_end"]
+@pytest.mark.parametrize(
+    ("flipped", "with_mirror_images"),
+    [("svm", {"svm", "context"}), ("bbox", {"bbox"}), ("finetune", {"finetune"})],
+)
+def test_a_stage_learns_from_mirror_images_where_its_settings_say_so(inputs, flipped, with_mirror_images):
+    made = inputs(f"{flipped}.flip=true")
+    lengths = {stage: len(made.split_of(stage)) for stage in ("finetune", "svm", "context", "bbox")}
+    assert lengths == {stage: 24 if stage in with_mirror_images else 12 for stage in lengths}
 
 
-def test_another_name_of_a_class_is_another_class(tmp_path, shapes_root, cache, plain):
-    root = shutil.copytree(shapes_root, tmp_path / "shapes")
-    rename_class(root, "star", "stork")
-    inputs = inputs_of(root, cache)
-    assert inputs.train.classes[4] == "stork"
-    after = keys_of(inputs)
-    for stage in CLASSES:
-        assert [k for k in inputs.labels if after[stage][k] != plain[stage][k]] == [4]
-    assert after["end_to_end"] != plain["end_to_end"], "its boxes are found again by their classes' names"
+def test_features_are_those_of_the_configuration(inputs):
+    pooled = inputs().features
+    assert isinstance(pooled, PyramidFeatures) and pooled.dimension == BINS * CHANNELS
+    assert isinstance(inputs("regions.crop=warp").features, CropFeatures)
+
+
+@pytest.mark.parametrize(
+    ("layer", "dimension", "box_dimension", "scale", "box_scale"),
+    [
+        ("pool5", BINS * CHANNELS, BINS * CHANNELS, 20 / 5, 20 / 5),
+        ("fc7", UNITS, BINS * CHANNELS, 20 / 0.5, 20 / 5),
+        ("pool5+fc7", BINS * CHANNELS + UNITS, BINS * CHANNELS + UNITS, 20 / 8, 20 / 8),
+    ],
+)
+def test_boxes_learn_from_pooled_vectors_unless_the_svms_see_them_beside_fc7(
+    inputs, norms, layer, dimension, box_dimension, scale, box_scale
+):
+    made = inputs(f"features={layer}")
+    for stage in ("svm", "context"):
+        features, factor = made.learns_from(stage)
+        assert (features.dimension, factor) == (dimension, scale)
+    features, factor = made.learns_from("bbox")
+    assert (features.dimension, factor) == (box_dimension, box_scale)
+
+
+def test_the_balance_brings_fc7_to_the_norm_of_the_pooled_vectors_and_is_kept(inputs, norms):
+    assert inputs("features=pool5+fc7").head.balance == pytest.approx(norms["pool5"] / norms["fc7"])
+    norms["fc7"] = 123.0  # other images would have another norm, but the SVMs that were trained need the saved balance
+    assert inputs("features=pool5+fc7", networks=False).head.balance == pytest.approx(10)
+    assert inputs("features=fc7").head.balance == 1
+
+
+def test_the_head_is_truncated_before_anything_is_learned_from_it(inputs):
+    whole, truncated = inputs("features=fc7").head, inputs("features=fc7", "svd_ranks=[4,2]").head
+    assert truncated.ranks == (4, 2) and truncated.fc6[0].out_features == 4
+    only_fc6 = inputs("features=fc6", "svd_ranks=[4]").head
+    assert only_fc6.ranks == (4, 0)
+    assert inputs("features=fc7", "svd_ranks=[4,2]").head_digest != inputs("features=fc7").head_digest
+    assert whole.ranks == (0, 0) and inputs().head_digest is None
+
+
+def test_fc_layers_of_the_network_are_read_only_where_training_begins_with_them(inputs, monkeypatch):
+    layers = Head(4, 2, "fc7")
+    monkeypatch.setattr(stage_inputs, "network_state", lambda name, weights: {"of": (name, weights)})
+    monkeypatch.setattr(Head, "of_network", lambda name, state, dropout: layers if state["of"] == FILE else None)
+    assert inputs().network_head(0.5) is None
+    made = inputs("backbone.name=alexnet", "backbone.weights=alexnet.pth", "finetune.init=imagenet", networks=False)
+    assert made.network_head(0.5) is layers
+
+
+def test_missing_folders_are_named(inputs):
+    with pytest.raises(SppdetError, match="there is no folder"):
+        inputs("data.root=missing")
+
+
+def test_the_files_lie_in_the_folder_of_the_run(inputs, tmp_path):
+    assert inputs().files.folder == Path(tmp_path / "run" / "stages")

@@ -12,14 +12,14 @@ from sppdet.utils.errors import SppdetError
 
 
 def data(rng, positives: int, negatives: int, dimension: int, shift: float = 0.4):
-    """Two overlapping clouds of float16 rows, and their labels."""
+    """Return float16 rows of two overlapping clouds, and their labels."""
     labels = np.repeat([1, -1], [positives, negatives])
     rows = rng.normal(size=(len(labels), dimension)) + shift * labels[:, None]
     return rows.astype(np.float16), labels
 
 
 def primal(weight, intercept, x, labels, problem) -> float:
-    """1/2 |w|^2 + 1/2 b^2 + C sum c_i hinge_i, in double precision."""
+    """Compute 1/2 |w|^2 + 1/2 b^2 + C sum c_i hinge_i in double precision."""
     cost = problem.C * np.where(labels > 0, problem.positive_weight, 1)
     hinge = np.maximum(0, 1 - labels * (x @ weight + intercept))
     return (weight @ weight + (intercept / problem.bias) ** 2) / 2 + cost @ hinge
@@ -34,7 +34,7 @@ def reference(x, labels, problem) -> LinearSVC:
 
 
 def check(rows, labels, problem, fitted) -> None:
-    """The objective is within 0.1% of scikit-learn's, the margins are close."""
+    """Compare with scikit-learn: the objective is at most 0.1% higher, the margins are close."""
     x = rows.astype(np.float64) * problem.scale
     best = reference(x, labels, problem)
     expected = primal(best.coef_[0], best.intercept_[0], x, labels, problem)
@@ -48,7 +48,7 @@ def check(rows, labels, problem, fitted) -> None:
 @pytest.mark.parametrize("positive_weight", [1.0, 2.0])
 @pytest.mark.parametrize("C", [1e-3, 0.1])
 @pytest.mark.parametrize("counts", [(40, 60), (3, 300), (200, 5)])
-def test_scikit_learn_finds_the_same(C, positive_weight, counts):
+def test_the_objective_is_that_of_scikit_learn(C, positive_weight, counts):
     rows, labels = data(np.random.default_rng(0), *counts, 20)
     problem = Problem(C, positive_weight, bias=10.0, scale=0.7, tolerance=1e-4, max_epochs=20_000)
     fitted = svm.fit(rows, np.arange(len(rows)), labels, problem)
@@ -63,7 +63,7 @@ def test_more_features_than_rows():
 
 
 def test_float16_extremes():
-    # The largest number, the smallest subnormal and zeros: read as numpy reads them.
+    # The largest number, the smallest subnormal and zeros are read as NumPy reads them.
     rows, labels = data(np.random.default_rng(2), 20, 20, 10)
     rows[0, 0], rows[25, 0], rows[1, 1], rows[2] = 65504, -65504, 6e-8, 0
     problem = Problem(C=1e-2, scale=1e-4, tolerance=1e-5, max_epochs=20_000)
@@ -74,7 +74,7 @@ def test_float16_extremes():
     np.testing.assert_allclose(svm.margins(tiny, np.array([0]), probe), [expected], rtol=1e-6)
 
 
-def test_both_multipliers_at_their_bounds():
+def test_two_rows_inside_the_margin():
     # One feature, +1 and -1. While both lie inside the margin every alpha is at its bound, C * c_i, so
     # w = 0.01 * (2 + 1) and the constant feature's weight is 0.01 * (2 - 1) * bias; with bias 3 the intercept is
     # 3 * 0.03. The margins, 0.12 and 0.06, are below 1: consistent.
@@ -85,9 +85,9 @@ def test_both_multipliers_at_their_bounds():
     np.testing.assert_allclose(fitted.alpha, [0.02, 0.01])
 
 
-def test_the_widest_margin():
-    # Separable and a large C: the plane halfway between 1 and 5, w = 2 / (5 - 1), intercept -1.5 (up to the price
-    # of the intercept, which a large bias makes small).
+def test_separable_rows_get_the_widest_margin():
+    # With a large C the plane lies halfway between 1 and 5: w = 2 / (5 - 1), intercept -1.5, up to the cost of the
+    # intercept, which a large bias makes small.
     rows = np.array([[5], [1], [7], [0]], np.float16)
     problem = Problem(C=1e3, bias=100, tolerance=1e-6, max_epochs=100_000)
     fitted = svm.fit(rows, np.arange(4), np.array([1, -1, 1, -1]), problem)
@@ -113,7 +113,7 @@ def test_rows_are_picked_by_index():
     np.testing.assert_array_equal(svm.margins(rows, index, shared), svm.margins(rows[index], np.arange(6), alone))
 
 
-def test_a_warm_start_ends_at_the_same_place_sooner():
+def test_a_warm_start_reaches_the_same_solution_sooner():
     rows, labels = data(np.random.default_rng(5), 30, 200, 20)
     problem = Problem(C=0.05, tolerance=1e-4, max_epochs=20_000)
     index = np.arange(len(rows))
@@ -121,9 +121,9 @@ def test_a_warm_start_ends_at_the_same_place_sooner():
     kept = cold.alpha.copy()
     warm = svm.fit(rows, index, labels, problem, alpha=cold.alpha)
     assert warm.epochs < cold.epochs and warm.converged
-    np.testing.assert_array_equal(cold.alpha, kept)  # the caller's are not written to
+    np.testing.assert_array_equal(cold.alpha, kept)  # those of the caller stay as they are
     check(rows, labels, problem, warm)
-    # A start from another problem's variables, out of bounds too, only costs time.
+    # Variables of another problem, even out of bounds, cost time only.
     wild = svm.fit(rows, index, labels, problem, alpha=np.full(len(rows), 9.0))
     check(rows, labels, problem, wild)
 
@@ -136,7 +136,7 @@ def test_liblinear_is_the_same_problem():
     check(rows, labels, problem, fitted)
 
 
-def test_the_iteration_limit_is_told():
+def test_the_iteration_limit_is_reported():
     rows, labels = data(np.random.default_rng(7), 50, 50, 5, shift=0.05)
     problem = Problem(C=10.0, tolerance=1e-9, max_epochs=2)
     for solve in (svm.fit, svm.fit_liblinear):
@@ -144,7 +144,7 @@ def test_the_iteration_limit_is_told():
 
 
 @pytest.mark.parametrize("label", [1, -1])
-def test_rows_of_one_kind_are_all_put_on_their_side(label):
+def test_rows_with_equal_labels_all_reach_their_margin(label):
     """A class whose objects fill their images has no negatives; liblinear does not take that."""
     rows, labels = np.random.default_rng(0).random((9, 4)).astype(np.float16), np.full(9, label)
     fitted = svm.fit(rows, np.arange(9), labels, Problem(C=10))
@@ -154,7 +154,7 @@ def test_rows_of_one_kind_are_all_put_on_their_side(label):
         svm.fit_liblinear(rows, np.arange(9), labels, Problem())
 
 
-def test_rows_of_another_kind_are_refused():
+def test_rows_that_are_not_float16_are_refused():
     rows, labels = np.eye(2, dtype=np.float32), np.array([1, -1])
     with pytest.raises(TypeError, match="rows must be float16, not float32"):
         svm.fit(rows, np.arange(2), labels, Problem())
