@@ -11,6 +11,7 @@ kept in RUN.DIR/study_pooling.json, and an interrupted study goes on after them.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 from dataclasses import replace
@@ -50,6 +51,7 @@ _TIMED = 5  # images on which the pooling alone is timed
 
 def study(options: argparse.Namespace) -> int:
     """Train and evaluate each kind, print the table and draw the plot."""
+    logging.getLogger("sppdet").setLevel(logging.WARNING)  # the table alone goes to stdout
     settings = config.load(options.config, options.overrides)
     backbone = Backbone.create(
         settings.backbone.name, settings.backbone.weights, settings.device, settings.backbone.precision

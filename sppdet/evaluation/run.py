@@ -17,7 +17,7 @@ from sppdet.evaluation.costs import read_costs, record_cost
 from sppdet.evaluation.devkit_files import check_names, read_devkit_results, write_devkit_results
 from sppdet.evaluation.in_memory import evaluate_detections
 from sppdet.evaluation.voc import evaluate_voc, table
-from sppdet.features import CachedSplit, fill_maps, open_split
+from sppdet.features import FeatureSplit, fill_maps, open_split
 from sppdet.proposals import recall_line
 from sppdet.utils import Meter, SppdetError, file_digest, fingerprint, parallel_map, read_json, write_json
 
@@ -89,7 +89,7 @@ def _run_config(folder: Path, overrides: Iterable[str]) -> Config:
 
 
 def detect_all(
-    detector: Predictor, splits: Sequence[CachedSplit], workers: int
+    detector: Predictor, splits: Sequence[FeatureSplit], workers: int
 ) -> tuple[list[Detections], list[Detections]]:
     """Detect objects in every image of a split, from its stored proposals and feature maps.
 
@@ -188,7 +188,7 @@ def summary(metrics: dict) -> str:
     )
 
 
-def _metrics_key(folder: Path, split: CachedSplit, name: str, detection: dict) -> str:
+def _metrics_key(folder: Path, split: FeatureSplit, name: str, detection: dict) -> str:
     """Return the key of metrics.json: model, split ``name``, images, ground truth and settings of detection."""
     # An ensemble's model.json names the digests of its members' files.
     model = [file_digest(folder / name) for name in MODEL_FILES if (folder / name).exists()]

@@ -71,7 +71,7 @@ class TestAFinishedRun:
         assert not list(trained.yaml.parent.rglob(".*.*"))
 
     def test_leaves_a_model_that_detects(self, trained, shapes_root):
-        detections = trained.detector().predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+        detections = trained.detector().predict(shapes_root / "JPEGImages" / "test_00000.jpg", threshold=None)
         assert detections.classes == SHAPES and len(detections) > 0
 
     def test_does_nothing_when_it_is_run_again(self, trained):
@@ -486,7 +486,7 @@ class TestRCNN:
     def test_the_detector_detects_in_an_image_what_it_detects_from_the_cache(self, rcnn, shapes_root):
         results = rcnn.json("detections/coco_results.json")
         stored = sorted((result["score"] for result in results if result["image_id"] == 1), reverse=True)
-        detections = rcnn.detector().predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+        detections = rcnn.detector().predict(shapes_root / "JPEGImages" / "test_00000.jpg", threshold=None)
         assert len(detections) > 0
         # Vectors are float16 in both, and the last bits depend on the crops that go through the network together.
         np.testing.assert_allclose(detections.scores[:5], stored[:5], atol=1e-2)
@@ -537,7 +537,7 @@ class TestUnusualData:
         # As in a split that data.limit_train cuts short: the other classes are trained all the same.
         run.train(f"data.classes=[hexagon,{','.join(SHAPES)}]", "detection.min_margin=-9")
         assert "no training objects of hexagon: it will never be detected" in log_lines
-        detections = run.detector().predict(shapes_root / "JPEGImages" / "test_00000.jpg")
+        detections = run.detector().predict(shapes_root / "JPEGImages" / "test_00000.jpg", threshold=None)
         names = {detection["label"] for detection in detections.to_list()}
         assert "star" in names and "hexagon" not in names
 
