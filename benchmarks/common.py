@@ -182,7 +182,7 @@ class Bench:
         return run
 
     def filled(self, images: int, *overrides: str) -> StageInputs:
-        """Return :meth:`inputs` with all proposals and maps computed, in the benchmarks' own cache."""
+        """Return `inputs` with all proposals and maps computed, in the benchmarks' own cache."""
         inputs = self.inputs(images, *overrides)
         inputs.split.fill_proposals(SelectiveSearch.of(inputs.config.proposals), 0)
         inputs.split.fill_maps(inputs.backbone, 0)

@@ -59,7 +59,7 @@ class Ready:
 
 
 def prepare(inputs: StageInputs) -> Ready:
-    """Do the first steps of :meth:`Miner.train`."""
+    """Do the first steps of `Miner.train`."""
     miner = Miner(inputs.split, inputs.features, inputs.labels, inputs.config.svm, inputs.scale, Execution())
     miner.cache = miner._start(np.random.default_rng(3).permutation(len(inputs.split)))
     return Ready(miner, miner._fit())

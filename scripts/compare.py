@@ -159,7 +159,7 @@ def measure(row: Row, options: argparse.Namespace) -> dict:
     """Train and evaluate one row.
 
     Returns:
-        The content of metrics.json, ``training_images`` (their number) and ``detection`` (see :func:`time_detection`).
+        The content of metrics.json, ``training_images`` (their number) and ``detection`` (see `time_detection`).
     """
     from sppdet.training.stage_inputs import StageInputs
 

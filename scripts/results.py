@@ -12,7 +12,7 @@ from sppdet.proposals.recall import recall_line
 
 
 def tables(metrics: dict) -> str:
-    """Format the content of a metrics.json (:func:`sppdet.evaluation.evaluate_run`) as Markdown."""
+    """Format the content of a metrics.json (`sppdet.evaluation.evaluate_run`) as Markdown."""
     without, proposals = metrics["without_bbox"], metrics["proposals"]
     lines = [
         f"{metrics['pictures']} test images; {proposals['windows']:.0f} proposals per image, {recall_line(proposals)}",

@@ -54,7 +54,7 @@ def two_rectangles() -> np.ndarray:
 
 
 def random_detector(layer: str | None = None, with_regressors: bool = True, **pooling) -> Detector:
-    """A detector of three classes with random weights at two scales; it finds much in :func:`two_rectangles`.
+    """A detector of three classes with random weights at two scales; it finds much in `two_rectangles`.
 
     Args:
         layer: the layer that the classifier sees: None (pooled features), ``fc6``, ``fc7`` or ``pool5+fc7``.

@@ -97,7 +97,7 @@ class Classifier:
         network: the trained network.
         test: which views of an image are classified, with a number for every setting: ``crop``, the central ``view`` x
             ``view`` pixels of the image at ``side``; ``full``, all of the image at ``side``; ``multi``, the mean over
-            the views of the feature maps at all ``scales`` (:func:`view_windows`).
+            the views of the feature maps at all ``scales`` (`view_windows`).
     """
 
     classes: tuple[str, ...]
@@ -121,7 +121,7 @@ class Classifier:
 
         Args:
             images: an image, a list or tuple of images, or an iterator over images. An image is what
-                :func:`sppdet.data.to_rgb` takes: a path, a Pillow image, an array and others.
+                `sppdet.data.to_rgb` takes: a path, a Pillow image, an array and others.
             bgr: whether the channels of arrays and tensors are blue, green, red, as in OpenCV's images.
 
         Returns:
@@ -178,7 +178,7 @@ class Classifier:
 
         Args:
             folder: is created where it does not exist.
-            key: digest of all that the weights depend on, see :mod:`sppdet.classification.run`.
+            key: digest of all that the weights depend on, see `sppdet.classification.run`.
         """
         folder = Path(folder)
         head = self.network.head

@@ -50,7 +50,7 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
         force: train anew although there is a trained classifier or a checkpoint.
 
     Returns:
-        The metrics as of :func:`evaluate_run`; None without images to measure on (``data.val=null``).
+        The metrics as of `evaluate_run`; None without images to measure on (``data.val=null``).
 
     Raises:
         SppdetError: the folder holds a detector or cannot be written, or the images do not suffice.
@@ -88,7 +88,7 @@ def evaluate_run(settings: ClassifierConfig, held_out: LabelledImages | None = N
         held_out: images that the classifier did not learn from; None reads those of ``settings.data.val``.
 
     Returns:
-        The metrics as of :func:`measure_classifier`.
+        The metrics as of `measure_classifier`.
 
     Raises:
         SppdetError: there is no trained classifier, or no folder of images to measure on.

@@ -122,7 +122,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 
 def summary(metrics: dict[str, Any]) -> str:
-    """Return two lines about the metrics of :func:`sppdet.classification.evaluate_run`.
+    """Return two lines about the metrics of `sppdet.classification.evaluate_run`.
 
     >>> test = {"views": "full", "side": 224, "scales": [224]}
     >>> error = {"cat": 25.0, "dog": 0.0}

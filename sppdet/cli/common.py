@@ -28,7 +28,7 @@ def run(
         interrupted: printed if the user interrupts the command.
 
     Returns:
-        The exit status: that of the command; 2 for :class:`SppdetError` and for an ``OSError`` that names a file; 130
+        The exit status: that of the command; 2 for `SppdetError` and for an ``OSError`` that names a file; 130
         if interrupted. Other errors are bugs, and raised.
     """
     warnings.showwarning = _show_warning

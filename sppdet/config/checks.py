@@ -13,7 +13,7 @@ def check(settings: object) -> None:
     """Refuse settings that do not go together.
 
     Args:
-        settings: a :class:`Config`, a :class:`ClassifierConfig`, or :class:`ViewSettings` without nulls.
+        settings: a `Config`, a `ClassifierConfig`, or `ViewSettings` without nulls.
 
     Raises:
         SppdetError: the message names the setting, says why its value is wrong, and what to set.
@@ -127,7 +127,7 @@ def _check_ranks(config: Config) -> None:
 def _check_fc(config: Config) -> None:
     """Refuse random fc layers that nothing trains, and layers of a network whose weights are not loaded.
 
-    What depends on the network's name is checked by :func:`sppdet.networks.check_network`.
+    What depends on the network's name is checked by `sppdet.networks.check_network`.
     """
     finetune = config.finetune
     if finetune.init == "random":

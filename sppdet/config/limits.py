@@ -1,7 +1,7 @@
 """Limits of settings: which values one setting may have.
 
-A limit stands in the annotation of a field in :mod:`sppdet.config.settings`, as in
-``nms: Annotated[float, between(0, 1)]``. Conditions on several settings at once are in :mod:`sppdet.config.checks`.
+A limit stands in the annotation of a field in `sppdet.config.settings`, as in
+``nms: Annotated[float, between(0, 1)]``. Conditions on several settings at once are in `sppdet.config.checks`.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
     Args:
         path: a YAML file or the config.json of a run; None takes the defaults.
         overrides: changes such as ``regions.scales=[480,688]``.
-        kind: class of the settings, :class:`Config` or :class:`ClassifierConfig`.
+        kind: class of the settings, `Config` or `ClassifierConfig`.
 
     Raises:
         SppdetError: the file is missing or is not YAML, a key is unknown (the message names the nearest one), a value
@@ -109,7 +109,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(values: dict[str, Any], kind: type[Settings] = Config) -> Settings:  # type: ignore[assignment]
-    """Return the settings whose nested dicts are ``values``, the inverse of :func:`to_dict`.
+    """Return the settings whose nested dicts are ``values``, the inverse of `to_dict`.
 
     Raises:
         SppdetError: a key is unknown, or a value has the wrong type or is outside its limits. Whether settings go
@@ -173,5 +173,5 @@ def _unknown_key(key: str, kind: type) -> str:
 
 
 def to_yaml(config: Any) -> str:
-    """Return settings as the text of a YAML file, which :func:`load` reads."""
+    """Return settings as the text of a YAML file, which `load` reads."""
     return yaml.safe_dump(to_dict(config), sort_keys=False, default_flow_style=None)

@@ -1,8 +1,8 @@
 """Every setting with its default and its limits.
 
-The fields of these classes are the keys of a YAML file (:mod:`sppdet.config.loading`): ``nms`` of
-:class:`DetectionSettings` is ``detection.nms``. Settings are frozen, and checked when they are constructed;
-:func:`dataclasses.replace` makes a changed copy.
+The fields of these classes are the keys of a YAML file (`sppdet.config.loading`): ``nms`` of
+`DetectionSettings` is ``detection.nms``. Settings are frozen, and checked when they are constructed;
+`dataclasses.replace` makes a changed copy.
 
 >>> from sppdet.config import DetectionSettings
 >>> DetectionSettings(nms=0.4).nms
@@ -92,7 +92,7 @@ class ProposalSettings(Checked):
         min_size: windows with a side below this many pixels of the original image are dropped (20 in the original
             program).
         max_windows: largest number of windows per image, with ``native`` the best by rank; 0 keeps all.
-        engine: ``native`` (:mod:`sppdet.proposals.native`), or ``opencv``. The windows of ``opencv`` are those of
+        engine: ``native`` (`sppdet.proposals.native`), or ``opencv``. The windows of ``opencv`` are those of
             ``native``, except for ties between regions that are equally similar; they take many times longer and are
             not ranked.
     """

@@ -17,17 +17,17 @@ from sppdet.ops import boxes as geometry
 class Sample:
     """One image and its N objects; N may be 0.
 
-    The pixels stay in the file until :meth:`read` is called.
+    The pixels stay in the file until `read` is called.
 
     Attributes:
         id: name of the image in its data set, ``000005`` for example.
         path: file of the image.
         width: pixels of the image as displayed, that is with its EXIF orientation applied.
         height: pixels of the image as displayed.
-        boxes: float32 ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges from 0 (:mod:`sppdet.ops.boxes`).
+        boxes: float32 ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges from 0 (`sppdet.ops.boxes`).
         labels: int64 ``(N,)`` classes of the objects, from 0 to K - 1.
         difficult: bool ``(N,)`` objects that VOC marks as difficult: they count neither as hits nor as misses.
-        mirrored: whether :meth:`read` flips the image left to right. ``boxes`` are those of the flipped image.
+        mirrored: whether `read` flips the image left to right. ``boxes`` are those of the flipped image.
 
     >>> cat = np.array([[10, 20, 60, 80]], np.float32)
     >>> sample = Sample("000005", Path("000005.jpg"), 100, 90, cat, np.array([0]), np.array([False]))

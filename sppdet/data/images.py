@@ -56,7 +56,7 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     Only the header of the file is read; no pixel is decoded.
 
     Raises:
-        SppdetError: an error of :func:`read_image` that the header shows.
+        SppdetError: an error of `read_image` that the header shows.
     """
     with _opened(path) as image:
         width, height = image.size
@@ -111,7 +111,7 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
 
 @contextmanager
 def _errors_naming(path: str | os.PathLike) -> Iterator[None]:
-    """Turn every error about an image into a :class:`SppdetError` of one line that names the file."""
+    """Turn every error about an image into a `SppdetError` of one line that names the file."""
     try:
         yield
     except FileNotFoundError:

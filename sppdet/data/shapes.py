@@ -36,7 +36,7 @@ def make_shapes(
 
     Image i of a split depends on ``seed`` and ``size`` alone, not on the number of images. A complete folder is left
     as it is; one whose drawing was interrupted is drawn again. Read the result with
-    :func:`sppdet.data.splits.read_dataset`.
+    `sppdet.data.splits.read_dataset`.
 
     Args:
         root: folder to draw in: a new one, an empty one, or one that this function wrote.
@@ -97,7 +97,7 @@ def draw_shapes(
 
     Returns:
         The image, RGB uint8 ``(H, W, 3)``; boxes of the whole figures, hidden parts included, cut to the image,
-        float32 ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges from 0; labels that index :data:`CLASSES`, int64
+        float32 ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges from 0; labels that index `CLASSES`, int64
         ``(N,)``; and which objects are difficult, bool ``(N,)``.
 
     >>> image, boxes, labels, difficult = draw_shapes(np.random.default_rng(0))

@@ -17,7 +17,7 @@ from sppdet.utils import SppdetError
 def read_dataset(
     root: str | os.PathLike, split: str = "trainval", classes: Sequence[str] | None = None, limit: int | None = None
 ) -> Dataset:
-    """Read the annotations of one split of a VOC folder; images are read later, by :meth:`Sample.read`.
+    """Read the annotations of one split of a VOC folder; images are read later, by `Sample.read`.
 
     Args:
         root: VOC folder (``VOC2007``), or its parent (``VOCdevkit``) if that holds exactly one.
@@ -43,7 +43,7 @@ def read_dataset(
 def load_split(config: Config, split: str, classes: Sequence[str] | None = None, limit: int | None = None) -> Dataset:
     """Read one split of the data set that ``config.data`` names.
 
-    ``data.root=shapes`` names the synthetic data set (:func:`sppdet.data.shapes.make_shapes`). It is drawn in the
+    ``data.root=shapes`` names the synthetic data set (`sppdet.data.shapes.make_shapes`). It is drawn in the
     cache folder on first use.
 
     Args:
@@ -53,7 +53,7 @@ def load_split(config: Config, split: str, classes: Sequence[str] | None = None,
         limit: number of images to keep, the first ones of the split. The default keeps all.
 
     Raises:
-        SppdetError: the folder is missing, or an error of :func:`read_dataset`.
+        SppdetError: the folder is missing, or an error of `read_dataset`.
     """
     is_shapes = config.data.root == "shapes"
     if is_shapes and Path("shapes").is_dir():

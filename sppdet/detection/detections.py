@@ -38,8 +38,8 @@ class Detection(NamedTuple):
 class Detections:
     """The objects that a detector reports in one image, best first.
 
-    Iteration yields a :class:`Detection` each; an integer index gives one of them. A slice, a boolean mask or an array
-    of indices gives :class:`Detections`.
+    Iteration yields a `Detection` each; an integer index gives one of them. A slice, a boolean mask or an array
+    of indices gives `Detections`.
 
     Args:
         xyxy: ``(N, 4)`` boxes ``x1, y1, x2, y2``: pixel edges, 0-based, so that a width is ``x2 - x1``.
@@ -126,7 +126,7 @@ class Detections:
 
     @property
     def boxes(self) -> np.ndarray:
-        """The boxes ``xyxy``, by the name that :class:`sppdet.data.Sample` has for ground truth."""
+        """The boxes ``xyxy``, by the name that `sppdet.data.Sample` has for ground truth."""
         return self.xyxy
 
     @property
@@ -150,7 +150,7 @@ class Detections:
     def __getitem__(
         self, rows: int | np.integer | slice | np.ndarray | Sequence[int] | Sequence[bool]
     ) -> Detection | Detections:
-        """Return the :class:`Detection` at an index, or the detections of a slice, a mask or an array of indices."""
+        """Return the `Detection` at an index, or the detections of a slice, a mask or an array of indices."""
         if isinstance(rows, (int, np.integer)):
             label = int(self.labels[rows])
             name = self.classes[label] if self.classes else str(label)
@@ -218,10 +218,10 @@ class Detections:
         ]
 
     def draw(self, image: ImageLike) -> np.ndarray:
-        """Draw the detections into a copy of their image; see :func:`sppdet.detection.draw_detections`.
+        """Draw the detections into a copy of their image; see `sppdet.detection.draw_detections`.
 
         Args:
-            image: the image, as :meth:`sppdet.Detector.predict` takes it.
+            image: the image, as `sppdet.Detector.predict` takes it.
 
         Returns:
             The copy, RGB uint8 ``(H, W, 3)``.

@@ -27,7 +27,7 @@ _MIRROR = np.array([-1, 1, 1, 1], np.float32)  # takes a box regression dx, dy, 
 class Detector(Predictor):
     """A trained detector.
 
-    :func:`sppdet.load` reads one from a run's folder; :meth:`predict` detects objects in images; :meth:`with_detection`
+    `sppdet.load` reads one from a run's folder; `predict` detects objects in images; `with_detection`
     makes a copy with other settings. Detectors cannot be modified.
 
     Attributes:
@@ -39,7 +39,7 @@ class Detector(Predictor):
         regressors: box regression; None if none was trained.
         detection: settings of the steps from scored windows to detections.
         head: the fc layers whose output the classifier sees; None if it sees the pooled features.
-        image_svms: SVMs of whole images, see :mod:`sppdet.training.image_svms`; None if none were trained.
+        image_svms: SVMs of whole images, see `sppdet.training.image_svms`; None if none were trained.
 
     Raises:
         SppdetError: if ``detection.context`` is above 0 and there are no SVMs of whole images.
@@ -145,14 +145,14 @@ class Detector(Predictor):
     def _deltas_of_all(
         self, regressors: BoxRegressors, windows: Windows, shifts: np.ndarray
     ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """Return the function :attr:`WindowScores.deltas` where the products of all windows are known."""
+        """Return the function `WindowScores.deltas` where the products of all windows are known."""
         all_deltas = shifts.reshape(-1, *regressors.bias.shape) + regressors.bias
         return lambda rows, labels: all_deltas[windows.group[rows], labels]
 
     def _deltas_of_some(
         self, regressors: BoxRegressors, maps: Any, windows: Windows
     ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-        """Return the function :attr:`WindowScores.deltas` that pools the windows it is asked for once more."""
+        """Return the function `WindowScores.deltas` that pools the windows it is asked for once more."""
 
         def deltas(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
             group = windows.group[rows]
@@ -165,7 +165,7 @@ class Detector(Predictor):
         return deltas
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.json`` and ``model.safetensors`` into ``folder``; :func:`sppdet.load` reads them."""
+        """Write ``model.json`` and ``model.safetensors`` into ``folder``; `sppdet.load` reads them."""
         from sppdet.detection.saved_model import save_detector
 
         save_detector(self, Path(folder))

@@ -22,7 +22,7 @@ from sppdet.utils import SppdetError
 class Ensemble(Predictor):
     """Detectors of the same classes, whose margins and box regressions are averaged.
 
-    :func:`sppdet.load` reads one from the folder that ``sppdet combine`` wrote. Ensembles cannot be modified.
+    `sppdet.load` reads one from the folder that ``sppdet combine`` wrote. Ensembles cannot be modified.
 
     Attributes:
         detectors: at least one. The first one computes the proposals.

@@ -65,7 +65,7 @@ class Softmax:
 class BoxRegressors:
     """Box regression of each class: ``deltas[n, k] = weight[k] @ vectors[n] + bias[k]``.
 
-    The deltas dx, dy, dw, dh are those of :func:`sppdet.ops.boxes.decode`.
+    The deltas dx, dy, dw, dh are those of `sppdet.ops.boxes.decode`.
 
     Attributes:
         weight: ``(K, 4, D)`` float32.

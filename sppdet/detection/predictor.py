@@ -34,7 +34,7 @@ class WindowScores:
     Attributes:
         margins: ``(N, K)``.
         deltas: ``deltas(rows, labels)`` computes the box regression ``(n, 4)`` (dx, dy, dw, dh, see
-            :func:`sppdet.ops.boxes.decode`) of the proposals ``rows`` ``(n,)``, each by the regressor of its label
+            `sppdet.ops.boxes.decode`) of the proposals ``rows`` ``(n,)``, each by the regressor of its label
             ``(n,)``; None without box regression. In the frame of the image, also where the mirror image was read.
     """
 
@@ -97,7 +97,7 @@ class Predictor(ABC):
 
         Args:
             settings: the new settings; None for the present ones.
-            changes: fields of :class:`sppdet.config.DetectionSettings` to change, such as ``nms=0.4``.
+            changes: fields of `sppdet.config.DetectionSettings` to change, such as ``nms=0.4``.
 
         Raises:
             SppdetError: if a value is out of its limits, or ``context`` is above 0 and the model has no SVMs of whole
@@ -106,7 +106,7 @@ class Predictor(ABC):
 
     @property
     def needs_windows(self) -> bool:
-        """Whether :meth:`read` has to know the proposals, as R-CNN does."""
+        """Whether `read` has to know the proposals, as R-CNN does."""
         return any(part.features.needs_windows for part in self.parts)
 
     @overload
@@ -165,7 +165,7 @@ class Predictor(ABC):
         return detections if threshold is None else detections.above(threshold)
 
     def _read_and_search(self, image: np.ndarray) -> tuple[list[Any], list[Any] | None, np.ndarray]:
-        """Return what :meth:`read` and :meth:`read_mirror_image` return for an image, and its proposals."""
+        """Return what `read` and `read_mirror_image` return for an image, and its proposals."""
         threads = torch.get_num_threads()
         # With one thread this is one of many workers, and the other cores are busy. The native search uses all cores.
         if threads == 1 or self.needs_windows or self.search.engine == "native":
@@ -201,7 +201,7 @@ class Predictor(ABC):
             proposals: ``(N, 4)`` pixel edges in the image itself; only needed if ``needs_windows``.
 
         Returns:
-            What :meth:`read` returns for the mirror image; None unless ``detection.flip`` is set.
+            What `read` returns for the mirror image; None unless ``detection.flip`` is set.
         """
         if not self.detection.flip:
             return None
@@ -214,10 +214,10 @@ class Predictor(ABC):
         """Score the proposals of an image with every one of ``parts``.
 
         Args:
-            maps: what :meth:`read` returned for the image.
+            maps: what `read` returned for the image.
             proposals: ``(N, 4)`` pixel edges.
             size: ``(width, height)`` of the image in pixels.
-            mirrored: what :meth:`read` returned for the mirror image; None leaves it out.
+            mirrored: what `read` returned for the mirror image; None leaves it out.
 
         Returns:
             (weight, scores) pairs; the weights sum to 1. Empty without proposals.
@@ -244,10 +244,10 @@ class Predictor(ABC):
         """Detect objects among the proposals of an image that the networks have read.
 
         Args:
-            maps: what :meth:`read` returned for the image.
+            maps: what `read` returned for the image.
             proposals: ``(N, 4)`` pixel edges.
             size: ``(width, height)`` of the image in pixels.
-            mirrored: what :meth:`read_mirror_image` returned for the image. Margins and box regressions are then the
+            mirrored: what `read_mirror_image` returned for the image. Margins and box regressions are then the
                 means of those in the image and in its mirror image.
             min_margin: in place of ``detection.min_margin``.
 
@@ -266,11 +266,11 @@ class Predictor(ABC):
 
         With ``detection.vote`` 0, as in the original systems, regression moves the boxes that survived suppression,
         leaves their scores, and is followed by a second suppression. Otherwise, as in Fast R-CNN, all candidates are
-        moved before suppression; those around a survivor then vote on its box (:func:`sppdet.ops.vote`), both before
+        moved before suppression; those around a survivor then vote on its box (`sppdet.ops.vote`), both before
         and after box regression.
 
         Args:
-            maps, proposals, size, mirrored: as for :meth:`detect`.
+            maps, proposals, size, mirrored: as for `detect`.
 
         Returns:
             Detections before and after box regression; one and the same object twice if the model has none.

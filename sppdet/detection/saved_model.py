@@ -58,7 +58,7 @@ def load(folder: str | Path, device: str = "auto") -> Detector | Ensemble:
 
 
 def load_detector(folder: str | Path, device: str = "auto") -> Detector:
-    """Load a single detector, as :func:`load` does."""
+    """Load a single detector, as `load` does."""
     folder = Path(folder)
     if not (folder / "model.json").is_file():
         raise SppdetError(f"{folder}: no finished model (model.json) here; train one with python -m sppdet.train")
@@ -99,7 +99,7 @@ def load_detector(folder: str | Path, device: str = "auto") -> Detector:
 
 
 def _restore_features(description: dict, backbone: Backbone) -> WindowFeatures:
-    """Build the features that :meth:`WindowFeatures.description` describes, on the feature maps of ``backbone``."""
+    """Build the features that `WindowFeatures.description` describes, on the feature maps of ``backbone``."""
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
     }

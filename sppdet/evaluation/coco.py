@@ -1,6 +1,6 @@
 """COCO's average precision, and the files that its toolkit (pycocotools) reads.
 
-Names as in :mod:`sppdet.evaluation.voc`. Boxes are xyxy pixel edges (:mod:`sppdet.ops.boxes`); results are percentages.
+Names as in `sppdet.evaluation.voc`. Boxes are xyxy pixel edges (`sppdet.ops.boxes`); results are percentages.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def evaluate_coco(dataset: Dataset, detections: Sequence[Detections]) -> dict[st
         ``None`` where there is no object to find.
 
     Raises:
-        SppdetError: as :func:`sppdet.evaluation.voc.check_detections`.
+        SppdetError: as `sppdet.evaluation.voc.check_detections`.
     """
     from pycocotools.cocoeval import COCOeval  # imported late: the rest of the module works without it
 
@@ -143,7 +143,7 @@ def ground_truth(dataset: Dataset) -> dict:
     """Return the data set as the content of a COCO annotation file.
 
     Category ids are labels + 1, annotation ids start at 1 (pycocotools takes an annotation 0 for "no match"), boxes are
-    (left, top, width, height), and difficult objects are ``iscrowd`` (see :func:`evaluate_coco`).
+    (left, top, width, height), and difficult objects are ``iscrowd`` (see `evaluate_coco`).
     """
     images: list[dict] = []
     annotations: list[dict] = []
@@ -166,7 +166,7 @@ def ground_truth(dataset: Dataset) -> dict:
 
 
 def results(dataset: Dataset, detections: Sequence[Detections]) -> Iterator[dict]:
-    """Yield the entries of a COCO results file, with the ids of :func:`ground_truth`.
+    """Yield the entries of a COCO results file, with the ids of `ground_truth`.
 
     Besides COCO's own fields each entry has ``file_name``, so that a reader without the annotation file knows the
     image; ``loadRes`` keeps fields that it does not know.
@@ -195,10 +195,10 @@ def write_coco_ground_truth(path: str | os.PathLike, dataset: Dataset) -> None:
 def write_coco_results(path: str | os.PathLike, dataset: Dataset, detections: Sequence[Detections]) -> None:
     """Write a COCO results file, one detection per line, for ``COCO.loadRes(path)``, which wants at least one.
 
-    Numbers are exact: pycocotools computes from the files the figures that :func:`evaluate_coco` returns.
+    Numbers are exact: pycocotools computes from the files the figures that `evaluate_coco` returns.
 
     Raises:
-        SppdetError: if the file cannot be written, and as :func:`sppdet.evaluation.voc.check_detections`.
+        SppdetError: if the file cannot be written, and as `sppdet.evaluation.voc.check_detections`.
     """
     check_detections(dataset, detections)
     lines = map(json.dumps, results(dataset, detections))

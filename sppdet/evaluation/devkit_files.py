@@ -51,8 +51,8 @@ def write_devkit_results(
         split: such as ``test``.
 
     Raises:
-        SppdetError: if a file cannot be written, and as :func:`check_names` and
-            :func:`sppdet.evaluation.voc.check_detections`.
+        SppdetError: if a file cannot be written, and as `check_names` and
+            `sppdet.evaluation.voc.check_detections`.
     """
     check_detections(dataset, detections)
     check_names(dataset, split)
@@ -66,7 +66,7 @@ def write_devkit_results(
 
 
 def read_devkit_results(folder: str | os.PathLike, dataset: Dataset, split: str) -> list[Detections]:
-    """Read the files of :func:`write_devkit_results`.
+    """Read the files of `write_devkit_results`.
 
     Returns:
         An entry for each sample of ``dataset``, highest score first.

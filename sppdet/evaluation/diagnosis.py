@@ -145,8 +145,8 @@ def class_errors(
     Args:
         label: the class.
         detections: images, boxes, labels and scores of the detections of all classes
-            (:func:`sppdet.evaluation.voc.flatten_detections`).
-        truth: images, boxes, labels and difficulty of all objects (:func:`sppdet.evaluation.voc.flatten_ground_truth`).
+            (`sppdet.evaluation.voc.flatten_detections`).
+        truth: images, boxes, labels and difficulty of all objects (`sppdet.evaluation.voc.flatten_ground_truth`).
         covered: bool, for each object of ``truth`` whether a proposal has an IoU of 0.5 or more with it.
         similar: ``(K,)`` bool, the classes that are similar to this one.
     """
@@ -218,7 +218,7 @@ def diagnose(dataset: Dataset, detections: Sequence[Detections], proposals: Iter
         A class without objects that count has AP ``None`` and is left out of the means.
 
     Raises:
-        SppdetError: as :func:`sppdet.evaluation.voc.check_detections`.
+        SppdetError: as `sppdet.evaluation.voc.check_detections`.
     """
     check_detections(dataset, detections)
     flat, truth = flatten_detections(detections), flatten_ground_truth(dataset)

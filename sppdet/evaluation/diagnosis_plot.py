@@ -1,4 +1,4 @@
-"""Plot of a diagnosis (:mod:`sppdet.evaluation.diagnosis`): cost and share of each kind of error."""
+"""Plot of a diagnosis (`sppdet.evaluation.diagnosis`): cost and share of each kind of error."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def draw_diagnosis(result: dict) -> Image.Image:
     """Draw a diagnosis as three panels.
 
     Args:
-        result: as :func:`sppdet.evaluation.diagnosis.diagnose` returns it.
+        result: as `sppdet.evaluation.diagnosis.diagnose` returns it.
 
     Returns:
         The gain in mAP without each error; the detections with the highest scores by outcome, a bar per class; the

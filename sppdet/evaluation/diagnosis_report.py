@@ -1,4 +1,4 @@
-"""Text of a diagnosis (:mod:`sppdet.evaluation.diagnosis`): tables of errors, costs, and settings to look at."""
+"""Text of a diagnosis (`sppdet.evaluation.diagnosis`): tables of errors, costs, and settings to look at."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def report_markdown(result: dict) -> str:
     """Format a diagnosis as Markdown.
 
     Args:
-        result: as :func:`sppdet.evaluation.diagnosis.diagnose` returns it.
+        result: as `sppdet.evaluation.diagnosis.diagnose` returns it.
     """
     errors, classes = result["errors"], result["classes"]
     overall = []

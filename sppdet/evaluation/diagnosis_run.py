@@ -1,4 +1,4 @@
-"""Diagnose a run (:mod:`sppdet.evaluation.diagnosis`) from the files of its last evaluation."""
+"""Diagnose a run (`sppdet.evaluation.diagnosis`) from the files of its last evaluation."""
 
 from __future__ import annotations
 

@@ -15,15 +15,15 @@ def evaluate_detections(dataset: Dataset, detections: Sequence[Detections], iou_
     """Compute VOC's and COCO's figures of detections, in percent.
 
     Args:
-        dataset: P samples of K classes, such as :func:`sppdet.data.read_voc` returns.
+        dataset: P samples of K classes, such as `sppdet.data.read_voc` returns.
         detections: P entries, in the order of the data set; labels are those of its classes.
         iou_threshold: lowest IoU with which a detection finds an object, in (0, 1], for VOC's figures. COCO's have
             thresholds of their own.
 
     Returns:
         ``mAP`` (VOC's 11-point rule), ``mAP_area`` (VOC's area rule); ``AP``, ``AP_area`` and ``recall``, each a dict
-        by class name (see :func:`sppdet.evaluation.voc.evaluate_voc`); ``coco``, a dict of ``AP``, ``AP50``, ``AP75``,
-        ``AP_small``, ``AP_medium``, ``AP_large`` and ``AR_100`` (see :func:`sppdet.evaluation.coco.evaluate_coco`).
+        by class name (see `sppdet.evaluation.voc.evaluate_voc`); ``coco``, a dict of ``AP``, ``AP50``, ``AP75``,
+        ``AP_small``, ``AP_medium``, ``AP_large`` and ``AR_100`` (see `sppdet.evaluation.coco.evaluate_coco`).
         ``None`` where there is no object to find.
 
     Raises:
@@ -55,13 +55,13 @@ def evaluate_detector(detector: Predictor, dataset: Dataset, iou_threshold: floa
     several at a time, and nothing is stored.
 
     Args:
-        detector: as :func:`sppdet.load` returns it.
+        detector: as `sppdet.load` returns it.
         dataset: images with ground truth of the detector's classes, in the detector's order.
-        iou_threshold: as in :func:`evaluate_detections`.
+        iou_threshold: as in `evaluate_detections`.
         workers: number of images at a time; 0 for one per core.
 
     Returns:
-        The figures of :func:`evaluate_detections`.
+        The figures of `evaluate_detections`.
 
     Raises:
         SppdetError: if the classes of the data set are not those of the detector, or an image cannot be read.

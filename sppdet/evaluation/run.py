@@ -38,9 +38,9 @@ def evaluate_run(run: Config | str | os.PathLike, force: bool = False, overrides
         overrides: ``key=value`` settings to change, such as ``data.test_split=val`` or ``detection.nms=0.4``.
 
     Returns:
-        The content of metrics.json: the figures of :func:`sppdet.evaluation.evaluate_detections`, with box regression
+        The content of metrics.json: the figures of `sppdet.evaluation.evaluate_detections`, with box regression
         where the model has it; ``without_bbox``, VOC's figures before box regression; ``proposals`` (their recall);
-        ``pictures`` (the number of images); ``stages`` (see :func:`sppdet.evaluation.read_costs`); ``config``; ``key``.
+        ``pictures`` (the number of images); ``stages`` (see `sppdet.evaluation.read_costs`); ``config``; ``key``.
 
     Raises:
         SppdetError: if there is no run, model or data set, or a file cannot be read.

@@ -108,7 +108,7 @@ def resampled_ap(dataset: Dataset, detections: Sequence[Detections], counts: np.
         counts: ``(S, P)``, how often data set s holds image p.
 
     Returns:
-        ``(K, S)`` percentages, those of :func:`sppdet.evaluation.evaluate_voc`; NaN without any object of the class
+        ``(K, S)`` percentages, those of `sppdet.evaluation.evaluate_voc`; NaN without any object of the class
         that counts.
     """
     images, boxes, labels, scores = flatten_detections(detections)

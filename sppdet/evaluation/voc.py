@@ -2,7 +2,7 @@
 
 Names: P images, K classes, and of one class over all images D detections and G ground truth objects. Boxes are xyxy
     pixel
-edges (:mod:`sppdet.ops.boxes`). Scores are SVM margins or any other real numbers, higher for a more certain detection.
+edges (`sppdet.ops.boxes`). Scores are SVM margins or any other real numbers, higher for a more certain detection.
 Results are percentages unless said otherwise.
 """
 
@@ -24,7 +24,7 @@ class ClassMatch:
     """The detections of one class, highest score first, matched with the ground truth.
 
     Attributes:
-        order: ``(D,)`` int64, the row of each detection in the input of :func:`match_class`.
+        order: ``(D,)`` int64, the row of each detection in the input of `match_class`.
         true_positive: ``(D,)`` bool.
         ignored: ``(D,)`` bool, detections on a difficult object, which are neither right nor wrong. Detections that are
             neither ``true_positive`` nor ``ignored`` are false positives.
@@ -203,7 +203,7 @@ def evaluate_voc(dataset: Dataset, detections: Sequence[Detections], iou_thresho
         dict from class name to percentage.
 
     Raises:
-        SppdetError: as :func:`check_detections`.
+        SppdetError: as `check_detections`.
     """
     check_detections(dataset, detections)
     images, boxes, labels, scores = flatten_detections(detections)
@@ -307,7 +307,7 @@ def check_detections(dataset: Dataset, detections: Sequence[Detections]) -> None
 
 
 def table(result: dict) -> str:
-    """Format the result of :func:`evaluate_voc` for a terminal: one line per class, then the means.
+    """Format the result of `evaluate_voc` for a terminal: one line per class, then the means.
 
     A value that is ``None`` is shown as ``-``.
     """

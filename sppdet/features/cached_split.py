@@ -70,7 +70,7 @@ def open_split(
 
 
 def add_features(split: CachedSplit, cache: str, backbone: Backbone, features: WindowFeatures) -> FeatureSplit:
-    """Open a split's cached maps as :func:`open_split` does, without reading the images again for their digests."""
+    """Open a split's cached maps as `open_split` does, without reading the images again for their digests."""
     dataset, names, proposals = split.dataset, split.names, split.proposal_store
     if isinstance(features, CropFeatures):
         return CropSplit(dataset, names, proposals, _crop_store(cache, backbone, proposals, features), features)
@@ -86,7 +86,7 @@ class CachedSplit:
 
     Attributes:
         dataset: the images and their objects.
-        names: the store entry of each image, see :func:`entry_names`.
+        names: the store entry of each image, see `entry_names`.
         proposal_store: the store of the proposals.
     """
 
@@ -137,7 +137,7 @@ class CachedSplit:
         """Compute and store missing proposals.
 
         Args:
-            search: that of :func:`open_proposals`.
+            search: that of `open_proposals`.
             workers: processes; 0 is every core.
             again: compute all proposals again.
 
@@ -184,7 +184,7 @@ class FeatureSplit(CachedSplit, ABC):
         """Compute and store missing maps.
 
         Args:
-            backbone: that of :func:`open_split`.
+            backbone: that of `open_split`.
             workers: threads; 0 is every core.
             again: compute all maps again.
             first: of how many images at most; None is of all.
@@ -230,7 +230,7 @@ class MapSplit(FeatureSplit):
         return {map_name(scale, name): scale**2 for scale in self.scales for name in self.names}
 
     def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
-        """Compute and store missing maps, scale by scale, see :meth:`FeatureSplit.fill_maps`."""
+        """Compute and store missing maps, scale by scale, see `FeatureSplit.fill_maps`."""
         return sum(self._fill_scale(backbone, scale, workers, again, first) for scale in self.scales)
 
     def _fill_scale(self, backbone: Backbone, scale: int, workers: int, again: bool, first: int | None) -> int:
@@ -285,7 +285,7 @@ class CropSplit(FeatureSplit):
         return shares | {self._objects_name(i): len(self.dataset[i].boxes) for i in annotated}
 
     def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
-        """Compute and store missing vectors, see :meth:`FeatureSplit.fill_maps`."""
+        """Compute and store missing vectors, see `FeatureSplit.fill_maps`."""
         if again:
             self.map_store.remove([*self.map_entries()])
         images = dict(islice(enumerate(self.names), first))
@@ -356,7 +356,7 @@ def fill_maps(splits: Sequence[FeatureSplit], backbone: Backbone, workers: int, 
 
     Args:
         splits: splits of one cache folder.
-        backbone: that of :func:`open_split`.
+        backbone: that of `open_split`.
         workers: threads; 0 is every core.
         again: compute all maps again.
 

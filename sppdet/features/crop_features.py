@@ -1,7 +1,7 @@
 """R-CNN's features (arXiv 1311.2524, section 2): each window is warped and goes through the trunk on its own.
 
 The vectors of an image's windows take the place of its feature maps: the methods that find, pool and multiply windows
-(:mod:`sppdet.features.window_features`) look a window up by its box.
+(`sppdet.features.window_features`) look a window up by its box.
 
 Names: N windows, R stored windows, D features of the pooled vector.
 """

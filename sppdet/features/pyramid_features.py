@@ -22,8 +22,8 @@ _KINDS = ("max", "align")
 class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
     """How windows become pooled vectors on feature maps.
 
-    See :mod:`sppdet.features.regions` for the scale and cells of a window, :mod:`sppdet.ops.pooling` and
-    :mod:`sppdet.ops.roi_align` for its bins.
+    See `sppdet.features.regions` for the scale and cells of a window, `sppdet.ops.pooling` and
+    `sppdet.ops.roi_align` for its bins.
 
     Attributes:
         grid: where the backbone's cells lie in its input.
@@ -129,7 +129,7 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
         return project(boxes, size, factor, self.grid, map_size, self.shrink)
 
     def halved(self, maps: list[np.ndarray]) -> list[np.ndarray]:
-        """Return the maps as the int16 that :func:`sppdet.ops.pyramid_pool` takes for bfloat16, where ``half`` is set.
+        """Return the maps as the int16 that `sppdet.ops.pyramid_pool` takes for bfloat16, where ``half`` is set.
 
         A map with a negative value stays as it is: as whole numbers only positive values are in order.
         """

@@ -109,7 +109,7 @@ def compress_map(feature_map: np.ndarray) -> bytes:
 
 
 def decompress_map(frame: bytes) -> np.ndarray:
-    """Return the map of :func:`compress_map`: float16 ``(H, W, C)``, contiguous."""
+    """Return the map of `compress_map`: float16 ``(H, W, C)``, contiguous."""
     import cv2
 
     channels_first = blosc2.ndarray_from_cframe(frame)[:]
@@ -125,7 +125,7 @@ def compress_rows(rows: np.ndarray) -> bytes:
 
 
 def decompress_rows(frame: bytes) -> np.ndarray:
-    """Return the vectors of :func:`compress_rows`."""
+    """Return the vectors of `compress_rows`."""
     return blosc2.ndarray_from_cframe(frame)[:]
 
 

@@ -32,7 +32,7 @@ class Windows:
 
     Attributes:
         scales: int64 ``(U,)`` index of the map on which each window is read.
-        cells: ``(U, 4)`` rectangle of each window on this map, see :meth:`PyramidFeatures.to_cells`.
+        cells: ``(U, 4)`` rectangle of each window on this map, see `PyramidFeatures.to_cells`.
         group: int64 ``(N,)`` row of each of the N windows among the U.
     """
 
@@ -45,15 +45,15 @@ class Windows:
 class WindowFeatures(ABC, Generic[Maps]):
     """How the windows of an image become vectors.
 
-    ``maps`` is what :meth:`read` returns for an image: in :mod:`sppdet.features.pyramid_features` a list of feature
-    maps, in :mod:`sppdet.features.crop_features` the vectors of cropped windows.
+    ``maps`` is what `read` returns for an image: in `sppdet.features.pyramid_features` a list of feature
+    maps, in `sppdet.features.crop_features` the vectors of cropped windows.
 
     Attributes:
         head: maps pooled vectors ``(n, D)`` to vectors ``(n, head_dimension)``; None leaves the pooled vectors.
         head_dimension: length of the vectors of ``head``.
         concat_pooled: whether the pooled vector stays, before the vector of ``head``.
         half: whether feature maps are rounded to bfloat16, and pooled and multiplied in bfloat16 where bins are maxima.
-        needs_windows: whether :meth:`read` has to know the windows.
+        needs_windows: whether `read` has to know the windows.
     """
 
     head: Callable[[torch.Tensor], torch.Tensor] | None = None
@@ -88,7 +88,7 @@ class WindowFeatures(ABC, Generic[Maps]):
 
     @abstractmethod
     def block(self, maps: Maps, windows: Windows, rows: np.ndarray) -> torch.Tensor:
-        """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, one of :meth:`blocks`."""
+        """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, one of `blocks`."""
 
     @abstractmethod
     def trunk_input(
@@ -104,7 +104,7 @@ class WindowFeatures(ABC, Generic[Maps]):
 
     @abstractmethod
     def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
-        """Pool a trunk's output on :meth:`trunk_input`: vectors ``(N, D)``, differentiable.
+        """Pool a trunk's output on `trunk_input`: vectors ``(N, D)``, differentiable.
 
         Args:
             boxes: ``(N, 4)`` pixel edges.
@@ -122,7 +122,7 @@ class WindowFeatures(ABC, Generic[Maps]):
 
     @property
     def dimension(self) -> int:
-        """D, the length of the vectors that :meth:`vectors` returns and :meth:`products` multiplies."""
+        """D, the length of the vectors that `vectors` returns and `products` multiplies."""
         if self.head is None:
             return self.pooled_dimension
         return self.head_dimension + (self.pooled_dimension if self.concat_pooled else 0)
@@ -137,7 +137,7 @@ class WindowFeatures(ABC, Generic[Maps]):
         return replace(self, head=head.vectors, head_dimension=head.dimension, concat_pooled=head.concat_pooled)
 
     def halved(self, maps: Maps) -> Maps:
-        """Return the maps in bfloat16 where these features pool them so; :meth:`block` then returns bfloat16, too."""
+        """Return the maps in bfloat16 where these features pool them so; `block` then returns bfloat16, too."""
         return maps
 
     def blocks(self, windows: Windows, rows: np.ndarray | None = None) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Backbones: a trunk of conv layers (:mod:`sppdet.networks.trunks`) with its weights, run once per image and scale."""
+"""Backbones: a trunk of conv layers (`sppdet.networks.trunks`) with its weights, run once per image and scale."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Backbone:
     """A trunk ready to be run on images.
 
     Attributes:
-        name: the network, see :data:`sppdet.networks.trunks.NETWORKS`.
+        name: the network, see `sppdet.networks.trunks.NETWORKS`.
         trunk: the conv layers with their weights, in evaluation mode on ``device``.
         grid: where the cells of a feature map lie in the trunk's input.
         channels: C of a feature map.
@@ -87,7 +87,7 @@ class Backbone:
 
         Args:
             name: the network.
-            weights: ``imagenet``, ``random`` or a file, see :func:`sppdet.networks.weights.load_weights`.
+            weights: ``imagenet``, ``random`` or a file, see `sppdet.networks.weights.load_weights`.
             device: ``auto``, ``cpu`` or ``cuda``.
             precision: ``auto``, ``float32`` or ``bfloat16``.
             seed: of random weights.

@@ -23,11 +23,11 @@ class Head(nn.Module):
         scale: factor of the pooled vectors before fc6, so that their size does not depend on the backbone.
         dropout: share of outputs dropped after each layer in training; the others are scaled up (inverted dropout), so
             that nothing has to be scaled afterwards.
-        ranks: of fc6 and fc7 as products of two thin matrices, see :meth:`truncated`; 0 is a whole layer.
+        ranks: of fc6 and fc7 as products of two thin matrices, see `truncated`; 0 is a whole layer.
         balance: for ``pool5+fc7``, factor of fc7, so that it counts as much as the pooled vector.
 
     Attributes:
-        use_bfloat16: whether :meth:`vectors` multiplies in bfloat16, as the backbone does where the CPU can.
+        use_bfloat16: whether `vectors` multiplies in bfloat16, as the backbone does where the CPU can.
 
     >>> head = Head(inputs=12, units=4, layer="fc7").eval()
     >>> head.vectors(torch.ones(3, 12)).shape
@@ -57,11 +57,11 @@ class Head(nn.Module):
     def restore(
         cls, inputs: int, description: dict[str, Any], tensors: dict[str, torch.Tensor], use_bfloat16: bool
     ) -> Head:
-        """Rebuild a trained head for :meth:`vectors`.
+        """Rebuild a trained head for `vectors`.
 
         Args:
             inputs: D, the length of a pooled vector.
-            description: what :meth:`description` returned.
+            description: what `description` returned.
             tensors: the head's state_dict.
             use_bfloat16: whether to multiply in bfloat16.
         """
@@ -102,12 +102,12 @@ class Head(nn.Module):
 
     @property
     def dimension(self) -> int:
-        """Length of the vectors that :meth:`vectors` returns."""
+        """Length of the vectors that `vectors` returns."""
         return self.units
 
     @property
     def concat_pooled(self) -> bool:
-        """Whether the SVMs see the pooled vector too, before the vector of :meth:`vectors`."""
+        """Whether the SVMs see the pooled vector too, before the vector of `vectors`."""
         return self.layer == "pool5+fc7"
 
     def description(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Training by gradient: one loop for all networks, with its learning rates, its log and its checkpoint.
 
-The caller knows what a batch is and computes the gradients of its loss. :func:`train_network` does the rest: optimizer
+The caller knows what a batch is and computes the gradients of its loss. `train_network` does the rest: optimizer
 steps, learning rates, a progress bar, log lines, and checkpoints from which an interrupted training resumes.
 """
 
@@ -137,7 +137,7 @@ def _save(
     schedule: LRScheduler,
     progress: Progress,
 ) -> None:
-    """Write all that :func:`_resume` needs."""
+    """Write all that `_resume` needs."""
     tensors = {f"losses.{name}": torch.tensor(values, dtype=torch.float64) for name, values in progress.losses.items()}
     tensors["random"] = torch.get_rng_state()
     device = next(network.parameters()).device
@@ -154,7 +154,7 @@ def _resume(
     schedule: LRScheduler,
     progress: Progress,
 ) -> None:
-    """Restore the state that :func:`_save` wrote, if there is a file of this training."""
+    """Restore the state that `_save` wrote, if there is a file of this training."""
     saved = checkpoints.restore(checkpoint, network, optimizer)
     if saved is None:
         return

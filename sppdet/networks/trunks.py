@@ -6,7 +6,7 @@ nothing else of torchvision. The tests compare each trunk with torchvision's net
 A network is cut after its last conv block at stride 16: after a ReLU, or after a block that ends in one, as conv5 of
 the SPP-net paper. The pyramid replaces the pool that follows.
 
-To add a network, write its builder and enter it in :data:`NETWORKS`, at the end of this file.
+To add a network, write its builder and enter it in `NETWORKS`, at the end of this file.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def build_trunk(name: str, seed: int = 0) -> nn.Sequential:
     """Build a trunk with random weights; its state_dict has the keys of the whole network's.
 
     Args:
-        name: a network of :data:`NETWORKS`.
+        name: a network of `NETWORKS`.
         seed: of the weights. PyTorch's random state is left as it is.
 
     Raises:

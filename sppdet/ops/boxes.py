@@ -136,7 +136,7 @@ def encode(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def decode(boxes: np.ndarray, deltas: np.ndarray) -> NDArray[np.float32]:
-    """Return boxes moved by deltas, the inverse of :func:`encode`.
+    """Return boxes moved by deltas, the inverse of `encode`.
 
     Args:
         boxes: ``(N, 4)`` x1, y1, x2, y2.

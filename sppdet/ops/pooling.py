@@ -8,7 +8,7 @@ h, and repeat cells when h < n.
 
 A window's vector is stored bin by bin as ``(M, C)``: level by level in the order of the levels, then row, column,
 channel. Written in this order, pooling runs at the speed of memory. The original program has channels outermost within
-each level; :func:`to_reference_order` converts.
+each level; `to_reference_order` converts.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def pyramid_pool(
     The pyramid is nested: the bins of a level that divides a finer one are unions of the finer one's bins (as
     floor(ik * h / nk) = floor(i * h / n)), so they are pooled from those and the map is read once.
 
-    The result equals that of :func:`pyramid_pool_torch` bit for bit, but for the sign of a zero where a bin holds both
+    The result equals that of `pyramid_pool_torch` bit for bit, but for the sign of a zero where a bin holds both
     signs. A map must hold no NaN: torch would return NaN, this function may not.
 
     Runs in as many threads as torch has in the calling thread, which is one in a worker of
-    :mod:`sppdet.utils.parallel`.
+    `sppdet.utils.parallel`.
 
     Args:
         feature_map: float32 ``(H, W, C)``; or int16, the bits of bfloat16 numbers none of which is negative. Such bits
@@ -157,7 +157,7 @@ def pyramid_pool_batch(feature_map: torch.Tensor, cells: np.ndarray, levels: Seq
     """Max-pool every window, differentiable and fast, for training.
 
     Maps in float32 on the CPU are pooled by compiled loops, with the values and gradients of
-    :func:`pyramid_pool_torch`. All other maps are pooled by torchvision's ``roi_pool``, and coarser levels from finer
+    `pyramid_pool_torch`. All other maps are pooled by torchvision's ``roi_pool``, and coarser levels from finer
     ones. On whole cells torchvision's bins are those of this module up to rounding: where a quotient of floats falls
     just above a whole number, a bin reads one more row.
 
@@ -186,7 +186,7 @@ def pyramid_pool_batch(feature_map: torch.Tensor, cells: np.ndarray, levels: Seq
 
 
 class _CompiledPyramid(torch.autograd.Function):
-    """Pooling by :func:`pyramid_pool`, with a compiled gradient."""
+    """Pooling by `pyramid_pool`, with a compiled gradient."""
 
     @staticmethod
     def forward(context: Any, feature_map: torch.Tensor, cells: np.ndarray, levels: Sequence[int]) -> torch.Tensor:
@@ -218,7 +218,7 @@ class _CompiledPyramid(torch.autograd.Function):
 def to_reference_order(vectors: np.ndarray, levels: Sequence[int]) -> np.ndarray:
     """Convert vectors ``(N, M, C)`` to ``(N, D)`` in the order of the original program.
 
-    That order is level by level, then channel, row, column; :class:`SpatialPyramidPooling` has it too.
+    That order is level by level, then channel, row, column; `SpatialPyramidPooling` has it too.
 
     >>> to_reference_order(np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]]), (2, 1)).tolist()
     [[1, 2, 3, 4, 10, 20, 30, 40, 5, 50]]

@@ -1,4 +1,4 @@
-"""The compiled loops of :func:`sppdet.ops.pooling.pyramid_pool`, and of its gradient.
+"""The compiled loops of `sppdet.ops.pooling.pyramid_pool`, and of its gradient.
 
 Maps are read as flat arrays, in which a position is the index of a number. A rectangle of vectors is described by
 ``first``, the position of its first vector, by its ``rows`` and ``columns``, and by the distances ``row_step`` and
@@ -107,7 +107,7 @@ def _max_of_columns(
     target: int,
     channels: int,
 ) -> None:
-    """Call :func:`_max_into`, with a literal number of columns if it is small."""
+    """Call `_max_into`, with a literal number of columns if it is small."""
     # Most bins have few cells: with their number known the loops unroll, and there is no branch to be mispredicted.
     if columns == 1:
         _max_into(source, first, rows, row_step, 1, column_step, out, target, channels)
@@ -131,7 +131,7 @@ def _max_of_cells(
     target: int,
     channels: int,
 ) -> None:
-    """Call :func:`_max_of_columns`, with a literal number of rows if it is small."""
+    """Call `_max_of_columns`, with a literal number of rows if it is small."""
     if rows == 1:
         _max_of_columns(source, first, 1, row_step, columns, column_step, out, target, channels)
     elif rows == 2:

@@ -2,7 +2,7 @@
 
 RoIAlign is He et al. 2017 (arXiv 1703.06870, section 3). The bins of a level are equal and do not overlap. With the one
 level 7 this is RoIAlign as published, with levels 6, 3, 2, 1 a pyramid of it. Names and the order of a vector are those
-of :mod:`sppdet.ops.pooling`.
+of `sppdet.ops.pooling`.
 """
 
 from __future__ import annotations

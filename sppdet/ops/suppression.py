@@ -41,7 +41,7 @@ def vote(
         boxes: ``(N, 4)`` x1, y1, x2, y2 of all candidates.
         scores: ``(N,)`` margins.
         labels: ``(N,)`` classes.
-        survivors: ``(S,)`` rows of the candidates that :func:`nms` kept.
+        survivors: ``(S,)`` rows of the candidates that `nms` kept.
         overlap: lowest IoU, above 0, of a survivor and a box that votes. A survivor votes for itself.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The compiled loops of :mod:`sppdet.ops.suppression`."""
+"""The compiled loops of `sppdet.ops.suppression`."""
 
 from __future__ import annotations
 

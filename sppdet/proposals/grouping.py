@@ -7,7 +7,7 @@ fit into each other).
 
 Names: R regions, P pairs of neighbours, C channels, B = 105 C bins. A histogram counts pixels: for each channel in 25
 bins of its value, then for each channel and each of its four derivatives in 20 bins, 10 of negative and 10 of positive
-values (:mod:`sppdet.proposals.texture`).
+values (`sppdet.proposals.texture`).
 
 Windows equal OpenCV's but for one in some hundreds. Histograms are sums of integers here, so that the order of adding
 does not matter, and two similarities that differ by less than OpenCV's rounding may change places.
@@ -123,7 +123,7 @@ def _histograms(image: np.ndarray, slopes: np.ndarray, labels: np.ndarray, count
 
 @compiled()
 def _measure(labels: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Measure sizes and boxes of the regions, and find the keys (:func:`_pairs`) of the pairs that touch.
+    """Measure sizes and boxes of the regions, and find the keys (`_pairs`) of the pairs that touch.
 
     Each pixel is compared with the pixels to the left, above, and above to the left; as in OpenCV, not in the first row
     and column.
@@ -273,7 +273,7 @@ def _group(
     colours: int,
     weights: np.ndarray,
 ) -> np.ndarray:
-    """Return the boxes of :func:`group`; the first ``colours`` bins of a histogram are those of colour."""
+    """Return the boxes of `group`; the first ``colours`` bins of a histogram are those of colour."""
     count = len(sizes)
     pixels = sizes.sum()
     sizes, boxes, histograms = sizes.copy(), boxes.copy(), histograms.copy()

@@ -1,7 +1,7 @@
 """Our engine of selective search (Uijlings et al., IJCV 2013): OpenCV's results, without its repeated work.
 
-An image is segmented in several colour spaces with several k (:mod:`sppdet.proposals.segmentation`), and each
-segmentation is grouped with several mixes of similarities (:mod:`sppdet.proposals.grouping`). The boxes of all regions,
+An image is segmented in several colour spaces with several k (`sppdet.proposals.segmentation`), and each
+segmentation is grouped with several mixes of similarities (`sppdet.proposals.grouping`). The boxes of all regions,
 each once, are the windows.
 """
 
@@ -38,7 +38,7 @@ class Recipe:
     """The segmentations and groupings of a mode.
 
     Attributes:
-        colours: colour spaces (:func:`in_colour`): hsv, lab, grey, blue, rgi.
+        colours: colour spaces (`in_colour`): hsv, lab, grey, blue, rgi.
         segmentations: number of values of k.
         mixes: for each grouping the weights of colour, texture, size and fill.
     """
@@ -65,7 +65,7 @@ def selective_search(
 
     Args:
         image: RGB uint8 ``(H, W, 3)``.
-        recipe: segmentations and groupings, one of :data:`RECIPES` for example.
+        recipe: segmentations and groupings, one of `RECIPES` for example.
         base_k: lowest k of the graph segmentation.
         inc_k: step from one k to the next.
         sigma: smoothing before the segmentation, in pixels.
@@ -148,7 +148,7 @@ def _ranked(groupings: list[np.ndarray], height: int, width: int) -> np.ndarray:
 
     A grouping of R regions in the order of joining gives its last one the rank 1, as regions joined late are large and
     few, and its first one the rank R. A region scores -log(rank / (R + 1)), and a window the sum of the scores of all
-    regions with this box. Windows are sorted by score. Then the n-th window of a set of similar ones (:func:`_cells`)
+    regions with this box. Windows are sorted by score. Then the n-th window of a set of similar ones (`_cells`)
     has its position multiplied by n squared, and windows are sorted by the products: without this step, variants of
     one region would fill the first positions.
     """

@@ -36,7 +36,7 @@ def proposal_recall(proposals: Iterable[np.ndarray], targets: Iterable[np.ndarra
         targets: for each image its ground-truth boxes ``(M, 4)``.
 
     Returns:
-        The table of :func:`recall_table`.
+        The table of `recall_table`.
     """
     pairs = [(best_overlaps(windows, boxes), len(windows)) for windows, boxes in zip(proposals, targets)]
     overlaps, counts = zip(*pairs)
@@ -47,7 +47,7 @@ def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float]:
     """Summarise how well all targets are covered.
 
     Args:
-        overlaps: ``(M,)`` the best IoU of each target (:func:`best_overlaps`).
+        overlaps: ``(M,)`` the best IoU of each target (`best_overlaps`).
         windows: mean number of proposals per image.
 
     Returns:
@@ -65,7 +65,7 @@ def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float]:
 
 
 def recall_line(table: Mapping[str, float]) -> str:
-    """Return the recalls and the overlap of a :func:`recall_table` as text.
+    """Return the recalls and the overlap of a `recall_table` as text.
 
     >>> recall_line({"recall@0.5": 0.958, "recall@0.7": 0.792, "average_best_overlap": 0.796})
     'recall@0.5 0.958, @0.7 0.792, average best overlap 0.796'

@@ -23,7 +23,7 @@ class SelectiveSearch(ProposalSettings):
     """Selective search with OpenCV's presets, by our own engine or by OpenCV's.
 
     An instance is called with an image and returns its windows. Its attributes are the settings of
-    :class:`sppdet.config.ProposalSettings`.
+    `sppdet.config.ProposalSettings`.
 
     >>> search = SelectiveSearch(mode="fast", max_windows=2000)
     >>> windows = search("photo.jpg")  # doctest: +SKIP
@@ -54,7 +54,7 @@ class SelectiveSearch(ProposalSettings):
         with a fixed seed; the first ``max_windows`` are then an unbiased and repeatable sample.
 
         Args:
-            image: RGB uint8 ``(H, W, 3)``, or whatever :func:`sppdet.data.images.to_rgb` accepts.
+            image: RGB uint8 ``(H, W, 3)``, or whatever `sppdet.data.images.to_rgb` accepts.
 
         Returns:
             float32 ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges of the image. N may be 0.

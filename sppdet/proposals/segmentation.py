@@ -171,7 +171,7 @@ def _number(parents: np.ndarray) -> tuple[np.ndarray, int]:
 def _segment(
     edges: np.ndarray, weights: np.ndarray, height: int, width: int, ks: np.ndarray, min_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return ``pieces`` and ``labels`` as :func:`segment` does, from sorted edges."""
+    """Return ``pieces`` and ``labels`` as `segment` does, from sorted edges."""
     pieces, sizes, heaviest, ends, kept = _common(edges, weights, height, width, ks.min(), ks.max())
     labels = np.empty((len(ks), len(sizes)), np.int32)
     for i in range(len(ks)):

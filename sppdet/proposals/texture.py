@@ -88,7 +88,7 @@ class _Turn(NamedTuple):
 
 
 def _whole_diagonals(image: np.ndarray, turn: _Turn) -> Iterator[tuple[np.ndarray, int]]:
-    """Compute the derivatives along the diagonals, as :func:`derivatives` yields them."""
+    """Compute the derivatives along the diagonals, as `derivatives` yields them."""
     import cv2
 
     height, width, channels = image.shape
@@ -101,7 +101,7 @@ def _whole_diagonals(image: np.ndarray, turn: _Turn) -> Iterator[tuple[np.ndarra
 
 
 def _tiled_diagonals(image: np.ndarray, turn: _Turn) -> Iterator[tuple[np.ndarray, int]]:
-    """Compute the values of :func:`_whole_diagonals` tile by tile, in little memory."""
+    """Compute the values of `_whole_diagonals` tile by tile, in little memory."""
     height, width = image.shape[:2]
     straight = np.empty((len(_AXES), *image.shape), np.float32)
     for y in range(0, height, _TILE):

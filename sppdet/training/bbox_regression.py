@@ -65,7 +65,7 @@ def fit_class(rows: np.ndarray, targets: np.ndarray, ridge: float, scale: float)
 
     Args:
         rows: ``(n, D)`` vectors of windows.
-        targets: ``(n, 4)`` shifts of :func:`sppdet.ops.boxes.encode`.
+        targets: ``(n, 4)`` shifts of `sppdet.ops.boxes.encode`.
         ridge: weight of the squared coefficients.
         scale: factor of the vectors.
 

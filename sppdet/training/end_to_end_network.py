@@ -18,7 +18,7 @@ _CLASSIFY_DEVIATION, _MOVE_DEVIATION = 0.01, 0.001
 class EndToEndNetwork(nn.Module):
     """Trunk, head, and two linear layers on fc7: ``classify`` (K + 1 logits) and ``move`` (4 K shifts).
 
-    In training ``move`` learns whitened shifts, ``(shift - mean) / deviation``; :meth:`unwhiten` changes its weights so
+    In training ``move`` learns whitened shifts, ``(shift - mean) / deviation``; `unwhiten` changes its weights so
     that it returns plain shifts.
 
     Args:
@@ -67,7 +67,7 @@ class EndToEndNetwork(nn.Module):
             return trunk_maps(self.trunk, backbone, pixels) * self.head.scale
 
     def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return logits ``(n, K + 1)`` and shifts ``(n, K, 4)`` of vectors ``(n, D)`` pooled from :meth:`maps`."""
+        """Return logits ``(n, K + 1)`` and shifts ``(n, K, 4)`` of vectors ``(n, D)`` pooled from `maps`."""
         hidden = self.head.of_scaled(pooled)
         return self.classify(hidden).float(), self.move(hidden).float().unflatten(1, (-1, 4))
 

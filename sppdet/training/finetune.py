@@ -137,7 +137,7 @@ class _Draw:
         return sample_windows(self._split, int(self._images[i]), per_image, foreground, rng)[:2]
 
     def count_batches(self, workers: int) -> int:
-        """Return the number of batches that :meth:`batches` yields, without reading feature maps."""
+        """Return the number of batches that `batches` yields, without reading feature maps."""
         counts = in_threads(lambda i: len(self.windows(i)[1]), range(len(self._images)), workers)
         return sum(counts) // self._settings.batch_size
 

@@ -42,7 +42,7 @@ def train(
         split: the training images with their feature maps.
         features: how an image becomes a vector.
         labels: the classes to train.
-        settings: the fields named by :data:`SETTINGS` are used.
+        settings: the fields named by `SETTINGS` are used.
         scale: factor that brings the vectors of windows to the norm of the SVMs.
         execution: seed of the sample of images and of the solver; workers.
 

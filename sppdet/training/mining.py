@@ -86,13 +86,13 @@ class SampleCache:
     again.
 
     Args:
-        positives: ``(P,)`` of :data:`LOCATION`.
+        positives: ``(P,)`` of `LOCATION`.
         positive_classes: ``(P,)`` the class of each positive, 0 to K - 1.
         classes: K.
 
     Attributes:
         positives: P, the number of rows of positives.
-        locations: ``(R,)`` of :data:`LOCATION`, where each row's window lies.
+        locations: ``(R,)`` of `LOCATION`, where each row's window lies.
         held: bool ``(R, K)``, whether class k trains on row r.
         alpha: float64 ``(R, K)``, the dual variables of the last fit.
         score: float32 ``(R, K)``, the margins of the last fit.
@@ -123,7 +123,7 @@ class SampleCache:
 
         Args:
             windows: ``(n,)`` numbers of the windows within their images.
-            locations: ``(n,)`` of :data:`LOCATION`.
+            locations: ``(n,)`` of `LOCATION`.
             wanted: bool ``(n, K)``, whether the window becomes a negative of each class.
             score: ``(n, K)`` margins.
         """
@@ -176,7 +176,7 @@ class SampleCache:
         return len(self._row_of)
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return all that :meth:`restore` needs, as arrays without fields."""
+        """Return all that `restore` needs, as arrays without fields."""
         rows = np.concatenate([np.arange(self.positives), np.flatnonzero(self._used)])
         state = {stored: self.locations[name][rows] for name, stored in _STORED_NAMES.items()}
         state |= {"held": self.held[rows], "alpha": self.alpha[rows], "score": self.score[rows]}
@@ -184,7 +184,7 @@ class SampleCache:
 
     @classmethod
     def restore(cls, state: dict[str, np.ndarray]) -> SampleCache:
-        """Return the cache that :meth:`state` describes."""
+        """Return the cache that `state` describes."""
         locations = np.empty(len(state["rank"]), LOCATION)
         for name, stored in _STORED_NAMES.items():
             locations[name] = state[stored]
@@ -458,7 +458,7 @@ class Miner:
 
 
 def _locations(image: int, windows: Windows, rows: np.ndarray) -> np.ndarray:
-    """Return the locations ``(len(rows),)`` of the windows at ``rows``, of :data:`LOCATION`."""
+    """Return the locations ``(len(rows),)`` of the windows at ``rows``, of `LOCATION`."""
     locations = np.empty(len(rows), LOCATION)
     locations["image"], locations["scale"], locations["cells"] = image, windows.scales[rows], windows.cells[rows]
     return locations

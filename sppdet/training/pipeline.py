@@ -12,7 +12,7 @@
 
 All but the cache is written in the run's folder, where stages.json records what each stage cost.
 
-:mod:`sppdet.training.stage_inputs` holds what the stages read, :mod:`sppdet.training.stage_keys` what their results
+`sppdet.training.stage_inputs` holds what the stages read, `sppdet.training.stage_keys` what their results
 depend on.
 """
 
@@ -71,7 +71,7 @@ def train_detector(
             only new classes are learned.
 
     Returns:
-        The detector, which is also saved in ``run.dir``; :func:`sppdet.load` loads it from there.
+        The detector, which is also saved in ``run.dir``; `sppdet.load` loads it from there.
 
     Raises:
         SppdetError: settings, images or annotations that cannot be used; the message says what to do.
@@ -147,7 +147,7 @@ class Pipeline:
         """Run every stage up to ``last`` whose result is not valid any more.
 
         Args:
-            last: one of :data:`sppdet.config.STAGES`.
+            last: one of `sppdet.config.STAGES`.
             force: run stage ``last`` even if its result is valid; with the final stage, run all stages again.
 
         Raises:

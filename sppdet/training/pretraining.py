@@ -1,6 +1,6 @@
 """Pretraining of a trunk on the objects of a detection data set: SPP-net classifies crops of objects and of background.
 
-The training itself is :mod:`sppdet.classification.training`'s.
+The training itself is `sppdet.classification.training`'s.
 """
 
 from __future__ import annotations

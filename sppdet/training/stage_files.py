@@ -20,7 +20,7 @@ _LONGEST_NAME = 150  # characters of a class's name in a file's; file systems li
 class StageFiles:
     """The result files of one run and the layers that they hold.
 
-    :func:`sppdet.training.cached_result.write_result` writes each file.
+    `sppdet.training.cached_result.write_result` writes each file.
 
     Args:
         folder: RUN/stages.

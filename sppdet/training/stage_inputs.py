@@ -146,7 +146,7 @@ class StageInputs:
         return [stage for stage, enabled in stages.items() if enabled]
 
     def split_of(self, stage: str) -> FeatureSplit:
-        """Return the training images of one of :meth:`stages_with_maps`, with mirror images if it learns from them."""
+        """Return the training images of one of `stages_with_maps`, with mirror images if it learns from them."""
         flip = {"finetune": self.config.finetune.flip, "bbox": self.config.bbox.flip}.get(stage, self.config.svm.flip)
         return self.mirrored_split if flip else self.split
 

@@ -104,7 +104,7 @@ def read_training_image(
 def _draw(
     split: CachedSplit, i: int, settings: EndToEndSettings, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the windows, labels and nearest objects that :func:`sample_windows` draws with these settings."""
+    """Return the windows, labels and nearest objects that `sample_windows` draws with these settings."""
     if settings.hard_of:
         return sample_windows(split, i, settings.hard_of, _HARD_FOREGROUND, rng, _HARD_LOWEST)
     return sample_windows(split, i, settings.windows_per_image, settings.foreground, rng, settings.background)

@@ -26,8 +26,8 @@ def sample_windows(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw windows of one image from its objects and proposals.
 
-    Foreground windows overlap an object by :data:`FOREGROUND_IOU` or more, background windows by ``lowest`` to
-    :data:`FOREGROUND_IOU`. An image with too few of either gives fewer windows: as in Fast R-CNN's minibatch.py none is
+    Foreground windows overlap an object by `FOREGROUND_IOU` or more, background windows by ``lowest`` to
+    `FOREGROUND_IOU`. An image with too few of either gives fewer windows: as in Fast R-CNN's minibatch.py none is
     drawn twice.
 
     Args:

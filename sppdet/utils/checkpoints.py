@@ -55,7 +55,7 @@ def save(
 def restore(
     checkpoint: Checkpoint, network: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
-    """Give ``network`` and ``optimizer`` the state that :func:`save` wrote.
+    """Give ``network`` and ``optimizer`` the state that `save` wrote.
 
     A damaged file is reported as a warning and otherwise treated as absent.
 

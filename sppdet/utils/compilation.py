@@ -53,7 +53,7 @@ def marker(function: Any, sources: tuple[str, ...]) -> Path | None:
     Numba and with the type of processor. Numba's index file cannot tell this, as it covers one function only.
 
     Args:
-        function: a function decorated with :func:`compiled`.
+        function: a function decorated with `compiled`.
         sources: paths of the source files of ``function`` and of all that it calls.
 
     Returns:

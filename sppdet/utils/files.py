@@ -111,7 +111,7 @@ BY_HAND = "<!-- From here on by hand: what writes this file keeps it. -->"
 
 
 def write_document(path: str | os.PathLike[str], text: str) -> None:
-    """Write a Markdown file, and keep what follows the line :data:`BY_HAND` in an older file of this path.
+    """Write a Markdown file, and keep what follows the line `BY_HAND` in an older file of this path.
 
     Raises:
         SppdetError: the file cannot be written.

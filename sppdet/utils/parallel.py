@@ -135,7 +135,7 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], worker
 
 
 def share(function: Callable[[Item], object], items: Sequence[Item]) -> None:
-    """Call ``function`` on every item, shared among as many threads as :func:`thread_count` says.
+    """Call ``function`` on every item, shared among as many threads as `thread_count` says.
 
     For compiled code that releases the interpreter's lock. Order and thread of an item are not fixed.
 
@@ -165,7 +165,7 @@ def share(function: Callable[[Item], object], items: Sequence[Item]) -> None:
 
 
 def side_by_side(function: Callable[[Item], object], items: Sequence[Item]) -> None:
-    """Call ``function`` on every item as :func:`share` does, with one thread of torch for each item.
+    """Call ``function`` on every item as `share` does, with one thread of torch for each item.
 
     For functions that call torch too. Several threads of torch that work on one item wait for each other actively,
     which takes cores from compiled code.

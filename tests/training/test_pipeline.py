@@ -86,7 +86,7 @@ class TestAFinishedRun:
 
 
 class TestFromPython:
-    """:func:`sppdet.training.train_detector`."""
+    """`sppdet.training.train_detector`."""
 
     @pytest.fixture
     def silent(self, monkeypatch):

@@ -182,7 +182,7 @@ class Runs:
         }
 
     def base(self, changes: str) -> dict[str, dict[str, object]]:
-        """Return :meth:`keys`, computed once for each of the runs that are changed."""
+        """Return `keys`, computed once for each of the runs that are changed."""
         if changes not in self._keys:
             self._keys[changes] = self.keys(changes)
         return self._keys[changes]
