@@ -260,8 +260,9 @@ def view_windows(width: int, height: int, view: int) -> np.ndarray:
     Returns:
         float32 boxes ``(n, 4)``, top to bottom, then left to right.
 
-    >>> view_windows(300, 224, 224).tolist()
-    [[0.0, 0.0, 224.0, 224.0], [38.0, 0.0, 262.0, 224.0], [76.0, 0.0, 300.0, 224.0]]
+    Examples:
+        >>> view_windows(300, 224, 224).tolist()
+        [[0.0, 0.0, 224.0, 224.0], [38.0, 0.0, 262.0, 224.0], [76.0, 0.0, 300.0, 224.0]]
     """
     across, down = (sorted({0, (length - view) // 2, length - view}) for length in (width, height))
     return np.array([[x, y, x + view, y + view] for y, x in product(down, across)], np.float32)

@@ -124,11 +124,12 @@ def evaluate(options: argparse.Namespace) -> None:
 def summary(metrics: dict[str, Any]) -> str:
     """Return two lines about the metrics of `sppdet.classification.evaluate_run`.
 
-    >>> test = {"views": "full", "side": 224, "scales": [224]}
-    >>> error = {"cat": 25.0, "dog": 0.0}
-    >>> print(summary({"pictures": 8, "test": test, "top1_error": 12.5, "top5_error": 0.0, "error": error}))
-    8 images, views=full, side 224: top-1 error 12.50 %
-    top-1 error by class, highest first: cat 25.0, dog 0.0
+    Examples:
+        >>> test = {"views": "full", "side": 224, "scales": [224]}
+        >>> error = {"cat": 25.0, "dog": 0.0}
+        >>> print(summary({"pictures": 8, "test": test, "top1_error": 12.5, "top5_error": 0.0, "error": error}))
+        8 images, views=full, side 224: top-1 error 12.50 %
+        top-1 error by class, highest first: cat 25.0, dog 0.0
     """
     errors = f"top-1 error {metrics['top1_error']:.2f} %"
     if len(metrics["error"]) > _SHOWN_CLASSES:

@@ -130,8 +130,9 @@ def choose(program: str, commands: dict[str, str], arguments: list[str]) -> str 
 def positive(text: str) -> int:
     """Convert the value of an option that is a positive whole number, as ``type=`` of argparse.
 
-    >>> positive("12")
-    12
+    Examples:
+        >>> positive("12")
+        12
     """
     value = int(text) if text.strip().isdecimal() else 0
     if value < 1:

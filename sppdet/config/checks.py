@@ -18,10 +18,10 @@ def check(settings: object) -> None:
     Raises:
         SppdetError: the message names the setting, says why its value is wrong, and what to set.
 
-    >>> check(Config(classifier="softmax"))
-    Traceback (most recent call last):
-    sppdet.utils.errors.SppdetError: classifier: softmax is a layer on fc7; set end_to_end.enabled=true and \
-features=fc7 with it, or classifier=svm
+    Examples:
+        >>> check(Config(svd_ranks=(8,)))
+        Traceback (most recent call last):
+        sppdet.utils.errors.SppdetError: svd_ranks: features=pool5 has 0 fc layers; give as many ranks, or []
     """
     raise TypeError(f"expected settings of a detector, a classifier or views, got {type(settings).__name__}")
 

@@ -36,8 +36,9 @@ class Limit:
 def one_of(*choices: str) -> Limit:
     """Return the limit to a few names.
 
-    >>> one_of("max", "align").expected
-    'one of max, align'
+    Examples:
+        >>> one_of("max", "align").expected
+        'one of max, align'
     """
     return Limit(f"one of {', '.join(choices)}", lambda value: value in choices)
 
@@ -86,10 +87,11 @@ def field_types(kind: type) -> dict[str, Any]:
 def type_and_limits(annotation: Any) -> tuple[Any, tuple[Limit, ...]]:
     """Split an annotation into the type and its limits.
 
-    >>> from typing import Annotated
-    >>> kind, limits = type_and_limits(Annotated[float, between(0, 1)])
-    >>> kind, [limit.expected for limit in limits]
-    (<class 'float'>, ['0 to 1'])
+    Examples:
+        >>> from typing import Annotated
+        >>> kind, limits = type_and_limits(Annotated[float, between(0, 1)])
+        >>> kind, [limit.expected for limit in limits]
+        (<class 'float'>, ['0 to 1'])
     """
     if typing.get_origin(annotation) is typing.Annotated:
         kind, *limits = typing.get_args(annotation)
@@ -118,9 +120,10 @@ def checked(key: str, value: Any, annotation: Any, source: str = "") -> Any:
     Raises:
         SppdetError: the value has another type, or is outside the limits.
 
-    >>> from typing import Annotated
-    >>> checked("detection.nms", "3e-1", Annotated[float, between(0, 1)])
-    0.3
+    Examples:
+        >>> from typing import Annotated
+        >>> checked("detection.nms", "3e-1", Annotated[float, between(0, 1)])
+        0.3
     """
     kind, limits = type_and_limits(annotation)
     value = _converted(key, value, kind, source)

@@ -31,9 +31,10 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
         SppdetError: the file is missing or is not YAML, a key is unknown (the message names the nearest one), a value
             has the wrong type or is outside its limits, or settings do not go together.
 
-    >>> from sppdet import config
-    >>> config.load(None, ["regions.scales=[480,688]"]).regions.scales
-    (480, 688)
+    Examples:
+        >>> from sppdet import config
+        >>> config.load(None, ["regions.scales=[480,688]"]).regions.scales
+        (480, 688)
     """
     values: Any = {}
     if path is not None:
@@ -58,8 +59,9 @@ def override(config: Settings, overrides: Iterable[str]) -> Settings:
         SppdetError: a string is not ``key=value``, a key is unknown, a value has the wrong type or is outside its
             limits, or settings do not go together.
 
-    >>> override(Config(), ["svm.C=1e-2"]).svm.C
-    0.01
+    Examples:
+        >>> override(Config(), ["svm.C=1e-2"]).svm.C
+        0.01
     """
     values = to_dict(config)
     for text in overrides:
@@ -99,8 +101,9 @@ def in_folder(config: Settings, folder: str | Path) -> Settings:
 def to_dict(config: Any) -> dict[str, Any]:
     """Return settings as nested dicts of JSON's types.
 
-    >>> to_dict(Config().pooling)
-    {'kind': 'max', 'levels': [6, 3, 2, 1], 'samples': 0}
+    Examples:
+        >>> to_dict(Config().pooling)
+        {'kind': 'max', 'levels': [6, 3, 2, 1], 'samples': 0}
     """
     return {
         name: to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
@@ -125,8 +128,9 @@ def keys(kind: type = Config, prefix: str = "") -> list[str]:
         kind: the settings class.
         prefix: put in front of every key.
 
-    >>> keys()[:3]
-    ['data.root', 'data.train_split', 'data.test_split']
+    Examples:
+        >>> keys()[:3]
+        ['data.root', 'data.train_split', 'data.test_split']
     """
     names = []
     for name, annotation in field_types(kind).items():

@@ -277,8 +277,9 @@ class RunSettings(Checked):
 class Config(Checked):
     """All settings of a detector.
 
-    >>> Config().regions.scales
-    (688,)
+    Examples:
+        >>> Config().regions.scales
+        (688,)
     """
 
     data: DataSettings = field(default_factory=DataSettings)
@@ -378,8 +379,9 @@ class ClassifierConfig(Checked):
     def tested(self) -> ViewSettings:
         """Settings of the evaluation: ``test`` with numbers for its nulls.
 
-        >>> ClassifierConfig(sizes=(112,)).tested
-        ViewSettings(views='crop', view=112, side=128, scales=(112, 128, 150, 180, 224, 280))
+        Examples:
+            >>> ClassifierConfig(sizes=(112,)).tested
+            ViewSettings(views='crop', view=112, side=128, scales=(112, 128, 150, 180, 224, 280))
         """
         view = self.test.view or self.crop
         scales = self.test.scales or tuple(round(view * scale / 224) for scale in (224, 256, 300, 360, 448, 560))

@@ -29,12 +29,13 @@ class Sample:
         difficult: bool ``(N,)`` objects that VOC marks as difficult: they count neither as hits nor as misses.
         mirrored: whether `read` flips the image left to right. ``boxes`` are those of the flipped image.
 
-    >>> cat = np.array([[10, 20, 60, 80]], np.float32)
-    >>> sample = Sample("000005", Path("000005.jpg"), 100, 90, cat, np.array([0]), np.array([False]))
-    >>> sample
-    Sample('000005', 100 x 90 pixels, 1 object)
-    >>> sample.mirror().boxes
-    array([[40., 20., 90., 80.]], dtype=float32)
+    Examples:
+        >>> cat = np.array([[10, 20, 60, 80]], np.float32)
+        >>> sample = Sample("000005", Path("000005.jpg"), 100, 90, cat, np.array([0]), np.array([False]))
+        >>> sample
+        Sample('000005', 100 x 90 pixels, 1 object)
+        >>> sample.mirror().boxes
+        array([[40., 20., 90., 80.]], dtype=float32)
     """
 
     id: str
@@ -76,15 +77,16 @@ class Dataset:
         classes: the K names that ``labels`` of the samples index.
         samples: the images and their objects.
 
-    >>> none = np.zeros(0, np.int64)
-    >>> samples = [Sample(name, Path(f"{name}.jpg"), 8, 6, np.zeros((0, 4)), none, none > 0) for name in "abc"]
-    >>> data = Dataset(("cat", "dog"), tuple(samples))
-    >>> data
-    Dataset(3 images, 2 classes, 0 objects)
-    >>> data[1]
-    Sample('b', 8 x 6 pixels, 0 objects)
-    >>> [sample.id for sample in data[1:]]
-    ['b', 'c']
+    Examples:
+        >>> none = np.zeros(0, np.int64)
+        >>> samples = [Sample(name, Path(f"{name}.jpg"), 8, 6, np.zeros((0, 4)), none, none > 0) for name in "abc"]
+        >>> data = Dataset(("cat", "dog"), tuple(samples))
+        >>> data
+        Dataset(3 images, 2 classes, 0 objects)
+        >>> data[1]
+        Sample('b', 8 x 6 pixels, 0 objects)
+        >>> [sample.id for sample in data[1:]]
+        ['b', 'c']
     """
 
     classes: tuple[str, ...]

@@ -26,8 +26,9 @@ class LabelledImages:
         paths: P files.
         labels: int64 ``(P,)``, from 0 to K - 1.
 
-    >>> LabelledImages(("ant", "bee"), (Path("ant/1.jpg"), Path("bee/2.jpg")), np.array([0, 1]))
-    LabelledImages(2 images, 2 classes)
+    Examples:
+        >>> LabelledImages(("ant", "bee"), (Path("ant/1.jpg"), Path("bee/2.jpg")), np.array([0, 1]))
+        LabelledImages(2 images, 2 classes)
     """
 
     classes: tuple[str, ...]

@@ -48,8 +48,9 @@ def find_images(arguments: Sequence[str]) -> list[str]:
 def is_image_name(name: str) -> bool:
     """Whether a file of this name counts as an image when its folder is searched.
 
-    >>> is_image_name("photo.JPG"), is_image_name("notes.txt"), is_image_name(".photo.jpg")
-    (True, False, False)
+    Examples:
+        >>> is_image_name("photo.JPG"), is_image_name("notes.txt"), is_image_name(".photo.jpg")
+        (True, False, False)
     """
     # Hidden files do not count: macOS leaves `._photo.jpg`, which is no image, beside `photo.jpg`.
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES

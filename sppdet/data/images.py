@@ -76,8 +76,9 @@ def to_rgb(image: ImageLike, bgr: bool = False) -> np.ndarray:
     Raises:
         SppdetError: if the image cannot be read, or is none of the above.
 
-    >>> to_rgb(np.array([[[255, 0, 0]]], np.uint8), bgr=True).tolist()
-    [[[0, 0, 255]]]
+    Examples:
+        >>> to_rgb(np.array([[[255, 0, 0]]], np.uint8), bgr=True).tolist()
+        [[[0, 0, 255]]]
     """
     if isinstance(image, (str, os.PathLike)):
         return read_image(image)
@@ -201,7 +202,8 @@ def _array_as_rgb(array: np.ndarray) -> np.ndarray:
 def scaled_size(width: int, height: int, factor: float) -> tuple[int, int]:
     """Return width and height in pixels of an image resized by ``factor``, each at least 1.
 
-    >>> scaled_size(500, 375, 1.28)
-    (640, 480)
+    Examples:
+        >>> scaled_size(500, 375, 1.28)
+        (640, 480)
     """
     return max(1, round(width * factor)), max(1, round(height * factor))

@@ -100,9 +100,10 @@ def draw_shapes(
         float32 ``(N, 4)`` ``x1, y1, x2, y2`` in pixel edges from 0; labels that index `CLASSES`, int64
         ``(N,)``; and which objects are difficult, bool ``(N,)``.
 
-    >>> image, boxes, labels, difficult = draw_shapes(np.random.default_rng(0))
-    >>> image.shape, [CLASSES[label] for label in labels]
-    ((333, 223, 3), ['circle', 'cross', 'cross', 'triangle', 'square'])
+    Examples:
+        >>> image, boxes, labels, difficult = draw_shapes(np.random.default_rng(0))
+        >>> image.shape, [CLASSES[label] for label in labels]
+        ((333, 223, 3), ['circle', 'cross', 'cross', 'triangle', 'square'])
     """
     long, short = np.rint(np.array([max(size), min(size)]) * rng.uniform(0.85, 1.15, 2)).astype(int)
     upright = rng.random() < (0.35 if size[0] >= size[1] else 0.65)

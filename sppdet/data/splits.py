@@ -31,11 +31,12 @@ def read_dataset(
     Raises:
         SppdetError: the folder or the split is missing, or files in it cannot be used; the message names them.
 
-    >>> data = read_dataset("VOCdevkit")  # doctest: +SKIP
-    >>> data  # doctest: +SKIP
-    Dataset(5011 images, 20 classes, 15662 objects)
-    >>> data[0]  # doctest: +SKIP
-    Sample('000005', 500 x 375 pixels, 5 objects)
+    Examples:
+        >>> data = read_dataset("VOCdevkit")  # doctest: +SKIP
+        >>> data  # doctest: +SKIP
+        Dataset(5011 images, 20 classes, 15662 objects)
+        >>> data[0]  # doctest: +SKIP
+        Sample('000005', 500 x 375 pixels, 5 objects)
     """
     return read_voc(root, split, classes=classes, limit=limit)
 

@@ -52,15 +52,16 @@ class Detections:
     Raises:
         ValueError: if the arrays do not fit each other or the classes.
 
-    >>> detections = Detections([[8, 8, 16, 20], [0, 0, 4, 4]], [1, 0], [0.75, -0.25], ("cat", "dog"))
-    >>> detections
-    Detections(2: dog 1, cat 1; scores 0.75 to -0.25)
-    >>> detections.names
-    ['dog', 'cat']
-    >>> detections[0].name, detections[0].score
-    ('dog', 0.75)
-    >>> detections[detections.scores > 0].xyxy.tolist()
-    [[8.0, 8.0, 16.0, 20.0]]
+    Examples:
+        >>> detections = Detections([[8, 8, 16, 20], [0, 0, 4, 4]], [1, 0], [0.75, -0.25], ("cat", "dog"))
+        >>> detections
+        Detections(2: dog 1, cat 1; scores 0.75 to -0.25)
+        >>> detections.names
+        ['dog', 'cat']
+        >>> detections[0].name, detections[0].score
+        ('dog', 0.75)
+        >>> detections[detections.scores > 0].xyxy.tolist()
+        [[8.0, 8.0, 16.0, 20.0]]
     """
 
     xyxy: np.ndarray
@@ -106,9 +107,10 @@ class Detections:
         Raises:
             ValueError: if the classes differ.
 
-        >>> cat = Detections([[0, 0, 4, 4]], [0], [0.5], ("cat", "dog"))
-        >>> Detections.merge([cat, cat[:0], cat]).names
-        ['cat', 'cat']
+        Examples:
+            >>> cat = Detections([[0, 0, 4, 4]], [0], [0.5], ("cat", "dog"))
+            >>> Detections.merge([cat, cat[:0], cat]).names
+            ['cat', 'cat']
         """
         if not several:
             return cls(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
@@ -208,8 +210,9 @@ class Detections:
             One entry per detection: ``image_id``, ``category_id`` (label + 1: COCO counts from 1), ``bbox`` (left, top,
             width and height in pixels) and ``score``.
 
-        >>> Detections([[8, 8, 16, 20]], [1], [0.75]).to_coco(image_id=7)
-        [{'image_id': 7, 'category_id': 2, 'bbox': [8.0, 8.0, 8.0, 12.0], 'score': 0.75}]
+        Examples:
+            >>> Detections([[8, 8, 16, 20]], [1], [0.75]).to_coco(image_id=7)
+            [{'image_id': 7, 'category_id': 2, 'bbox': [8.0, 8.0, 8.0, 12.0], 'score': 0.75}]
         """
         rows = zip(geometry.to_xywh(self.xyxy).tolist(), self.labels.tolist(), self.scores.tolist())
         return [

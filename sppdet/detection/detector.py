@@ -44,11 +44,12 @@ class Detector(Predictor):
     Raises:
         SppdetError: if ``detection.context`` is above 0 and there are no SVMs of whole images.
 
-    >>> import sppdet
-    >>> detector = sppdet.load("runs/demo")  # doctest: +SKIP
-    >>> for detection in detector.predict("street.jpg", threshold=0):  # doctest: +SKIP
-    ...     print(detection.name, detection.score, detection.xyxy)
-    >>> strict = detector.with_detection(nms=0.2)  # doctest: +SKIP
+    Examples:
+        >>> import sppdet
+        >>> detector = sppdet.load("runs/demo")  # doctest: +SKIP
+        >>> for detection in detector.predict("street.jpg", threshold=0):  # doctest: +SKIP
+        ...     print(detection.name, detection.score, detection.xyxy)
+        >>> strict = detector.with_detection(nms=0.2)  # doctest: +SKIP
     """
 
     classes: tuple[str, ...]
@@ -174,8 +175,9 @@ class Detector(Predictor):
 def class_list(classes: tuple[str, ...]) -> str:
     """Return how many classes there are, and the names of the first ones.
 
-    >>> class_list(("cat", "dog"))
-    '2 classes: cat, dog'
+    Examples:
+        >>> class_list(("cat", "dog"))
+        '2 classes: cat, dog'
     """
     shown = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
     return f"{len(classes)} class{'es' if len(classes) != 1 else ''}: {shown}"

@@ -31,10 +31,11 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
     Returns:
         The copy, RGB uint8 ``(H, W, 3)``.
 
-    >>> image = np.zeros((60, 80, 3), np.uint8)
-    >>> drawn = draw_detections(image, Detections([[10, 30, 50, 50]], [0], [0.75], ("cat",)))
-    >>> drawn[49, 10].tolist(), image.max().item()  # a pixel of the frame; the image itself is still black
-    ([255, 38, 38], 0)
+    Examples:
+        >>> image = np.zeros((60, 80, 3), np.uint8)
+        >>> drawn = draw_detections(image, Detections([[10, 30, 50, 50]], [0], [0.75], ("cat",)))
+        >>> drawn[49, 10].tolist(), image.max().item()  # a pixel of the frame; the image itself is still black
+        ([255, 38, 38], 0)
     """
     height, width = image.shape[:2]
     size = float(np.sqrt(width * height))
@@ -59,8 +60,9 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
 def class_colour(label: int) -> tuple[int, int, int]:
     """Return the RGB colour, 0..255, of class ``label``.
 
-    >>> class_colour(0)
-    (255, 38, 38)
+    Examples:
+        >>> class_colour(0)
+        (255, 38, 38)
     """
     saturation, value = _TONES[label % len(_TONES)]
     red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1, saturation, value)
@@ -72,8 +74,9 @@ def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
 
     Contrast and luminance L are those of WCAG 2 (W3C): 1.05 / (L + 0.05) for white, (L + 0.05) / 0.05 for black.
 
-    >>> text_colour((255, 255, 0)), text_colour((0, 0, 255))
-    ((0, 0, 0), (255, 255, 255))
+    Examples:
+        >>> text_colour((255, 255, 0)), text_colour((0, 0, 255))
+        ((0, 0, 0), (255, 255, 255))
     """
     channels = np.asarray(background) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)

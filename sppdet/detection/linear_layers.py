@@ -48,9 +48,10 @@ class Softmax:
     def margins(self, outputs: np.ndarray) -> np.ndarray:
         """Return the log odds ``(n, K)`` of the logits ``outputs = vectors @ weight.T + bias``, ``(n, K + 1)``.
 
-        >>> softmax = Softmax(np.zeros((3, 2)), np.zeros(3))
-        >>> softmax.margins(np.log([[0.5, 0.2, 0.3]])).round(3)  # log(0.5 / 0.5) and log(0.2 / 0.8)
-        array([[ 0.   , -1.386]], dtype=float32)
+        Examples:
+            >>> softmax = Softmax(np.zeros((3, 2)), np.zeros(3))
+            >>> softmax.margins(np.log([[0.5, 0.2, 0.3]])).round(3)  # log(0.5 / 0.5) and log(0.2 / 0.8)
+            array([[ 0.   , -1.386]], dtype=float32)
         """
         logits = outputs.astype(np.float64)
         # The sum over the other classes is added up from both sides: 1 - p would be 0 for a window of which the

@@ -42,9 +42,10 @@ def load(folder: str | Path, device: str = "auto") -> Detector | Ensemble:
     Raises:
         SppdetError: if the folder holds no model, or one of another version or that cannot be read.
 
-    >>> detector = load("runs/demo")  # doctest: +SKIP
-    >>> detector.predict("street.jpg")  # doctest: +SKIP
-    Detections(3: dog 2, cat 1; scores 1.21 to -0.04)
+    Examples:
+        >>> detector = load("runs/demo")  # doctest: +SKIP
+        >>> detector.predict("street.jpg")  # doctest: +SKIP
+        Detections(3: dog 2, cat 1; scores 1.21 to -0.04)
     """
     folder = Path(folder)
     if not is_ensemble(folder):

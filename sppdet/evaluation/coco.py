@@ -114,13 +114,14 @@ def image_ids(dataset: Dataset) -> list[int]:
     It is the image's id where all ids are different numbers ("000005" is 5), else 1, 2 ... Ids of 2**53 and more do not
     count as numbers: JSON readers that keep numbers as doubles would mix them up.
 
-    >>> from pathlib import Path
-    >>> from sppdet.data.dataset import Sample
-    >>> empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-    >>> image_ids(Dataset((), tuple(Sample(name, Path(name), 1, 1, *empty) for name in ("000005", "000012"))))
-    [5, 12]
-    >>> image_ids(Dataset((), tuple(Sample(name, Path(name), 1, 1, *empty) for name in ("a5", "a12"))))
-    [1, 2]
+    Examples:
+        >>> from pathlib import Path
+        >>> from sppdet.data.dataset import Sample
+        >>> empty = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+        >>> image_ids(Dataset((), tuple(Sample(name, Path(name), 1, 1, *empty) for name in ("000005", "000012"))))
+        [5, 12]
+        >>> image_ids(Dataset((), tuple(Sample(name, Path(name), 1, 1, *empty) for name in ("a5", "a12"))))
+        [1, 2]
     """
     names = [sample.id for sample in dataset.samples]
     if all(name.isascii() and name.isdigit() for name in names):

@@ -38,8 +38,9 @@ def forget_cost(folder: Path, stage: str) -> None:
 def stage_line(stage: str, cost: dict) -> str:
     """Format the cost of a stage for a terminal.
 
-    >>> stage_line("maps", {"seconds": 24.4, "peak_memory_mb": 3217, "disk_mb": 266.2})
-    'maps          24.4 s   3217 MB memory  266 MB disk'
+    Examples:
+        >>> stage_line("maps", {"seconds": 24.4, "peak_memory_mb": 3217, "disk_mb": 266.2})
+        'maps          24.4 s   3217 MB memory  266 MB disk'
     """
     columns = [f"{stage:<10} {cost.get('seconds', 0):7.1f} s {cost.get('peak_memory_mb', 0):6.0f} MB memory"]
     if "disk_mb" in cost:

@@ -70,8 +70,9 @@ SIMILAR = (  # Hoiem et al., section 2, for VOC's classes
 def similar_classes(classes: Sequence[str]) -> np.ndarray:
     """Return which classes are similar to which: ``(K, K)`` bool. No others than VOC's are.
 
-    >>> similar_classes(["cow", "sheep", "chair"]).tolist()
-    [[False, True, False], [True, False, False], [False, False, False]]
+    Examples:
+        >>> similar_classes(["cow", "sheep", "chair"]).tolist()
+        [[False, True, False], [True, False, False], [False, False, False]]
     """
     return np.array([[a != b and any({a, b} <= group for group in SIMILAR) for b in classes] for a in classes], bool)
 

@@ -31,16 +31,17 @@ def evaluate_detections(dataset: Dataset, detections: Sequence[Detections], iou_
 
     An image with one cat, found by a box that covers four fifths of it:
 
-    >>> import numpy as np
-    >>> from pathlib import Path
-    >>> from sppdet.data.dataset import Dataset, Sample
-    >>> from sppdet.detection import Detections
-    >>> box, label = np.array([[0, 0, 40, 40]], np.float32), np.array([0])
-    >>> image = Sample("1", Path("1.jpg"), 640, 480, box, label, difficult=np.array([False]))
-    >>> detections = Detections(np.array([[0, 0, 40, 32]], np.float32), label, np.array([1.5], np.float32))
-    >>> result = evaluate_detections(Dataset(("cat",), (image,)), [detections])
-    >>> result["mAP"], result["recall"], round(result["coco"]["AP"], 1)  # COCO: 7 of 10 thresholds
-    (100.0, {'cat': 100.0}, 70.0)
+    Examples:
+        >>> import numpy as np
+        >>> from pathlib import Path
+        >>> from sppdet.data.dataset import Dataset, Sample
+        >>> from sppdet.detection import Detections
+        >>> box, label = np.array([[0, 0, 40, 40]], np.float32), np.array([0])
+        >>> image = Sample("1", Path("1.jpg"), 640, 480, box, label, difficult=np.array([False]))
+        >>> detections = Detections(np.array([[0, 0, 40, 32]], np.float32), label, np.array([1.5], np.float32))
+        >>> result = evaluate_detections(Dataset(("cat",), (image,)), [detections])
+        >>> result["mAP"], result["recall"], round(result["coco"]["AP"], 1)  # COCO: 7 of 10 thresholds
+        (100.0, {'cat': 100.0}, 70.0)
     """
     return {
         **evaluate_voc(dataset, detections, iou_threshold),
@@ -66,10 +67,11 @@ def evaluate_detector(detector: Predictor, dataset: Dataset, iou_threshold: floa
     Raises:
         SppdetError: if the classes of the data set are not those of the detector, or an image cannot be read.
 
-    >>> import sppdet  # doctest: +SKIP
-    >>> detector = sppdet.load("runs/demo")  # doctest: +SKIP
-    >>> dataset = sppdet.data.read_voc("VOCdevkit", "test", classes=detector.classes)  # doctest: +SKIP
-    >>> evaluate_detector(detector, dataset)["mAP"]  # doctest: +SKIP
+    Examples:
+        >>> import sppdet  # doctest: +SKIP
+        >>> detector = sppdet.load("runs/demo")  # doctest: +SKIP
+        >>> dataset = sppdet.data.read_voc("VOCdevkit", "test", classes=detector.classes)  # doctest: +SKIP
+        >>> evaluate_detector(detector, dataset)["mAP"]  # doctest: +SKIP
     """
     if dataset.classes != tuple(detector.classes):
         raise SppdetError(

@@ -93,8 +93,9 @@ def draw_image_counts(images: int, draws: int, seed: int = 0) -> np.ndarray:
     Returns:
         ``(draws, images)`` int: how often each image is drawn.
 
-    >>> draw_image_counts(images=4, draws=2).sum(axis=1).tolist()
-    [4, 4]
+    Examples:
+        >>> draw_image_counts(images=4, draws=2).sum(axis=1).tolist()
+        [4, 4]
     """
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
 
@@ -140,8 +141,9 @@ def resampled_ap(dataset: Dataset, detections: Sequence[Detections], counts: np.
 def mean_over_classes(ap: np.ndarray) -> np.ndarray:
     """Compute the mean over classes of AP ``(K, S)``, NaN left out; ``(S,)``, NaN where all classes are.
 
-    >>> mean_over_classes(np.array([[40.0, np.nan], [60.0, np.nan]])).tolist()
-    [50.0, nan]
+    Examples:
+        >>> mean_over_classes(np.array([[40.0, np.nan], [60.0, np.nan]])).tolist()
+        [50.0, nan]
     """
     known = ~np.isnan(ap)
     return np.where(known, ap, 0).sum(axis=0) / np.where(known.any(axis=0), known.sum(axis=0), np.nan)

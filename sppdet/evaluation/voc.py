@@ -77,11 +77,12 @@ def match_class(
 
     Two detections of the same object, and one beside it:
 
-    >>> object_box = np.array([[0, 0, 10, 10]])
-    >>> boxes = np.array([[0, 0, 10, 8], [50, 0, 60, 10], [0, 0, 10, 10]])
-    >>> match = match_class(np.zeros(3, int), boxes, np.array([1, 2, 3]), np.zeros(1, int), object_box, np.zeros(1))
-    >>> match.order.tolist(), match.true_positive.tolist(), match.overlap.tolist()
-    ([2, 1, 0], [True, False, False], [1.0, 0.0, 0.8])
+    Examples:
+        >>> object_box = np.array([[0, 0, 10, 10]])
+        >>> boxes = np.array([[0, 0, 10, 8], [50, 0, 60, 10], [0, 0, 10, 10]])
+        >>> match = match_class(np.zeros(3, int), boxes, np.array([1, 2, 3]), np.zeros(1, int), object_box, np.zeros(1))
+        >>> match.order.tolist(), match.true_positive.tolist(), match.overlap.tolist()
+        ([2, 1, 0], [True, False, False], [1.0, 0.0, 0.8])
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(f"iou_threshold must be in (0, 1], not {iou_threshold}")
@@ -171,11 +172,12 @@ def average_precision(recall: np.ndarray, precision: np.ndarray, rule: str) -> f
 
     Of two objects one is found, by the first detection:
 
-    >>> recall, precision = np.array([0.5, 0.5]), np.array([1.0, 0.5])
-    >>> average_precision(recall, precision, "area")
-    0.5
-    >>> round(average_precision(recall, precision, "11-point"), 4)  # t = 0 ... 0.5: 6 of 11
-    0.5455
+    Examples:
+        >>> recall, precision = np.array([0.5, 0.5]), np.array([1.0, 0.5])
+        >>> average_precision(recall, precision, "area")
+        0.5
+        >>> round(average_precision(recall, precision, "11-point"), 4)  # t = 0 ... 0.5: 6 of 11
+        0.5455
     """
     recall, precision = np.asarray(recall, np.float64), np.asarray(precision, np.float64)
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
@@ -241,8 +243,9 @@ def evaluate_voc(dataset: Dataset, detections: Sequence[Detections], iou_thresho
 def mean_over_known(values: Mapping[str, float | None]) -> float | None:
     """Return the mean of the values that are not ``None``, or ``None`` without any.
 
-    >>> mean_over_known({"cat": 40.0, "cow": None, "dog": 60.0})
-    50.0
+    Examples:
+        >>> mean_over_known({"cat": 40.0, "cow": None, "dog": 60.0})
+        50.0
     """
     known = [value for value in values.values() if value is not None]
     return float(np.mean(known)) if known else None

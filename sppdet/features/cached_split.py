@@ -384,7 +384,8 @@ def fill_maps(splits: Sequence[FeatureSplit], backbone: Backbone, workers: int, 
 def _size(count: float) -> str:
     """Return bytes as a person reads them.
 
-    >>> _size(2.5e9), _size(1e5)
-    ('2.5 GB', '0.1 MB')
+    Examples:
+        >>> _size(2.5e9), _size(1e5)
+        ('2.5 GB', '0.1 MB')
     """
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -45,9 +45,10 @@ class CropVectors:
         Raises:
             KeyError: a box that is not stored.
 
-        >>> stored = CropVectors(np.array([[0, 0, 4, 4], [2, 2, 9, 9]], np.float32), np.zeros((2, 8), np.float16))
-        >>> stored.rows(np.array([[2, 2, 9, 9]])).tolist()
-        [1]
+        Examples:
+            >>> stored = CropVectors(np.array([[0, 0, 4, 4], [2, 2, 9, 9]], np.float32), np.zeros((2, 8), np.float16))
+            >>> stored.rows(np.array([[2, 2, 9, 9]])).tolist()
+            [1]
         """
         known = {box.tobytes(): row for row, box in reversed([*enumerate(self.boxes)])}
         return np.array([known[box.tobytes()] for box in boxes.astype(np.float32, copy=False)], np.int64)

@@ -12,10 +12,11 @@ from sppdet.ops import boxes as geometry
 def scale_factor(width: int, height: int, scale: int, max_side: int) -> float:
     """Return the enlargement of an image whose shorter side becomes ``scale`` pixels, its longer at most ``max_side``.
 
-    >>> scale_factor(500, 400, scale=480, max_side=2500)
-    1.2
-    >>> scale_factor(1000, 100, scale=480, max_side=2500)
-    2.5
+    Examples:
+        >>> scale_factor(500, 400, scale=480, max_side=2500)
+        1.2
+        >>> scale_factor(1000, 100, scale=480, max_side=2500)
+        2.5
     """
     return min(scale / min(width, height), max_side / max(width, height))
 
@@ -34,9 +35,10 @@ def choose_scales(boxes: np.ndarray, factors: np.ndarray, target: int) -> np.nda
     Returns:
         int64 ``(N,)`` index of the scale; a tie goes to the smaller index.
 
-    >>> boxes = np.array([[0, 0, 100, 100], [0, 0, 200, 200]], np.float32)
-    >>> choose_scales(boxes, np.array([1.0, 2.0]), target=224).tolist()
-    [1, 0]
+    Examples:
+        >>> boxes = np.array([[0, 0, 100, 100], [0, 0, 200, 200]], np.float32)
+        >>> choose_scales(boxes, np.array([1.0, 2.0]), target=224).tolist()
+        [1, 0]
     """
     pixels = geometry.areas(boxes)[:, None].astype(np.float64) * np.asarray(factors, np.float64) ** 2
     return np.abs(pixels - float(target) ** 2).argmin(axis=1)
@@ -74,9 +76,10 @@ def project(
     Returns:
         int32 ``(N, 4)`` half-open ``x1, y1, x2, y2`` in cells, at least one cell each.
 
-    >>> window = np.array([[16, 16, 48, 48]], np.float32)
-    >>> project(window, (100, 100), 1.0, CellGrid(16, 0.0), (7, 7), shrink=8.0).tolist()
-    [[2, 2, 3, 3]]
+    Examples:
+        >>> window = np.array([[16, 16, 48, 48]], np.float32)
+        >>> project(window, (100, 100), 1.0, CellGrid(16, 0.0), (7, 7), shrink=8.0).tolist()
+        [[2, 2, 3, 3]]
     """
     shorter = min(image_size)
     ratio = (shorter * factor - 1) / (shorter - 1) if shorter > 1 else factor
@@ -116,9 +119,10 @@ def locate(
     Returns:
         float32 ``(N, 4)`` edges ``x1, y1, x2, y2`` in cells; cell i reaches from i to i + 1.
 
-    >>> window = np.array([[16, 32, 48, 40]], np.float32)
-    >>> locate(window, (100, 100), 1.0, CellGrid(16, 7.5), (7, 7)).tolist()
-    [[1.0, 2.0, 3.0, 2.5]]
+    Examples:
+        >>> window = np.array([[16, 32, 48, 40]], np.float32)
+        >>> locate(window, (100, 100), 1.0, CellGrid(16, 7.5), (7, 7)).tolist()
+        [[1.0, 2.0, 3.0, 2.5]]
     """
     ratio = np.array(scaled_size(*image_size, factor)) / image_size
     edges = (boxes.astype(np.float64) * np.tile(ratio, 2) - 0.5 - grid.centre) / grid.stride + 0.5

@@ -98,8 +98,9 @@ def compress_map(feature_map: np.ndarray) -> bytes:
 
     Values beyond float16 become its largest ones.
 
-    >>> decompress_map(compress_map(np.array([[[0.5, 1e6]]], np.float32))).tolist()
-    [[[0.5, 65504.0]]]
+    Examples:
+        >>> decompress_map(compress_map(np.array([[[0.5, 1e6]]], np.float32))).tolist()
+        [[[0.5, 65504.0]]]
     """
     # Through torch: numpy converts half precision a number at a time, 40 times slower.
     float16 = torch.from_numpy(feature_map).clamp(-_FLOAT16_MAX, _FLOAT16_MAX).half()

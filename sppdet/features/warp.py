@@ -21,9 +21,10 @@ class Crop:
         size: pixels per side of the crop.
         context: pixels of the crop, on each side, that show what lies around the window, or around its square.
 
-    >>> image = np.ones((100, 120, 3), np.float32)
-    >>> Crop("warp", size=64, context=4).pixels(image, np.array([[10, 20, 50, 90]], np.float32)).shape
-    (1, 64, 64, 3)
+    Examples:
+        >>> image = np.ones((100, 120, 3), np.float32)
+        >>> Crop("warp", size=64, context=4).pixels(image, np.array([[10, 20, 50, 90]], np.float32)).shape
+        (1, 64, 64, 3)
     """
 
     kind: str = "warp"

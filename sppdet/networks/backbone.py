@@ -24,8 +24,9 @@ def resolve_device(device: str) -> torch.device:
     Raises:
         SppdetError: an unknown name, or CUDA on a machine without it.
 
-    >>> resolve_device("cpu")
-    device(type='cpu')
+    Examples:
+        >>> resolve_device("cpu")
+        device(type='cpu')
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -41,8 +42,9 @@ def resolve_device(device: str) -> torch.device:
 def resolve_precision(precision: str, device: torch.device) -> str:
     """Return ``float32`` or ``bfloat16``; ``auto`` is bfloat16 where the device multiplies it natively.
 
-    >>> resolve_precision("bfloat16", torch.device("cpu"))
-    'bfloat16'
+    Examples:
+        >>> resolve_precision("bfloat16", torch.device("cpu"))
+        'bfloat16'
     """
     if precision != "auto":
         return precision
@@ -69,9 +71,10 @@ class Backbone:
         device: where the trunk runs.
         precision: ``float32`` or ``bfloat16``.
 
-    >>> backbone = Backbone.create("small", "random", device="cpu", precision="float32")
-    >>> backbone(np.zeros((96, 128, 3), np.uint8), factor=1.0).shape  # (H, W, C), a cell per 16 pixels
-    (6, 8, 128)
+    Examples:
+        >>> backbone = Backbone.create("small", "random", device="cpu", precision="float32")
+        >>> backbone(np.zeros((96, 128, 3), np.uint8), factor=1.0).shape  # (H, W, C), a cell per 16 pixels
+        (6, 8, 128)
     """
 
     name: str

@@ -32,8 +32,9 @@ def cell_grid(trunk: nn.Module) -> CellGrid:
     Raises:
         ValueError: branches of different grids meet, in a residual sum or a concatenation.
 
-    >>> cell_grid(nn.Sequential(nn.Conv2d(3, 8, kernel_size=7, stride=2), nn.ReLU(), nn.MaxPool2d(2)))
-    CellGrid(stride=4, centre=4.0)
+    Examples:
+        >>> cell_grid(nn.Sequential(nn.Conv2d(3, 8, kernel_size=7, stride=2), nn.ReLU(), nn.MaxPool2d(2)))
+        CellGrid(stride=4, centre=4.0)
     """
     return list(_cell_grids(trunk).values())[-1]
 

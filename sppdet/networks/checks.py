@@ -14,7 +14,8 @@ def check_network(config: Config) -> None:
         SppdetError: an unknown network, fc layers that the network does not bring (``finetune.init=imagenet``), or
             levels or units that its fc layers do not have.
 
-    >>> check_network(Config())
+    Examples:
+        >>> check_network(Config())
     """
     name, end_to_end = config.backbone.name, config.end_to_end
     network(name)

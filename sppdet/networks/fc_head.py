@@ -29,9 +29,10 @@ class Head(nn.Module):
     Attributes:
         use_bfloat16: whether `vectors` multiplies in bfloat16, as the backbone does where the CPU can.
 
-    >>> head = Head(inputs=12, units=4, layer="fc7").eval()
-    >>> head.vectors(torch.ones(3, 12)).shape
-    torch.Size([3, 4])
+    Examples:
+        >>> head = Head(inputs=12, units=4, layer="fc7").eval()
+        >>> head.vectors(torch.ones(3, 12)).shape
+        torch.Size([3, 4])
     """
 
     def __init__(

@@ -171,8 +171,9 @@ def _resume(
 def warm_cosine(step: int, steps: int) -> float:
     """Return the share of the learning rate in a step: a warm-up in the first twentieth, then a cosine down to 0.
 
-    >>> [round(warm_cosine(step, 100), 2) for step in (0, 2, 4, 50, 99)]
-    [0.2, 0.6, 1.0, 0.5, 0.0]
+    Examples:
+        >>> [round(warm_cosine(step, 100), 2) for step in (0, 2, 4, 50, 99)]
+        [0.2, 0.6, 1.0, 0.5, 0.0]
     """
     return min(20 * (step + 1) / steps, (1 + math.cos(math.pi * step / steps)) / 2)
 
@@ -182,8 +183,9 @@ def step_decay(step: int, steps: int) -> float:
 
     It is the schedule of He et al. 2014, section 4.2: 250k mini-batches at a rate of 1e-4, then 50k at 1e-5.
 
-    >>> [step_decay(step, 6) for step in range(6)]
-    [1.0, 1.0, 1.0, 1.0, 1.0, 0.1]
+    Examples:
+        >>> [step_decay(step, 6) for step in range(6)]
+        [1.0, 1.0, 1.0, 1.0, 1.0, 0.1]
     """
     return 1.0 if 6 * step < 5 * steps else 0.1
 

@@ -20,8 +20,9 @@ def normalise(image: np.ndarray) -> np.ndarray:
     Returns:
         float32 ``(H, W, 3)``.
 
-    >>> print(normalise(np.full((1, 1, 3), 255, np.uint8)).round(3))
-    [[[2.249 2.429 2.64 ]]]
+    Examples:
+        >>> print(normalise(np.full((1, 1, 3), 255, np.uint8)).round(3))
+        [[[2.249 2.429 2.64 ]]]
     """
     import cv2
 

@@ -61,8 +61,9 @@ def network(name: str) -> Network:
     Raises:
         SppdetError: an unknown name.
 
-    >>> network("vgg16").fc_layers
-    FcLayers(fc6='classifier.0', fc7='classifier.3', bins=7, units=4096)
+    Examples:
+        >>> network("vgg16").fc_layers
+        FcLayers(fc6='classifier.0', fc7='classifier.3', bins=7, units=4096)
     """
     if name in NETWORKS:
         return NETWORKS[name]

@@ -16,8 +16,9 @@ _VOC_OFFSET = np.array([1.0, 1, 0, 0])  # from pixel edges to VOC's corners
 def as_boxes(boxes: ArrayLike) -> NDArray[np.float32]:
     """Return a sequence of four numbers per box, which may be empty, as a float32 array ``(N, 4)``.
 
-    >>> as_boxes([]).shape
-    (0, 4)
+    Examples:
+        >>> as_boxes([]).shape
+        (0, 4)
     """
     return np.asarray(boxes, dtype=np.float32).reshape(-1, 4)
 
@@ -31,8 +32,9 @@ def from_voc(boxes: ArrayLike) -> NDArray[np.float32]:
     Returns:
         ``(N, 4)`` x1, y1, x2, y2.
 
-    >>> from_voc([[1, 1, 1, 1], [174, 101, 349, 351]]).tolist()
-    [[0.0, 0.0, 1.0, 1.0], [173.0, 100.0, 349.0, 351.0]]
+    Examples:
+        >>> from_voc([[1, 1, 1, 1], [174, 101, 349, 351]]).tolist()
+        [[0.0, 0.0, 1.0, 1.0], [173.0, 100.0, 349.0, 351.0]]
     """
     return as_boxes(np.reshape(boxes, (-1, 4)) - _VOC_OFFSET)
 
@@ -46,8 +48,9 @@ def to_voc(boxes: ArrayLike) -> NDArray[np.float64]:
     Returns:
         ``(N, 4)`` xmin, ymin, xmax, ymax, 1-based and inclusive; float64, as adding 1 to a float32 loses digits.
 
-    >>> to_voc([[0, 0, 1, 1]]).tolist()
-    [[1.0, 1.0, 1.0, 1.0]]
+    Examples:
+        >>> to_voc([[0, 0, 1, 1]]).tolist()
+        [[1.0, 1.0, 1.0, 1.0]]
     """
     return as_boxes(boxes) + _VOC_OFFSET
 
@@ -55,8 +58,9 @@ def to_voc(boxes: ArrayLike) -> NDArray[np.float64]:
 def from_xywh(boxes: ArrayLike) -> NDArray[np.float32]:
     """Convert ``(N, 4)`` left, top, width, height, as OpenCV and COCO have them, to pixel edges.
 
-    >>> from_xywh([[10, 20, 30, 5]]).tolist()
-    [[10.0, 20.0, 40.0, 25.0]]
+    Examples:
+        >>> from_xywh([[10, 20, 30, 5]]).tolist()
+        [[10.0, 20.0, 40.0, 25.0]]
     """
     x, y, w, h = as_boxes(boxes).T
     return np.stack([x, y, x + w, y + h], axis=1)
@@ -65,8 +69,9 @@ def from_xywh(boxes: ArrayLike) -> NDArray[np.float32]:
 def to_xywh(boxes: ArrayLike) -> NDArray[np.float32]:
     """Convert pixel edges to ``(N, 4)`` left, top, width, height.
 
-    >>> to_xywh([[10, 20, 40, 25]]).tolist()
-    [[10.0, 20.0, 30.0, 5.0]]
+    Examples:
+        >>> to_xywh([[10, 20, 40, 25]]).tolist()
+        [[10.0, 20.0, 30.0, 5.0]]
     """
     x1, y1, x2, y2 = as_boxes(boxes).T
     return np.stack([x1, y1, x2 - x1, y2 - y1], axis=1)
@@ -87,8 +92,9 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     Returns:
         ``(N, M)``, of the type of the boxes. Boxes without area overlap nothing.
 
-    >>> iou(as_boxes([[0, 0, 10, 10]]), as_boxes([[0, 0, 10, 10], [0, 0, 10, 5], [10, 0, 20, 10]])).tolist()
-    [[1.0, 0.5, 0.0]]
+    Examples:
+        >>> iou(as_boxes([[0, 0, 10, 10]]), as_boxes([[0, 0, 10, 10], [0, 0, 10, 5], [10, 0, 20, 10]])).tolist()
+        [[1.0, 0.5, 0.0]]
     """
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
@@ -101,8 +107,9 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
     """Cut boxes ``(N, 4)`` to an image of ``width`` x ``height`` pixels.
 
-    >>> clip(as_boxes([[-3, 5, 120, 60]]), 100, 50).tolist()
-    [[0.0, 5.0, 100.0, 50.0]]
+    Examples:
+        >>> clip(as_boxes([[-3, 5, 120, 60]]), 100, 50).tolist()
+        [[0.0, 5.0, 100.0, 50.0]]
     """
     return np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
 
@@ -110,8 +117,9 @@ def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
 def mirror(boxes: np.ndarray, width: int) -> np.ndarray:
     """Return boxes ``(N, 4)`` as they lie in the image mirrored left to right, which is ``width`` pixels wide.
 
-    >>> mirror(as_boxes([[0, 5, 10, 20]]), 100).tolist()
-    [[90.0, 5.0, 100.0, 20.0]]
+    Examples:
+        >>> mirror(as_boxes([[0, 5, 10, 20]]), 100).tolist()
+        [[90.0, 5.0, 100.0, 20.0]]
     """
     return boxes[:, [2, 1, 0, 3]] * np.array([-1, 1, -1, 1], np.float32) + np.array([width, 0, width, 0], np.float32)
 
@@ -127,8 +135,9 @@ def encode(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
         ``(N, 4)`` dx, dy, dw, dh: the shift of the centre in widths and heights of the box, and the logarithms of the
         ratios of widths and heights.
 
-    >>> encode(as_boxes([[0, 0, 10, 20]]), as_boxes([[5, 5, 15, 25]])).tolist()
-    [[0.5, 0.25, 0.0, 0.0]]
+    Examples:
+        >>> encode(as_boxes([[0, 0, 10, 20]]), as_boxes([[5, 5, 15, 25]])).tolist()
+        [[0.5, 0.25, 0.0, 0.0]]
     """
     size, target_size = boxes[:, 2:] - boxes[:, :2], targets[:, 2:] - targets[:, :2]
     shift = (targets[:, :2] + targets[:, 2:] - boxes[:, :2] - boxes[:, 2:]) / 2
@@ -145,8 +154,9 @@ def decode(boxes: np.ndarray, deltas: np.ndarray) -> NDArray[np.float32]:
     Returns:
         ``(N, 4)``; no side grows beyond 1000 / 16 of its length.
 
-    >>> decode(as_boxes([[0, 0, 10, 20]]), np.array([[0.5, 0.25, 0, 0]])).tolist()
-    [[5.0, 5.0, 15.0, 25.0]]
+    Examples:
+        >>> decode(as_boxes([[0, 0, 10, 20]]), np.array([[0.5, 0.25, 0, 0]])).tolist()
+        [[5.0, 5.0, 15.0, 25.0]]
     """
     size = boxes[:, 2:] - boxes[:, :2]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + deltas[:, :2] * size

@@ -33,8 +33,9 @@ _TORCH_TYPES: dict[type[np.generic], torch.dtype] = {np.float32: torch.float32, 
 def bins(levels: Sequence[int]) -> int:
     """Return M, the number of bins of a pyramid.
 
-    >>> bins((6, 3, 2, 1))
-    50
+    Examples:
+        >>> bins((6, 3, 2, 1))
+        50
     """
     return sum(n * n for n in levels)
 
@@ -67,9 +68,10 @@ def pyramid_pool(
     Raises:
         ValueError: a window is empty or not inside the map, or ``out`` has another shape or type.
 
-    >>> feature_map = np.arange(16, dtype=np.float32).reshape(4, 4, 1)
-    >>> pyramid_pool(feature_map, np.array([[1, 0, 4, 3]]), (2, 1)).ravel().tolist()
-    [6.0, 7.0, 10.0, 11.0, 11.0]
+    Examples:
+        >>> feature_map = np.arange(16, dtype=np.float32).reshape(4, 4, 1)
+        >>> pyramid_pool(feature_map, np.array([[1, 0, 4, 3]]), (2, 1)).ravel().tolist()
+        [6.0, 7.0, 10.0, 11.0, 11.0]
     """
     from sppdet.ops.pooling_kernel import pool_windows  # Numba takes long to load
 
@@ -220,8 +222,9 @@ def to_reference_order(vectors: np.ndarray, levels: Sequence[int]) -> np.ndarray
 
     That order is level by level, then channel, row, column; `SpatialPyramidPooling` has it too.
 
-    >>> to_reference_order(np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]]), (2, 1)).tolist()
-    [[1, 2, 3, 4, 10, 20, 30, 40, 5, 50]]
+    Examples:
+        >>> to_reference_order(np.array([[[1, 10], [2, 20], [3, 30], [4, 40], [5, 50]]]), (2, 1)).tolist()
+        [[1, 2, 3, 4, 10, 20, 30, 40, 5, 50]]
     """
     edges = np.cumsum([n * n for n in levels])[:-1]
     parts = np.split(vectors, edges, axis=1)
@@ -239,9 +242,10 @@ def unique_windows(cells: np.ndarray, scales: np.ndarray) -> tuple[NDArray[np.in
         ``first``, ``(U,)``: index of one window of each group. ``group``, ``(N,)``: the group of every window, so that
         ``cells[first][group]`` equals ``cells``.
 
-    >>> first, group = unique_windows(np.array([[1, 0, 2, 2], [0, 0, 2, 2], [1, 0, 2, 2]]), np.array([0, 0, 0]))
-    >>> first.tolist(), group.tolist()
-    ([1, 0], [1, 0, 1])
+    Examples:
+        >>> first, group = unique_windows(np.array([[1, 0, 2, 2], [0, 0, 2, 2], [1, 0, 2, 2]]), np.array([0, 0, 0]))
+        >>> first.tolist(), group.tolist()
+        ([1, 0], [1, 0, 1])
     """
     # One 64-bit key per window: no map has 4096 cells per side, no image 2^16 scales.
     key = scales.astype(np.int64)
@@ -263,9 +267,10 @@ class SpatialPyramidPooling(nn.Module):
     Raises:
         ValueError: levels are not positive, or the mode is another.
 
-    >>> pool = SpatialPyramidPooling((2, 1))
-    >>> pool(torch.arange(16.0).reshape(1, 1, 4, 4)).tolist()
-    [[5.0, 7.0, 13.0, 15.0, 15.0]]
+    Examples:
+        >>> pool = SpatialPyramidPooling((2, 1))
+        >>> pool(torch.arange(16.0).reshape(1, 1, 4, 4)).tolist()
+        [[5.0, 7.0, 13.0, 15.0, 15.0]]
     """
 
     def __init__(self, levels: int | Sequence[int] = (6, 3, 2, 1), mode: str = "max"):
@@ -285,8 +290,9 @@ class SpatialPyramidPooling(nn.Module):
     def output_dim(self, channels: int) -> int:
         """Return D, the length of the vector of a map with this many channels.
 
-        >>> SpatialPyramidPooling(3).output_dim(32)
-        448
+        Examples:
+            >>> SpatialPyramidPooling(3).output_dim(32)
+            448
         """
         return channels * bins(self.levels)
 

@@ -27,10 +27,11 @@ class Products:
     Attributes:
         counts: K and R.
 
-    >>> products = Products(np.float32([[1, 0], [1, 1]]), np.float32([[0, 2]]))
-    >>> exact, rough = products(torch.tensor([[3.0, 4.0]]))
-    >>> exact.tolist(), rough.tolist()
-    ([[3.0, 7.0]], [[8.0]])
+    Examples:
+        >>> products = Products(np.float32([[1, 0], [1, 1]]), np.float32([[0, 2]]))
+        >>> exact, rough = products(torch.tensor([[3.0, 4.0]]))
+        >>> exact.tolist(), rough.tolist()
+        ([[3.0, 7.0]], [[8.0]])
     """
 
     def __init__(self, exact: np.ndarray, rough: np.ndarray | None = None, half: bool = False):

@@ -31,10 +31,11 @@ def pyramid_roi_align(
     Raises:
         ValueError: a window is empty, or more than half a cell outside the map, where torchvision would read zeros.
 
-    >>> rising = torch.arange(4.0).expand(1, 3, 4)  # the value in the middle of column x (at x + 1/2) is x
-    >>> window = np.array([[0.5, 1, 2.5, 2]], np.float32)
-    >>> pyramid_roi_align(rising, window, (2, 1)).flatten().tolist()
-    [0.5, 1.5, 0.5, 1.5, 1.0]
+    Examples:
+        >>> rising = torch.arange(4.0).expand(1, 3, 4)  # the value in the middle of column x (at x + 1/2) is x
+        >>> window = np.array([[0.5, 1, 2.5, 2]], np.float32)
+        >>> pyramid_roi_align(rising, window, (2, 1)).flatten().tolist()
+        [0.5, 1.5, 0.5, 1.5, 1.0]
     """
     from torchvision.ops import roi_align  # takes longer to import than torch
 

@@ -20,9 +20,10 @@ def nms(boxes: np.ndarray, scores: np.ndarray, overlap: float) -> NDArray[np.int
     Returns:
         Rows of the boxes that are kept, best first; of equal scores the first row comes first.
 
-    >>> boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]])
-    >>> nms(boxes, np.array([0.5, 0.9, 0.1]), 0.6).tolist()
-    [1, 2]
+    Examples:
+        >>> boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30]])
+        >>> nms(boxes, np.array([0.5, 0.9, 0.1]), 0.6).tolist()
+        [1, 2]
     """
     from sppdet.ops.suppression_kernel import survivors  # Numba takes long to load
 
@@ -47,9 +48,10 @@ def vote(
     Returns:
         ``(S, 4)``, one box for each survivor.
 
-    >>> boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60]])
-    >>> vote(boxes, np.zeros(3), np.zeros(3, int), np.array([0]), 0.5).tolist()
-    [[0.0, 0.0, 10.0, 11.0]]
+    Examples:
+        >>> boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60]])
+        >>> vote(boxes, np.zeros(3), np.zeros(3, int), np.array([0]), 0.5).tolist()
+        [[0.0, 0.0, 10.0, 11.0]]
     """
     from sppdet.ops.suppression_kernel import voted  # Numba takes long to load
 

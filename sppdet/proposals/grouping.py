@@ -81,11 +81,12 @@ def group(regions: Regions, weights: tuple[float, float, float, float]) -> np.nd
         int32 ``(2 R - 1, 4)`` boxes ``x1, y1, x2, y2`` in pixel edges: of the regions, then of each region that is
         joined, in the order of joining.
 
-    >>> image = np.zeros((8, 12, 1), np.uint8)
-    >>> labels = np.repeat(np.array([0, 1, 2], np.int32), [6, 4, 2])[None].repeat(8, axis=0)
-    >>> boxes = group(Regions.of(image, labels, 3), (0, 0, 1, 0))  # the two smallest first
-    >>> boxes[3:].tolist()
-    [[6, 0, 12, 8], [0, 0, 12, 8]]
+    Examples:
+        >>> image = np.zeros((8, 12, 1), np.uint8)
+        >>> labels = np.repeat(np.array([0, 1, 2], np.int32), [6, 4, 2])[None].repeat(8, axis=0)
+        >>> boxes = group(Regions.of(image, labels, 3), (0, 0, 1, 0))  # the two smallest first
+        >>> boxes[3:].tolist()
+        [[6, 0, 12, 8], [0, 0, 12, 8]]
     """
     colours = regions.histograms.shape[1] // (_COLOURS + DIRECTIONS * SLOPES) * _COLOURS
     return _group(

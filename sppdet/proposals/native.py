@@ -130,8 +130,9 @@ def in_colour(image: np.ndarray, colour: str) -> np.ndarray:
     Returns:
         uint8 ``(H, W, C)``; C is 1 for ``grey`` and ``blue``, else 3.
 
-    >>> in_colour(np.full((1, 1, 3), 90, np.uint8), "rgi").tolist()
-    [[[90, 90, 90]]]
+    Examples:
+        >>> in_colour(np.full((1, 1, 3), 90, np.uint8), "rgi").tolist()
+        [[[90, 90, 90]]]
     """
     import cv2
 
@@ -181,8 +182,9 @@ def _cells(boxes: np.ndarray) -> np.ndarray:
 def _number_within(groups: np.ndarray) -> np.ndarray:
     """Number the items of each group from 1 in their order: int64 ``(N,)``.
 
-    >>> _number_within(np.array([7, 5, 7, 7, 5])).tolist()
-    [1, 1, 2, 3, 2]
+    Examples:
+        >>> _number_within(np.array([7, 5, 7, 7, 5])).tolist()
+        [1, 1, 2, 3, 2]
     """
     order = np.argsort(groups, kind="stable")
     starts = np.flatnonzero(np.diff(groups[order], prepend=groups[order[0]] - 1))

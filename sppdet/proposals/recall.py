@@ -19,9 +19,10 @@ def best_overlaps(proposals: np.ndarray, targets: np.ndarray) -> np.ndarray:
     Returns:
         float32 ``(M,)``, each 0 without proposals.
 
-    >>> proposals = np.array([[0, 0, 10, 10], [0, 0, 10, 5]], np.float32)
-    >>> best_overlaps(proposals, np.array([[0, 0, 10, 8]], np.float32))
-    array([0.8], dtype=float32)
+    Examples:
+        >>> proposals = np.array([[0, 0, 10, 10], [0, 0, 10, 5]], np.float32)
+        >>> best_overlaps(proposals, np.array([[0, 0, 10, 8]], np.float32))
+        array([0.8], dtype=float32)
     """
     if not len(proposals) or not len(targets):
         return np.zeros(len(targets), np.float32)
@@ -67,8 +68,9 @@ def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float]:
 def recall_line(table: Mapping[str, float]) -> str:
     """Return the recalls and the overlap of a `recall_table` as text.
 
-    >>> recall_line({"recall@0.5": 0.958, "recall@0.7": 0.792, "average_best_overlap": 0.796})
-    'recall@0.5 0.958, @0.7 0.792, average best overlap 0.796'
+    Examples:
+        >>> recall_line({"recall@0.5": 0.958, "recall@0.7": 0.792, "average_best_overlap": 0.796})
+        'recall@0.5 0.958, @0.7 0.792, average best overlap 0.796'
     """
     return (
         f"recall@0.5 {table['recall@0.5']:.3f}, @0.7 {table['recall@0.7']:.3f}, "

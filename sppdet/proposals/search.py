@@ -25,10 +25,11 @@ class SelectiveSearch(ProposalSettings):
     An instance is called with an image and returns its windows. Its attributes are the settings of
     `sppdet.config.ProposalSettings`.
 
-    >>> search = SelectiveSearch(mode="fast", max_windows=2000)
-    >>> windows = search("photo.jpg")  # doctest: +SKIP
-    >>> windows.shape  # doctest: +SKIP
-    (1870, 4)
+    Examples:
+        >>> search = SelectiveSearch(mode="fast", max_windows=2000)
+        >>> windows = search("photo.jpg")  # doctest: +SKIP
+        >>> windows.shape  # doctest: +SKIP
+        (1870, 4)
     """
 
     @classmethod
@@ -90,8 +91,9 @@ def shrink(image: np.ndarray, max_side: int) -> np.ndarray:
     Returns:
         The shrunk image, its aspect ratio kept; or ``image`` itself if it is small enough.
 
-    >>> shrink(np.zeros((100, 200, 3), np.uint8), 50).shape
-    (25, 50, 3)
+    Examples:
+        >>> shrink(np.zeros((100, 200, 3), np.uint8), 50).shape
+        (25, 50, 3)
     """
     import cv2
 
@@ -114,8 +116,9 @@ def enlarge(windows: np.ndarray, working: tuple[int, ...], whole: tuple[int, ...
     Returns:
         float32 ``(M, 4)``, rounded to whole pixels.
 
-    >>> enlarge(np.array([[0, 0, 25, 10], [3, 3, 7, 7]]), (25, 50, 3), (100, 200, 3), 20).tolist()
-    [[0.0, 0.0, 100.0, 40.0]]
+    Examples:
+        >>> enlarge(np.array([[0, 0, 25, 10], [3, 3, 7, 7]]), (25, 50, 3), (100, 200, 3), 20).tolist()
+        [[0.0, 0.0, 100.0, 40.0]]
     """
     (working_height, working_width), (height, width) = working[:2], whole[:2]
     factor = np.array([width / working_width, height / working_height] * 2)

@@ -39,13 +39,14 @@ def segment(image: np.ndarray, ks: Sequence[float], sigma: float, min_size: int)
         ``(K, P)``: the number of each piece's segment. The segmentation with ``ks[i]`` is ``labels[i][pieces]``.
         Pieces and segments are numbered in the order of their first pixels.
 
-    >>> image = np.zeros((4, 6, 1), np.uint8)
-    >>> image[:, 4:] = 200
-    >>> pieces, labels = segment(image, ks=(10, 10_000), sigma=0.0, min_size=1)
-    >>> pieces[0].tolist()
-    [0, 0, 0, 0, 1, 1]
-    >>> labels.tolist()
-    [[0, 1], [0, 0]]
+    Examples:
+        >>> image = np.zeros((4, 6, 1), np.uint8)
+        >>> image[:, 4:] = 200
+        >>> pieces, labels = segment(image, ks=(10, 10_000), sigma=0.0, min_size=1)
+        >>> pieces[0].tolist()
+        [0, 0, 0, 0, 1, 1]
+        >>> labels.tolist()
+        [[0, 1], [0, 0]]
     """
     height, width = image.shape[:2]
     edges, weights = sorted_edges(smooth(image, sigma))

@@ -72,11 +72,12 @@ def fit_class(rows: np.ndarray, targets: np.ndarray, ridge: float, scale: float)
     Returns:
         Weights ``(4, D)`` and bias ``(4,)`` for unscaled vectors.
 
-    >>> import numpy as np
-    >>> rows = np.array([[-1.0], [0.0], [1.0]], np.float32)
-    >>> weight, bias = fit_class(rows, 2 * rows * np.ones(4) + 1, ridge=1e-6, scale=1.0)
-    >>> weight[:, 0].round(3).tolist(), bias.round(3).tolist()
-    ([2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0])
+    Examples:
+        >>> import numpy as np
+        >>> rows = np.array([[-1.0], [0.0], [1.0]], np.float32)
+        >>> weight, bias = fit_class(rows, 2 * rows * np.ones(4) + 1, ridge=1e-6, scale=1.0)
+        >>> weight[:, 0].round(3).tolist(), bias.round(3).tolist()
+        ([2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0])
     """
     from sklearn.linear_model import Ridge  # takes as long to load as torch
 

@@ -27,9 +27,10 @@ class Key:
         recipe: digest of the settings and the features.
         data: digest of the recipe together with the images and the objects.
 
-    >>> before, after = Key.of(["C=1"], ["a.jpg"]), Key.of(["C=1"], ["a.jpg", "b.jpg"])
-    >>> before.recipe == after.recipe, before.data == after.data
-    (True, False)
+    Examples:
+        >>> before, after = Key.of(["C=1"], ["a.jpg"]), Key.of(["C=1"], ["a.jpg", "b.jpg"])
+        >>> before.recipe == after.recipe, before.data == after.data
+        (True, False)
     """
 
     recipe: str

@@ -76,11 +76,12 @@ def train_detector(
     Raises:
         SppdetError: settings, images or annotations that cannot be used; the message says what to do.
 
-    >>> import logging
-    >>> from sppdet.training import train_detector
-    >>> logging.basicConfig(level=logging.INFO)  # doctest: +SKIP
-    >>> detector = train_detector("configs/demo.yaml", ["run.dir=runs/mine"])  # doctest: +SKIP
-    >>> detector.predict("photo.jpg")  # doctest: +SKIP
+    Examples:
+        >>> import logging
+        >>> from sppdet.training import train_detector
+        >>> logging.basicConfig(level=logging.INFO)  # doctest: +SKIP
+        >>> detector = train_detector("configs/demo.yaml", ["run.dir=runs/mine"])  # doctest: +SKIP
+        >>> detector.predict("photo.jpg")  # doctest: +SKIP
     """
     settings = override(config, overrides) if isinstance(config, Config) else load(config, overrides)
     pipeline = Pipeline(settings, keep)

@@ -89,10 +89,11 @@ def fit(
     Raises:
         TypeError: rows that are not float16.
 
-    >>> rows = np.array([[1], [-1]], np.float16)
-    >>> fitted = fit(rows, np.arange(2), np.array([1, -1]), Problem(C=0.01, positive_weight=2, bias=3))
-    >>> margins(rows, np.arange(2), fitted).round(4).tolist()
-    [0.12, 0.06]
+    Examples:
+        >>> rows = np.array([[1], [-1]], np.float16)
+        >>> fitted = fit(rows, np.arange(2), np.array([1, -1]), Problem(C=0.01, positive_weight=2, bias=3))
+        >>> margins(rows, np.arange(2), fitted).round(4).tolist()
+        [0.12, 0.06]
     """
     labels = np.asarray(labels, np.float64)
     bounds = problem.C * np.where(labels > 0, problem.positive_weight, 1.0)

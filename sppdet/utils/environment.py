@@ -15,8 +15,9 @@ _PACKAGES = ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-
 def versions() -> dict[str, str]:
     """Return the versions of Python, of sppdet and of the packages that results depend on, by name.
 
-    >>> list(versions())[:3]
-    ['python', 'sppdet', 'torch']
+    Examples:
+        >>> list(versions())[:3]
+        ['python', 'sppdet', 'torch']
     """
     version_of = {"python": platform.python_version()}
     for name in _PACKAGES:

@@ -29,8 +29,9 @@ class Execution:
         memory_gb: memory for the window vectors that are held at one time, in GB.
         checkpoint: where the stage saves its progress; None saves nothing.
 
-    >>> Execution(workers=2)
-    Execution(seed=3, workers=2, memory_gb=2.0, checkpoint=None)
+    Examples:
+        >>> Execution(workers=2)
+        Execution(seed=3, workers=2, memory_gb=2.0, checkpoint=None)
     """
 
     seed: int = 3

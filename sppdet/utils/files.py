@@ -125,8 +125,9 @@ def write_document(path: str | os.PathLike[str], text: str) -> None:
 def entries_under(values: Mapping[str, Value], prefix: str) -> dict[str, Value]:
     """Return the entries whose names start with ``prefix``, without the prefix.
 
-    >>> entries_under({"head.fc6": 1, "head.fc7": 2, "trunk.conv1": 3}, "head.")
-    {'fc6': 1, 'fc7': 2}
+    Examples:
+        >>> entries_under({"head.fc6": 1, "head.fc7": 2, "trunk.conv1": 3}, "head.")
+        {'fc6': 1, 'fc7': 2}
     """
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
 
@@ -134,8 +135,9 @@ def entries_under(values: Mapping[str, Value], prefix: str) -> dict[str, Value]:
 def fingerprint(value: object) -> str:
     """Return 16 hexadecimal digits of the JSON form of ``value``; the order of keys does not matter.
 
-    >>> fingerprint({"scales": [480, 688]})
-    '98b25dadeda55816'
+    Examples:
+        >>> fingerprint({"scales": [480, 688]})
+        '98b25dadeda55816'
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -20,10 +20,11 @@ class Meter:
         seconds: wall-clock duration of the block; 0 until the block ends.
         peak_memory_mb: largest memory sampled so far, in MB (2**20 bytes).
 
-    >>> with Meter() as meter:
-    ...     total = sum(range(1000))
-    >>> sorted(meter.cost())
-    ['peak_memory_mb', 'seconds']
+    Examples:
+        >>> with Meter() as meter:
+        ...     total = sum(range(1000))
+        >>> sorted(meter.cost())
+        ['peak_memory_mb', 'seconds']
     """
 
     seconds: float

@@ -22,8 +22,9 @@ _FEW = 3  # items for which each is computed with all cores, one after the other
 def worker_count(workers: int) -> int:
     """Return the number of workers that the setting ``workers`` asks for: 0 takes every core of this process.
 
-    >>> worker_count(2)
-    2
+    Examples:
+        >>> worker_count(2)
+        2
     """
     return workers if workers > 0 else joblib.cpu_count()
 
@@ -52,8 +53,9 @@ def parallel_map(
     Yields:
         Results, in the order of the items.
 
-    >>> list(parallel_map(abs, [-3, 2, -1], 2, "absolute values", threads=True))
-    [3, 2, 1]
+    Examples:
+        >>> list(parallel_map(abs, [-3, 2, -1], 2, "absolute values", threads=True))
+        [3, 2, 1]
     """
     workers = min(worker_count(workers), max(1, len(items)))
     progress = tqdm(total=len(items), desc=description, disable=not items, mininterval=0.5, unit="")
