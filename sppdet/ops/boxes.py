@@ -86,11 +86,11 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the intersection over union of every pair of boxes.
 
     Args:
-        a: float ``(N, 4)`` x1, y1, x2, y2.
-        b: float ``(M, 4)``.
+        a: ``(N, 4)`` x1, y1, x2, y2.
+        b: ``(M, 4)``.
 
     Returns:
-        ``(N, M)``, of the type of the boxes. Boxes without area overlap nothing.
+        ``(N, M)``, of the type of the boxes, floats for whole numbers. Boxes without area overlap nothing.
 
     Examples:
         >>> iou(as_boxes([[0, 0, 10, 10]]), as_boxes([[0, 0, 10, 10], [0, 0, 10, 5], [10, 0, 20, 10]])).tolist()
@@ -101,7 +101,8 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     side = np.clip(high - low, 0, None)
     intersection = side[..., 0] * side[..., 1]
     union = areas(a)[:, None] + areas(b)[None, :] - intersection
-    return np.divide(intersection, union, out=np.zeros_like(intersection), where=union > 0)
+    kind = np.result_type(intersection, np.float32)  # whole numbers become floats
+    return np.divide(intersection, union, out=np.zeros(intersection.shape, kind), where=union > 0)
 
 
 def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:

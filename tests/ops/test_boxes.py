@@ -118,3 +118,10 @@ def test_no_side_grows_beyond_the_bound():
     grown = geometry.decode(np.array([[0, 0, 8, 8]], np.float32), np.array([[0, 0, 1000, 2]], np.float32))
     assert grown[0, 2] - grown[0, 0] == pytest.approx(8 * 62.5)
     assert grown[0, 3] - grown[0, 1] == pytest.approx(8 * np.exp(2), rel=1e-5)
+
+
+def test_iou_of_boxes_of_whole_numbers_is_that_of_floats():
+    boxes = np.array([[0, 0, 10, 10], [5, 0, 15, 10]])
+    overlap = geometry.iou(boxes, boxes)
+    np.testing.assert_allclose(overlap, [[1, 1 / 3], [1 / 3, 1]])
+    assert overlap.dtype == np.float64
