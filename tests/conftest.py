@@ -27,6 +27,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture(autouse=True)
+def temporary_working_folder(tmp_path, monkeypatch):
+    """Run every test in a folder of its own: a relative path must not write into the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture
 def tiny_features():
     """``tiny_features(channels, levels)``: a window whose edges are multiples of 4 pixels covers the cells edge / 4."""

@@ -56,7 +56,7 @@ class Detections:
         >>> detections = Detections([[8, 8, 16, 20], [0, 0, 4, 4]], [1, 0], [0.75, -0.25], ("cat", "dog"))
         >>> detections
         Detections(2: dog 1, cat 1; scores 0.75 to -0.25)
-        >>> detections.names
+        >>> detections.names.tolist()
         ['dog', 'cat']
         >>> detections[0].name, detections[0].score
         ('dog', 0.75)
@@ -109,7 +109,7 @@ class Detections:
 
         Examples:
             >>> cat = Detections([[0, 0, 4, 4]], [0], [0.5], ("cat", "dog"))
-            >>> Detections.merge([cat, cat[:0], cat]).names
+            >>> Detections.merge([cat, cat[:0], cat]).names.tolist()
             ['cat', 'cat']
         """
         if not several:
@@ -132,9 +132,13 @@ class Detections:
         return self.xyxy
 
     @property
-    def names(self) -> list[str]:
-        """The name of each detection's class; its label as text where the classes have no names."""
-        return [self.classes[label] if self.classes else str(label) for label in self.labels.tolist()]
+    def names(self) -> np.ndarray:
+        """The name of each detection's class, ``(N,)`` strings; its label as text where the classes have no names.
+
+        An array, so that ``detections[detections.names == "dog"]`` selects.
+        """
+        names = [self.classes[label] if self.classes else str(label) for label in self.labels.tolist()]
+        return np.array(names, dtype=object)
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -168,6 +168,8 @@ class Pipeline:
         }
         require_writable("run.dir", folder)
         self._log_data()
+        if STAGES.index(last) > STAGES.index("proposals") and self.config.backbone.weights != "pretrain":
+            _ = self.inputs.initial_backbone  # missing weights are an error now, not after an hour of proposals
         for stage in STAGES[: STAGES.index(last) + 1]:
             with Meter() as meter:
                 outcome = stages[stage](force and last in (stage, STAGES[-1]))

@@ -19,7 +19,7 @@ from sppdet.networks import Backbone, Head, weights_digest
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import image_svms
 from sppdet.training.cached_result import Key, has_result, is_done
-from sppdet.utils import SppdetError, file_digest
+from sppdet.utils import SppdetError, file_digest, read_json
 
 if TYPE_CHECKING:
     from sppdet.training.stage_inputs import StageInputs
@@ -110,13 +110,20 @@ class StageKeys:
         return done
 
     def check_kept(self) -> None:
-        """Check before any work that the run that is to be kept has these settings.
+        """Check before any work that the run that is to be kept has these settings, and no class that would go.
 
         Raises:
-            SppdetError: the settings that differ from the run's config.json.
+            SppdetError: the settings that differ from the run's config.json, or the classes that would be lost.
         """
         if self._changes():
             raise self._other_settings(self.inputs.folder)
+        model = self.inputs.folder / "model.json"
+        known = read_json(model)["classes"] if model.exists() else []
+        if lost := [name for name in known if name not in self.inputs.train.classes]:
+            raise SppdetError(
+                f"--keep: {', '.join(lost)}: learned before, but not among the classes any more, so it would be lost; "
+                "restore its annotations or data.classes, or leave --keep out"
+            )
 
     def _other_settings(self, learned: Path) -> SppdetError:
         """Return the error for a result, or a run, of other settings."""

@@ -104,13 +104,14 @@ def test_iteration_yields_every_detection(detections):
         ("cat", 0, BOXES[1]),
         ("dog", 1, BOXES[2]),
     ]
-    assert len(detections) == 3 and detections.names == ["dog", "cat", "dog"]
+    assert len(detections) == 3 and detections.names.tolist() == ["dog", "cat", "dog"]
+    assert detections[detections.names == "dog"].labels.tolist() == [1, 1]
     assert isinstance(next(iter(detections)).score, float)
 
 
 def test_classes_without_names_are_numbered():
     detections = Detections(BOXES[:1], [7], [1])
-    assert detections.names == ["7"] and detections[0].name == next(iter(detections)).name == "7"
+    assert detections.names.tolist() == ["7"] and detections[0].name == next(iter(detections)).name == "7"
 
 
 def test_a_threshold_is_the_lowest_score_kept(detections):
@@ -126,7 +127,7 @@ def test_one_class(detections):
 
 def test_merged_detections_keep_their_order(detections):
     merged = Detections.merge([detections[1:], detections[:0], detections[:1]])
-    assert merged.names == ["cat", "dog", "dog"] and merged.classes == CLASSES
+    assert merged.names.tolist() == ["cat", "dog", "dog"] and merged.classes == CLASSES
     assert merged.xyxy.tolist() == [BOXES[1], BOXES[2], BOXES[0]]
     assert len(Detections.merge([])) == 0
 

@@ -131,6 +131,11 @@ class TestStages:
         with pytest.raises(SppdetError, match=r"missing\.pth does not exist"):
             run.train("backbone.weights=missing.pth", last="maps")
 
+    def test_missing_weights_are_told_before_the_first_stage(self, run):
+        with pytest.raises(SppdetError, match=r"backbone\.weights: missing\.pth does not exist"):
+            run.train("backbone.weights=missing.pth", "proposals.base_k=70")
+        assert not run.folder.joinpath("stages.json").exists()
+
     def test_the_recall_of_stored_proposals_is_told_when_they_are_asked_for(self, run, log_lines):
         run.train(last="proposals")
         assert "recall@0.5" in log_lines[-1]
@@ -334,6 +339,16 @@ class TestAddedClasses:
         with pytest.raises(SppdetError, match="--keep: a softmax and joint boxes are learned for all classes at once"):
             run.pipeline("features=fc7", *END_TO_END, *layers, keep=True)
         assert not run.folder.exists()
+
+    def test_a_class_that_was_learned_is_not_lost_by_keeping(self, tmp_path, trained, copied_data):
+        run = TinyRun(tmp_path, copied_data, trained.cache)
+        shutil.copytree(trained.folder, run.folder)
+        for annotation in (copied_data / "Annotations").iterdir():
+            remove_objects(annotation, "ring")
+        model = run.model()
+        with pytest.raises(SppdetError, match="--keep: ring: learned before, but not among the classes any more"):
+            run.train(keep=True)
+        assert run.model() == model
 
     def test_a_kept_run_has_the_same_settings(self, tmp_path, trained):
         shutil.copytree(trained.folder, tmp_path / "run")
