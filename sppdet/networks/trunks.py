@@ -1,11 +1,11 @@
-"""The networks: the conv layers of torchvision's up to stride 16, with the keys of its state_dicts, and others.
+"""The networks: conv layers up to stride 16, with the keys of the state_dicts that hold their weights.
 
-Torchvision's are written out here because torchvision takes longer to import than torch, and a detector in a fresh process needs
-nothing else of torchvision. The tests compare each trunk with torchvision's network. EfficientNet-Lite is in
-`sppdet.networks.efficientnet`.
+Torchvision's networks are written out here because torchvision takes longer to import than torch, and a detector in a
+fresh process needs nothing else of torchvision. The tests compare each of these trunks with torchvision's network.
+EfficientNet-Lite is in `sppdet.networks.efficientnet`.
 
-A network of torchvision is cut after its last conv block at stride 16: after a ReLU, or after a block that ends in one, as conv5 of
-the SPP-net paper. The pyramid replaces the pool that follows.
+A network of torchvision is cut after its last conv block at stride 16: after a ReLU, or after a block that ends in one,
+as conv5 of the SPP-net paper. The pyramid replaces the pool that follows.
 
 To add a network, write its builder and enter it in `NETWORKS`, at the end of this file.
 """
@@ -136,9 +136,10 @@ def _initialise(trunk: nn.Sequential) -> None:
     """Draw the weights as He et al. 2015 do, as torchvision initialises most of its networks."""
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d):
-            # Each output of a depthwise layer reads one channel, which "fan_out" does not know.
-            mode = "fan_out" if layer.groups == 1 else "fan_in"
-            nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
+            if layer.groups == 1:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            else:  # each channel is read by one output, which "fan_out" does not know
+                nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 

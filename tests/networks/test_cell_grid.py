@@ -24,6 +24,10 @@ from sppdet.networks.trunks import build_trunk
         ("squeezenet1_0", 16, 17.0, 13),
         ("squeezenet1_1", 16, 15.0, 13),  # conv 3/2: centre 1, then the pools of 1.0
         ("small", 16, 0.0, 14),
+        # SAME padding of even sides at stride 2 has no zeros before kernel 3, one before kernel 5: 1 + 2 + 4 + 8.
+        ("efficientnet_lite0", 16, 15.0, 14),
+        ("efficientnet_lite1", 16, 15.0, 14),
+        ("efficientnet_lite2", 16, 15.0, 14),
     ],
 )
 def test_cells_of_known_networks(name, stride, centre, cells):
@@ -74,6 +78,13 @@ def test_branches_of_different_centre_are_refused():
 
     with pytest.raises(ValueError, match="branches of different stride or centre meet at add"):
         cell_grid(Crooked())
+
+
+def test_zeros_on_the_left_move_the_centre_back():
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(4, 4, 5, stride=2))
+    assert cell_grid(trunk) == CellGrid(4, 2 * (2 - 1))
+    with pytest.raises(ValueError, match="pads 1 columns on the left but 0 rows at the top"):
+        cell_grid(nn.Sequential(nn.ZeroPad2d((1, 0, 0, 0))))
 
 
 def test_dilation_moves_the_centre():
