@@ -27,8 +27,8 @@ def cell_grid(trunk: nn.Module) -> CellGrid:
     """Derive the grid of a trunk's output from its conv and pool layers.
 
     A layer of kernel k, stride s, padding p and dilation d moves the first centre by ``(k - 1) * d / 2 - p`` strides of
-    its input and multiplies the stride by s. Zeros that `nn.ZeroPad2d` adds on the left, and as many at the top, move it
-    back by their number.
+    its input and multiplies the stride by s. Zeros that `nn.ZeroPad2d` adds on the left, and as many at the top, move
+    it back by their number.
 
     Raises:
         ValueError: branches of different grids meet, in a residual sum or a concatenation.

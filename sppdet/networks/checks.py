@@ -12,8 +12,8 @@ def check_network(config: Config) -> None:
     """Refuse settings that do not suit ``backbone.name``, before anything runs.
 
     Raises:
-        SppdetError: an unknown network, ImageNet weights of a package that is not installed, fc layers that the network does not bring (``finetune.init=imagenet``), or
-            levels or units that its fc layers do not have.
+        SppdetError: an unknown network, ImageNet weights of a package that is not installed, fc layers that the network
+            does not bring (``finetune.init=imagenet``), or levels or units that its fc layers do not have.
 
     Examples:
         >>> check_network(Config())

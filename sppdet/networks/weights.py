@@ -20,8 +20,8 @@ def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
     Args:
         trunk: a trunk of network ``name``.
         name: the network.
-        weights: ``imagenet`` (downloaded by torchvision, or from an installed package), ``random`` (leaves the trunk as it is),
-            or a file of a state_dict (.pth or .safetensors) of the whole network or of the trunk alone.
+        weights: ``imagenet`` (downloaded by torchvision, or from an installed package), ``random`` (leaves the trunk as
+            it is), or a file of a state_dict (.pth or .safetensors) of the whole network or of the trunk alone.
 
     Raises:
         SppdetError: weights that cannot be read, or do not fit the trunk.
