@@ -99,6 +99,12 @@ def test_dilation_moves_the_centre():
         ("vgg16", 2, {"features.0", "features.2", "features.5", "features.7"}),  # conv1 and conv2, as in Fast R-CNN
         ("alexnet", 4, {"features.0"}),
         ("small", 0, set()),
+        (
+            "efficientnet_lite0",
+            2,
+            {"_conv_stem", "_bn0", "_blocks.1._expand_conv", "_blocks.1._bn0"}
+            | {f"_blocks.0.{layer}" for layer in ("_depthwise_conv", "_bn1", "_project_conv", "_bn2")},
+        ),
     ],
 )
 def test_layers_up_to_a_stride_are_fixed(name, stride, fixed):
