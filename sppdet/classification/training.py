@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from sppdet.classification.classifier import SPPClassifier, resized
 from sppdet.config import ClassifierConfig, PretrainSettings
 from sppdet.data import LabelledImages, read_image
-from sppdet.networks import MEAN, STD, Backbone, train_network
+from sppdet.networks import Backbone, Normalisation, normalisation_of, train_network
 from sppdet.utils import Checkpoint, in_threads, worker_count
 
 _MAX_READERS = 8  # threads that read images; each holds two batches
@@ -140,6 +140,7 @@ def folder_batches(images: LabelledImages, settings: ClassifierConfig) -> EpochB
     batch.
     """
     batch_size, seed = settings.batch_size, settings.run.seed
+    normalisation = normalisation_of(settings.backbone.name)
     readers = min(worker_count(settings.workers), _MAX_READERS)
 
     def batches(epoch: int, size: int, first: int) -> Iterator[Batch]:
@@ -151,7 +152,9 @@ def folder_batches(images: LabelledImages, settings: ClassifierConfig) -> EpochB
 
         def batch(number: int) -> Batch:
             rows = order[number * batch_size : (number + 1) * batch_size]
-            return to_pixels(np.stack([view(int(i)) for i in rows])), torch.from_numpy(images.labels[rows])
+            return to_pixels(np.stack([view(int(i)) for i in rows]), normalisation), torch.from_numpy(
+                images.labels[rows]
+            )
 
         return in_threads(batch, range(first, len(images) // batch_size), readers)
 
@@ -181,6 +184,6 @@ def random_view(image: np.ndarray, settings: ClassifierConfig, size: int, rng: n
     return view[:, ::-1] if settings.flip and rng.random() < 0.5 else view
 
 
-def to_pixels(images: np.ndarray) -> torch.Tensor:
+def to_pixels(images: np.ndarray, normalisation: Normalisation) -> torch.Tensor:
     """Return RGB uint8 images ``(B, H, W, 3)`` as the trunk reads them: normalised float32 ``(B, 3, H, W)``."""
-    return torch.from_numpy((images * (1 / 255 / STD) - MEAN / STD).astype(np.float32)).permute(0, 3, 1, 2)
+    return torch.from_numpy(normalisation.normalise(images)).permute(0, 3, 1, 2)

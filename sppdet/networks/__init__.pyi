@@ -7,10 +7,9 @@ from .gradient_training import make_optimizer as make_optimizer
 from .gradient_training import step_decay as step_decay
 from .gradient_training import train_network as train_network
 from .gradient_training import warm_cosine as warm_cosine
-from .normalisation import MEAN as MEAN
-from .normalisation import STD as STD
-from .normalisation import normalise as normalise
+from .normalisation import Normalisation as Normalisation
 from .trunks import build_trunk as build_trunk
+from .trunks import normalisation_of as normalisation_of
 from .trunks import restore_trunk as restore_trunk
 from .weights import network_state as network_state
 from .weights import weights_digest as weights_digest

@@ -10,8 +10,8 @@ from torch import nn
 
 from sppdet.data import scaled_size
 from sppdet.networks.cell_grid import CellGrid, cell_grid
-from sppdet.networks.normalisation import normalise
-from sppdet.networks.trunks import build_trunk
+from sppdet.networks.normalisation import Normalisation
+from sppdet.networks.trunks import build_trunk, normalisation_of
 from sppdet.networks.weights import load_weights, weights_digest
 from sppdet.utils import SppdetError
 
@@ -114,6 +114,11 @@ class Backbone:
         return cls(name, trunk, grid, channels, target, resolve_precision(precision, target))
 
     @property
+    def normalisation(self) -> Normalisation:
+        """The normalisation of the trunk's input."""
+        return normalisation_of(self.name)
+
+    @property
     def half(self) -> bool:
         """Whether the trunk multiplies in bfloat16."""
         return self.precision == "bfloat16"
@@ -163,7 +168,7 @@ class Backbone:
         # photographs the aliasing that bilinear would bring.
         how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         scaled = image if factor == 1 else cv2.resize(image, size, interpolation=how)
-        x = torch.from_numpy(normalise(scaled)).permute(2, 0, 1)[None]
+        x = torch.from_numpy(self.normalisation.normalise(scaled)).permute(2, 0, 1)[None]
         return nn.functional.pad(x, (0, max(0, _MIN_INPUT - size[0]), 0, max(0, _MIN_INPUT - size[1])))
 
     def run(self, x: torch.Tensor) -> torch.Tensor:

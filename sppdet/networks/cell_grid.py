@@ -27,7 +27,8 @@ def cell_grid(trunk: nn.Module) -> CellGrid:
     """Derive the grid of a trunk's output from its conv and pool layers.
 
     A layer of kernel k, stride s, padding p and dilation d moves the first centre by ``(k - 1) * d / 2 - p`` strides of
-    its input and multiplies the stride by s.
+    its input and multiplies the stride by s. Zeros that `nn.ZeroPad2d` adds on the left, and as many at the top, move
+    it back by their number.
 
     Raises:
         ValueError: branches of different grids meet, in a residual sum or a concatenation.
@@ -58,6 +59,11 @@ def _cell_grids(trunk: nn.Module) -> dict[str, CellGrid]:
             )
             centre += stride * ((kernel - 1) * dilation / 2 - padding)
             stride *= step
+        elif isinstance(layer, nn.ZeroPad2d):
+            left, _, top, _ = layer.padding
+            if left != top:
+                raise ValueError(f"{node.name} pads {left} columns on the left but {top} rows at the top")
+            centre -= stride * left
         grids[node] = CellGrid(stride, centre)
     return {str(node.target): grid for node, grid in grids.items()}
 

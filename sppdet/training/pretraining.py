@@ -17,7 +17,7 @@ from torch import nn
 from sppdet.classification import SPPClassifier, to_pixels, train_classifier
 from sppdet.config import PretrainSettings
 from sppdet.data import Dataset, Sample
-from sppdet.networks import Backbone
+from sppdet.networks import Backbone, Normalisation
 from sppdet.ops import boxes as geometry
 from sppdet.utils import Execution, SppdetError, parallel_map
 
@@ -139,7 +139,9 @@ def pretrain(
     history = train_classifier(
         network,
         backbone,
-        lambda epoch, size, first: _batches(crops, size, settings.batch_size, execution.seed, epoch, first),
+        lambda epoch, size, first: _batches(
+            crops, backbone.normalisation, size, settings.batch_size, execution.seed, epoch, first
+        ),
         per_epoch,
         settings,
         name="pretraining",
@@ -150,7 +152,7 @@ def pretrain(
 
 
 def _batches(
-    crops: Crops, size: int, batch_size: int, seed: int, epoch: int, first: int
+    crops: Crops, normalisation: Normalisation, size: int, batch_size: int, seed: int, epoch: int, first: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Yield the batches of an epoch from number ``first`` on: pixels of random cuts, and labels.
 
@@ -168,4 +170,4 @@ def _batches(
     for number in range(first, per_epoch):
         rows = order[number * batch_size : (number + 1) * batch_size]
         images = np.stack([_jitter(crops.images[row], size, rng) for row in rows])
-        yield to_pixels(images), torch.from_numpy(crops.labels[rows])
+        yield to_pixels(images, normalisation), torch.from_numpy(crops.labels[rows])

@@ -24,6 +24,7 @@ from sppdet.data.folders import LabelledImages
 from sppdet.data.images import read_image
 from sppdet.networks.backbone import Backbone
 from sppdet.networks.cell_grid import freeze
+from sppdet.networks.normalisation import IMAGENET
 from sppdet.networks.trunks import build_trunk
 from sppdet.utils.errors import SppdetError
 
@@ -111,7 +112,7 @@ def test_views_without_numbers_are_an_error(classifier, image):
 
 
 def probabilities(network: SPPClassifier, image: np.ndarray) -> np.ndarray:
-    return network(to_pixels(image[None])).softmax(1)[0].numpy()
+    return network(to_pixels(image[None], IMAGENET)).softmax(1)[0].numpy()
 
 
 def test_crop_is_the_centre_at_the_given_side(classifier, image):
@@ -137,7 +138,7 @@ def test_multi_is_the_mean_over_windows_of_the_maps(classifier, image):
     ):
         scaled = module.resized(image, side)
         for mirrored_or_not in (scaled, scaled[:, ::-1]):
-            feature_map = network.trunk(to_pixels(np.ascontiguousarray(mirrored_or_not)[None]))
+            feature_map = network.trunk(to_pixels(np.ascontiguousarray(mirrored_or_not)[None], IMAGENET))
             for y, x in corners:  # cell i is centred on pixel 16 i
                 rows = [i for i in range(feature_map.shape[2]) if y <= 16 * i < y + VIEW]
                 columns = [i for i in range(feature_map.shape[3]) if x <= 16 * i < x + VIEW]

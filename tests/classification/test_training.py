@@ -19,7 +19,7 @@ from sppdet.data.folders import LabelledImages
 from sppdet.networks import gradient_training
 from sppdet.networks.backbone import Backbone
 from sppdet.networks.cell_grid import freeze
-from sppdet.networks.normalisation import MEAN, STD
+from sppdet.networks.normalisation import IMAGENET, LITE
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.execution import Checkpoint
 
@@ -92,10 +92,20 @@ def test_views_are_parts_of_the_image_half_of_them_mirrored():
 
 def test_pixels_are_normalised_for_the_trunk():
     image = np.random.default_rng(0).integers(0, 256, (1, 5, 4, 3), np.uint8)
-    pixels = training.to_pixels(image)
+    pixels = training.to_pixels(image, IMAGENET)
     assert pixels.dtype == torch.float32 and pixels.shape == (1, 3, 5, 4)
-    expected = ((image / 255 - MEAN) / STD).transpose(0, 3, 1, 2)
+    expected = ((image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(pixels.numpy(), expected, atol=1e-5)
+
+
+def test_batches_are_normalised_for_the_network_of_the_settings(images):
+    first, second = (
+        next(training.folder_batches(images, settings_of(f"backbone.name={name}"))(0, 48, 0))[0]
+        for name in ("small", "efficientnet_lite0")
+    )
+    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET.mean, IMAGENET.std))
+    colours = (first * std + mean) * 255
+    torch.testing.assert_close(second, (colours - LITE.mean[0]) / LITE.std[0], rtol=0, atol=1e-5)
 
 
 def test_an_epoch_can_start_at_any_batch(images):

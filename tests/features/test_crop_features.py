@@ -14,7 +14,7 @@ from sppdet.features.cached_split import CropSplit, fill_maps, open_split
 from sppdet.features.crop_features import CropFeatures, CropVectors
 from sppdet.features.warp import Crop
 from sppdet.networks.backbone import Backbone
-from sppdet.networks.normalisation import normalise
+from sppdet.networks.normalisation import IMAGENET
 from sppdet.ops.pooling import pyramid_pool
 from sppdet.ops.products import Products
 from sppdet.utils.errors import SppdetError
@@ -53,7 +53,7 @@ def test_a_vector_is_the_pooled_map_of_the_windows_crop(split, backbone):
     assert vectors.shape == (len(boxes), FEATURES.pooled_dimension) == (len(boxes), 640)
     assert vectors.dtype == np.float16
     for box, vector in zip(boxes, vectors):
-        crop = torch.from_numpy(FEATURES.crop.pixels(normalise(image), box[None])).permute(0, 3, 1, 2)
+        crop = torch.from_numpy(FEATURES.crop.pixels(IMAGENET.normalise(image), box[None])).permute(0, 3, 1, 2)
         with torch.inference_mode():
             feature_map = backbone.trunk(crop)[0].permute(1, 2, 0).contiguous().numpy()
         height, width = feature_map.shape[:2]

@@ -61,7 +61,7 @@ def test_each_window_is_read_at_its_scale(tiny_features):
     np.testing.assert_array_equal(vectors[1], pyramid_pool(maps[0], np.array([[0, 0, 8, 8]]), (2, 1)).ravel())
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_0", "vgg16", "resnet18", "alexnet", "small"])
+@pytest.mark.parametrize("name", ["squeezenet1_0", "vgg16", "resnet18", "alexnet", "efficientnet_lite0", "small"])
 @pytest.mark.parametrize("factor", [1.0, 688 / 333])
 def test_a_map_of_positions_tells_where_the_bins_are(name, factor):
     # Every cell holds the place of its centre in the image: align must give the centre of every bin, in its pixels.

@@ -8,7 +8,6 @@ import torch
 
 from sppdet.networks import backbone as module
 from sppdet.networks.backbone import Backbone
-from sppdet.networks.normalisation import MEAN, STD
 from sppdet.utils.errors import SppdetError
 
 
@@ -20,7 +19,7 @@ def small() -> Backbone:
 def test_a_map_is_the_trunks_output_on_the_normalised_image(small):
     image = np.random.default_rng(0).integers(0, 256, (80, 96, 3), np.uint8)
     feature_map = small(image, 1.0)
-    x = torch.from_numpy(((image / 255 - MEAN) / STD).astype(np.float32)).permute(2, 0, 1)[None]
+    x = torch.from_numpy(small.normalisation.normalise(image)).permute(2, 0, 1)[None]
     with torch.inference_mode():
         expected = small.trunk(x)[0].permute(1, 2, 0)
     assert feature_map.shape == (5, 6, small.channels) and feature_map.dtype == np.float32
@@ -43,6 +42,16 @@ def test_tiny_images_are_padded_with_the_mean_colour(small, shape):
     assert (pixels[:, :, :height, :width] != 0).all()
     assert not pixels[:, :, height:].any() and not pixels[:, :, :, width:].any()
     assert small(image, 1.0).shape[:2] == (-(-max(height, 64) // 16), -(-max(width, 64) // 16))
+
+
+@pytest.mark.parametrize("name", ["small", "efficientnet_lite0"])
+def test_the_input_is_normalised_for_the_network(name):
+    image = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
+    pixels = Backbone.create(name, "random", "cpu", "float32").pixels(image, 1.0)
+    expected = (
+        (image / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225] if name == "small" else (image - 127.0) / 128
+    )
+    np.testing.assert_allclose(pixels[0].permute(1, 2, 0), expected, atol=1e-6)
 
 
 def test_the_maps_settings_change_with_weights_and_precision(small):

@@ -24,6 +24,10 @@ from sppdet.networks.trunks import build_trunk
         ("squeezenet1_0", 16, 17.0, 13),
         ("squeezenet1_1", 16, 15.0, 13),  # conv 3/2: centre 1, then the pools of 1.0
         ("small", 16, 0.0, 14),
+        # SAME padding of even sides at stride 2 has no zeros before kernel 3, one before kernel 5: 1 + 2 + 4 + 8.
+        ("efficientnet_lite0", 16, 15.0, 14),
+        ("efficientnet_lite1", 16, 15.0, 14),
+        ("efficientnet_lite2", 16, 15.0, 14),
     ],
 )
 def test_cells_of_known_networks(name, stride, centre, cells):
@@ -76,6 +80,13 @@ def test_branches_of_different_centre_are_refused():
         cell_grid(Crooked())
 
 
+def test_zeros_on_the_left_move_the_centre_back():
+    trunk = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(4, 4, 5, stride=2))
+    assert cell_grid(trunk) == CellGrid(4, 2 * (2 - 1))
+    with pytest.raises(ValueError, match="pads 1 columns on the left but 0 rows at the top"):
+        cell_grid(nn.Sequential(nn.ZeroPad2d((1, 0, 0, 0))))
+
+
 def test_dilation_moves_the_centre():
     # (3 - 1) * 2 / 2 - 0 = 2 pixels of stride 1; then (5 - 1) / 2 - 1 = 1 step of stride 3.
     trunk = nn.Sequential(nn.Conv2d(3, 4, 3, stride=3, dilation=2), nn.Conv2d(4, 4, 5, padding=1))
@@ -88,6 +99,12 @@ def test_dilation_moves_the_centre():
         ("vgg16", 2, {"features.0", "features.2", "features.5", "features.7"}),  # conv1 and conv2, as in Fast R-CNN
         ("alexnet", 4, {"features.0"}),
         ("small", 0, set()),
+        (
+            "efficientnet_lite0",
+            2,
+            {"_conv_stem", "_bn0", "_blocks.1._expand_conv", "_blocks.1._bn0"}
+            | {f"_blocks.0.{layer}" for layer in ("_depthwise_conv", "_bn1", "_project_conv", "_bn2")},
+        ),
     ],
 )
 def test_layers_up_to_a_stride_are_fixed(name, stride, fixed):

