@@ -32,7 +32,7 @@ from sppdet.evaluation.voc import (
     check_detections,
     flatten_detections,
     flatten_ground_truth,
-    match_class,
+    match_label,
     mean_over_known,
 )
 from sppdet.proposals import best_overlaps
@@ -151,18 +151,10 @@ def class_errors(
         covered: bool, for each object of ``truth`` whether a proposal has an IoU of 0.5 or more with it.
         similar: ``(K,)`` bool, the classes that are similar to this one.
     """
-    images, boxes, labels, scores = detections
+    images, boxes, labels, _ = detections
     truth_images, truth_boxes, truth_labels, difficult = truth
     of_class, truth_rows = np.flatnonzero(labels == label), np.flatnonzero(truth_labels == label)
-    match = match_class(
-        images[of_class],
-        boxes[of_class],
-        scores[of_class],
-        truth_images[truth_rows],
-        truth_boxes[truth_rows],
-        difficult[truth_rows],
-        FOUND_IOU,
-    )
+    match = match_label(detections, truth, label, FOUND_IOU)
     counted = ~match.ignored
     rows = of_class[match.order[counted]]
     correct, overlap, nearest = match.true_positive[counted], match.overlap[counted], match.nearest[counted]

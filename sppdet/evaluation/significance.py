@@ -14,7 +14,7 @@ import numpy as np
 from sppdet.data import Dataset
 from sppdet.detection import Detections
 from sppdet.evaluation.run import read_last_evaluation
-from sppdet.evaluation.voc import average_precision, evaluate_voc, flatten_detections, flatten_ground_truth, match_class
+from sppdet.evaluation.voc import average_precision, evaluate_voc, flatten_detections, flatten_ground_truth, match_label
 from sppdet.utils import SppdetError
 
 _DRAWS = 1000
@@ -112,22 +112,15 @@ def resampled_ap(dataset: Dataset, detections: Sequence[Detections], counts: np.
         ``(K, S)`` percentages, those of `sppdet.evaluation.evaluate_voc`; NaN without any object of the class
         that counts.
     """
-    images, boxes, labels, scores = flatten_detections(detections)
-    truth_images, truth_boxes, truth_labels, difficult = flatten_ground_truth(dataset)
+    all_detections, all_objects = flatten_detections(detections), flatten_ground_truth(dataset)
+    images, _, labels, _ = all_detections
+    truth_images, _, truth_labels, difficult = all_objects
     ap = np.full((len(dataset.classes), len(counts)), np.nan)
     for k in range(len(dataset.classes)):
-        rows, truth_rows = labels == k, truth_labels == k
-        match = match_class(
-            images[rows],
-            boxes[rows],
-            scores[rows],
-            truth_images[truth_rows],
-            truth_boxes[truth_rows],
-            difficult[truth_rows],
-        )
-        detection_images = images[rows][match.order][~match.ignored]
+        match = match_label(all_detections, all_objects, k)
+        detection_images = images[labels == k][match.order][~match.ignored]
         hits = match.true_positive[~match.ignored]
-        object_images = truth_images[truth_rows][~difficult[truth_rows]]
+        object_images = truth_images[(truth_labels == k) & ~difficult]
         for s, weight in enumerate(counts):
             if positives := weight[object_images].sum():
                 # Precision is highest at hits, so the rest of the curve is not needed.

@@ -103,6 +103,34 @@ def match_class(
     return ClassMatch(order, true_positive, ignored, overlap, nearest, int((~difficult).sum()))
 
 
+def match_label(
+    detections: tuple[np.ndarray, ...], truth: tuple[np.ndarray, ...], label: int, iou_threshold: float = 0.5
+) -> ClassMatch:
+    """Match the detections of one class with its ground truth, picked from those of all classes.
+
+    Args:
+        detections: of all classes, as `flatten_detections` returns them.
+        truth: of all classes, as `flatten_ground_truth` returns it.
+        label: the class.
+        iou_threshold: as in `match_class`.
+
+    Returns:
+        The match; its rows count the detections and the objects of this class alone.
+    """
+    images, boxes, labels, scores = detections
+    truth_images, truth_boxes, truth_labels, difficult = truth
+    rows, truth_rows = labels == label, truth_labels == label
+    return match_class(
+        images[rows],
+        boxes[rows],
+        scores[rows],
+        truth_images[truth_rows],
+        truth_boxes[truth_rows],
+        difficult[truth_rows],
+        iou_threshold,
+    )
+
+
 def best_truth(
     images: np.ndarray, boxes: np.ndarray, truth_images: np.ndarray, truth_boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -208,22 +236,12 @@ def evaluate_voc(dataset: Dataset, detections: Sequence[Detections], iou_thresho
         SppdetError: as `check_detections`.
     """
     check_detections(dataset, detections)
-    images, boxes, labels, scores = flatten_detections(detections)
-    truth_images, truth_boxes, truth_labels, difficult = flatten_ground_truth(dataset)
+    all_detections, all_objects = flatten_detections(detections), flatten_ground_truth(dataset)
     points: dict[str, float | None] = {}
     areas: dict[str, float | None] = {}
     recalls: dict[str, float | None] = {}
     for label, name in enumerate(dataset.classes):
-        rows, truth_rows = labels == label, truth_labels == label
-        match = match_class(
-            images[rows],
-            boxes[rows],
-            scores[rows],
-            truth_images[truth_rows],
-            truth_boxes[truth_rows],
-            difficult[truth_rows],
-            iou_threshold,
-        )
+        match = match_label(all_detections, all_objects, label, iou_threshold)
         if match.positives == 0:
             points[name] = areas[name] = recalls[name] = None
             continue

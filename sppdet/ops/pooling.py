@@ -24,8 +24,8 @@ from torch.nn import functional
 
 from sppdet.utils import share
 
-PART = 64  # windows that a thread takes at a time: few enough to share windows of any size evenly
-CHANNELS = 256  # channels of a map that a thread takes at a time, for gradients
+_PART = 64  # windows that a thread takes at a time: few enough to share windows of any size evenly
+_CHANNELS = 256  # channels of a map that a thread takes at a time, for gradients
 
 _TORCH_TYPES: dict[type[np.generic], torch.dtype] = {np.float32: torch.float32, np.int16: torch.int16}
 
@@ -77,21 +77,21 @@ def pyramid_pool(
 
     _, width, channels = feature_map.shape
     kind: type[np.generic] = np.int16 if feature_map.dtype == np.int16 else np.float32
-    pooled = output_array(out, (len(cells), bins(levels), channels), kind)
+    pooled = _output_array(out, (len(cells), bins(levels), channels), kind)
     cells = np.ascontiguousarray(cells, np.int32)
-    check_cells(cells, feature_map)
+    _check_cells(cells, feature_map)
     flat = np.ascontiguousarray(feature_map, kind).reshape(-1)
     plan = _plan(tuple(levels))
 
     def work(start: int) -> None:
-        part = slice(start, start + PART)
+        part = slice(start, start + _PART)
         pool_windows(flat, width, channels, cells[part], *plan, pooled[part].reshape(-1))
 
-    share(work, range(0, len(cells), PART))
+    share(work, range(0, len(cells), _PART))
     return pooled
 
 
-def output_array(
+def _output_array(
     out: np.ndarray | None, shape: tuple[int, int, int], kind: type[np.generic] = np.float32
 ) -> np.ndarray:
     """Return ``out``, or a new array if it is None.
@@ -106,7 +106,7 @@ def output_array(
     return pooled
 
 
-def check_cells(cells: np.ndarray, feature_map: np.ndarray) -> None:
+def _check_cells(cells: np.ndarray, feature_map: np.ndarray) -> None:
     """Refuse windows that are not inside the map, as compiled loops read memory unchecked.
 
     Args:
@@ -210,10 +210,10 @@ class _CompiledPyramid(torch.autograd.Function):
         levels, _, starts, _ = _plan(tuple(context.levels))
 
         def work(first: int) -> None:
-            last = min(first + CHANNELS, channels)
+            last = min(first + _CHANNELS, channels)
             spread_gradient(channels_last, cells, levels, starts, pooled, bin_gradient, first, last, map_gradient)
 
-        share(work, range(0, channels, CHANNELS))
+        share(work, range(0, channels, _CHANNELS))
         return torch.from_numpy(map_gradient).permute(2, 0, 1), None, None
 
 
