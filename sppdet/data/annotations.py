@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -54,7 +54,8 @@ class Annotation:
         objects: in the order of the file.
         unit: one of `UNITS`.
         size: width and height of the image according to the file, where it has both.
-        split: the folder's name of the split that the image is in, where it has splits.
+        split: ``train``, ``val``, ``test`` or ``trainval``, where the folder says it.
+        name: of the image in the file, for messages.
     """
 
     file: Path
@@ -63,6 +64,7 @@ class Annotation:
     unit: str = "edges"
     size: tuple[int, int] | None = None
     split: str | None = None
+    name: str = ""
 
 
 @dataclass(eq=False)
@@ -167,17 +169,17 @@ def _look_like_fractions(corners: np.ndarray) -> bool:
     return len(corners) > 0 and corners.min() >= 0 and corners.max() <= 1 and bool((corners % 1 != 0).any())
 
 
-def _check_size(annotation: Annotation, facts: ImageFacts, add) -> None:  # type: ignore[no-untyped-def]
+def _check_size(annotation: Annotation, facts: ImageFacts, add: Callable[[str, str], None]) -> None:
     """Add the problem of an image whose annotation was, or may have been, made on pixels that lie otherwise."""
     displayed, said = facts.size, annotation.size
     if said is not None and said != displayed:
-        turned = f", the size before EXIF orientation {facts.orientation}" if said == displayed[::-1] else ""
-        turned = turned if facts.orientation >= 5 else ""
+        raw = facts.orientation >= 5 and said == displayed[::-1]
+        turned = f", the size before EXIF orientation {facts.orientation}" if raw else ""
         add("size", f"says {said[0]} x {said[1]}{turned}, the image is {displayed[0]} x {displayed[1]}")
+    elif facts.orientation >= 5 and said is not None and displayed[0] != displayed[1]:
+        pass  # the size tells that the image was annotated as displayed, as the orientation swaps unequal sides
     elif facts.orientation != 1:
-        # The size tells that the image was annotated as displayed only if the orientation swaps unequal sides.
-        if said is None or facts.orientation < 5 or displayed[0] == displayed[1]:
-            add("turned", f"its image has EXIF orientation {facts.orientation}; check the boxes on the displayed image")
+        add("turned", f"its image has EXIF orientation {facts.orientation}; check the boxes on the displayed image")
 
 
 def _nearly_equal(boxes: np.ndarray, names: Sequence[str]) -> list[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What an image file says of itself, without its pixels: size, orientation, whether it is whole, digest of its content."""
+"""What an image file says of itself, without its pixels: size, orientation, whether it is whole, its digest."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -46,7 +46,8 @@ class Listing:
         """
         if not root.is_dir():
             raise SppdetError(f"{root}: no such folder; give a folder of images and annotations")
-        images, others = [], []
+        images: list[Path] = []
+        others: list[Path] = []
 
         def refuse(error: OSError) -> None:
             raise SppdetError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions")
@@ -89,7 +90,7 @@ class Listing:
         """Images by the key of their name without suffix."""
         return self._index(lambda path: path.stem)
 
-    def _index(self, name) -> dict[str, list[Path]]:  # type: ignore[no-untyped-def]
+    def _index(self, name: Callable[[Path], str]) -> dict[str, list[Path]]:
         index: dict[str, list[Path]] = {}
         for path in self.images:
             index.setdefault(file_key(name(path)), []).append(path)
@@ -134,7 +135,9 @@ class Listing:
                 if mine != wanted:
                     break
                 same_tail += 1
-            beside = _without(path.parent, "images", "jpegimages") == _without(annotation.parent, "labels", "annotations")
+            beside = _without(path.parent, "images", "jpegimages") == _without(
+                annotation.parent, "labels", "annotations"
+            )
             return same_tail, beside, self.split_of(path) == self.split_of(annotation), exact
 
         ranked = sorted(candidates, key=fit)

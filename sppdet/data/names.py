@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
-# Zero-width space, word joiner, byte-order mark, soft hyphen, marks of direction. Joiners (U+200C, U+200D) stay: scripts
-# and emoji need them.
+# Zero-width space, word joiner, byte-order mark, soft hyphen, marks of direction. Joiners (U+200C, U+200D) stay, as
+# scripts and emoji need them.
 _UNSEEN = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\u200e\u200f"))
 
 

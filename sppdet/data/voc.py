@@ -205,9 +205,8 @@ def _find_image(
     """Return the image of an id; of several, the one that the annotation names."""
     paths = images.get(image_id, [])
     if not paths:
-        message = (
-            f"{folder / 'JPEGImages' / image_id}.jpg (or .png, ...): no such image; add it or drop the id from the split"
-        )
+        path = folder / "JPEGImages" / image_id
+        message = f"{path}.jpg (or .png, ...): no such image; add it or drop the id from the split"
         problems.append(Problem("no image", str(file), message, True))
         return None
     if len(paths) > 1:

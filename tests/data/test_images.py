@@ -170,7 +170,7 @@ def test_a_jpeg_that_is_cut_off_is_decoded_as_far_as_it_goes(tmp_path):
     with pytest.warns(UserWarning, match=r"cut\.jpg: is cut off at the end, decoded as far as it goes; copy it again"):
         cut = read_image(tmp_path / "cut.jpg")
     same = (cut == whole).all(axis=(1, 2))
-    assert 0.7 < same.mean() < 0.85 and same[: int(0.7 * len(same))].all()
+    assert 0.6 < same.mean() < 0.85 and same[: int(0.6 * len(same))].all()
     (tmp_path / "stub.jpg").write_bytes(content[: int(0.3 * len(content))])
     with pytest.raises(SppdetError, match=r"stub\.jpg: is cut off, with more than half of it missing; copy it again"):
         read_image(tmp_path / "stub.jpg")
