@@ -150,11 +150,23 @@ def _splits_of_settings(
 
 
 def _inside(listing: Listing, file: Path, base: str, entry: str) -> Path | None:
-    """Return the folder or file below the root that an entry means, whatever machine its path is of; else None."""
+    """Return the folder or file below the root that an entry means; None if there is none.
+
+    Absolute paths and the folder ``path:`` are often those of another machine: leading parts of them do not count, nor
+    do ``..`` and what stands before the name of the root.
+    """
     known = {parent for path in (*listing.images, *listing.others) for parent in path.parents} | set(listing.others)
-    parts = [part for part in Path(base.replace("\\", "/"), entry.replace("\\", "/")).parts if part not in ("..", "/")]
+    base_parts, parts = (
+        [part for part in Path(text.replace("\\", "/")).parts if part not in ("..", "/") and not part.endswith(":")]
+        for text in (base, entry)
+    )
+    absolute = entry.startswith("/") or entry[1:2] == ":"
+    optional = len(base_parts) + (len(parts) - 1 if absolute else 0)
+    parts = base_parts + parts
+    if listing.root.name in parts:
+        optional = max(optional, parts.index(listing.root.name) + 1)
     for start in (file.parent, listing.root):
-        for skipped in range(len(parts)):
+        for skipped in range(min(optional, len(parts) - 1) + 1):
             candidate = start.joinpath(*parts[skipped:])
             if candidate in known and listing.root in (candidate, *candidate.parents):
                 return candidate
