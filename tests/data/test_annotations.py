@@ -49,10 +49,10 @@ def test_decimals_well_inside_the_image_are_not_outside():
 @pytest.mark.parametrize(
     ("corners", "kind", "text"),
     [
-        ((-9.8e8, 6, 20, 15), "absurd", "object 1 (cat) has a coordinate of -9.8e+08, far beyond the image, which is 40 x 30"),
+        ((-9.8e8, 6, 20, 15), "absurd", "object 1 (cat) has a coordinate of -9.8e+08, far beyond the image"),
         ((11, 6, 20, 1e9), "absurd", "a coordinate of 1e+09"),
-        ((21, 6, 20, 15), "inverted", "object 1 (cat) is inverted (xmin=21, ymin=6, xmax=20, ymax=15); swap its corners"),
-        ((41, 6, 60, 15), "outside", "cat (xmin=41, ymin=6, xmax=60, ymax=15) lies outside the image, which is 40 x 30"),
+        ((21, 6, 20, 15), "inverted", "is inverted (xmin=21, ymin=6, xmax=20, ymax=15); swap its corners"),
+        ((41, 6, 60, 15), "outside", "cat (xmin=41, ymin=6, xmax=60, ymax=15) lies outside the image"),
     ],
 )  # fmt: skip
 def test_boxes_that_cannot_be_used(corners, kind, text):

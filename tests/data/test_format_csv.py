@@ -22,11 +22,12 @@ def test_tables_of_tensorflow_tutorials_count_pixels_as_voc(tmp_path):
 
 def test_open_images_has_fractions_codes_of_classes_and_names_without_suffix(tmp_path):
     write_image(tmp_path / "train/000026e7ee790996.jpg")
-    header = (
-        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside"
-    )
-    rows = "000026e7ee790996,xclick,/m/01yrx,1,0.25,0.5,0.1,0.5,0,0,0,0,0\n000026e7ee790996,x,/m/0b,1,0,1,0,0.5,0,0,1,0,0\n"
-    write(tmp_path / "train-annotations-bbox.csv", f"{header}\n{rows}")
+    rows = [
+        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsOccluded,IsTruncated,IsGroupOf,IsDepiction,IsInside",
+        "000026e7ee790996,xclick,/m/01yrx,1,0.25,0.5,0.1,0.5,0,0,0,0,0",
+        "000026e7ee790996,xclick,/m/0b,1,0,1,0,0.5,0,0,1,0,0",
+    ]
+    write(tmp_path / "train-annotations-bbox.csv", "\n".join(rows))
     write(tmp_path / "class-descriptions-boxable.csv", "/m/01yrx,Cat\n/m/0b,Dog\n")
     folder = read_folder(tmp_path)
     assert objects_of(folder) == {"000026e7ee790996": [("Cat", 10, 3, 20, 15), ("Dog", 0, 0, 40, 15)]}
