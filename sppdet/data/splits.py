@@ -248,6 +248,8 @@ def _read_stored(path: Path) -> dict | None:
 def _store(paths: Sequence[Path], content: dict) -> None:
     """Write the splits into the first of the files that can be written; nothing if none can."""
     for path in paths:
+        if path.parent.exists() and not path.parent.stat().st_mode & 0o222:
+            continue  # marked read-only, which does not stop the superuser
         try:
             write_json(path, content)
             return

@@ -126,6 +126,15 @@ def test_a_read_only_folder_keeps_its_split_in_the_cache(tmp_path, monkeypatch):
     assert len(stored) == 1 and [i.id for i in first["test"]] == [i.id for i in second["test"]]
 
 
+def test_a_folder_that_is_marked_read_only_is_not_written_even_by_the_superuser(tmp_path):
+    add_images(tmp_path / "images", 10)
+    (tmp_path / "images").chmod(0o555)
+    split_folder(read_folder(tmp_path / "images"), cache=tmp_path / "cache")
+    (tmp_path / "images").chmod(0o755)
+    assert not (tmp_path / "images/sppdet-splits.json").exists()
+    assert len(list((tmp_path / "cache/splits").iterdir())) == 1
+
+
 def test_a_damaged_file_of_splits_is_named(tmp_path):
     add_images(tmp_path, 5)
     for content in ("[1]", "{", '{"test 0.2": {"a": 1}}'):
