@@ -12,6 +12,8 @@ COMMANDS = {
     "train": "train and evaluate a detector from a config",
     "evaluate": "measure a trained detector on a test split",
     "detect": "find objects in images",
+    "check": "say what a folder of labelled images holds, and what is wrong with it",
+    "convert": "write labelled images in another format",
     "combine": "make one detector of several trained ones",
     "classify": "train, measure and use a classifier of whole images",
 }

@@ -37,9 +37,12 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
         (480, 688)
     """
     values: Any = {}
+    texts: Any = {}
     if path is not None:
         try:
-            values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+            content = Path(path).read_text(encoding="utf-8")
+            values = yaml.safe_load(content) or {}
+            texts = yaml.load(content, yaml.BaseLoader)  # every scalar as it is written
         except OSError as error:
             reason = (error.strerror or "unreadable").lower()
             raise SppdetError(f"{path}: {reason}; configs are in configs/") from None
@@ -49,6 +52,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
         if not isinstance(values, dict):
             raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
     values.pop("versions", None)  # config.json has the versions of the software beside the settings
+    _keep_names(kind, values, texts)
     return override(_build(kind, values, source=f"{path}: "), overrides)
 
 
@@ -85,12 +89,34 @@ def _parsed(key: str, value: str, old_value: Any) -> Any:
     """Return the value that the text ``value`` stands for."""
     # Text stays as it is: YAML reads a name such as 0010 as a number, and the end of 'run #2' as a comment.
     text = value.strip()
+    if key.strip() in _NAME_LISTS:
+        return _names_as_written(key, value)
     if isinstance(old_value, str) and text not in ("", "null") and text[0] not in "'\"[{":
         return text
     try:
         return yaml.safe_load(value)
     except yaml.YAMLError:
         raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
+
+
+# Lists of names: YAML would read 0017 in them as 15, 12:30 as 750 and no as false.
+_NAME_LISTS = ("data.classes",)
+
+
+def _names_as_written(key: str, value: str) -> Any:
+    """Return the list of names that YAML text holds, each as it is written; None for null."""
+    try:
+        return None if yaml.safe_load(value) is None else yaml.load(value, yaml.BaseLoader)
+    except (yaml.YAMLError, ValueError):
+        raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
+
+
+def _keep_names(kind: type, values: dict[str, Any], texts: Any) -> None:
+    """Replace the names in lists of names by what is written in the file."""
+    for key in set(keys(kind)) & set(_NAME_LISTS):
+        section, _, name = key.partition(".")
+        if isinstance(values.get(section), dict) and values[section].get(name) is not None:
+            values[section][name] = texts[section][name]
 
 
 def in_folder(config: Settings, folder: str | Path) -> Settings:

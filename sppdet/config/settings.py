@@ -66,12 +66,18 @@ Device = Annotated[str, matching(r"auto|cpu|cuda(:\d+)?", "auto, cpu or cuda")]
 class DataSettings(Checked):
     """The images for training and for evaluation."""
 
-    root: Name = "shapes"  # a folder in VOC layout, or `shapes`: the synthetic data set, which is drawn on first use
+    root: Name = "shapes"  # a folder of labelled images, or `shapes`: the synthetic data set, drawn on first use
+    # a list of a VOC folder, a split of another folder, or `all`; `trainval` and `test` are made where there is none
     train_split: Name = "trainval"
     test_split: Name = "test"
     classes: Annotated[tuple[str, ...] | None, distinct_names()] = None  # null: the classes of the annotations
     limit_train: CountOrNone = None  # use the first n images only
     limit_test: CountOrNone = None
+    # which annotations to read where the folder holds several; null: found by itself
+    format: Annotated[str | None, one_of("voc", "cvat", "coco", "labelstudio", "labelme", "yolo", "csv")] = None
+    skip_bad: bool = False  # leave out images that cannot be used, or whose annotation cannot, instead of stopping
+    # share of the images for `test` in a new split, whatever splits the folder has; null: the folder's, else 0.2
+    test_share: Annotated[float | None, between(0.01, 0.99)] = None
 
 
 @dataclass(frozen=True)

@@ -1,3 +1,4 @@
+from .annotations import Located as Located
 from .dataset import Dataset as Dataset
 from .dataset import Sample as Sample
 from .folders import LabelledImages as LabelledImages
@@ -7,7 +8,16 @@ from .images import ImageLike as ImageLike
 from .images import read_image as read_image
 from .images import scaled_size as scaled_size
 from .images import to_rgb as to_rgb
+from .labelled_folder import LabelledFolder as LabelledFolder
+from .labelled_folder import read_folder as read_folder
+from .problems import Problem as Problem
+from .problems import remarks as remarks
+from .problems import report_lines as report_lines
 from .shapes import make_shapes as make_shapes
+from .splits import fold_folder as fold_folder
 from .splits import load_split as load_split
 from .splits import read_dataset as read_dataset
+from .splits import split_folder as split_folder
 from .voc import read_voc as read_voc
+from .writers import WRITERS as WRITERS
+from .writers import convert_folder as convert_folder

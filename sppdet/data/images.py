@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,7 +38,8 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
 
     EXIF orientation is applied. Grey is repeated in the three channels. Transparency is laid over white. 16-bit grey
     (also where Pillow holds it as 32-bit integers) is scaled so that 65535 becomes 255. Float grey counts as 0 to 1
-    if no value is larger, else as 0 to 255. An animation gives its first frame.
+    if no value is larger, else as 0 to 255. An animation gives its first frame. A JPEG that is cut off at the end is
+    decoded as far as it goes, with a warning.
 
     Returns:
         RGB uint8 array ``(H, W, 3)``, C-contiguous.
@@ -46,8 +48,34 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         SppdetError: the file is missing, empty, a folder, broken, cut short, no image, or so large that Pillow takes
             it for a decompression bomb (about 179 million pixels). The message names the file.
     """
+    array, truncated = decode_image(path)
+    if truncated:
+        warnings.warn(f"{path}: is cut off at the end, decoded as far as it goes; copy it again", stacklevel=2)
+    return array
+
+
+def decode_image(path: str | os.PathLike) -> tuple[np.ndarray, bool]:
+    """Return what `read_image` does, and whether the file is a JPEG that is cut off at the end.
+
+    Raises:
+        SppdetError: as `read_image`; or more than half of the rows are missing.
+    """
     with _opened(path) as image:
-        return _as_array(image)
+        try:
+            return _as_array(image), False
+        except OSError:
+            if image.format not in ("JPEG", "MPO"):
+                raise
+    # libjpeg fills what is missing with grey where it meets the mark of the image's end.
+    with _errors_naming(path):
+        content = Path(path).read_bytes() + b"\xff\xd9"
+        with Image.open(io.BytesIO(content)) as image:
+            array, turn = _as_array(image), _TURNS.get(_orientation(image))
+            stored = array if turn is None else np.asarray(image.convert("RGB"))
+    filled = (stored == stored[-1:]).all(axis=(1, 2))  # rows like the last one
+    if filled[len(filled) // 2 :].all():
+        raise SppdetError(f"{path}: is cut off, with more than half of it missing; copy it again")
+    return array, True
 
 
 def image_size(path: str | os.PathLike) -> tuple[int, int]:
@@ -58,10 +86,19 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
     Raises:
         SppdetError: an error of `read_image` that the header shows.
     """
+    return image_header(path)[:2]
+
+
+def image_header(path: str | os.PathLike) -> tuple[int, int, int]:
+    """Return width and height in pixels of the image as displayed, and its EXIF orientation, 1 to 8.
+
+    Raises:
+        SppdetError: an error of `read_image` that the header shows.
+    """
     with _opened(path) as image:
-        width, height = image.size
+        (width, height), orientation = image.size, _orientation(image)
         # Orientations from 5 on swap the sides.
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        return (height, width, orientation) if orientation >= 5 else (width, height, orientation)
 
 
 def to_rgb(image: ImageLike, bgr: bool = False) -> np.ndarray:

@@ -258,3 +258,14 @@ def test_the_settings_of_a_classifier_are_read_by_the_rules_for_detectors(tmp_pa
     ):
         with pytest.raises(SppdetError, match=message):
             config.load(None, [text], ClassifierConfig)
+
+
+def test_names_in_lists_stay_as_they_are_written(tmp_path):
+    names = ("0017", "12:30", "no", "1.50", "null", "2001-01-01")
+    assert config.override(Config(), ["data.classes=[0017, 12:30, no, 1.50, 'null', 2001-01-01]"]).data.classes == names
+    (tmp_path / "c.yaml").write_text("data:\n  classes: [0017, 12:30, no, 1.50, 'null', 2001-01-01]\n")
+    assert config.load(tmp_path / "c.yaml").data.classes == names
+    (tmp_path / "none.yaml").write_text("data:\n  classes: null\n")
+    assert config.load(tmp_path / "none.yaml").data.classes is None
+    assert config.override(Config(), ["data.classes=null"]).data.classes is None
+    assert config.override(Config(), ["data.classes=007"]).data.classes == ("007",)

@@ -159,3 +159,18 @@ def test_scaled_sizes_are_rounded_and_at_least_1():
     assert scaled_size(500, 375, 0.5) == (250, 188)  # 187.5 to the even number
     assert scaled_size(333, 500, 1.5) == (500, 750)
     assert scaled_size(1000, 3, 0.1) == (100, 1)
+
+
+def test_a_jpeg_that_is_cut_off_is_decoded_as_far_as_it_goes(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (160, 120, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "whole.jpg")
+    content = (tmp_path / "whole.jpg").read_bytes()
+    whole = read_image(tmp_path / "whole.jpg")
+    (tmp_path / "cut.jpg").write_bytes(content[: int(0.8 * len(content))])
+    with pytest.warns(UserWarning, match=r"cut\.jpg: is cut off at the end, decoded as far as it goes; copy it again"):
+        cut = read_image(tmp_path / "cut.jpg")
+    same = (cut == whole).all(axis=(1, 2))
+    assert 0.6 < same.mean() < 0.85 and same[: int(0.6 * len(same))].all()
+    (tmp_path / "stub.jpg").write_bytes(content[: int(0.3 * len(content))])
+    with pytest.raises(SppdetError, match=r"stub\.jpg: is cut off, with more than half of it missing; copy it again"):
+        read_image(tmp_path / "stub.jpg")

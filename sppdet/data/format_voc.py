@@ -1,0 +1,85 @@
+"""Folders of PASCAL VOC's XML: VOC's layout, XML beside the images (labelImg), one folder per split (Roboflow)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from sppdet.data.annotations import Annotation
+from sppdet.data.listing import Listing, read_text
+from sppdet.data.names import file_key
+from sppdet.data.problems import Problem
+from sppdet.data.voc_xml import read_voc_xml
+from sppdet.utils import SppdetError
+
+
+def recognise(listing: Listing) -> list[Path]:
+    """Return the XML files that have VOC's tags, or the name of an image."""
+    stems = {file_key(path.stem) for path in listing.images}
+    return [path for path in listing.with_suffix(".xml") if file_key(path.stem) in stems or _has_tags(path)]
+
+
+def _has_tags(path: Path) -> bool:
+    """Whether the start of a file has tags of VOC's XML."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(4096)
+    except OSError:
+        return True  # reading it in earnest names the error
+    return re.search(rb"<([\w.-]+:)?(annotation|object|bndbox|filename)\b", start, re.I) is not None
+
+
+def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> list[Annotation]:
+    """Read annotations; the image is the one of the same name, or of several the one that ``<filename>`` names.
+
+    ``<path>`` is not read: it is a path of the machine on which the image was annotated.
+    """
+    splits = _splits_of_lists(listing)
+    annotations = []
+    for file in files:
+        try:
+            content = read_voc_xml(file)
+        except SppdetError as error:
+            problems.append(Problem("annotation", str(file), str(error), True))
+            continue
+        try:
+            image = _image(listing, file, content.filename, content.size)
+        except SppdetError as error:
+            problems.append(Problem("ambiguous image", str(file), str(error), True))
+            continue
+        split = splits.get(file_key(file.stem)) or listing.split_of(file)
+        if split is None and image is not None:
+            split = listing.split_of(image)
+        annotations.append(Annotation(file, image, content.objects, "voc", content.size, split))
+    return annotations
+
+
+def _image(listing: Listing, file: Path, filename: str | None, size: tuple[int, int] | None) -> Path | None:
+    """Return the image of an annotation: the one of its name, else the one that it names."""
+    try:
+        if image := listing.of_stem(file.stem, file):
+            return image
+    except SppdetError:
+        named = None
+        if filename is not None and file_key(Path(filename).stem) == file_key(file.stem):
+            named = listing.named(filename, file)
+        if named is None:
+            raise
+        return named
+    return listing.named(filename, file) if filename is not None else None
+
+
+def _splits_of_lists(listing: Listing) -> dict[str, str]:
+    """Return the splits of images by the keys of their ids, from the lists in ``ImageSets/Main``.
+
+    An image that is in several lists is in the first one of ``test``, ``val``, ``train`` and ``trainval``.
+    """
+    splits: dict[str, str] = {}
+    lists = {path.stem: path for path in listing.with_suffix(".txt") if path.parts[-3:-1] == ("ImageSets", "Main")}
+    for split in ("test", "val", "train", "trainval"):
+        if split in lists:
+            for line in read_text(lists[split]).splitlines():
+                if line.strip():
+                    splits.setdefault(file_key(re.sub(r"\s+(-1|0|1)$", "", line.strip())), split)
+    return splits

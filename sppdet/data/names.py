@@ -1,0 +1,42 @@
+"""Names that people typed: characters that nobody sees, and names that differ by them alone."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+
+# Zero-width space, word joiner, byte-order mark, soft hyphen, marks of direction. Joiners (U+200C, U+200D) stay, as
+# scripts and emoji need them.
+_UNSEEN = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u00ad\u200e\u200f"))
+
+
+def clean_name(text: str) -> str:
+    """Return a name in Unicode's composed form (NFC), without unseen characters and with plain single spaces.
+
+    Examples:
+        >>> clean_name("\\ufeffcafe\\u0301\\u200b  au\\u00a0lait ")
+        'café au lait'
+    """
+    text = unicodedata.normalize("NFC", text.translate(_UNSEEN))
+    return " ".join(text.split())
+
+
+def name_key(text: str) -> str:
+    """Return what names have in common that differ by case, spaces, ``_``, ``-`` or unseen characters alone.
+
+    Examples:
+        >>> name_key("Traffic_light") == name_key("traffic  light") == name_key("TRAFFIC-LIGHT")
+        True
+    """
+    visible = "".join(letter for letter in clean_name(text) if unicodedata.category(letter) != "Cf")
+    return re.sub(r"[\s_-]+", "", visible).casefold()
+
+
+def file_key(name: str) -> str:
+    """Return what file names have in common that differ by case or unseen characters alone.
+
+    Examples:
+        >>> file_key("IMG 1.JPG") == file_key("img 1.jpg\\u200b"), file_key("a b.jpg") == file_key("ab.jpg")
+        (True, False)
+    """
+    return clean_name(name).casefold()

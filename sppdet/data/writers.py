@@ -1,0 +1,124 @@
+"""Writing labelled images as PASCAL VOC, COCO or YOLO: a new folder, which appears complete or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import yaml
+
+from sppdet.data.annotations import Located
+from sppdet.data.labelled_folder import LabelledFolder
+from sppdet.data.voc import write_voc_annotation
+from sppdet.utils import SppdetError, write_json, write_lines
+
+
+def convert_folder(folder: LabelledFolder, output: str | os.PathLike, form: str) -> None:
+    """Write the images of a folder and their objects in another format.
+
+    Image files are copied as they are, under their ids. Boxes are those of the image as displayed.
+
+    Args:
+        folder: what `sppdet.data.read_folder` returned.
+        output: the new folder.
+        form: one of `WRITERS`.
+
+    Raises:
+        SppdetError: the new folder exists already and is not empty, or cannot be written.
+    """
+    if form not in WRITERS:
+        raise SppdetError(f"{form!r} is none of {', '.join(WRITERS)}; give one of these")
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise SppdetError(f"{output}: exists already; give a new folder, or remove this one")
+    temporary = output.with_name(f".{output.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        WRITERS[form](folder, temporary)
+        os.replace(temporary, output)
+    except OSError as error:
+        raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_voc(folder: LabelledFolder, output: Path) -> None:
+    """Write VOC's folders; a folder without splits has the list ``default``, which nobody takes for a split."""
+    for image in folder.images:
+        path = _copy(image, output / "JPEGImages")
+        write_voc_annotation(
+            output / "Annotations" / f"{image.id}.xml",
+            path.name,
+            *image.facts.size,
+            image.boxes,
+            image.names,
+            image.difficult.tolist(),
+        )
+    lists = _splits(folder)
+    if "test" in lists and "train" in lists and "trainval" not in lists:
+        lists["trainval"] = sorted([*lists["train"], *lists.get("val", [])], key=lambda image: image.id)
+    for split, images in lists.items():
+        write_lines(output / "ImageSets" / "Main" / f"{split}.txt", [image.id for image in images])
+
+
+def _write_yolo(folder: LabelledFolder, output: Path) -> None:
+    """Write ``images/SPLIT``, ``labels/SPLIT`` and data.yaml. Difficult objects are written like all others."""
+    numbers = {name: k for k, name in enumerate(folder.classes)}
+    splits = _splits(folder)
+    for split, images in splits.items():
+        for image in images:
+            _copy(image, output / "images" / split)
+            width, height = image.facts.size
+            lines = []
+            for name, (x1, y1, x2, y2) in zip(image.names, image.boxes.astype(float)):
+                numbers_of_box = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+                lines.append(" ".join([str(numbers[name]), *(f"{number:.8g}" for number in numbers_of_box)]))
+            write_lines(output / "labels" / split / f"{image.id}.txt", lines)
+    settings: dict[str, object] = {split: f"images/{split}" for split in splits}
+    settings |= {"nc": len(numbers), "names": list(numbers)}
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
+    write_lines(output / "data.yaml", text.splitlines())
+
+
+def _write_coco(folder: LabelledFolder, output: Path) -> None:
+    """Write ``images`` and ``annotations/instances_SPLIT.json``. Difficult objects have COCO's flag ``iscrowd``."""
+    numbers = {name: k for k, name in enumerate(folder.classes, 1)}
+    categories = [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()]
+    for split, images in _splits(folder).items():
+        entries: list[dict] = []
+        annotations: list[dict] = []
+        for image_id, image in enumerate(images, 1):
+            path = _copy(image, output / "images")
+            width, height = image.facts.size
+            entries.append({"id": image_id, "file_name": path.name, "width": width, "height": height})
+            for name, (x1, y1, x2, y2), difficult in zip(image.names, image.boxes.astype(float), image.difficult):
+                box = [float(number) for number in (x1, y1, x2 - x1, y2 - y1)]
+                entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": numbers[name], "bbox": box}
+                annotations.append(entry | {"area": box[2] * box[3], "iscrowd": int(difficult), "segmentation": []})
+        content = {"info": {}, "licenses": [], "images": entries, "annotations": annotations, "categories": categories}
+        write_json(output / "annotations" / f"instances_{split}.json", content)
+
+
+WRITERS: dict[str, Callable[[LabelledFolder, Path], None]] = {
+    "voc": _write_voc,
+    "yolo": _write_yolo,
+    "coco": _write_coco,
+}
+
+
+def _splits(folder: LabelledFolder) -> dict[str, Sequence[Located]]:
+    """Return the images by split; one split where the folder has none, or where an image is in none."""
+    splits = folder.splits()
+    if sum(map(len, splits.values())) < len(folder.images):
+        return {"default": folder.images}
+    return dict(splits)
+
+
+def _copy(image: Located, folder: Path) -> Path:
+    """Copy an image under its id, and return the path of the copy."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{image.id}{image.path.suffix.lower()}"
+    shutil.copyfile(image.path, path)
+    return path

@@ -1,0 +1,97 @@
+"""COCO's JSON, as CVAT, Label Studio and Roboflow write it."""
+
+from __future__ import annotations
+
+import pytest
+from labelled import kinds_of, objects_of, write, write_image
+from pycocotools import mask as masks
+
+from sppdet.data.labelled_folder import read_folder
+from sppdet.utils.errors import SppdetError
+
+
+def coco(*annotations: dict, name: str = "a.jpg", **changes) -> dict:
+    """Return a file with one image, whose id is 17, and categories 3 and 90."""
+    categories = [{"id": 0, "name": "things"}, {"id": 90, "name": "dog"}, {"id": 3, "name": "cat"}]
+    entries = [{"id": i, "image_id": 17, "category_id": 3} | entry for i, entry in enumerate(annotations, 5)]
+    images = [{"id": 17, "file_name": name, "width": 40, "height": 30}]
+    return {"info": {}, "images": images, "annotations": entries, "categories": categories} | changes
+
+
+def test_ids_crowds_and_categories_without_objects(tmp_path):
+    write_image(tmp_path / "images/a.jpg")
+    boxes = {"bbox": [10, 5, 10.5, 10]}, {"bbox": [0, 0, 4, 4], "category_id": 90, "iscrowd": 1}
+    write(tmp_path / "annotations/instances_default.json", coco(*boxes))
+    folder = read_folder(tmp_path)
+    assert (folder.format, folder.classes) == ("coco", ("cat", "dog"))
+    assert objects_of(folder) == {"a": [("cat", 10, 5, 20.5, 15), ("dog", 0, 0, 4, 4)]}
+    assert folder.images[0].difficult.tolist() == [False, True]
+
+
+def test_segmentations_stand_for_missing_boxes(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    pixels = __import__("numpy").zeros((30, 40), "uint8", order="F")
+    pixels[5:15, 10:20] = 1
+    packed = masks.encode(pixels)
+    packed["counts"] = packed["counts"].decode()
+    runs = {"size": [30, 40], "counts": [305, 10, 20, 10, 855]}  # two columns of ten pixels, column by column
+    polygon = {"segmentation": [[1, 2, 9, 2, 9, 8], [0.5, 3, 4, 3, 4, 11]], "bbox": []}
+    write(tmp_path / "a.json", coco(polygon, {"segmentation": packed}, {"segmentation": runs, "bbox": [0, 0, 0, 0]}))
+    assert objects_of(read_folder(tmp_path)) == {
+        "a": [("cat", 0.5, 2, 9, 11), ("cat", 10, 5, 20, 15), ("cat", 10, 5, 12, 15)]
+    }
+
+
+def test_one_file_per_split(tmp_path):
+    for seed, split in enumerate(("train", "valid")):
+        write_image(tmp_path / split / f"{split}.jpg", seed=seed)
+        content = coco({"bbox": [1, 2, 3, 4]}, name=f"{split}.jpg")
+        write(tmp_path / split / "_annotations.coco.json", content)
+    assert {name: len(images) for name, images in read_folder(tmp_path).splits().items()} == {"train": 1, "val": 1}
+
+
+def test_file_names_give_the_split_where_folders_do_not(tmp_path):
+    for seed, split in enumerate(("train2017", "val2017")):
+        write_image(tmp_path / f"images/{seed}.jpg", seed=seed)
+        write(tmp_path / f"annotations/instances_{split}.json", coco({"bbox": [1, 2, 3, 4]}, name=f"{seed}.jpg"))
+    assert {n: images[0].id for n, images in read_folder(tmp_path).splits().items()} == {"train": "0", "val": "1"}
+
+
+def test_names_that_lead_outside_of_the_folder_mean_images_inside_or_none(tmp_path):
+    write_image(tmp_path / "data/a.jpg")
+    write_image(tmp_path / "b.jpg")
+    write(tmp_path / "data/x.json", coco({"bbox": [1, 2, 3, 4]}, name="..\\..\\images/a.jpg"))
+    assert list(objects_of(read_folder(tmp_path / "data"))) == ["a"]
+    write(tmp_path / "data/x.json", coco({"bbox": [1, 2, 3, 4]}, name="../b.jpg"))
+    with pytest.raises(SppdetError, match=r"x\.json: image '\.\./b\.jpg' is not in .*data; add it or remove"):
+        read_folder(tmp_path / "data")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": [{"id": 1}]}, "is not as COCO's JSON should be \\('file_name' is missing\\); export it again"),
+        ({"annotations": [{"image_id": 1, "category_id": 3, "bbox": [1, 2, 3, 4]}]}, "of image 1, which is not in the"),
+        ({"categories": [{"id": 4, "name": "cat"}]}, "of category 3, which is not in the list; correct it"),
+        ({"annotations": {"a": 1}}, "is not as COCO's JSON should be"),
+        ({"annotations": [{"image_id": 17, "category_id": 3, "bbox": ["x", 2, 3, 4]}]}, "could not convert"),
+        ({"annotations": [{"image_id": 17, "category_id": 3, "bbox": [1, 2, 3]}]}, "a bbox of 3 numbers"),
+        ({"annotations": [None]}, "is not as COCO's JSON should be"),
+    ],
+)
+def test_files_of_another_form_are_named(tmp_path, change, message):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "x.json", coco({"bbox": [1, 2, 3, 4]}) | change)
+    with pytest.raises(SppdetError, match=rf"x\.json: .*{message}"):
+        read_folder(tmp_path)
+
+
+def test_one_image_in_two_files_is_read_once(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "all.json", coco({"bbox": [1, 2, 3, 4]}))
+    write(tmp_path / "train.json", coco({"bbox": [1, 2, 3, 4]}))
+    folder = read_folder(tmp_path)
+    assert objects_of(folder) == {"a": [("cat", 1, 2, 4, 6)]} and kinds_of(folder) == []
+    write(tmp_path / "train.json", coco({"bbox": [1, 2, 3, 9]}))
+    with pytest.raises(SppdetError, match=r"a\.jpg: is annotated differently in .*all\.json and .*train\.json; remove"):
+        read_folder(tmp_path)
