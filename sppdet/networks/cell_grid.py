@@ -37,13 +37,16 @@ def cell_grid(trunk: nn.Module) -> CellGrid:
         >>> cell_grid(nn.Sequential(nn.Conv2d(3, 8, kernel_size=7, stride=2), nn.ReLU(), nn.MaxPool2d(2)))
         CellGrid(stride=4, centre=4.0)
     """
-    return list(_cell_grids(trunk).values())[-1]
+    return list(cell_grids(fx.symbolic_trace(trunk)).values())[-1]
 
 
-def _cell_grids(trunk: nn.Module) -> dict[str, CellGrid]:
-    """Return the grid after every step of a trunk, in the order they run; the step of a layer has the layer's name."""
+def cell_grids(traced: fx.GraphModule) -> dict[fx.Node, CellGrid]:
+    """Return the grid after every step of a traced trunk, in the order they run.
+
+    Raises:
+        ValueError: as `cell_grid`.
+    """
     grids: dict[fx.Node, CellGrid] = {}
-    traced = fx.symbolic_trace(trunk)
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
         inputs = {grids[parent] for parent in node.all_input_nodes} or {CellGrid(1, 0.0)}
@@ -65,7 +68,7 @@ def _cell_grids(trunk: nn.Module) -> dict[str, CellGrid]:
                 raise ValueError(f"{node.name} pads {left} columns on the left but {top} rows at the top")
             centre -= stride * left
         grids[node] = CellGrid(stride, centre)
-    return {str(node.target): grid for node, grid in grids.items()}
+    return grids
 
 
 def freeze(trunk: nn.Module, stride: int) -> None:
@@ -78,7 +81,7 @@ def freeze(trunk: nn.Module, stride: int) -> None:
         trunk: its parameters' ``requires_grad`` is set.
         stride: in pixels of the trunk's input; 0 lets every layer train.
     """
-    grids = _cell_grids(trunk)
+    grids = {str(node.target): grid for node, grid in cell_grids(fx.symbolic_trace(trunk)).items()}
     for name, layer in trunk.named_modules():
         for parameter in layer.parameters(recurse=False):
             parameter.requires_grad_(grids[name].stride > stride)

@@ -21,6 +21,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from sppdet.networks.cut import WHOLE, Cut, cut_at
 from sppdet.networks.efficientnet import efficientnet_lite
 from sppdet.networks.normalisation import IMAGENET, LITE, Normalisation
 from sppdet.utils import SppdetError
@@ -100,15 +101,16 @@ def normalisation_of(name: str) -> Normalisation:
     return network(name).normalisation
 
 
-def build_trunk(name: str, seed: int = 0) -> nn.Sequential:
+def build_trunk(name: str, seed: int = 0, cut: Cut = WHOLE) -> nn.Module:
     """Build a trunk with random weights; its state_dict has the keys of the whole network's.
 
     Args:
         name: a network of `NETWORKS`.
         seed: of the weights. PyTorch's random state is left as it is.
+        cut: where the trunk ends.
 
     Raises:
-        SppdetError: an unknown name.
+        SppdetError: an unknown name or layer.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -116,20 +118,24 @@ def build_trunk(name: str, seed: int = 0) -> nn.Sequential:
         trunk = entry.build()
         if entry.imagenet:
             _initialise(trunk)
-        return trunk
+        return _cut(trunk, name, cut)
 
 
-def restore_trunk(name: str, state: dict[str, torch.Tensor]) -> nn.Sequential:
+def restore_trunk(name: str, state: dict[str, torch.Tensor], cut: Cut = WHOLE) -> nn.Module:
     """Build a trunk with the weights of a trunk's state_dict.
 
     Raises:
-        SppdetError: an unknown name.
+        SppdetError: an unknown name or layer.
         RuntimeError: the state_dict is another trunk's.
     """
     with torch.random.fork_rng(devices=[]):
-        trunk = network(name).build()
+        trunk = _cut(network(name).build(), name, cut)
     trunk.load_state_dict(state)
     return trunk
+
+
+def _cut(trunk: nn.Module, name: str, cut: Cut) -> nn.Module:
+    return cut_at(trunk, name, cut.layers) if cut.layers else trunk
 
 
 def _initialise(trunk: nn.Sequential) -> None:
