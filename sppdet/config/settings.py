@@ -163,6 +163,10 @@ class PoolingSettings(Checked):
     # max: the maximum of a bin's whole cells; align: RoIAlign, the mean of sample points of the unrounded window
     kind: Annotated[str, one_of("max", "align")] = "max"
     levels: SizeList = (6, 3, 2, 1)  # bins per side of each level of the pyramid
+    # the levels of each of backbone.layers, such as [[6,3,2,1],[3,2,1]]; []: `levels` for every layer
+    layer_levels: Annotated[tuple[SizeList, ...], any_value("checked with backbone.layers, in checks")] = ()
+    # the factor of the numbers of each of backbone.layers, such as [1,0.5]; []: 1 for every layer
+    layer_weights: Annotated[tuple[Positive, ...], any_value("checked with backbone.layers, in checks")] = ()
     # sample points per side of each bin, for align; 0: as many as the bin is cells long, rounded up
     samples: CountFromZero = 0
 

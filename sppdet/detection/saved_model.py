@@ -105,9 +105,12 @@ def _restore_features(description: dict, backbone: Backbone) -> WindowFeatures:
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
     }
+    values |= {"channels": backbone.channels, "layer_channels": backbone.layer_channels}
+    if "layer_levels" in values:
+        values["layer_levels"] = tuple(map(tuple, values["layer_levels"]))
     if "crop" in values:
-        return CropFeatures(channels=backbone.channels, crop=Crop(**values["crop"]), levels=values["levels"])
-    return PyramidFeatures(grid=backbone.grid, channels=backbone.channels, half=backbone.bfloat16_on_cpu, **values)
+        return CropFeatures(**values | {"crop": Crop(**values["crop"])})
+    return PyramidFeatures(grid=backbone.grid, half=backbone.bfloat16_on_cpu, **values)
 
 
 def save_detector(detector: Detector, folder: Path) -> None:

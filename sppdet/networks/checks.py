@@ -26,6 +26,11 @@ def check_network(config: Config) -> None:
         return
     layers = fc_layers(name)
     section, units = ("end_to_end", end_to_end.units) if end_to_end.enabled else ("finetune", config.finetune.units)
+    if config.backbone.layers or config.pooling.layer_levels:
+        raise SppdetError(
+            f"finetune.init: the fc6 of {name} reads its last layer; set backbone.layers=[] and "
+            "pooling.layer_levels=[], or finetune.init=random"
+        )
     if config.pooling.levels != (layers.bins,) or units != layers.units:
         raise SppdetError(
             f"finetune.init: the fc6 of {name} reads one level of {layers.bins} x {layers.bins} bins; set "

@@ -12,7 +12,6 @@ from sppdet.config import Config
 from sppdet.data import load_split
 from sppdet.features import (
     CachedSplit,
-    Crop,
     CropFeatures,
     FeatureSplit,
     PyramidFeatures,
@@ -157,11 +156,9 @@ class StageInputs:
     @cached_property
     def pooled_features(self) -> WindowFeatures:
         """The pooled vectors of windows."""
-        regions, pooling = self.config.regions, self.config.pooling
-        if regions.crop != "none":
-            crop = Crop(regions.crop, regions.crop_size, regions.context)
-            return CropFeatures(channels=self.initial_backbone.channels, crop=crop, levels=pooling.levels)
-        return PyramidFeatures.create(self.initial_backbone, regions, pooling)
+        regions = self.config.regions
+        kind = PyramidFeatures if regions.crop == "none" else CropFeatures
+        return kind.create(self.initial_backbone, regions, self.config.pooling)
 
     @cached_property
     def features(self) -> WindowFeatures:
