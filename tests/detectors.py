@@ -10,6 +10,7 @@ from sppdet.detection.detector import Detector
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.networks.backbone import Backbone
+from sppdet.networks.cut import WHOLE, Cut
 from sppdet.networks.fc_head import Head
 from sppdet.proposals.search import SelectiveSearch
 
@@ -53,19 +54,20 @@ def two_rectangles() -> np.ndarray:
     return image
 
 
-def random_detector(layer: str | None = None, with_regressors: bool = True, **pooling) -> Detector:
+def random_detector(layer: str | None = None, with_regressors: bool = True, cut: Cut = WHOLE, **pooling) -> Detector:
     """A detector of three classes with random weights at two scales; it finds much in `two_rectangles`.
 
     Args:
         layer: the layer that the classifier sees: None (pooled features), ``fc6``, ``fc7`` or ``pool5+fc7``.
         with_regressors: whether it has box regression.
+        cut: where the trunk ends.
         pooling: fields of ``PyramidFeatures``, such as ``kind``.
     """
     rng = np.random.default_rng(0)
-    backbone = Backbone.create("small", "random", "cpu", "float32", seed=3)
+    backbone = Backbone.create("small", "random", "cpu", "float32", 3, cut)
     features = PyramidFeatures(
         grid=backbone.grid, channels=backbone.channels, scales=(120, 160), max_side=1000, target=64, shrink=6.5,
-        levels=(2, 1), **pooling,
+        levels=(2, 1), layer_channels=backbone.layer_channels, **pooling,
     )  # fmt: skip
     pooled, head = features.dimension, None
     if layer:

@@ -21,7 +21,7 @@ from torch import nn
 from sppdet.config import ViewSettings
 from sppdet.data import ImageLike, LabelledImages, read_image, scaled_size, to_rgb
 from sppdet.features import project, scale_factor
-from sppdet.networks import Backbone, Head, build_trunk
+from sppdet.networks import Backbone, Cut, Head, build_trunk
 from sppdet.ops import SpatialPyramidPooling
 from sppdet.utils import SppdetError, atomic_write, parallel_map, read_json, write_json
 
@@ -186,7 +186,7 @@ class Classifier:
             "format": _FORMAT,
             "key": key,
             "classes": list(self.classes),
-            "backbone": {"name": self.backbone.name, "precision": self.backbone.precision},
+            "backbone": self.backbone.description(),
             "levels": list(self.network.pool.levels),
             "units": head.units if isinstance(head, Head) else 0,
             "test": asdict(self.test),
@@ -221,7 +221,9 @@ def load_classifier(folder: str | Path, device: str = "auto") -> Classifier:
         raise SppdetError(f"{path}: cannot be read ({error}); train again") from None
     name, precision = description["backbone"]["name"], description["backbone"]["precision"]
     # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.
-    backbone = Backbone.wrap(name, build_trunk(name), device, "auto" if precision == "bfloat16" else precision)
+    cut = Cut.restore(description["backbone"])
+    trunk = build_trunk(name, cut=cut)
+    backbone = Backbone.wrap(name, trunk, device, "auto" if precision == "bfloat16" else precision, cut)
     classes, levels, units = description["classes"], description["levels"], description["units"]
     network = SPPClassifier(backbone.trunk, backbone.channels, len(classes), levels, units=units)
     try:

@@ -22,7 +22,7 @@ from sppdet.classification.classifier import Classifier, SPPClassifier, load_cla
 from sppdet.classification.training import folder_batches, set_scale, train_classifier
 from sppdet.config import ClassifierConfig
 from sppdet.data import LabelledImages, read_folders
-from sppdet.networks import Backbone, freeze
+from sppdet.networks import Backbone, Cut, freeze
 from sppdet.utils import (
     Checkpoint,
     SppdetError,
@@ -64,7 +64,7 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
     logger.info(f"{len(images)} images of {len(images.classes)} classes, {measured} to measure on")
     backbone = Backbone.create(
         settings.backbone.name, settings.backbone.weights, settings.device, settings.backbone.precision,
-        settings.run.seed,
+        settings.run.seed, Cut.of(settings.backbone),
     )  # fmt: skip
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", _key(settings, images, backbone))
     if force:

@@ -34,6 +34,13 @@ def _check_detection(config: Config) -> None:
         raise SppdetError(
             f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"
         )
+    layers = max(1, len(config.backbone.layers))
+    for name in ("layer_levels", "layer_weights"):
+        if (count := len(getattr(config.pooling, name))) not in (0, layers):
+            raise SppdetError(
+                f"pooling.{name}: {count} for {layers} layer{'s' if layers > 1 else ''} of backbone.layers; give one "
+                "for each, or []"
+            )
     if config.svm.positive_overlap <= config.svm.negative_overlap:
         raise SppdetError(
             f"svm.positive_overlap: a window that overlaps by {config.svm.positive_overlap} would be a positive and a "

@@ -149,11 +149,11 @@ def _converted(key: str, value: Any, kind: Any, source: str) -> Any:
             return None
         kind = next(option for option in typing.get_args(kind) if option is not types.NoneType)
     if typing.get_origin(kind) is tuple:
-        item_kind = typing.get_args(kind)[0]
+        item_kind = typing.get_args(kind)[0]  # with limits of each item, or without
         if item_kind is int and isinstance(value, str) and "," in value:
             raise SppdetError(f"{source}{key}: expected a list such as [480,688], found {value!r}")
         items = value if isinstance(value, list | tuple) else [value]
-        return tuple(_converted(key, item, item_kind, source) for item in items)
+        return tuple(checked(key, item, item_kind, source) for item in items)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)

@@ -129,12 +129,16 @@ def to_dict(config: Any) -> dict[str, Any]:
 
     Examples:
         >>> to_dict(Config().pooling)
-        {'kind': 'max', 'levels': [6, 3, 2, 1], 'samples': 0}
+        {'kind': 'max', 'levels': [6, 3, 2, 1], 'layer_levels': [], 'layer_weights': [], 'samples': 0}
     """
-    return {
-        name: to_dict(value) if dataclasses.is_dataclass(value) else list(value) if isinstance(value, tuple) else value
-        for name, value in ((field.name, getattr(config, field.name)) for field in dataclasses.fields(config))
-    }
+    return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
+
+
+def _plain(value: Any) -> Any:
+    """Return a setting, or a section, in JSON's types."""
+    if isinstance(value, tuple):
+        return [*map(_plain, value)]
+    return to_dict(value) if dataclasses.is_dataclass(value) else value
 
 
 def from_dict(values: dict[str, Any], kind: type[Settings] = Config) -> Settings:  # type: ignore[assignment]

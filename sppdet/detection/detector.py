@@ -188,9 +188,9 @@ def describe_features(detector: Detector) -> str:
     features, layer = detector.features, detector.head.layer if detector.head else "pool5"
     words = [f"{detector.backbone.name} ({detector.backbone.precision})", layer]
     if isinstance(features, PyramidFeatures):
-        words += [f"{features.kind} pooling {_numbers(features.levels)}", f"scales {_numbers(features.scales)}"]
+        words += [f"{features.kind} pooling {_pyramids(features)}", f"scales {_numbers(features.scales)}"]
     if isinstance(features, CropFeatures):
-        words += [f"max pooling {_numbers(features.levels)}", f"{features.crop.kind} crops of {features.crop.size}"]
+        words += [f"max pooling {_pyramids(features)}", f"{features.crop.kind} crops of {features.crop.size}"]
     return ", ".join([*words, f"{detector.search.mode} selective search"])
 
 
@@ -205,6 +205,11 @@ def describe_detection(detector: Detector) -> str:
     ]
     words += [f"{name}={getattr(settings, name):g}" for name in ("vote", "context") if getattr(settings, name)]
     return ", ".join(words + (["flip"] if settings.flip else []))
+
+
+def _pyramids(features: WindowFeatures) -> str:
+    """Return the levels of each layer's pyramid."""
+    return " and ".join(_numbers(pyramid.levels) for pyramid in features.pyramids)
 
 
 def _numbers(values: tuple[int, ...]) -> str:

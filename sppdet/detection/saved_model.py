@@ -22,7 +22,7 @@ from sppdet.detection.detector import Detector
 from sppdet.detection.ensemble import Ensemble
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.features import Crop, CropFeatures, PyramidFeatures, WindowFeatures
-from sppdet.networks import Backbone, Head, restore_trunk
+from sppdet.networks import Backbone, Cut, Head, restore_trunk
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import SppdetError, atomic_write, entries_under, file_digest, read_json, write_json
 
@@ -72,12 +72,13 @@ def load_detector(folder: str | Path, device: str = "auto") -> Detector:
         raise SppdetError(f"{folder}/model.safetensors: cannot be read ({error}); train again") from None
 
     name, precision = description["backbone"]["name"], description["backbone"]["precision"]
+    cut = Cut.restore(description["backbone"])
     try:
-        trunk = restore_trunk(name, entries_under(tensors, "trunk."))
+        trunk = restore_trunk(name, entries_under(tensors, "trunk."), cut)
     except RuntimeError:
         raise SppdetError(f"{folder}: its weights do not fit this version's {name}; train again") from None
     # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.
-    backbone = Backbone.wrap(name, trunk, device, "auto" if precision == "bfloat16" else precision)
+    backbone = Backbone.wrap(name, trunk, device, "auto" if precision == "bfloat16" else precision, cut)
     features = _restore_features(description["features"], backbone)
     head = None
     if description["head"]:
@@ -104,9 +105,12 @@ def _restore_features(description: dict, backbone: Backbone) -> WindowFeatures:
     values: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
     }
+    values |= {"channels": backbone.channels, "layer_channels": backbone.layer_channels}
+    if "layer_levels" in values:
+        values["layer_levels"] = tuple(map(tuple, values["layer_levels"]))
     if "crop" in values:
-        return CropFeatures(channels=backbone.channels, crop=Crop(**values["crop"]), levels=values["levels"])
-    return PyramidFeatures(grid=backbone.grid, channels=backbone.channels, half=backbone.bfloat16_on_cpu, **values)
+        return CropFeatures(**values | {"crop": Crop(**values["crop"])})
+    return PyramidFeatures(grid=backbone.grid, half=backbone.bfloat16_on_cpu, **values)
 
 
 def save_detector(detector: Detector, folder: Path) -> None:
@@ -115,7 +119,7 @@ def save_detector(detector: Detector, folder: Path) -> None:
         "format": _FORMAT,
         "classes": list(detector.classes),
         "classifier": "softmax" if isinstance(detector.classifier, Softmax) else "svm",
-        "backbone": {"name": detector.backbone.name, "precision": detector.backbone.precision},
+        "backbone": detector.backbone.description(),
         "features": detector.features.description(),
         "proposals": asdict(detector.search),
         "head": detector.head.description() if detector.head else None,

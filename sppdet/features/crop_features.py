@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from sppdet.config import PoolingSettings, RegionSettings
 from sppdet.features.warp import Crop
-from sppdet.features.window_features import WindowFeatures, Windows
+from sppdet.features.window_features import LayerPyramid, WindowFeatures, Windows
 from sppdet.networks import Backbone
-from sppdet.ops import bins
 from sppdet.utils import in_threads, thread_count
 
 # Crops that go through the trunk together. On a CPU few, whose maps stay in its caches: SqueezeNet takes 1.3 times as
@@ -61,7 +61,8 @@ class CropFeatures(WindowFeatures[CropVectors]):
     Attributes:
         channels: C of the feature maps.
         crop: how a window becomes a square of pixels.
-        levels: bins per side of each level of the pyramid on a crop's feature map.
+        levels: bins per side of each level of the pyramid on a crop's feature map, of layers without levels of their
+            own.
     """
 
     channels: int
@@ -70,10 +71,22 @@ class CropFeatures(WindowFeatures[CropVectors]):
 
     needs_windows: ClassVar[bool] = True
 
+    @classmethod
+    def create(cls, backbone: Backbone, regions: RegionSettings, pooling: PoolingSettings) -> CropFeatures:
+        """Return the features that a configuration describes, on a backbone's feature maps."""
+        return cls(
+            channels=backbone.channels,
+            crop=Crop(regions.crop, regions.crop_size, regions.context),
+            levels=pooling.levels,
+            layer_channels=backbone.layer_channels,
+            layer_levels=pooling.layer_levels,
+            layer_weights=pooling.layer_weights,
+        )
+
     @property
-    def pooled_dimension(self) -> int:
-        """Length of a pooled vector, C times the number of bins."""
-        return self.channels * bins(self.levels)
+    def pyramids(self) -> list[LayerPyramid]:
+        """The pyramid of each layer."""
+        return self._pyramids(self.channels, self.levels)
 
     def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> CropVectors:
         """Compute the vectors of the windows ``(N, 4)`` of an RGB uint8 image."""
@@ -123,8 +136,11 @@ class CropFeatures(WindowFeatures[CropVectors]):
         return self._pool_crops(maps)
 
     def _pool_crops(self, maps: torch.Tensor) -> torch.Tensor:
-        pooled = [functional.adaptive_max_pool2d(maps, n).flatten(2) for n in self.levels]
-        return torch.cat(pooled, dim=2).transpose(1, 2).flatten(1)
+        pooled = []
+        for channels, levels, weight in self.pyramids:
+            bins = [functional.adaptive_max_pool2d(maps[:, channels], n).flatten(2) for n in levels]
+            pooled.append(weight * torch.cat(bins, dim=2).transpose(1, 2).flatten(1))
+        return torch.cat(pooled, 1)
 
 
 def _channels_first(crops: np.ndarray) -> torch.Tensor:

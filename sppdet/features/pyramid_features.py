@@ -10,9 +10,9 @@ import torch
 
 from sppdet.config import PoolingSettings, RegionSettings
 from sppdet.features.regions import choose_scales, locate, project, scale_factor
-from sppdet.features.window_features import WindowFeatures, Windows
+from sppdet.features.window_features import LayerPyramid, WindowFeatures, Windows
 from sppdet.networks import Backbone, CellGrid
-from sppdet.ops import bins, pyramid_pool, pyramid_pool_batch, pyramid_roi_align, unique_windows
+from sppdet.ops import pyramid_pool, pyramid_pool_batch, pyramid_roi_align, unique_windows
 from sppdet.utils import SppdetError
 
 _KINDS = ("max", "align")
@@ -32,7 +32,7 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
         max_side: highest number of pixels of the image's longer side.
         target: side in pixels of the square that a window should come closest to at its scale.
         shrink: pixels by which a window's edges move inwards before ``max`` rounds them to cells.
-        levels: bins per side of each level.
+        levels: bins per side of each level, of layers without levels of their own.
         kind: ``max``, the maximum of a bin's whole cells, or ``align``, RoIAlign: the mean of samples of the window as
             it is.
         samples: sample points per side of each bin of ``align``; 0 takes as many as the bin is cells long.
@@ -74,13 +74,16 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
             levels=tuple(pooling.levels),
             kind=pooling.kind,
             samples=pooling.samples,
+            layer_channels=backbone.layer_channels,
+            layer_levels=pooling.layer_levels,
+            layer_weights=pooling.layer_weights,
             half=backbone.bfloat16_on_cpu,
         )
 
     @property
-    def pooled_dimension(self) -> int:
-        """Length of a pooled vector, C times the number of bins."""
-        return self.channels * bins(self.levels)
+    def pyramids(self) -> list[LayerPyramid]:
+        """The pyramid of each layer."""
+        return self._pyramids(self.channels, self.levels)
 
     def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> list[np.ndarray]:
         """Compute the feature maps of an RGB uint8 image, one per scale: float32 ``(H, W, C)``."""
@@ -129,24 +132,37 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
         return project(boxes, size, factor, self.grid, map_size, self.shrink)
 
     def halved(self, maps: list[np.ndarray]) -> list[np.ndarray]:
-        """Return the maps as the int16 that `sppdet.ops.pyramid_pool` takes for bfloat16, where ``half`` is set.
+        """Return the maps as `block` reads them: one per scale and layer, layers of a scale side by side.
 
-        A map with a negative value stays as it is: as whole numbers only positive values are in order.
+        Where ``half`` is set, they are the int16 that `sppdet.ops.pyramid_pool` takes for bfloat16. A map with a
+        negative value stays as it is: as whole numbers only positive values are in order.
         """
+        pyramids = self.pyramids
+        if len(pyramids) > 1:
+            maps = [np.ascontiguousarray(m[..., p.channels]) * np.float32(p.weight) for m in maps for p in pyramids]
         if not self.half or self.kind != "max":
             return maps
         return [m if m.min(initial=0) < 0 else torch.from_numpy(m).bfloat16().view(torch.int16).numpy() for m in maps]
 
     def block(self, maps: list[np.ndarray], windows: Windows, rows: np.ndarray) -> torch.Tensor:
-        """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, which are read on one map."""
-        feature_map, cells = maps[windows.scales[rows[0]]], windows.cells[rows]
+        """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, which are read at one scale.
+
+        Args:
+            maps: those of `halved`; or those of `read`, where all layers have one pyramid.
+        """
+        cells, pyramids = windows.cells[rows], self.pyramids
+        first = windows.scales[rows[0]] * len(pyramids)
+        pooled = [self._block(maps[first + i], cells, pyramid.levels) for i, pyramid in enumerate(pyramids)]
+        return torch.cat(pooled, 1) if len(pooled) > 1 else pooled[0]
+
+    def _block(self, feature_map: np.ndarray, cells: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
         if self.kind == "align":
-            return self._align(torch.from_numpy(feature_map).permute(2, 0, 1), cells)
-        pooled = torch.from_numpy(pyramid_pool(feature_map, cells, self.levels))
+            return self._align(torch.from_numpy(feature_map).permute(2, 0, 1), cells, levels)
+        pooled = torch.from_numpy(pyramid_pool(feature_map, cells, levels))
         return (pooled.view(torch.bfloat16) if feature_map.dtype == np.int16 else pooled).flatten(1)
 
-    def _align(self, feature_map: torch.Tensor, edges: np.ndarray) -> torch.Tensor:
-        return pyramid_roi_align(feature_map, edges, self.levels, self.samples).flatten(1)
+    def _align(self, feature_map: torch.Tensor, edges: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
+        return pyramid_roi_align(feature_map, edges, levels, self.samples).flatten(1)
 
     def trunk_input(
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int
@@ -158,6 +174,10 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
     def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
         """Pool a feature map ``(1, C, H, W)``: vectors ``(N, D)`` of boxes ``(N, 4)``, differentiable."""
         cells = self.to_cells(boxes, size, factor, (maps.shape[3], maps.shape[2]))
-        if self.kind == "align":
-            return self._align(maps[0], cells)
-        return pyramid_pool_batch(maps[0], cells, self.levels).flatten(1)
+        pool = self._align if self.kind == "align" else _max
+        pooled = [pool(maps[0, p.channels] * p.weight, cells, p.levels) for p in self.pyramids]
+        return torch.cat(pooled, 1) if len(pooled) > 1 else pooled[0]
+
+
+def _max(feature_map: torch.Tensor, cells: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
+    return pyramid_pool_batch(feature_map, cells, levels).flatten(1)

@@ -8,20 +8,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import DTypeLike
 
 from sppdet.networks import Backbone, Head
-from sppdet.ops import Products
+from sppdet.ops import Products, bins
 from sppdet.utils import side_by_side
 
 _BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so an image's vectors never exist all at once
 
 # Fields of features that the backbone or the head decides. All others are settings: the vectors depend on them.
-_NOT_SETTINGS = {"head", "head_dimension", "concat_pooled", "half", "grid", "channels"}
+_NOT_SETTINGS = {"head", "head_dimension", "concat_pooled", "half", "grid", "channels", "layer_channels"}
+# Left out of the description where they are empty: keys and model files are then those of versions without them.
+_OPTIONAL = {"layer_levels", "layer_weights"}
 
 Maps = TypeVar("Maps")  # what windows are read from: a list of feature maps, or the vectors of crops
 
@@ -41,6 +43,20 @@ class Windows:
     group: np.ndarray
 
 
+class LayerPyramid(NamedTuple):
+    """How one layer of a backbone is pooled.
+
+    Attributes:
+        channels: those of the feature map that are the layer's.
+        levels: bins per side of each level.
+        weight: factor of the layer's numbers.
+    """
+
+    channels: slice
+    levels: tuple[int, ...]
+    weight: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class WindowFeatures(ABC, Generic[Maps]):
     """How the windows of an image become vectors.
@@ -52,6 +68,9 @@ class WindowFeatures(ABC, Generic[Maps]):
         head: maps pooled vectors ``(n, D)`` to vectors ``(n, head_dimension)``; None leaves the pooled vectors.
         head_dimension: length of the vectors of ``head``.
         concat_pooled: whether the pooled vector stays, before the vector of ``head``.
+        layer_channels: channels of each layer of the backbone.
+        layer_levels: bins per side of each level, for each layer; empty pools all layers at the same levels.
+        layer_weights: factor of each layer's numbers; empty is 1 for all.
         half: whether feature maps are rounded to bfloat16, and pooled and multiplied in bfloat16 where bins are maxima.
         needs_windows: whether `read` has to know the windows.
     """
@@ -59,14 +78,32 @@ class WindowFeatures(ABC, Generic[Maps]):
     head: Callable[[torch.Tensor], torch.Tensor] | None = None
     head_dimension: int = 0
     concat_pooled: bool = False
+    layer_channels: tuple[int, ...] = ()
+    layer_levels: tuple[tuple[int, ...], ...] = ()
+    layer_weights: tuple[float, ...] = ()
     half: bool = False
 
     needs_windows: ClassVar[bool]
 
     @property
     @abstractmethod
+    def pyramids(self) -> list[LayerPyramid]:
+        """The pyramid of each layer, whose vectors are concatenated; one of all channels where layers do not differ."""
+
+    def _pyramids(self, channels: int, levels: tuple[int, ...]) -> list[LayerPyramid]:
+        """Return `pyramids` on maps of ``channels``; ``levels`` are those of layers without their own."""
+        if not self.layer_levels and not self.layer_weights:
+            return [LayerPyramid(slice(0, channels), levels, 1.0)]
+        layers = len(self.layer_channels)
+        ends = np.cumsum(self.layer_channels).tolist()
+        slices = [slice(end - count, end) for end, count in zip(ends, self.layer_channels)]
+        all_levels, weights = self.layer_levels or [levels] * layers, self.layer_weights or [1.0] * layers
+        return [*map(LayerPyramid, slices, all_levels, weights)]
+
+    @property
     def pooled_dimension(self) -> int:
-        """Length of a pooled vector."""
+        """Length of a pooled vector: channels times bins, summed over the layers."""
+        return sum((p.channels.stop - p.channels.start) * bins(p.levels) for p in self.pyramids)
 
     @abstractmethod
     def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> Maps:
@@ -118,6 +155,7 @@ class WindowFeatures(ABC, Generic[Maps]):
         A model file holds it, and keys of cached and learned results are made from it.
         """
         names = [field.name for field in fields(self) if field.name not in _NOT_SETTINGS]
+        names = [name for name in names if name not in _OPTIONAL or getattr(self, name)]
         return {name: _json_like(getattr(self, name)) for name in names}
 
     @property
@@ -137,7 +175,7 @@ class WindowFeatures(ABC, Generic[Maps]):
         return replace(self, head=head.vectors, head_dimension=head.dimension, concat_pooled=head.concat_pooled)
 
     def halved(self, maps: Maps) -> Maps:
-        """Return the maps in bfloat16 where these features pool them so; `block` then returns bfloat16, too."""
+        """Return the maps as `block` reads them: in bfloat16 where these features pool them so."""
         return maps
 
     def blocks(self, windows: Windows, rows: np.ndarray | None = None) -> list[np.ndarray]:
@@ -210,5 +248,5 @@ class WindowFeatures(ABC, Generic[Maps]):
 def _json_like(value: Any) -> Any:
     """Return a setting as JSON has it."""
     if isinstance(value, tuple):
-        return list(value)
+        return [*map(_json_like, value)]
     return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

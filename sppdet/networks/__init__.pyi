@@ -2,6 +2,8 @@ from .backbone import Backbone as Backbone
 from .cell_grid import CellGrid as CellGrid
 from .cell_grid import freeze as freeze
 from .checks import check_network as check_network
+from .cut import WHOLE as WHOLE
+from .cut import Cut as Cut
 from .fc_head import Head as Head
 from .gradient_training import make_optimizer as make_optimizer
 from .gradient_training import step_decay as step_decay

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from sppdet.data import scaled_size
 from sppdet.networks.cell_grid import CellGrid, cell_grid
+from sppdet.networks.cut import WHOLE, Cut, layer_channels
 from sppdet.networks.normalisation import Normalisation
 from sppdet.networks.trunks import build_trunk, normalisation_of
 from sppdet.networks.weights import load_weights, weights_digest
@@ -67,9 +69,10 @@ class Backbone:
         name: the network, see `sppdet.networks.trunks.NETWORKS`.
         trunk: the conv layers with their weights, in evaluation mode on ``device``.
         grid: where the cells of a feature map lie in the trunk's input.
-        channels: C of a feature map.
+        layer_channels: channels of a feature map, those of each layer of ``cut``.
         device: where the trunk runs.
         precision: ``float32`` or ``bfloat16``.
+        cut: where the trunk ends.
 
     Examples:
         >>> backbone = Backbone.create("small", "random", device="cpu", precision="float32")
@@ -80,12 +83,15 @@ class Backbone:
     name: str
     trunk: nn.Module
     grid: CellGrid
-    channels: int
+    layer_channels: tuple[int, ...]
     device: torch.device
     precision: str
+    cut: Cut = WHOLE
 
     @classmethod
-    def create(cls, name: str, weights: str, device: str = "auto", precision: str = "auto", seed: int = 0) -> Backbone:
+    def create(
+        cls, name: str, weights: str, device: str = "auto", precision: str = "auto", seed: int = 0, cut: Cut = WHOLE
+    ) -> Backbone:
         """Build a network and load its weights.
 
         Args:
@@ -94,24 +100,33 @@ class Backbone:
             device: ``auto``, ``cpu`` or ``cuda``.
             precision: ``auto``, ``float32`` or ``bfloat16``.
             seed: of random weights.
+            cut: where the trunk ends.
 
         Raises:
-            SppdetError: an unknown network or device, or weights that do not fit.
+            SppdetError: an unknown network, layer or device, or weights that do not fit.
         """
-        trunk = build_trunk(name, seed)
+        trunk = build_trunk(name, seed, cut)
         load_weights(trunk, name, weights)
-        return cls.wrap(name, trunk, device, precision)
+        return cls.wrap(name, trunk, device, precision, cut)
 
     @classmethod
-    def wrap(cls, name: str, trunk: nn.Module, device: str = "auto", precision: str = "auto") -> Backbone:
+    def wrap(
+        cls, name: str, trunk: nn.Module, device: str = "auto", precision: str = "auto", cut: Cut = WHOLE
+    ) -> Backbone:
         """Make a trunk ready: move it to the device, fix its weights, and measure its cells and channels."""
         target = resolve_device(device)
         grid = cell_grid(trunk)
         trunk = trunk.eval().requires_grad_(False).to(target)
         trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its signature
         with torch.inference_mode():
-            channels = trunk(torch.zeros(1, 3, _MIN_INPUT, _MIN_INPUT, device=target)).shape[1]
-        return cls(name, trunk, grid, channels, target, resolve_precision(precision, target))
+            x = torch.zeros(1, 3, _MIN_INPUT, _MIN_INPUT, device=target)
+            channels = layer_channels(trunk, x) if len(cut.layers) > 1 else (trunk(x).shape[1],)
+        return cls(name, trunk, grid, channels, target, resolve_precision(precision, target), cut)
+
+    @property
+    def channels(self) -> int:
+        """C of a feature map."""
+        return sum(self.layer_channels)
 
     @property
     def normalisation(self) -> Normalisation:
@@ -128,14 +143,19 @@ class Backbone:
         """Whether the CPU, which works on the feature maps wherever the trunk runs, is to multiply in bfloat16, too."""
         return self.half and _native_on_cpu()
 
-    def settings(self) -> dict[str, str | int]:
+    def settings(self) -> dict[str, Any]:
         """Return what a feature map depends on, apart from the image and the scale; for keys."""
         return {
             "backbone": self.name,
             "weights": weights_digest(self.trunk),
             "precision": self.precision,
             "format": 1,
+            **self.cut.description(),
         }
+
+    def description(self) -> dict[str, Any]:
+        """Return what a model file holds of the backbone beside its weights."""
+        return {"name": self.name, "precision": self.precision, **self.cut.description()}
 
     def __call__(self, image: np.ndarray, factor: float) -> np.ndarray:
         """Compute the feature map of an enlarged image.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sppdet.config import Config
-from sppdet.networks.trunks import fc_layers, network
+from sppdet.networks.cut import WHOLE, Cut
+from sppdet.networks.trunks import build_trunk, fc_layers, network
 from sppdet.networks.weights import package_file
 from sppdet.utils import SppdetError
 
@@ -12,20 +13,29 @@ def check_network(config: Config) -> None:
     """Refuse settings that do not suit ``backbone.name``, before anything runs.
 
     Raises:
-        SppdetError: an unknown network, ImageNet weights of a package that is not installed, fc layers that the network
-            does not bring (``finetune.init=imagenet``), or levels or units that its fc layers do not have.
+        SppdetError: an unknown network, one that cannot be cut, layers that it does not have, ImageNet weights of a
+            package that is not installed, fc layers that the network does not bring (``finetune.init=imagenet``), or
+            levels or units that its fc layers do not have.
 
     Examples:
         >>> check_network(Config())
     """
     name, end_to_end = config.backbone.name, config.end_to_end
     source = network(name).imagenet
-    if config.backbone.weights == "imagenet" and source not in (None, "torchvision"):
+    if config.backbone.weights == "imagenet" and source not in (None, "torchvision", "timm"):
         package_file(source)
+    cut = Cut.of(config.backbone)
+    if cut != WHOLE or network(name).library:
+        build_trunk(name, cut=cut)
     if config.finetune.init != "imagenet" or not (end_to_end.enabled or config.features != "pool5"):
         return
     layers = fc_layers(name)
     section, units = ("end_to_end", end_to_end.units) if end_to_end.enabled else ("finetune", config.finetune.units)
+    if config.backbone.layers or config.pooling.layer_levels:
+        raise SppdetError(
+            f"finetune.init: the fc6 of {name} reads its last layer; set backbone.layers=[] and "
+            "pooling.layer_levels=[], or finetune.init=random"
+        )
     if config.pooling.levels != (layers.bins,) or units != layers.units:
         raise SppdetError(
             f"finetune.init: the fc6 of {name} reads one level of {layers.bins} x {layers.bins} bins; set "

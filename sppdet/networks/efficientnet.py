@@ -79,6 +79,7 @@ class _Block(nn.Module):
         if self.expands:
             self._expand_conv = nn.Conv2d(inputs, inner, 1, bias=False)
             self._bn0 = _batch_norm(inner)
+            self.expansion = nn.ReLU6(inplace=True)
         self.pad = _same_padding(kernel) if stride == 2 else nn.Identity()
         padding = 0 if stride == 2 else dilation * (kernel // 2)
         self._depthwise_conv = nn.Conv2d(inner, inner, kernel, stride, padding, dilation, inner, bias=False)
@@ -88,7 +89,7 @@ class _Block(nn.Module):
         self.relu = nn.ReLU6(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        inner = self.relu(self._bn0(self._expand_conv(x))) if self.expands else x
+        inner = self.expansion(self._bn0(self._expand_conv(x))) if self.expands else x
         inner = self.relu(self._bn1(self._depthwise_conv(self.pad(inner))))
         projected = self._bn2(self._project_conv(inner))
         return x + projected if self.residual else projected

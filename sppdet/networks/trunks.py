@@ -21,7 +21,9 @@ from functools import partial
 import torch
 from torch import nn
 
+from sppdet.networks.cut import WHOLE, Cut, cut_at, cut_network
 from sppdet.networks.efficientnet import efficientnet_lite
+from sppdet.networks.libraries import LibraryNetwork, has_timm, library_network, torchvision_names
 from sppdet.networks.normalisation import IMAGENET, LITE, Normalisation
 from sppdet.utils import SppdetError
 
@@ -53,12 +55,14 @@ class Network:
             file; None if there are none. Random weights are drawn as torchvision draws most networks', but PyTorch's
             initial weights stay where this is None.
         normalisation: of the input.
+        library: the whole network that `build` returns, where it is a library's; `sppdet.networks.cut` cuts it.
     """
 
-    build: Callable[[], nn.Sequential]
+    build: Callable[[], nn.Module]
     fc_layers: FcLayers | None = None
     imagenet: str | None = "torchvision"
     normalisation: Normalisation = IMAGENET
+    library: LibraryNetwork | None = None
 
 
 def network(name: str) -> Network:
@@ -73,9 +77,14 @@ def network(name: str) -> Network:
     """
     if name in NETWORKS:
         return NETWORKS[name]
-    nearest = difflib.get_close_matches(name, NETWORKS, n=1)
+    if entry := library_network(name):
+        return Network(entry.build, imagenet=entry.library, normalisation=entry.normalisation, library=entry)
+    nearest = difflib.get_close_matches(name, NETWORKS, n=1) or difflib.get_close_matches(
+        name, torchvision_names(), n=1
+    )
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-    raise SppdetError(f"backbone.name: '{name}' is none of {', '.join(sorted(NETWORKS))}{hint}")
+    others = "torchvision or timm" if has_timm() else "torchvision (timm is not installed)"
+    raise SppdetError(f"backbone.name: '{name}' is none of {', '.join(sorted(NETWORKS))} or {others}{hint}")
 
 
 def fc_layers(name: str) -> FcLayers:
@@ -100,39 +109,51 @@ def normalisation_of(name: str) -> Normalisation:
     return network(name).normalisation
 
 
-def build_trunk(name: str, seed: int = 0) -> nn.Sequential:
+def build_trunk(name: str, seed: int = 0, cut: Cut = WHOLE) -> nn.Module:
     """Build a trunk with random weights; its state_dict has the keys of the whole network's.
 
     Args:
-        name: a network of `NETWORKS`.
+        name: the network.
         seed: of the weights. PyTorch's random state is left as it is.
+        cut: where the trunk ends.
 
     Raises:
-        SppdetError: an unknown name.
+        SppdetError: an unknown name or layer.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         entry = network(name)
         trunk = entry.build()
-        if entry.imagenet:
+        if entry.imagenet and not entry.library:
             _initialise(trunk)
-        return trunk
+        return _cut(trunk, name, cut)
 
 
-def restore_trunk(name: str, state: dict[str, torch.Tensor]) -> nn.Sequential:
+def restore_trunk(name: str, state: dict[str, torch.Tensor], cut: Cut = WHOLE) -> nn.Module:
     """Build a trunk with the weights of a trunk's state_dict.
 
     Raises:
-        SppdetError: an unknown name.
+        SppdetError: an unknown name or layer.
         RuntimeError: the state_dict is another trunk's.
     """
     with torch.random.fork_rng(devices=[]):
-        trunk = network(name).build()
+        trunk = _cut(network(name).build(), name, cut)
     trunk.load_state_dict(state)
     return trunk
 
 
-def _initialise(trunk: nn.Sequential) -> None:
+def _cut(trunk: nn.Module, name: str, cut: Cut) -> nn.Module:
+    if network(name).library:
+        return cut_network(trunk, name, cut)
+    if cut.dilate:
+        raise SppdetError(
+            f"backbone.dilate: {name} is built in, up to stride 16; set it to false, or choose a network of a library, "
+            "such as backbone.name=torchvision/resnet50"
+        )
+    return cut_at(trunk, name, cut.layers) if cut.layers else trunk
+
+
+def _initialise(trunk: nn.Module) -> None:
     """Draw the weights as He et al. 2015 do, as torchvision initialises most of its networks."""
     for layer in trunk.modules():
         if isinstance(layer, nn.Conv2d):

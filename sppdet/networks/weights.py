@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from sppdet.networks.libraries import LibraryNetwork
 from sppdet.networks.trunks import network
 from sppdet.utils import SppdetError
 
@@ -54,22 +55,14 @@ def network_state(name: str, weights: str) -> dict[str, torch.Tensor]:
 
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
-    source = network(name).imagenet
-    if source is None:
+    entry = network(name)
+    if entry.imagenet is None:
         raise SppdetError(
             f"backbone.weights: there are no imagenet weights of '{name}'; use pretrain, random or a file"
         )
-    if source != "torchvision":
-        return _file_state(package_file(source))
-    from torchvision.models import get_model_weights  # takes longer to import than torch
-
-    try:
-        return get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
-    except (OSError, RuntimeError) as error:
-        raise SppdetError(
-            f"backbone.weights: the download of torchvision's {name} weights failed ({error}); "
-            "give a file: backbone.weights=PATH"
-        ) from None
+    if entry.library or entry.imagenet == "torchvision":
+        return (entry.library or LibraryNetwork("torchvision", name)).imagenet_state()
+    return _file_state(package_file(entry.imagenet))
 
 
 def package_file(package: str) -> Path:

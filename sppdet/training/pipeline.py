@@ -30,7 +30,7 @@ from sppdet.config import STAGES, Config, load, override, to_dict
 from sppdet.detection import Detector, is_ensemble
 from sppdet.evaluation import check_names, evaluate_run, forget_cost, read_costs, record_cost, stage_line, summary
 from sppdet.features import FeatureSplit, WindowFeatures, fill_each, fill_maps
-from sppdet.networks import check_network
+from sppdet.networks import Cut, check_network
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune, image_svms
 from sppdet.training.cached_result import checkpoint_of, invalidate, write_result
@@ -235,7 +235,7 @@ class Pipeline:
         with checkpoint_of(path, key.data) as checkpoint:
             trunk, accuracy = pretrain(
                 self.inputs.train, c.backbone.name, c.backbone.precision, c.pretrain, c.pooling.levels, c.device,
-                self._execution(checkpoint),
+                self._execution(checkpoint), Cut.of(c.backbone),
             )  # fmt: skip
             write_result(path, key, trunk.state_dict())
         return _Outcome(True, {"training_accuracy": round(accuracy, 3)})

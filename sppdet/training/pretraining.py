@@ -17,7 +17,7 @@ from torch import nn
 from sppdet.classification import SPPClassifier, to_pixels, train_classifier
 from sppdet.config import PretrainSettings
 from sppdet.data import Dataset, Sample
-from sppdet.networks import Backbone, Normalisation
+from sppdet.networks import WHOLE, Backbone, Cut, Normalisation
 from sppdet.ops import boxes as geometry
 from sppdet.utils import Execution, SppdetError, parallel_map
 
@@ -107,6 +107,7 @@ def pretrain(
     levels: tuple[int, ...],
     device: str,
     execution: Execution,
+    cut: Cut = WHOLE,
 ) -> tuple[nn.Module, float]:
     """Train a trunk with random weights on the objects of a data set.
 
@@ -118,6 +119,7 @@ def pretrain(
         levels: bins per side of each level of the pyramid on the trunk.
         device: ``auto``, ``cpu`` or ``cuda``.
         execution: seed, workers and checkpoint.
+        cut: where the trunk ends.
 
     Returns:
         The trunk, on the CPU, and its accuracy on the crops in the last epoch.
@@ -133,7 +135,7 @@ def pretrain(
             "give more images or backbone.weights=imagenet"
         )
     torch.manual_seed(execution.seed)
-    backbone = Backbone.create(backbone_name, "random", device, precision, execution.seed)
+    backbone = Backbone.create(backbone_name, "random", device, precision, execution.seed, cut)
     network = SPPClassifier(backbone.trunk, backbone.channels, len(dataset.classes) + 1, levels)
     network.for_training(backbone.device)
     history = train_classifier(

@@ -12,7 +12,6 @@ from sppdet.config import Config
 from sppdet.data import load_split
 from sppdet.features import (
     CachedSplit,
-    Crop,
     CropFeatures,
     FeatureSplit,
     PyramidFeatures,
@@ -20,7 +19,7 @@ from sppdet.features import (
     add_features,
     open_proposals,
 )
-from sppdet.networks import Backbone, Head, network_state, restore_trunk, weights_digest
+from sppdet.networks import Backbone, Cut, Head, network_state, restore_trunk, weights_digest
 from sppdet.proposals import SelectiveSearch
 from sppdet.training.cached_result import write_result
 from sppdet.training.mining import feature_scale
@@ -67,16 +66,18 @@ class StageInputs:
         """The backbone before end-to-end training."""
         settings = self.config.backbone
         weights = str(self.files.pretrained) if settings.weights == "pretrain" else settings.weights
-        return Backbone.create(settings.name, weights, self.config.device, settings.precision, self.config.run.seed)
+        return Backbone.create(
+            settings.name, weights, self.config.device, settings.precision, self.config.run.seed, Cut.of(settings)
+        )
 
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone that makes the feature maps: after end-to-end training, where the run has it."""
         if not self.config.end_to_end.enabled:
             return self.initial_backbone
-        name = self.initial_backbone.name
-        trunk = restore_trunk(name, entries_under(load_file(self.files.end_to_end), "trunk."))
-        return Backbone.wrap(name, trunk, self.config.device, self.config.backbone.precision)
+        name, cut = self.initial_backbone.name, self.initial_backbone.cut
+        trunk = restore_trunk(name, entries_under(load_file(self.files.end_to_end), "trunk."), cut)
+        return Backbone.wrap(name, trunk, self.config.device, self.config.backbone.precision, cut)
 
     @cached_property
     def head(self) -> Head | None:
@@ -155,11 +156,9 @@ class StageInputs:
     @cached_property
     def pooled_features(self) -> WindowFeatures:
         """The pooled vectors of windows."""
-        regions, pooling = self.config.regions, self.config.pooling
-        if regions.crop != "none":
-            crop = Crop(regions.crop, regions.crop_size, regions.context)
-            return CropFeatures(channels=self.initial_backbone.channels, crop=crop, levels=pooling.levels)
-        return PyramidFeatures.create(self.initial_backbone, regions, pooling)
+        regions = self.config.regions
+        kind = PyramidFeatures if regions.crop == "none" else CropFeatures
+        return kind.create(self.initial_backbone, regions, self.config.pooling)
 
     @cached_property
     def features(self) -> WindowFeatures:

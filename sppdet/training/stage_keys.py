@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sppdet.config import keys as setting_keys
 from sppdet.config import load
-from sppdet.networks import Backbone, Head, weights_digest
+from sppdet.networks import Backbone, Cut, Head, weights_digest
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import image_svms
 from sppdet.training.cached_result import Key, has_result, is_done
@@ -51,6 +51,7 @@ class StageKeys:
         c, train = self.config, self.inputs.train
         settings = {"pretrain": asdict(c.pretrain), "levels": c.pooling.levels}
         settings |= {"name": c.backbone.name, "precision": c.backbone.precision}
+        settings |= Cut.of(c.backbone).description()
         return self._key(settings, [], [self._objects(), [file_digest(sample.path) for sample in train]])
 
     def end_to_end(self, start: Head | None) -> Key:

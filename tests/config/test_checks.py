@@ -34,6 +34,8 @@ def message_of(settings: Config | ClassifierConfig, overrides: list[str]) -> str
         ["backbone.weights=random", "end_to_end.frozen_stride=0", *END_TO_END],
         ["backbone.weights=random"],
         ["pooling.kind=align", "pooling.samples=2"],
+        ["backbone.layers=[a,b]", "pooling.layer_levels=[[6,3],[2]]", "pooling.layer_weights=[1,0.5]"],
+        ["pooling.layer_levels=[[6,3]]"],
         ["svm.positive_overlap=0.31"],
         ["features=fc7", "svd_ranks=[1024,0]"],
         ["features=fc6", "svd_ranks=[64]", "finetune.units=64"],
@@ -53,6 +55,14 @@ def test_settings_that_go_together_are_accepted(overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["backbone.layers=[a,b]", "pooling.layer_levels=[[6,3]]"],
+            "pooling.layer_levels: 1 for 2 layers of backbone.layers; give one for each, or []",
+        ),
+        (
+            ["pooling.layer_weights=[1,2]"],
+            "pooling.layer_weights: 2 for 1 layer of backbone.layers; give one for each, or []",
+        ),
         (
             ["classifier=softmax"],
             "classifier: softmax is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it, "

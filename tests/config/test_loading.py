@@ -144,6 +144,11 @@ def test_an_override_leaves_the_original_settings_alone():
         ("regions.scales=[]", "regions.scales: expected one or more positive whole numbers"),
         ("regions.scales=[0]", "regions.scales: expected one or more positive"),
         ("regions.scales=[4.5]", "regions.scales: expected int, found 4.5"),
+        (
+            "pooling.layer_levels=[[6],[]]",
+            "pooling.layer_levels: expected one or more positive whole numbers, found",
+        ),
+        ("pooling.layer_weights=[0]", "pooling.layer_weights: expected more than 0, found 0.0"),
         ("pooling.levels=[a]", "pooling.levels: expected int, found 'a'"),
         ("pooling.kind=roi_align", "pooling.kind: expected one of max, align, found 'roi_align'"),
         ("pooling.samples=-1", "pooling.samples: expected 0 or more, found -1"),

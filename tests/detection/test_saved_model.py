@@ -11,7 +11,7 @@ import pytest
 from detectors import hand_made_detector, random_detector, two_rectangles
 
 from sppdet.config.settings import DetectionSettings
-from sppdet.detection.detector import Detector
+from sppdet.detection.detector import Detector, describe_features
 from sppdet.detection.ensemble import Ensemble
 from sppdet.detection.linear_layers import BoxRegressors, Softmax
 from sppdet.detection.saved_model import (
@@ -23,6 +23,7 @@ from sppdet.detection.saved_model import (
     load_detector,
     save_detector,
 )
+from sppdet.networks.cut import Cut
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import write_json
 
@@ -53,6 +54,20 @@ def test_the_kind_of_pooling_is_saved(tmp_path):
     assert len(detections) > 3
     np.testing.assert_array_equal(detections.scores, expected.scores)
     np.testing.assert_array_equal(detections.xyxy, expected.xyxy)
+
+
+@pytest.mark.parametrize("layer", [None, "pool5+fc7"])
+def test_layers_and_their_pyramids_are_saved(tmp_path, layer):
+    cut, pyramids = Cut(("features.11", "features.14")), {"layer_levels": ((3, 1), (2,)), "layer_weights": (1.0, 0.5)}
+    detector, image = random_detector(layer, cut=cut, **pyramids), two_rectangles()
+    assert detector.features.pooled_dimension == 128 * 10 + 128 * 4
+    detector.save(tmp_path)
+    loaded = load_detector(tmp_path, device="cpu")
+    assert loaded.backbone.cut == cut and loaded.features.pyramids == detector.features.pyramids
+    assert "max pooling 3 1 and 2, " in describe_features(loaded)
+    expected, detections = detector.predict(image, threshold=None), loaded.predict(image, threshold=None)
+    assert len(detections) > 3
+    np.testing.assert_array_equal(detections.scores, expected.scores)
 
 
 def test_a_loaded_softmax_is_a_softmax(tmp_path, tiny_features):

@@ -63,6 +63,17 @@ def test_a_vector_is_the_pooled_map_of_the_windows_crop(split, backbone):
         np.testing.assert_allclose(vector, pooled.ravel(), rtol=2e-3, atol=1e-4)
 
 
+def test_each_layer_of_a_crop_is_pooled_at_its_levels():
+    maps = torch.rand(2, 5, 6, 7, generator=torch.Generator().manual_seed(0))
+    layers = {"layer_channels": (3, 2), "layer_levels": ((2, 1), (3,)), "layer_weights": (0.5, 2.0)}
+    pooled = replace(FEATURES, channels=5, **layers).pool(maps, np.zeros((2, 4)), (9, 9), 1.0)
+    first, second = (replace(FEATURES, channels=n, levels=levels) for n, levels in ((3, (2, 1)), (2, (3,))))
+    parts = [
+        f.pool(m, np.zeros((2, 4)), (9, 9), 1.0) for f, m in ((first, 0.5 * maps[:, :3]), (second, 2 * maps[:, 3:]))
+    ]
+    torch.testing.assert_close(pooled, torch.cat(parts, 1), rtol=0, atol=0)
+
+
 def test_a_vector_computed_alone_does_not_depend_on_the_others(split, backbone):
     image, boxes = read_image(split.dataset[0].path), split.proposals(0)
     every = FEATURES.compute(backbone, image, boxes, batch=1)

@@ -128,6 +128,39 @@ def test_training_pools_as_detection_does(tiny_features, kind):
     np.testing.assert_array_equal(pooled, features.of_boxes(maps, boxes, WHOLE))
 
 
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("kind", ["max", "align"])
+def test_each_layer_is_pooled_at_its_levels(tiny_features, kind, half):
+    layers = {"layer_channels": (3, 2), "layer_levels": ((2, 1), (3,)), "layer_weights": (0.5, 2.0)}
+    features = tiny_features(5, (7,), kind=kind, half=half, **layers)
+    maps = [
+        np.round(m * 128) / 128 - (0, 0, 0, 0.5, 0.5) for m in maps_of(0, (16, 16), channels=5)
+    ]  # exact as bfloat16
+    maps = [m.astype(np.float32) for m in maps]
+    boxes = np.random.default_rng(1).uniform(0, 30, (20, 4)).astype(np.float32) + np.float32([0, 0, 32, 32])
+    first, second = tiny_features(3, kind=kind), tiny_features(2, (3,), kind=kind)
+    vectors = np.concatenate(
+        [
+            first.of_boxes([0.5 * m[..., :3] for m in maps], boxes, WHOLE),
+            second.of_boxes([2 * m[..., 3:] for m in maps], boxes, WHOLE),
+        ],
+        axis=1,
+    )
+    assert features.pooled_dimension == vectors.shape[1] == 3 * 5 + 2 * 9
+    np.testing.assert_array_equal(features.of_boxes(maps, boxes, WHOLE), vectors)
+    np.testing.assert_array_equal(features.pool(channels_first(maps[0])[None], boxes, WHOLE, 1.0), vectors)
+    assert {key: value for key, value in features.description().items() if key.startswith("layer")} == {
+        "layer_levels": [[2, 1], [3]],
+        "layer_weights": [0.5, 2.0],
+    }
+
+
+def test_layers_without_their_own_levels_have_those_of_all(tiny_features):
+    features = tiny_features(5, (2, 1), layer_channels=(3, 2), layer_weights=(1.0, 3.0))
+    assert features.pyramids == [(slice(0, 3), (2, 1), 1.0), (slice(3, 5), (2, 1), 3.0)]
+    assert tiny_features(5, (2, 1), layer_channels=(3, 2)).pyramids == [(slice(0, 5), (2, 1), 1.0)]
+
+
 def test_maps_in_bfloat16_are_pooled_as_such(tiny_features):
     exact, rounded = tiny_features(3), tiny_features(3, half=True)
     maps = [torch.from_numpy(m).bfloat16().float().numpy() for m in maps_of(0, (16, 16))]

@@ -42,6 +42,14 @@ def test_a_package_of_weights_must_be_installed(monkeypatch):
         ([*ALEXNET, "backbone.name=resnet50"], "finetune.init: resnet50 brings no fc6 and fc7; .* alexnet, vgg16$"),
         ([*ALEXNET, "pooling.levels=[6,3]"], r"reads one level of 6 x 6 bins; set pooling.levels=\[6\]"),
         ([*ALEXNET, "backbone.name=vgg16"], r"vgg16 reads one level of 7 x 7 bins; set pooling.levels=\[7\]"),
+        (
+            [*ALEXNET, "backbone.layers=[features.7]"],
+            r"the fc6 of alexnet reads its last layer; set backbone.layers=\[\]",
+        ),
+        (
+            [*ALEXNET, "pooling.layer_levels=[[6]]"],
+            r"the fc6 of alexnet reads its last layer; set backbone.layers=\[\]",
+        ),
         ([*ALEXNET, "finetune.units=1024"], "set .* and finetune.units=4096"),
         ([*ALEXNET, "end_to_end.enabled=true"], "set .* and end_to_end.units=4096"),
     ],

@@ -65,6 +65,8 @@ ROWS = {
     "proposals.engine": Row("proposals.engine=opencv", OF_FEATURES),
     "backbone.name": Row("backbone.name=resnet18 backbone.weights=random", EVERY),
     "backbone.weights": Row("backbone.weights=WEIGHTS", OF_FEATURES),
+    "backbone.layers": Row("backbone.layers=[features.11]", EVERY),
+    "backbone.dilate": Row("backbone.dilate=true", OF_FEATURES, "backbone.name=torchvision/resnet18 backbone.weights=random"),
     "backbone.precision": Row("backbone.precision=bfloat16", EVERY),
     "pretrain.sizes": Row("pretrain.sizes=[48]", {"pretrain"}),
     "pretrain.epochs": Row("pretrain.epochs=1", {"pretrain"}),
@@ -80,6 +82,8 @@ ROWS = {
     "regions.shrink": Row("regions.shrink=0", OF_FEATURES),
     "pooling.kind": Row("pooling.kind=align", OF_FEATURES),
     "pooling.levels": Row("pooling.levels=[2,1]", EVERY),
+    "pooling.layer_levels": Row("pooling.layer_levels=[[2,1]]", OF_FEATURES),
+    "pooling.layer_weights": Row("pooling.layer_weights=[0.5]", OF_FEATURES),
     "pooling.samples": Row("pooling.samples=2", OF_FEATURES, ALIGNED),
     "features": Row("features=fc6", MARGINS, FC7),
     "svd_ranks": Row("svd_ranks=[4,4]", MARGINS, FC7),
@@ -276,6 +280,7 @@ OTHER_VALUES = {
     "crop": "square", "crop_size": 100, "context": 4,
     "scales": (96, 160), "max_side": 300, "target": 100, "shrink": 0.0,
     "kind": {"max": "align", "align": "max", "warp": "align"}, "levels": (2, 1), "samples": 2,
+    "layer_levels": ((2, 1),), "layer_weights": (0.5,),
 }  # fmt: skip
 
 
