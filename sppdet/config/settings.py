@@ -162,6 +162,8 @@ class PoolingSettings(Checked):
     levels: SizeList = (6, 3, 2, 1)  # bins per side of each level of the pyramid
     # sample points per side of each bin, for align; 0: as many as the bin is cells long, rounded up
     samples: CountFromZero = 0
+    # float16: maps are stored in half precision; uint8: rounded to 256 levels per map and channel, stored and pooled so
+    map_type: Annotated[str, one_of("float16", "uint8")] = "float16"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,14 +12,25 @@ from sppdet.config import PoolingSettings, RegionSettings
 from sppdet.features.regions import choose_scales, locate, project, scale_factor
 from sppdet.features.window_features import WindowFeatures, Windows
 from sppdet.networks import Backbone, CellGrid
-from sppdet.ops import bins, pyramid_pool, pyramid_pool_batch, pyramid_roi_align, unique_windows
+from sppdet.ops import (
+    CodedMap,
+    bins,
+    encode_map,
+    pyramid_pool,
+    pyramid_pool_batch,
+    pyramid_pool_coded,
+    pyramid_roi_align,
+    unique_windows,
+)
 from sppdet.utils import SppdetError
 
 _KINDS = ("max", "align")
 
+FeatureMap = np.ndarray | CodedMap  # float32 (H, W, C), or its codes
+
 
 @dataclass(frozen=True)
-class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
+class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
     """How windows become pooled vectors on feature maps.
 
     See `sppdet.features.regions` for the scale and cells of a window, `sppdet.ops.pooling` and
@@ -36,6 +47,7 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
         kind: ``max``, the maximum of a bin's whole cells, or ``align``, RoIAlign: the mean of samples of the window as
             it is.
         samples: sample points per side of each bin of ``align``; 0 takes as many as the bin is cells long.
+        map_type: ``float16``, or ``uint8`` for maps that are rounded to codes, see `sppdet.ops.encode_map`.
 
     Raises:
         SppdetError: a model of an older version has another kind.
@@ -51,6 +63,8 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
     # Model files of the first versions lack these two.
     kind: str = "max"
     samples: int = 0
+    # Older model files lack this one.
+    map_type: str = "float16"
 
     needs_windows: ClassVar[bool] = False
 
@@ -74,23 +88,32 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
             levels=tuple(pooling.levels),
             kind=pooling.kind,
             samples=pooling.samples,
+            map_type=pooling.map_type,
             half=backbone.bfloat16_on_cpu,
         )
+
+    def description(self) -> dict[str, Any]:
+        """Return every setting that the pooled vectors depend on; ``float16``, as it is in older files, is left out."""
+        description = super().description()
+        if self.map_type == "float16":
+            del description["map_type"]
+        return description
 
     @property
     def pooled_dimension(self) -> int:
         """Length of a pooled vector, C times the number of bins."""
         return self.channels * bins(self.levels)
 
-    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> list[np.ndarray]:
-        """Compute the feature maps of an RGB uint8 image, one per scale: float32 ``(H, W, C)``."""
-        return [backbone(image, factor) for factor in self.factors(image.shape[1], image.shape[0])]
+    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> list[FeatureMap]:
+        """Compute the feature maps of an RGB uint8 image, one per scale: float32 ``(H, W, C)``, or maps of codes."""
+        maps = [backbone(image, factor) for factor in self.factors(image.shape[1], image.shape[0])]
+        return [encode_map(m) for m in maps] if self.map_type == "uint8" else [*maps]
 
     def factors(self, width: int, height: int) -> np.ndarray:
         """Return the enlargement ``(S,)`` of an image at each scale."""
         return np.array([scale_factor(width, height, scale, self.max_side) for scale in self.scales])
 
-    def windows(self, boxes: np.ndarray, size: tuple[int, int], maps: list[np.ndarray]) -> Windows:
+    def windows(self, boxes: np.ndarray, size: tuple[int, int], maps: list[FeatureMap]) -> Windows:
         """Find boxes on the maps of an image; those of ``max`` with the same cells are one window.
 
         Args:
@@ -128,22 +151,27 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
             return locate(boxes, size, factor, self.grid, map_size)
         return project(boxes, size, factor, self.grid, map_size, self.shrink)
 
-    def halved(self, maps: list[np.ndarray]) -> list[np.ndarray]:
+    def halved(self, maps: list[FeatureMap]) -> list[FeatureMap]:
         """Return the maps as the int16 that `sppdet.ops.pyramid_pool` takes for bfloat16, where ``half`` is set.
 
-        A map with a negative value stays as it is: as whole numbers only positive values are in order.
+        A map with a negative value stays as it is: as whole numbers only positive values are in order. So does a map of
+        codes, of which `block` decodes the maxima; ``align`` needs all of its numbers.
         """
-        if not self.half or self.kind != "max":
-            return maps
-        return [m if m.min(initial=0) < 0 else torch.from_numpy(m).bfloat16().view(torch.int16).numpy() for m in maps]
+        if self.kind != "max":
+            return [m.decoded() if isinstance(m, CodedMap) else m for m in maps]
+        return [_halved(m) for m in maps] if self.half else maps
 
-    def block(self, maps: list[np.ndarray], windows: Windows, rows: np.ndarray) -> torch.Tensor:
+    def block(self, maps: list[FeatureMap], windows: Windows, rows: np.ndarray) -> torch.Tensor:
         """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, which are read on one map."""
         feature_map, cells = maps[windows.scales[rows[0]]], windows.cells[rows]
-        if self.kind == "align":
+        if isinstance(feature_map, CodedMap):
+            pooled = pyramid_pool_coded(feature_map, cells, self.levels, self.half)
+        elif self.kind == "align":
             return self._align(torch.from_numpy(feature_map).permute(2, 0, 1), cells)
-        pooled = torch.from_numpy(pyramid_pool(feature_map, cells, self.levels))
-        return (pooled.view(torch.bfloat16) if feature_map.dtype == np.int16 else pooled).flatten(1)
+        else:
+            pooled = pyramid_pool(feature_map, cells, self.levels)
+        vectors = torch.from_numpy(pooled).flatten(1)
+        return vectors.view(torch.bfloat16) if pooled.dtype == np.int16 else vectors
 
     def _align(self, feature_map: torch.Tensor, edges: np.ndarray) -> torch.Tensor:
         return pyramid_roi_align(feature_map, edges, self.levels, self.samples).flatten(1)
@@ -161,3 +189,10 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
         if self.kind == "align":
             return self._align(maps[0], cells)
         return pyramid_pool_batch(maps[0], cells, self.levels).flatten(1)
+
+
+def _halved(feature_map: FeatureMap) -> FeatureMap:
+    """Return a map as the bits of bfloat16; one of codes or with a negative value as it is."""
+    if isinstance(feature_map, CodedMap) or feature_map.min(initial=0) < 0:
+        return feature_map
+    return torch.from_numpy(feature_map).bfloat16().view(torch.int16).numpy()
