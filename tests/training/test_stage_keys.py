@@ -78,6 +78,7 @@ ROWS = {
     "pooling.kind": Row("pooling.kind=align", OF_FEATURES),
     "pooling.levels": Row("pooling.levels=[2,1]", EVERY),
     "pooling.samples": Row("pooling.samples=2", OF_FEATURES, ALIGNED),
+    "pooling.map_type": Row("pooling.map_type=uint8", OF_FEATURES),
     "features": Row("features=fc6", MARGINS, FC7),
     "svd_ranks": Row("svd_ranks=[4,4]", MARGINS, FC7),
     "classifier": Row("classifier=softmax", NOTHING, TOGETHER.replace("pool5+", "")),
@@ -267,12 +268,13 @@ def test_the_balance_depends_on_the_head_and_the_features_but_on_no_norm(runs):
 CANNOT_MATTER = {
     "max": {"crop_size", "context"},
     "align": {"crop_size", "context"},
-    "warp": {"scales", "max_side", "target", "shrink", "kind", "samples"},
+    "warp": {"scales", "max_side", "target", "shrink", "kind", "samples", "map_type"},
 }
 OTHER_VALUES = {
     "crop": "square", "crop_size": 100, "context": 4,
     "scales": (96, 160), "max_side": 300, "target": 100, "shrink": 0.0,
     "kind": {"max": "align", "align": "max", "warp": "align"}, "levels": (2, 1), "samples": 2,
+    "map_type": "uint8",
 }  # fmt: skip
 
 
