@@ -14,6 +14,7 @@ from sppdet.features.cached_split import MapSplit, map_name
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.features.store import Store
 from sppdet.networks.cell_grid import CellGrid
+from sppdet.proposals.search import SelectiveSearch
 
 SIDE, STRIDE = 64, 4  # every hand-made image is 64 x 64 pixels, its map 16 x 16 cells
 
@@ -61,7 +62,9 @@ def make_split(tmp_path):
             names.append(f"p{i}-0")
             proposal_store.write(names[-1], np.asarray(proposals, np.float32).reshape(-1, 4))
             map_store.write(map_name(SIDE, names[-1]), np.asarray(feature_map, np.float32))
-        return MapSplit(Dataset(tuple(classes), tuple(samples)), names, proposal_store, map_store, (SIDE,), 1000)
+        dataset = Dataset(tuple(classes), tuple(samples))
+        # The stores are full, so nothing is computed: there is no backbone.
+        return MapSplit(dataset, names, proposal_store, SelectiveSearch(), map_store, None, (SIDE,), 1000)
 
     return make
 

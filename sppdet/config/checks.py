@@ -104,6 +104,11 @@ def _check_crops(config: Config) -> None:
         raise SppdetError("regions.scales: crops have one size, regions.crop_size; set one scale, or regions.crop=none")
     if config.pooling.kind != "max":
         raise SppdetError(f"pooling.kind: {config.pooling.kind} is for windows on feature maps; set max for crops")
+    if config.pooling.map_type != "float16":
+        raise SppdetError(
+            f"pooling.map_type: {config.pooling.map_type} is for feature maps, which are not stored with crops; "
+            "set float16"
+        )
     if config.end_to_end.hard_of:
         raise SppdetError("end_to_end.hard_of: training uses all crops that are drawn; set it to 0")
     if config.detection.context:

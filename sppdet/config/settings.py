@@ -177,6 +177,8 @@ class PoolingSettings(Checked):
     layer_weights: Annotated[tuple[Positive, ...], any_value("checked with backbone.layers, in checks")] = ()
     # sample points per side of each bin, for align; 0: as many as the bin is cells long, rounded up
     samples: CountFromZero = 0
+    # float16: maps are stored in half precision; uint8: rounded to 256 levels per map and channel, stored and pooled so
+    map_type: Annotated[str, one_of("float16", "uint8")] = "float16"
 
 
 @dataclass(frozen=True)

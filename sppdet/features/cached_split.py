@@ -14,13 +14,14 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from sppdet.data import Dataset
+from sppdet.data import Dataset, read_image
 from sppdet.features.crop_features import CropFeatures, CropVectors
-from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.features.pyramid_features import FeatureMap, PyramidFeatures
 from sppdet.features.regions import scale_factor
 from sppdet.features.store import Store, fill
 from sppdet.features.window_features import WindowFeatures
 from sppdet.networks import Backbone
+from sppdet.ops import CodedMap
 from sppdet.ops import boxes as geometry
 from sppdet.proposals import SelectiveSearch, proposal_recall
 from sppdet.utils import SppdetError, file_digest, fingerprint
@@ -51,7 +52,7 @@ def open_proposals(dataset: Dataset, cache: str, search: SelectiveSearch) -> Cac
         cache: the cache folder.
         search: where the proposals come from.
     """
-    return CachedSplit(dataset, entry_names(dataset), proposal_store(cache, search))
+    return CachedSplit(dataset, entry_names(dataset), proposal_store(cache, search), search)
 
 
 def open_split(
@@ -71,12 +72,12 @@ def open_split(
 
 def add_features(split: CachedSplit, cache: str, backbone: Backbone, features: WindowFeatures) -> FeatureSplit:
     """Open a split's cached maps as `open_split` does, without reading the images again for their digests."""
-    dataset, names, proposals = split.dataset, split.names, split.proposal_store
+    of_split = (split.dataset, split.names, split.proposal_store, split.search)
     if isinstance(features, CropFeatures):
-        return CropSplit(dataset, names, proposals, _crop_store(cache, backbone, proposals, features), features)
+        return CropSplit(*of_split, _crop_store(cache, backbone, split.proposal_store, features), backbone, features)
     if isinstance(features, PyramidFeatures):
-        maps = _map_store(cache, backbone, features.max_side)
-        return MapSplit(dataset, names, proposals, maps, features.scales, features.max_side)
+        maps = _map_store(cache, backbone, features.max_side, features.map_type)
+        return MapSplit(*of_split, maps, backbone, features.scales, features.max_side)
     raise TypeError(f"no split stores what {type(features).__name__} read windows from")
 
 
@@ -88,11 +89,13 @@ class CachedSplit:
         dataset: the images and their objects.
         names: the store entry of each image, see `entry_names`.
         proposal_store: the store of the proposals.
+        search: where the proposals come from; computes damaged ones anew.
     """
 
     dataset: Dataset
     names: list[str]
     proposal_store: Store
+    search: SelectiveSearch
 
     def with_mirror_images(self: Split) -> Split:
         """Return the images followed by their mirror images, with the proposals mirrored."""
@@ -110,7 +113,8 @@ class CachedSplit:
 
     def proposals(self, i: int) -> np.ndarray:
         """Return the proposals of image ``i``: float32 ``(N, 4)`` pixel edges."""
-        sample, boxes = self.dataset[i], self.proposal_store.read(self.names[i].removesuffix(_MIRRORED))
+        sample, name = self.dataset[i], self.names[i].removesuffix(_MIRRORED)
+        boxes = self.proposal_store.read_or_compute(name, lambda: self.search(read_image(sample.path)))
         return geometry.mirror(boxes, sample.width) if sample.mirrored else boxes
 
     def objects(self, i: int, label: int) -> np.ndarray:
@@ -167,12 +171,14 @@ class FeatureSplit(CachedSplit, ABC):
 
     Attributes:
         map_store: the store of feature maps, or of the vectors of crops.
+        backbone: the network; computes damaged entries of ``map_store`` anew.
     """
 
     map_store: Store
+    backbone: Backbone
 
     @abstractmethod
-    def maps(self, i: int) -> list[np.ndarray] | CropVectors:
+    def maps(self, i: int) -> list[FeatureMap] | CropVectors:
         """Return what the windows of image ``i`` are read from."""
 
     @abstractmethod
@@ -220,10 +226,21 @@ class MapSplit(FeatureSplit):
     scales: tuple[int, ...]
     max_side: int
 
-    def maps(self, i: int) -> list[np.ndarray]:
-        """Return the feature maps of image ``i``, one per scale: float32 ``(H, W, C)``."""
-        stored = (self.map_store.read(map_name(scale, self.names[i])) for scale in self.scales)
-        return [torch.from_numpy(float16).float().numpy() for float16 in stored]
+    def maps(self, i: int) -> list[FeatureMap]:
+        """Return the feature maps of image ``i``, one per scale: float32 ``(H, W, C)``, or maps of codes."""
+        return [self._map(i, scale) for scale in self.scales]
+
+    def _map(self, i: int, scale: int) -> FeatureMap:
+        def compute() -> np.ndarray:
+            return self._compute(self.backbone, scale, self.dataset[i].read())
+
+        stored = self.map_store.read_or_compute(map_name(scale, self.names[i]), compute)
+        return stored if isinstance(stored, CodedMap) else torch.from_numpy(stored).float().numpy()
+
+    def _compute(self, backbone: Backbone, scale: int, image: np.ndarray) -> np.ndarray:
+        """Return the feature map of an image at a scale, to be stored."""
+        height, width = image.shape[:2]
+        return backbone(image, scale_factor(width, height, scale, self.max_side))
 
     def map_entries(self) -> dict[str, float]:
         """Return the entries of the map store; a map takes space in proportion to the square of its scale."""
@@ -234,14 +251,11 @@ class MapSplit(FeatureSplit):
         return sum(self._fill_scale(backbone, scale, workers, again, first) for scale in self.scales)
 
     def _fill_scale(self, backbone: Backbone, scale: int, workers: int, again: bool, first: int | None) -> int:
-        def compute(image: np.ndarray) -> np.ndarray:
-            height, width = image.shape[:2]
-            return backbone(image, scale_factor(width, height, scale, self.max_side))
-
         images = {map_name(scale, name): sample.read for name, sample in zip(self.names, self.dataset)}
         if again:
             self.map_store.remove(list(images))
         images = dict(islice(images.items(), first))
+        compute = partial(self._compute, backbone, scale)
         return fill(self.map_store, images, compute, workers, f"maps at {scale}", threads=True)
 
 
@@ -250,8 +264,11 @@ def map_name(scale: int, name: str) -> str:
     return f"{scale}/{name}"
 
 
-def _map_store(cache: str, backbone: Backbone, max_side: int) -> Store:
-    return Store(cache, "maps", backbone.settings() | {"max_side": max_side}, ".b2nd")
+def _map_store(cache: str, backbone: Backbone, max_side: int, map_type: str = "float16") -> Store:
+    settings = backbone.settings() | {"max_side": max_side}
+    if map_type == "uint8":
+        return Store(cache, "maps", settings | {"map_type": "uint8"}, ".codes")
+    return Store(cache, "maps", settings, ".b2nd")
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,13 +287,21 @@ class CropSplit(FeatureSplit):
     def maps(self, i: int) -> CropVectors:
         """Return the windows of image ``i``, proposals first, and their vectors."""
         boxes = np.concatenate([self.proposals(i), self.dataset[i].boxes])
-        stored = [self.map_store.read(self.names[i])]
-        stored += [self.map_store.read(self._objects_name(i))] if len(self.dataset[i].boxes) else []
+        stored = [self._vectors(self.names[i], i, self.proposals, None)]
+        stored += [self._vectors(self._objects_name(i), i, self._objects, 1)] if len(self.dataset[i].boxes) else []
         vectors = np.concatenate(stored) if len(stored) > 1 else stored[0]
         if len(vectors) != len(boxes):
             path = self.map_store.path(self.names[i])
             raise SppdetError(f"{path}: holds other windows than the proposals; delete it and run again")
         return CropVectors(boxes, vectors)
+
+    def _vectors(self, entry: str, i: int, boxes: Callable[[int], np.ndarray], batch: int | None) -> np.ndarray:
+        """Return the stored vectors of the ``boxes`` of image ``i``."""
+
+        def compute() -> np.ndarray:
+            return self.features.compute(self.backbone, self.dataset[i].read(), boxes(i), batch)
+
+        return self.map_store.read_or_compute(entry, compute)
 
     def map_entries(self) -> dict[str, float]:
         """Return the entries of the map store; vectors take space in proportion to their number."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -12,14 +12,24 @@ from sppdet.config import PoolingSettings, RegionSettings
 from sppdet.features.regions import choose_scales, locate, project, scale_factor
 from sppdet.features.window_features import LayerPyramid, WindowFeatures, Windows
 from sppdet.networks import Backbone, CellGrid
-from sppdet.ops import pyramid_pool, pyramid_pool_batch, pyramid_roi_align, unique_windows
+from sppdet.ops import (
+    CodedMap,
+    encode_map,
+    pyramid_pool,
+    pyramid_pool_batch,
+    pyramid_pool_coded,
+    pyramid_roi_align,
+    unique_windows,
+)
 from sppdet.utils import SppdetError
 
 _KINDS = ("max", "align")
 
+FeatureMap = np.ndarray | CodedMap  # float32 (H, W, C), or its codes
+
 
 @dataclass(frozen=True)
-class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
+class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
     """How windows become pooled vectors on feature maps.
 
     See `sppdet.features.regions` for the scale and cells of a window, `sppdet.ops.pooling` and
@@ -36,6 +46,7 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
         kind: ``max``, the maximum of a bin's whole cells, or ``align``, RoIAlign: the mean of samples of the window as
             it is.
         samples: sample points per side of each bin of ``align``; 0 takes as many as the bin is cells long.
+        map_type: ``float16``, or ``uint8`` for maps that are rounded to codes, see `sppdet.ops.encode_map`.
 
     Raises:
         SppdetError: a model of an older version has another kind.
@@ -51,6 +62,8 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
     # Model files of the first versions lack these two.
     kind: str = "max"
     samples: int = 0
+    # Older model files lack this one.
+    map_type: str = "float16"
 
     needs_windows: ClassVar[bool] = False
 
@@ -77,23 +90,32 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
             layer_channels=backbone.layer_channels,
             layer_levels=pooling.layer_levels,
             layer_weights=pooling.layer_weights,
+            map_type=pooling.map_type,
             half=backbone.bfloat16_on_cpu,
         )
+
+    def description(self) -> dict[str, Any]:
+        """Return every setting that the pooled vectors depend on; ``float16``, as it is in older files, is left out."""
+        description = super().description()
+        if self.map_type == "float16":
+            del description["map_type"]
+        return description
 
     @property
     def pyramids(self) -> list[LayerPyramid]:
         """The pyramid of each layer."""
         return self._pyramids(self.channels, self.levels)
 
-    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> list[np.ndarray]:
-        """Compute the feature maps of an RGB uint8 image, one per scale: float32 ``(H, W, C)``."""
-        return [backbone(image, factor) for factor in self.factors(image.shape[1], image.shape[0])]
+    def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> list[FeatureMap]:
+        """Compute the feature maps of an RGB uint8 image, one per scale: float32 ``(H, W, C)``, or maps of codes."""
+        maps = [backbone(image, factor) for factor in self.factors(image.shape[1], image.shape[0])]
+        return [encode_map(m) for m in maps] if self.map_type == "uint8" else [*maps]
 
     def factors(self, width: int, height: int) -> np.ndarray:
         """Return the enlargement ``(S,)`` of an image at each scale."""
         return np.array([scale_factor(width, height, scale, self.max_side) for scale in self.scales])
 
-    def windows(self, boxes: np.ndarray, size: tuple[int, int], maps: list[np.ndarray]) -> Windows:
+    def windows(self, boxes: np.ndarray, size: tuple[int, int], maps: list[FeatureMap]) -> Windows:
         """Find boxes on the maps of an image; those of ``max`` with the same cells are one window.
 
         Args:
@@ -131,20 +153,21 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
             return locate(boxes, size, factor, self.grid, map_size)
         return project(boxes, size, factor, self.grid, map_size, self.shrink)
 
-    def halved(self, maps: list[np.ndarray]) -> list[np.ndarray]:
+    def halved(self, maps: list[FeatureMap]) -> list[FeatureMap]:
         """Return the maps as `block` reads them: one per scale and layer, layers of a scale side by side.
 
         Where ``half`` is set, they are the int16 that `sppdet.ops.pyramid_pool` takes for bfloat16. A map with a
-        negative value stays as it is: as whole numbers only positive values are in order.
+        negative value stays as it is: as whole numbers only positive values are in order. So does a map of codes, of
+        which `block` decodes the maxima; ``align`` needs all of its numbers.
         """
         pyramids = self.pyramids
         if len(pyramids) > 1:
-            maps = [np.ascontiguousarray(m[..., p.channels]) * np.float32(p.weight) for m in maps for p in pyramids]
-        if not self.half or self.kind != "max":
-            return maps
-        return [m if m.min(initial=0) < 0 else torch.from_numpy(m).bfloat16().view(torch.int16).numpy() for m in maps]
+            maps = [_layer(m, p) for m in maps for p in pyramids]
+        if self.kind != "max":
+            return [m.decoded() if isinstance(m, CodedMap) else m for m in maps]
+        return [_halved(m) for m in maps] if self.half else maps
 
-    def block(self, maps: list[np.ndarray], windows: Windows, rows: np.ndarray) -> torch.Tensor:
+    def block(self, maps: list[FeatureMap], windows: Windows, rows: np.ndarray) -> torch.Tensor:
         """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, which are read at one scale.
 
         Args:
@@ -155,11 +178,15 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
         pooled = [self._block(maps[first + i], cells, pyramid.levels) for i, pyramid in enumerate(pyramids)]
         return torch.cat(pooled, 1) if len(pooled) > 1 else pooled[0]
 
-    def _block(self, feature_map: np.ndarray, cells: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
-        if self.kind == "align":
+    def _block(self, feature_map: FeatureMap, cells: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
+        if isinstance(feature_map, CodedMap):
+            pooled = pyramid_pool_coded(feature_map, cells, levels, self.half)
+        elif self.kind == "align":
             return self._align(torch.from_numpy(feature_map).permute(2, 0, 1), cells, levels)
-        pooled = torch.from_numpy(pyramid_pool(feature_map, cells, levels))
-        return (pooled.view(torch.bfloat16) if feature_map.dtype == np.int16 else pooled).flatten(1)
+        else:
+            pooled = pyramid_pool(feature_map, cells, levels)
+        vectors = torch.from_numpy(pooled).flatten(1)
+        return vectors.view(torch.bfloat16) if pooled.dtype == np.int16 else vectors
 
     def _align(self, feature_map: torch.Tensor, edges: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
         return pyramid_roi_align(feature_map, edges, levels, self.samples).flatten(1)
@@ -181,3 +208,17 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
 
 def _max(feature_map: torch.Tensor, cells: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
     return pyramid_pool_batch(feature_map, cells, levels).flatten(1)
+
+
+def _layer(feature_map: FeatureMap, pyramid: LayerPyramid) -> FeatureMap:
+    """Return the channels of one layer of a map, multiplied by the layer's weight."""
+    if isinstance(feature_map, CodedMap):
+        return feature_map.part(pyramid.channels, pyramid.weight)
+    return np.ascontiguousarray(feature_map[..., pyramid.channels]) * np.float32(pyramid.weight)
+
+
+def _halved(feature_map: FeatureMap) -> FeatureMap:
+    """Return a map as the bits of bfloat16; one of codes or with a negative value as it is."""
+    if isinstance(feature_map, CodedMap) or feature_map.min(initial=0) < 0:
+        return feature_map
+    return torch.from_numpy(feature_map).bfloat16().view(torch.int16).numpy()

@@ -2,11 +2,14 @@ from . import boxes as boxes
 from .boxes import clip as clip
 from .boxes import from_voc as from_voc
 from .boxes import to_voc as to_voc
-from .pooling import SpatialPyramidPooling as SpatialPyramidPooling
+from .coded_maps import CodedMap as CodedMap
+from .coded_maps import encode_map as encode_map
 from .pooling import bins as bins
 from .pooling import pyramid_pool as pyramid_pool
-from .pooling import pyramid_pool_batch as pyramid_pool_batch
+from .pooling import pyramid_pool_coded as pyramid_pool_coded
 from .pooling import unique_windows as unique_windows
+from .pooling_torch import SpatialPyramidPooling as SpatialPyramidPooling
+from .pooling_torch import pyramid_pool_batch as pyramid_pool_batch
 from .products import Products as Products
 from .roi_align import pyramid_roi_align as pyramid_roi_align
 from .suppression import nms as nms

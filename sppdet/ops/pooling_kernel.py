@@ -39,6 +39,7 @@ def _max_of(lanes: int) -> Any:
         target: Any,
     ) -> Any:
         bits, is_integer = source.dtype.bitwidth, isinstance(source.dtype, types.Integer)
+        is_signed = is_integer and source.dtype.signed
         vector = ir.VectorType(ir.IntType(bits) if is_integer else ir.FloatType(), lanes)
 
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -60,7 +61,8 @@ def _max_of(lanes: int) -> Any:
                     value = builder.load(pointer(source_data, cell), align=bits // 8)
                     old = builder.load(highest)
                     # This form, not llvm.maxnum, is one instruction on x86.
-                    compare = builder.icmp_signed if is_integer else builder.fcmp_ordered
+                    compare_integers = builder.icmp_signed if is_signed else builder.icmp_unsigned
+                    compare = compare_integers if is_integer else builder.fcmp_ordered
                     builder.store(builder.select(compare(">", value, old), value, old), highest)
             builder.store(builder.load(highest), pointer(out_data, target), align=bits // 8)
             return context.get_dummy_value()
@@ -71,7 +73,7 @@ def _max_of(lanes: int) -> Any:
     return max_of
 
 
-_LANES = 64  # floats: four registers of AVX-512, eight of AVX2
+_LANES = 64  # floats: four registers of AVX-512, eight of AVX2; bytes: one and two
 _max_of_lanes, _max_of_one = _max_of(_LANES), _max_of(1)
 
 
@@ -88,11 +90,15 @@ def _max_into(
     channels: int,
 ) -> None:
     """Write the maximum of a rectangle of vectors of ``channels`` numbers to the position ``target`` of ``out``."""
-    whole = channels // _LANES * _LANES
-    for c in range(0, whole, _LANES):
+    if channels < _LANES:
+        for c in range(channels):
+            _max_of_one(source, first + c, rows, row_step, columns, column_step, out, target + c)
+        return
+    last = channels - _LANES
+    for c in range(0, last, _LANES):
         _max_of_lanes(source, first + c, rows, row_step, columns, column_step, out, target + c)
-    for c in range(whole, channels):
-        _max_of_one(source, first + c, rows, row_step, columns, column_step, out, target + c)
+    # Ends at the last channel, and may compute maxima of the block before again.
+    _max_of_lanes(source, first + last, rows, row_step, columns, column_step, out, target + last)
 
 
 @compiled(inline="always")
@@ -196,6 +202,56 @@ def pool_windows(
                         first = (w * bins + starts[parents[level]] + i * k * finer + j * k) * channels
                         _max_of_cells(pooled, first, k, finer * channels, k, channels, pooled, target, channels)
                         target += channels
+
+
+@intrinsic
+def _bits_of(typing_context: Any, value: Any) -> Any:
+    """Return the bits of a float32 as an int32."""
+
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], ir.IntType(32))
+
+    return types.int32(types.float32), codegen
+
+
+@compiled()
+def pool_coded_windows(
+    codes: NDArray[np.uint8],
+    map_width: int,
+    scale: NDArray[np.float32],
+    offset: NDArray[np.float32],
+    cells: NDArray[np.int32],
+    levels: NDArray[np.int64],
+    parents: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    order: NDArray[np.int64],
+    pooled: np.ndarray,
+) -> None:
+    """Pool every window of a map of codes, and decode the maxima while they are in the processor's nearest memory.
+
+    Args:
+        codes: the codes ``(H, W, C)``, flat.
+        map_width: W.
+        scale: ``(C,)``.
+        offset: ``(C,)``; a code stands for ``offset + scale * code``.
+        cells: ``(N, 4)`` half-open ``x1, y1, x2, y2``.
+        levels, parents, starts, order: as for `pool_windows`.
+        pooled: where the result ``(N, M, C)`` is written, flat: float32, or int16 for the bits of bfloat16.
+    """
+    channels, bins = len(scale), starts[-1] + levels[-1] ** 2
+    maxima = np.empty(bins * channels, np.uint8)
+    for w in range(cells.shape[0]):
+        pool_windows(codes, map_width, channels, cells[w : w + 1], levels, parents, starts, order, maxima)
+        for m in range(bins):
+            row = maxima[m * channels : (m + 1) * channels]
+            out = pooled[(w * bins + m) * channels : (w * bins + m + 1) * channels]
+            if pooled.itemsize == 4:
+                for c in range(channels):
+                    out[c] = np.float32(row[c]) * scale[c] + offset[c]
+            else:  # to the nearest bfloat16, of two to the even one
+                for c in range(channels):
+                    bits = _bits_of(np.float32(row[c]) * scale[c] + offset[c])  # type: ignore[call-arg, var-annotated]
+                    out[c] = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
 
 
 @compiled()

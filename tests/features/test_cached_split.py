@@ -65,6 +65,15 @@ def greys(tmp_path) -> Dataset:
     return Dataset(("c",), tuple(samples))
 
 
+@pytest.fixture
+def random_image(tmp_path) -> Dataset:
+    """An image of 40 x 30 pixels of noise, without objects."""
+    path = tmp_path / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)).save(path)
+    nothing = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
+    return Dataset(("c",), (Sample("noise", path, 40, 30, *nothing),))
+
+
 def test_proposals_need_no_network(tmp_path, greys, monkeypatch):
     monkeypatch.setattr(Backbone, "create", lambda *_: pytest.fail("a network was built"))
     split = open_proposals(greys, tmp_path / "cache", SEARCH)
@@ -113,6 +122,52 @@ def test_the_folders_of_maps_are_those_of_earlier_versions(tmp_path, greys, back
         "proposals": "0123",
     }
     assert map_name(480, "a-0") == "480/a-0"
+
+
+@pytest.mark.parametrize("map_type", ["float16", "uint8"])
+@pytest.mark.parametrize("half", [False, True])
+def test_maps_of_codes_give_the_vectors_of_uncached_images_bit_for_bit(
+    tmp_path, random_image, backbone, map_type, half
+):
+    pooling = PoolingSettings(levels=(2, 1), map_type=map_type)
+    features = replace(
+        PyramidFeatures.create(backbone, RegionSettings(scales=(100, 120), target=64), pooling), half=half
+    )
+    split = open_split(random_image, tmp_path / "cache", SEARCH, backbone, features)
+    split.fill_proposals(SEARCH, 1)
+    fill_maps([split], backbone, 1)
+    boxes, image = split.proposals(0), read_image(split.dataset[0].path)
+    cached = features.of_boxes(split.maps(0), boxes, split.size(0))
+    uncached = features.of_boxes(features.read(backbone, image), boxes, split.size(0))
+    assert np.array_equal(cached, uncached) == (map_type == "uint8" or half)
+
+
+def test_maps_of_another_type_are_stored_elsewhere(tmp_path, greys, backbone):
+    folders = []
+    for map_type in ("float16", "uint8"):
+        features = replace(pyramid(backbone), map_type=map_type)
+        folders.append(open_split(greys, tmp_path / "cache", SEARCH, backbone, features).map_store.folder)
+    assert folders[0] != folders[1]
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_damaged_proposals_and_maps_are_computed_anew(tmp_path, random_image, backbone, mirrored, caplog):
+    caplog.set_level(logging.WARNING)
+    split = open_split(random_image, tmp_path / "cache", SEARCH, backbone, pyramid(backbone)).with_mirror_images()
+    split.fill_proposals(SEARCH, 1)
+    fill_maps([split], backbone, 1)
+    i = int(mirrored)
+    boxes, maps = split.proposals(i), split.maps(i)
+    damaged = [split.proposal_store.path(split.names[0]), split.map_store.path(map_name(100, split.names[i]))]
+    for path in damaged:
+        content = path.read_bytes()
+        path.write_bytes(content[:100] + bytes(200) + content[300:])
+    np.testing.assert_array_equal(split.proposals(i), boxes)
+    for feature_map, expected in zip(split.maps(i), maps):
+        np.testing.assert_allclose(feature_map, expected, rtol=1e-3)  # other threads of torch, other last bits
+    assert caplog.messages == [f"{path}: the stored file is damaged; computing it anew" for path in damaged]
+    split.proposals(i), split.maps(i)
+    assert len(caplog.messages) == 2
 
 
 def test_features_of_another_kind_have_no_split(tmp_path, greys, backbone):

@@ -159,6 +159,18 @@ def test_vectors_of_other_proposals_are_refused(split, backbone):
         split.maps(2)
 
 
+def test_damaged_vectors_are_computed_anew(split, backbone, caplog):
+    fill_maps([split], backbone, 1)
+    expected = split.maps(2).vectors
+    for name in split.map_entries():
+        path = split.map_store.path(name)
+        path.write_bytes(path.read_bytes()[:-100] + bytes(100))
+    np.testing.assert_allclose(split.maps(2).vectors, expected, rtol=1e-2, atol=1e-3)
+    assert [message.rpartition(": ")[2] for message in caplog.messages] == [
+        "the stored file is damaged; computing it anew"
+    ] * (1 + bool(len(split.dataset[2].boxes)))
+
+
 def test_images_without_proposals_or_objects(split, backbone):
     samples = list(split.dataset.samples)
     samples[0] = replace(samples[0], boxes=samples[0].boxes[:0], labels=samples[0].labels[:0])

@@ -13,6 +13,7 @@ from torchvision.ops import roi_align, roi_pool
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.networks.cell_grid import CellGrid, cell_grid
 from sppdet.networks.trunks import build_trunk
+from sppdet.ops.coded_maps import encode_map
 from sppdet.ops.pooling import pyramid_pool
 from sppdet.ops.products import Products
 from sppdet.ops.roi_align import pyramid_roi_align
@@ -183,6 +184,23 @@ def test_maps_stay_as_they_are_where_bfloat16_would_pool_something_else(tiny_fea
     feature_map = maps_of(0, (16, 16))[0]
     feature_map[3, 4, 1] = -0.5 if kind == "max" else 0  # as whole numbers only positive values are in order
     assert tiny_features(3, kind=kind, half=True).halved([feature_map])[0] is feature_map
+
+
+@pytest.mark.parametrize("kind", ["max", "align"])
+@pytest.mark.parametrize("half", [False, True])
+def test_maps_of_codes_are_pooled_like_their_numbers(tiny_features, kind, half):
+    features, maps = tiny_features(3, kind=kind, half=half, map_type="uint8"), maps_of(0, (16, 16))
+    maps[0] -= 0.5
+    coded_maps = [encode_map(m) for m in maps]
+    boxes = np.random.default_rng(1).uniform(0, 30, (20, 4)).astype(np.float32) + np.float32([0, 0, 32, 32])
+    expected = tiny_features(3, kind=kind).of_boxes([m.decoded() for m in coded_maps], boxes, WHOLE)
+    if half and kind == "max":
+        expected = torch.from_numpy(expected).bfloat16().float().numpy()
+    np.testing.assert_array_equal(features.of_boxes(coded_maps, boxes, WHOLE), expected)
+
+
+def test_the_type_of_maps_is_described_where_it_is_not_that_of_older_models(tiny_features):
+    assert tiny_features(3, map_type="uint8").description() == tiny_features(3).description() | {"map_type": "uint8"}
 
 
 def test_features_are_rebuilt_from_their_description(tiny_features):

@@ -14,7 +14,9 @@ from PIL import Image
 from sppdet.data.images import read_image
 from sppdet.features import store as module
 from sppdet.features.store import Store, fill
+from sppdet.ops.coded_maps import encode_map
 from sppdet.utils.errors import SppdetError
+from sppdet.utils.files import atomic_write
 
 BOXES = np.array([[0, 0, 5, 5], [1, 2, 3.5, 4]], np.float32)
 
@@ -101,16 +103,110 @@ def test_missing_size_and_remove(tmp_path):
     assert store.missing(["480/a", "688/a"]) == ["480/a"]
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".b2nd"])
-@pytest.mark.parametrize("damage", ["empty", "cut", "rubbish"])
-def test_a_damaged_file_is_named(tmp_path, suffix, damage):
+def test_maps_of_codes_round_trip_exactly(tmp_path):
+    store = Store(tmp_path, "maps", {}, ".codes")
+    for shape in ((9, 7, 3), (1, 1, 5), (6, 1, 2), (1, 6, 2)):
+        feature_map = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        store.write("688/a", feature_map)
+        stored, expected = store.read("688/a"), encode_map(feature_map)
+        for name in ("codes", "scale", "offset"):
+            np.testing.assert_array_equal(getattr(stored, name), getattr(expected, name))
+        assert stored.codes.flags.c_contiguous and stored.codes.dtype == np.uint8
+
+
+def test_smooth_maps_of_codes_take_fewer_bits_than_codes():
+    # Cells of a product of two waves: differences in both directions are small.
+    x, y = np.meshgrid(np.linspace(0, 3, 58), np.linspace(0, 3, 43))
+    feature_map = np.stack([np.sin(x + c) * np.cos(y - c) for c in range(16)], axis=2).astype(np.float32)
+    assert len(module.compress_codes(encode_map(feature_map))) < 0.5 * feature_map.size
+
+
+SUFFIXES = {".npy": np.float32, ".b2nd": np.float32, ".codes": np.float32, ".rows": np.float16}
+
+
+def stored_values(tmp_path: Path, suffix: str) -> Store:
+    """A store with the entry ``a``: 4 KB or more that do not compress."""
     store = Store(tmp_path, "maps", {}, suffix)
-    store.write("a", np.random.default_rng(0).normal(size=(8, 8, 4)))
-    content = store.path("a").read_bytes()
-    store.path("a").write_bytes({"empty": b"", "cut": content[: len(content) // 2], "rubbish": b"rubbish" * 50}[damage])
+    shape = (64, 64) if suffix == ".rows" else (16, 16, 32)
+    store.write("a", np.random.default_rng(0).normal(size=shape).astype(SUFFIXES[suffix]))
+    return store
+
+
+def flipped(content: bytes, position: int, bit: int = 0) -> bytes:
+    return content[:position] + bytes([content[position] ^ (1 << bit)]) + content[position + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "without its last byte": lambda content: content[:-1],
+    "rubbish": lambda content: b"rubbish" * 50,
+    "512 zeroed bytes": lambda content: content[:2000] + bytes(512) + content[2512:],
+    "the last 512 bytes zeroed": lambda content: content[:-512] + bytes(512),
+    "a flipped bit in the middle": lambda content: flipped(content, len(content) // 2),
+    "a flipped bit in the mark of the checksum": lambda content: flipped(content, len(content) - 8, 5),
+    "a flipped bit in the checksum": lambda content: flipped(content, len(content) - 1, 7),
+}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named(tmp_path, suffix, damage):
+    store = stored_values(tmp_path, suffix)
+    store.path("a").write_bytes(DAMAGES[damage](store.path("a").read_bytes()))
     with pytest.raises(SppdetError, match=rf"a\{suffix}: the stored file is damaged.*delete it") as caught:
         store.read("a")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_flipped_bit_is_noticed(tmp_path, suffix):
+    store = stored_values(tmp_path, suffix)
+    content = store.path("a").read_bytes()
+    for position in np.random.default_rng(1).integers(0, len(content), 100).tolist():
+        store.path("a").write_bytes(flipped(content, position, position % 8))
+        with pytest.raises(SppdetError, match="damaged"):
+            store.read("a")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_files_of_earlier_versions_have_no_checksum_and_are_read(tmp_path, suffix):
+    store = stored_values(tmp_path, suffix)
+    expected = store.read("a")
+    store.path("a").write_bytes(store.path("a").read_bytes()[:-8])
+    values = (value.codes if suffix == ".codes" else value for value in (store.read("a"), expected))
+    np.testing.assert_array_equal(*values)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_damaged_entry_is_computed_anew_with_one_warning(tmp_path, suffix, caplog):
+    store = stored_values(tmp_path, suffix)
+    content = store.path("a").read_bytes()
+    value = np.random.default_rng(0).normal(size=(64, 64) if suffix == ".rows" else (16, 16, 32))
+    calls = []
+
+    def compute() -> np.ndarray:
+        calls.append(0)
+        return value.astype(SUFFIXES[suffix])
+
+    store.read_or_compute("a", compute)
+    assert not calls and not caplog.messages
+    store.path("a").write_bytes(flipped(content, 1000))
+    store.read_or_compute("a", compute)
+    assert store.path("a").read_bytes() == content and len(calls) == 1
+    assert caplog.messages == [f"{store.path('a')}: the stored file is damaged; computing it anew"]
+
+
+def test_a_damaged_entry_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    store = stored_values(tmp_path, ".npy")
+    store.path("a").write_bytes(b"")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(module, "atomic_write", full)
+    with pytest.raises(SppdetError, match=r"^run\.cache: .* cannot be written \(No space left on device\)"):
+        store.read_or_compute("a", lambda: BOXES)
 
 
 def test_fill_computes_what_is_missing_once(tmp_path, images):
@@ -181,13 +277,13 @@ def test_a_full_disk_ends_the_work(tmp_path, images, monkeypatch):
 
 
 def test_an_interrupted_write_leaves_no_entry(tmp_path, images, monkeypatch):
-    def half(path: Path, value) -> None:
+    def half(path: Path) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
     store = Store(tmp_path / "cache", "proposals", {}, ".npy")
     with monkeypatch.context() as patch:
-        patch.setitem(module._WRITERS, ".npy", half)
+        patch.setattr(module, "atomic_write", lambda path, write: atomic_write(path, half))
         with pytest.raises(KeyboardInterrupt):
             fill(store, readers(images), grey, 1, "greys")
     assert store.missing(list(images)) == list(images)

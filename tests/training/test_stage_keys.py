@@ -66,7 +66,9 @@ ROWS = {
     "backbone.name": Row("backbone.name=resnet18 backbone.weights=random", EVERY),
     "backbone.weights": Row("backbone.weights=WEIGHTS", OF_FEATURES),
     "backbone.layers": Row("backbone.layers=[features.11]", EVERY),
-    "backbone.dilate": Row("backbone.dilate=true", OF_FEATURES, "backbone.name=torchvision/resnet18 backbone.weights=random"),
+    "backbone.dilate": Row(
+        "backbone.dilate=true", OF_FEATURES, "backbone.name=torchvision/resnet18 backbone.weights=random"
+    ),
     "backbone.precision": Row("backbone.precision=bfloat16", EVERY),
     "pretrain.sizes": Row("pretrain.sizes=[48]", {"pretrain"}),
     "pretrain.epochs": Row("pretrain.epochs=1", {"pretrain"}),
@@ -85,6 +87,7 @@ ROWS = {
     "pooling.layer_levels": Row("pooling.layer_levels=[[2,1]]", OF_FEATURES),
     "pooling.layer_weights": Row("pooling.layer_weights=[0.5]", OF_FEATURES),
     "pooling.samples": Row("pooling.samples=2", OF_FEATURES, ALIGNED),
+    "pooling.map_type": Row("pooling.map_type=uint8", OF_FEATURES),
     "features": Row("features=fc6", MARGINS, FC7),
     "svd_ranks": Row("svd_ranks=[4,4]", MARGINS, FC7),
     "classifier": Row("classifier=softmax", NOTHING, TOGETHER.replace("pool5+", "")),
@@ -274,13 +277,14 @@ def test_the_balance_depends_on_the_head_and_the_features_but_on_no_norm(runs):
 CANNOT_MATTER = {
     "max": {"crop_size", "context"},
     "align": {"crop_size", "context"},
-    "warp": {"scales", "max_side", "target", "shrink", "kind", "samples"},
+    "warp": {"scales", "max_side", "target", "shrink", "kind", "samples", "map_type"},
 }
 OTHER_VALUES = {
     "crop": "square", "crop_size": 100, "context": 4,
     "scales": (96, 160), "max_side": 300, "target": 100, "shrink": 0.0,
     "kind": {"max": "align", "align": "max", "warp": "align"}, "levels": (2, 1), "samples": 2,
     "layer_levels": ((2, 1),), "layer_weights": (0.5,),
+    "map_type": "uint8",
 }  # fmt: skip
 
 
