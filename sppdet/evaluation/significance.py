@@ -58,7 +58,7 @@ def compare_runs(
         raise SppdetError(f"{folder}: its test images have no objects, so there is nothing to compare")
     counts = draw_image_counts(len(dataset), draws)
     ap, other_ap = (resampled_ap(dataset, last.detections, counts) for last in evaluations)
-    low, high = _range_of_95(mean_over_classes(ap) - mean_over_classes(other_ap))
+    low, high = range_of_95(mean_over_classes(ap) - mean_over_classes(other_ap))
     line = (
         f"mAP {value:.2f}, of {other} {other_value:.2f}: {value - other_value:+.2f}, "
         f"between {low:+.2f} and {high:+.2f} in 95% of {draws} draws of {len(dataset)} test images"
@@ -75,16 +75,16 @@ def _class_lines(
     for name, class_gains in zip(ap, gains):
         value, other_value = ap[name], other_ap[name]
         if value is not None and other_value is not None:
-            low, high = _range_of_95(class_gains)
+            low, high = range_of_95(class_gains)
             mark = "  *" if low > 0 or high < 0 else ""
             gain = f"{value - other_value:+6.1f}"
             yield f"{name:<{width}} {value:6.1f} {other_value:6.1f} {gain}  {low:+.1f} to {high:+.1f}{mark}"
     yield "*: the whole range is on one side of 0; without any real difference that still happens for 1 class in 20"
 
 
-def _range_of_95(gains: np.ndarray) -> np.ndarray:
-    """Return the ends of the range that holds the middle 95% of the gains, NaN left out."""
-    return np.nanpercentile(gains, (2.5, 97.5))  # NaN: a draw may hold no object at all
+def range_of_95(values: np.ndarray) -> np.ndarray:
+    """Return the ends of the range that holds the middle 95% of the values; NaN is left out, and not all may be NaN."""
+    return np.nanpercentile(values, (2.5, 97.5))  # NaN: a draw may hold no object at all
 
 
 def draw_image_counts(images: int, draws: int, seed: int = 0) -> np.ndarray:
@@ -100,13 +100,21 @@ def draw_image_counts(images: int, draws: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
 
 
-def resampled_ap(dataset: Dataset, detections: Sequence[Detections], counts: np.ndarray) -> np.ndarray:
-    """Compute 11-point AP on data sets that hold each image several times or not at all.
+def resampled_ap(
+    dataset: Dataset,
+    detections: Sequence[Detections],
+    counts: np.ndarray,
+    iou_threshold: float = 0.5,
+    rule: str = "11-point",
+) -> np.ndarray:
+    """Compute AP on data sets that hold each image several times or not at all.
 
     Args:
         dataset: P samples of K classes.
         detections: P entries, in the order of ``dataset.samples``.
         counts: ``(S, P)``, how often data set s holds image p.
+        iou_threshold: lowest IoU of a detection with the object it finds, in (0, 1].
+        rule: as in `sppdet.evaluation.voc.average_precision`.
 
     Returns:
         ``(K, S)`` percentages, those of `sppdet.evaluation.evaluate_voc`; NaN without any object of the class
@@ -117,7 +125,7 @@ def resampled_ap(dataset: Dataset, detections: Sequence[Detections], counts: np.
     truth_images, _, truth_labels, difficult = all_objects
     ap = np.full((len(dataset.classes), len(counts)), np.nan)
     for k in range(len(dataset.classes)):
-        match = match_label(all_detections, all_objects, k)
+        match = match_label(all_detections, all_objects, k, iou_threshold)
         detection_images = images[labels == k][match.order][~match.ignored]
         hits = match.true_positive[~match.ignored]
         object_images = truth_images[(truth_labels == k) & ~difficult]
@@ -127,7 +135,7 @@ def resampled_ap(dataset: Dataset, detections: Sequence[Detections], counts: np.
                 true = np.cumsum(weight[detection_images[hits]])
                 detected = np.cumsum(weight[detection_images])[hits]
                 precision = true / np.maximum(detected, 1)
-                ap[k, s] = 100 * average_precision(true / positives, precision, "11-point")
+                ap[k, s] = 100 * average_precision(true / positives, precision, rule)
     return ap
 
 
