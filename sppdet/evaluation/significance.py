@@ -14,10 +14,18 @@ import numpy as np
 from sppdet.data import Dataset
 from sppdet.detection import Detections
 from sppdet.evaluation.run import read_last_evaluation
-from sppdet.evaluation.voc import average_precision, evaluate_voc, flatten_detections, flatten_ground_truth, match_label
+from sppdet.evaluation.voc import (
+    average_precision,
+    evaluate_voc,
+    flatten_detections,
+    flatten_ground_truth,
+    match_label,
+    outcomes,
+)
 from sppdet.utils import SppdetError
 
 _DRAWS = 1000
+_COCO_IOUS = np.arange(50, 100, 5) / 100
 
 
 def compare_runs(
@@ -83,7 +91,7 @@ def _class_lines(
 
 
 def range_of_95(values: np.ndarray) -> np.ndarray:
-    """Return the ends of the range that holds the middle 95% of the values; NaN is left out, and not all may be NaN."""
+    """Return the ends of the range that holds the middle 95% of the values, NaN left out."""
     return np.nanpercentile(values, (2.5, 97.5))  # NaN: a draw may hold no object at all
 
 
@@ -100,21 +108,13 @@ def draw_image_counts(images: int, draws: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(images, np.full(images, 1 / images), size=draws)
 
 
-def resampled_ap(
-    dataset: Dataset,
-    detections: Sequence[Detections],
-    counts: np.ndarray,
-    iou_threshold: float = 0.5,
-    rule: str = "11-point",
-) -> np.ndarray:
-    """Compute AP on data sets that hold each image several times or not at all.
+def resampled_ap(dataset: Dataset, detections: Sequence[Detections], counts: np.ndarray) -> np.ndarray:
+    """Compute 11-point AP on data sets that hold each image several times or not at all.
 
     Args:
         dataset: P samples of K classes.
         detections: P entries, in the order of ``dataset.samples``.
         counts: ``(S, P)``, how often data set s holds image p.
-        iou_threshold: lowest IoU of a detection with the object it finds, in (0, 1].
-        rule: as in `sppdet.evaluation.voc.average_precision`.
 
     Returns:
         ``(K, S)`` percentages, those of `sppdet.evaluation.evaluate_voc`; NaN without any object of the class
@@ -125,7 +125,7 @@ def resampled_ap(
     truth_images, _, truth_labels, difficult = all_objects
     ap = np.full((len(dataset.classes), len(counts)), np.nan)
     for k in range(len(dataset.classes)):
-        match = match_label(all_detections, all_objects, k, iou_threshold)
+        match = match_label(all_detections, all_objects, k)
         detection_images = images[labels == k][match.order][~match.ignored]
         hits = match.true_positive[~match.ignored]
         object_images = truth_images[(truth_labels == k) & ~difficult]
@@ -135,8 +135,42 @@ def resampled_ap(
                 true = np.cumsum(weight[detection_images[hits]])
                 detected = np.cumsum(weight[detection_images])[hits]
                 precision = true / np.maximum(detected, 1)
-                ap[k, s] = 100 * average_precision(true / positives, precision, rule)
+                ap[k, s] = 100 * average_precision(true / positives, precision, "11-point")
     return ap
+
+
+def resampled_coco_ap(dataset: Dataset, detections: Sequence[Detections], counts: np.ndarray) -> np.ndarray:
+    """Compute nearly COCO's AP on data sets that hold each image several times or not at all.
+
+    It is the mean over COCO's ten IoU thresholds of AP by the area rule, with VOC's matching. pycocotools would take
+    minutes; its figure for the data set as it is differs little.
+
+    Args:
+        dataset: P samples of K classes.
+        detections: P entries, in the order of ``dataset.samples``.
+        counts: ``(S, P)``, how often data set s holds image p.
+
+    Returns:
+        ``(S,)`` percentages, means over the classes that have objects; NaN without any.
+    """
+    all_detections, all_objects = flatten_detections(detections), flatten_ground_truth(dataset)
+    images, _, labels, _ = all_detections
+    truth_images, _, truth_labels, difficult = all_objects
+    ap = np.full((len(dataset.classes), len(counts)), np.nan)
+    for k in range(len(dataset.classes)):
+        match, of_class = match_label(all_detections, all_objects, k), truth_labels == k
+        positives = counts[:, truth_images[of_class & ~difficult]].sum(axis=1)
+        weights = counts[:, images[labels == k][match.order]]
+        total = np.zeros(len(counts))
+        for iou_threshold in _COCO_IOUS:
+            right, ignored = outcomes(match.overlap, match.nearest, difficult[of_class], iou_threshold)
+            true, detected = weights[:, right].cumsum(axis=1), (weights * ~ignored).cumsum(axis=1)[:, right]
+            precision = true / np.maximum(detected, 1)
+            highest = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
+            total += (weights[:, right] * highest).sum(axis=1)
+        known = positives > 0
+        ap[k, known] = 100 * total[known] / positives[known] / len(_COCO_IOUS)
+    return mean_over_classes(ap)
 
 
 def mean_over_classes(ap: np.ndarray) -> np.ndarray:

@@ -22,7 +22,7 @@ _ERRORS = {
     "background": "False alarms on background cost {gain}. First look at “Labels to check”: some may be objects that "
     "nobody labelled. If not, label more images that show such background.",
     "undetected": "Objects that have a proposal and yet no detection cost {gain}. Look at the missed objects: if they "
-    "are smaller or darker than the others, label more like them; regions.scales with a larger number helps small ones.",
+    "are smaller or darker than the others, label more like them; a larger number in regions.scales helps small ones.",
 }
 
 
@@ -45,7 +45,7 @@ def advise(
     proposal_recall: float,
     label_suspects: int,
     shared_images: int,
-    best_threshold: float | None,
+    best_threshold: str | None,
 ) -> list[str]:
     """Return sentences, the most urgent first.
 
@@ -71,7 +71,7 @@ def advise(
     if label_suspects:
         sentences.append(
             f"Look at “Labels to check” first: {_count(label_suspects, 'place')} in the test images where a label may "
-            "be wrong or missing. Mistakes in test labels lower the figures; the training labels were made the same way."
+            "be wrong or missing. Mistakes in test labels lower the figures, and training labels were made like them."
         )
     if mean_range is not None and mean_range[1] - mean_range[0] > _WIDE:
         half = (mean_range[1] - mean_range[0]) / 2
@@ -90,14 +90,14 @@ def advise(
     sentences.extend(_weak_classes(classes))
     if proposal_recall < _LOW_RECALL:
         sentences.append(
-            f"{100 * (1 - proposal_recall):.0f}% of the test objects have no proposal that covers them by half, so they "
-            "cannot be found, whatever is learned. Try proposals.mode=quality, a larger proposals.max_side or a smaller "
-            "proposals.min_size."
+            f"{100 * (1 - proposal_recall):.0f}% of the test objects have no proposal that covers them by half: they "
+            "cannot be found, whatever is learned. Try proposals.mode=quality, a larger proposals.max_side or a "
+            "smaller proposals.min_size."
         )
     sentences.extend(_costly_errors(gains, confusions))
     sentences.append(
         f"For the best balance of precision and recall over all classes, show detections from a score of "
-        f"{best_threshold:g}: sppdet detect --threshold {best_threshold:g}."
+        f"{best_threshold}: sppdet detect --threshold {best_threshold}."
     )
     return sentences
 
@@ -109,7 +109,9 @@ def _weak_classes(classes: Sequence[ClassFigures]) -> Iterator[str]:
         return
     values, numbers = (sorted(column) for column in zip(*((row.ap or 0.0, row.train_objects or 0) for row in known)))
     middle, usual = values[len(values) // 2], numbers[len(numbers) // 2]
-    weak = sorted((r for r in known if (r.ap or 0) < middle - 5 and (r.train_objects or 0) <= usual), key=lambda r: r.ap or 0)
+    weak = sorted(
+        (r for r in known if (r.ap or 0) < middle - 5 and (r.train_objects or 0) <= usual), key=lambda r: r.ap or 0
+    )
     if weak:
         names = ", ".join(f"{row.name} (AP {row.ap:.0f}, {row.train_objects} training objects)" for row in weak[:3])
         yield f"Label more images of the classes that are weak and rare in training: {names}."

@@ -10,6 +10,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 
 # Colours of Okabe and Ito, which people with any kind of colour vision tell apart; lines differ in dashes, too.
 BLUE, ORANGE, BLACK = "#0072b2", "#d55e00", "#1b1b1b"
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "sppdet",  # else ids are random and equal runs have different reports
     "font.size": 10,
@@ -46,19 +47,14 @@ class Chart:
     x: tuple[float, float]
     y: tuple[float, float]
 
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return where a point of the axes lies in the SVG's units."""
-        return self.x[0] + x * (self.x[1] - self.x[0]), self.y[0] + y * (self.y[1] - self.y[0])
-
 
 def draw_thresholds(thresholds: np.ndarray, precision: np.ndarray, recall: np.ndarray, f1: np.ndarray) -> Chart:
     """Draw precision, recall and F1 of all classes together over the threshold; all are ``(T,)``, in 0..1."""
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes("tall", 7.2, 2.9, (0.075, 0.16, 0.91, 0.74))
-        for values, colour, dashes, name in (
-            (precision, BLUE, "-", "precision"), (recall, ORANGE, (0, (6, 2)), "recall"), (f1, BLACK, (0, (1.5, 1.5)), "F1")
-        ):  # fmt: skip
-            axes.plot(thresholds, values, color=colour, linestyle=dashes, label=name)
+        axes.plot(thresholds, precision, color=BLUE, linestyle="-", label="precision")
+        axes.plot(thresholds, recall, color=ORANGE, linestyle=(0, (6, 2)), label="recall")
+        axes.plot(thresholds, f1, color=BLACK, linestyle=(0, (1.5, 1.5)), label="F1")
         axes.set_ylim(0, 1.02)
         axes.margins(x=0.01)
         axes.set_xlabel("threshold: lowest score that counts")
@@ -102,7 +98,7 @@ def _chart(figure: Figure, axes: Axes, prefix: str) -> Chart:
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
-    width, height = figure.bbox.size.tolist()
+    width, height = (float(side) for side in figure.bbox.size)
     svg = svg[svg.index(">", svg.index("<svg")) + 1 :]
     # What HTML does not need, and the fonts and the style sheet, which the page has for itself.
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|font-family: [^;\"]*;? ?", "", svg, flags=re.DOTALL)

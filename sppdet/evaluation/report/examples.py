@@ -130,12 +130,13 @@ class _Chooser:
         large_first = np.argsort(-size, kind="stable")
 
         unlabelled = self.sure & self._is("background")
-        taken_for = {}  # object -> the sure detection of another class on it
+        unlabelled[[row for row in np.flatnonzero(unlabelled).tolist() if self._holds_object_of_its_class(row)]] = False
+        taken_for: dict[int, int] = {}  # object -> the sure detection of another class on it
         for row in sure_first[(self.sure & self._is("similar", "other"))[sure_first]]:
             target, overlap = self._object_under(row, self.confused[row])
             if overlap >= FOUND_IOU and self.missed[target]:
                 taken_for.setdefault(target, row)
-        untouched = self.missed & ~self._is_touched()
+        untouched = self.missed & ~self._is_touched() & self._is_of_usual_size(size)
         untouched[list(taken_for)] = False
         labels = [
             Group(
@@ -155,8 +156,8 @@ class _Chooser:
             ),
             Group(
                 "Labels that no detection touches",
-                "Nothing was detected on or near these labels, the largest first. The box may be misplaced, or on "
-                "something that is not visible.",
+                "Nothing was detected on these labels, though they are as large as objects that the detector finds. "
+                "The box may be misplaced, or on something that cannot be seen. The largest come first.",
                 int(untouched.sum()),
                 [self._missed(i) for i in self._choose(large_first[untouched[large_first]], self.object_labels)],
             ),
@@ -196,6 +197,21 @@ class _Chooser:
                 touched[objects] = (geometry.iou(self.object_boxes[objects], self.boxes[rows]) >= NEAR_IOU).any(axis=1)
         return touched
 
+    def _is_of_usual_size(self, size: np.ndarray) -> np.ndarray:
+        """Return which objects are at least as large as the median object of their class that is found."""
+        usual = np.full(len(self.classes), np.inf)
+        for k in range(len(self.classes)):
+            sizes = size[(self.object_labels == k) & (self.found_at >= self.thresholds[k])]
+            usual[k] = np.median(sizes) if len(sizes) else np.inf
+        return size >= usual[self.object_labels]
+
+    def _holds_object_of_its_class(self, row: int) -> bool:
+        """Whether the detection holds the centre of an object of its class, as a box around a group does."""
+        x1, y1, x2, y2 = self.boxes[row]
+        objects = self.object_boxes[(self.object_images == self.images[row]) & (self.object_labels == self.labels[row])]
+        x, y = (objects[:, 0] + objects[:, 2]) / 2, (objects[:, 1] + objects[:, 3]) / 2
+        return bool(((x1 <= x) & (x <= x2) & (y1 <= y) & (y <= y2)).any())
+
     def _object_under(self, row: int, label: int) -> tuple[int, float]:
         """Return the object of class ``label`` that a detection overlaps best, -1 if there is none, and their IoU."""
         objects = np.flatnonzero((self.object_images == self.images[row]) & (self.object_labels == label))
@@ -220,7 +236,7 @@ class _Chooser:
         """Return the example of a wrong detection."""
         name = self.classes[self.labels[row]]
         outcome = OUTCOMES[self.outcome[row]]
-        text = "on nothing that is labelled"
+        text = "no label there (IoU below 0.1)"
         if outcome in ("localisation", "duplicate"):
             _, overlap = self._object_under(row, self.labels[row])
             placed = "badly placed on" if outcome == "localisation" else "a second box on"
@@ -259,4 +275,4 @@ class _Chooser:
 
     def _objects(self, image: int, without: int = -1) -> list[Marked]:
         """Return the labelled objects of an image, except one."""
-        return [self._object(i) for i in np.flatnonzero(self.object_images == image) if i != without]
+        return [self._object(i) for i in np.flatnonzero(self.object_images == image).tolist() if i != without]

@@ -13,12 +13,18 @@ import numpy as np
 from sppdet.config import DEFAULT_THRESHOLD
 from sppdet.data import Dataset
 from sppdet.detection import Detections
-from sppdet.evaluation.significance import draw_image_counts, mean_over_classes, range_of_95, resampled_ap
+from sppdet.evaluation.significance import (
+    draw_image_counts,
+    mean_over_classes,
+    range_of_95,
+    resampled_ap,
+    resampled_coco_ap,
+)
 from sppdet.evaluation.voc import flatten_detections, flatten_ground_truth, match_label
 
 _STEPS = 400  # thresholds at most
 _WORK = 2e7  # detections that all draws together count; more detections get fewer draws
-_COCO_IOUS = np.arange(50, 100, 5) / 100
+COCO_DRAWS = 300  # at most
 
 Range = tuple[float, float]
 
@@ -43,8 +49,8 @@ class Ranges:
 def resampled_ranges(dataset: Dataset, detections: Sequence[Detections], coco_ap: float | None) -> Ranges:
     """Resample the test images and return the ranges of the figures.
 
-    COCO's AP is resampled with VOC's matching and the area rule at COCO's ten IoU thresholds, which is fast. Its range
-    is then moved by the difference between that mean and ``coco_ap``, which is small.
+    The range of COCO's AP is that of `resampled_coco_ap`, moved by the small difference between that figure and
+    ``coco_ap``.
 
     Args:
         dataset: P samples of K classes.
@@ -56,9 +62,10 @@ def resampled_ranges(dataset: Dataset, detections: Sequence[Detections], coco_ap
     ap = resampled_ap(dataset, detections, counts)
     coco = None
     if coco_ap is not None:
-        weights = np.concatenate([np.ones((1, len(dataset)), int), counts[:300]])  # the first row: as they are
-        by_iou = [mean_over_classes(resampled_ap(dataset, detections, weights, iou, "area")) for iou in _COCO_IOUS]
-        means = np.mean(by_iou, axis=0)
+        weights = np.concatenate(
+            [np.ones((1, len(dataset)), int), counts[:COCO_DRAWS]]
+        )  # first, the images as they are
+        means = resampled_coco_ap(dataset, detections, weights)
         coco = _range(np.clip(means[1:] + coco_ap - means[0], 0, 100))
     return Ranges(draws, [_range(values) for values in ap], _range(mean_over_classes(ap)), coco)
 
@@ -88,6 +95,12 @@ class ThresholdCounts:
     false_alarms: np.ndarray
     objects: np.ndarray
     start: int
+
+    @property
+    def decimals(self) -> int:
+        """The number of decimals that tell two thresholds apart."""
+        step = float(np.diff(self.thresholds).min(initial=1.0))
+        return max(0, -int(np.floor(np.log10(step) + 1e-9)))
 
     def best(self, label: int | None = None) -> float | None:
         """Return the threshold of the highest F1, the middle one of equals, of one class or of all together.

@@ -36,8 +36,8 @@ function update() {
   const objects = [...data.objects, sum(data.objects)];
   hits.push(sum(hits));
   falseAlarms.push(sum(falseAlarms));
-  document.getElementById("threshold").value = String(threshold);
-  slider.setAttribute("aria-valuetext", String(threshold));
+  document.getElementById("threshold").value = threshold.toFixed(data.decimals);
+  slider.setAttribute("aria-valuetext", threshold.toFixed(data.decimals));
   rows.forEach((row, k) => {
     const { precision, recall, f1 } = figures(hits[k], falseAlarms[k], objects[k]);
     const texts = [objects[k], hits[k], objects[k] - hits[k], falseAlarms[k], percent(precision), percent(recall), percent(f1)];

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import resources
@@ -17,12 +17,13 @@ from markupsafe import Markup
 from sppdet.config import Config, to_dict
 from sppdet.data import Dataset, load_split
 from sppdet.evaluation.costs import read_costs
-from sppdet.evaluation.diagnosis import KINDS, MISSED, errors_by_class, summarise
+from sppdet.evaluation.diagnosis import KINDS, errors_by_class, summarise
 from sppdet.evaluation.diagnosis_run import stored_proposals
 from sppdet.evaluation.report import advice
 from sppdet.evaluation.report.charts import Chart, draw_curve, draw_gains, draw_thresholds
 from sppdet.evaluation.report.examples import Group, choose_examples
 from sppdet.evaluation.report.figures import (
+    COCO_DRAWS,
     Range,
     ThresholdCounts,
     count_at_thresholds,
@@ -38,6 +39,20 @@ from sppdet.utils import SppdetError, atomic_write, read_json
 REPORT = "report.html"
 _CURVES = 40  # classes with a curve; the page would become long and large with hundreds
 _CONFUSIONS = 10
+# Errors of `sppdet.evaluation.diagnosis` in the page's words: a name and a meaning.
+_ERRORS = {
+    "localisation": ("badly placed", "a detection on an object of its class, but with an IoU below 0.5"),
+    "duplicate": ("second box", "a detection on an object that was already found"),
+    "similar": ("similar class", "a detection on an object of a similar class"),
+    "other": ("other class", "a detection on an object of another class"),
+    "background": ("background", "a detection on nothing that is labelled"),
+    "outranked": (
+        "low score",
+        "an object that is found, but only by a detection with a lower score than false alarms have",
+    ),
+    "undetected": ("not detected", "an object without a detection, though a proposal covers it"),
+    "unproposed": ("no proposal", "an object that no proposal covers by half, so that it cannot be found"),
+}
 
 
 def write_report(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> Path:
@@ -59,15 +74,16 @@ def write_report(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> Pa
         OSError: if the report cannot be written; the exception names a file.
     """
     last = read_last_evaluation(folder, overrides)
-    page = _template().render(_content(last))
+    counts = count_at_thresholds(last.dataset, last.detections)
+    page = _template(counts.decimals).render(_content(last, counts))
     path = last.folder / REPORT
     # A class name from JSON may hold a lone surrogate, which UTF-8 cannot.
     atomic_write(path, lambda temporary: temporary.write_bytes(page.encode("utf-8", "replace")))
     return path
 
 
-def _template() -> jinja2.Template:
-    """Return the template of the page, which escapes every text that is put in."""
+def _template(decimals: int) -> jinja2.Template:
+    """Return the template of the page, which escapes every text that is put in; thresholds have so many decimals."""
     files = resources.files(__package__)
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda name: (files / name).read_text(encoding="utf-8")),
@@ -76,11 +92,16 @@ def _template() -> jinja2.Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": _percent, "figure": _figure, "between": _between}
+    environment.filters |= {
+        "percent": _percent,
+        "figure": _figure,
+        "between": _between,
+        "threshold": _threshold(decimals),
+    }
     return environment.get_template("page.html")
 
 
-def _content(last: LastEvaluation) -> dict[str, object]:
+def _content(last: LastEvaluation, counts: ThresholdCounts) -> dict[str, object]:
     """Return the values of the template's names."""
     dataset, detections, metrics = last.dataset, last.detections, last.metrics
     proposals, proposals_known = _proposals(last)
@@ -89,7 +110,6 @@ def _content(last: LastEvaluation) -> dict[str, object]:
     last.check_map(diagnosis["mAP"])
     train, shared = _training_images(last)
     ranges = resampled_ranges(dataset, detections, metrics["coco"]["AP"])
-    counts = count_at_thresholds(dataset, detections)
     suspects, mistakes = choose_examples(dataset, detections, errors, counts)
     suspect_groups, mistake_groups = _with_thumbnails(dataset, suspects, mistakes, last.config.workers)
     train_objects = [None] * len(dataset.classes) if train is None else object_counts(train).tolist()
@@ -102,6 +122,7 @@ def _content(last: LastEvaluation) -> dict[str, object]:
         for error, row in diagnosis["errors"].items()
         if proposals_known or error != "unproposed"
     }
+    costly_first = sorted(gains, key=lambda error: -gains[error])
     confusions = _confusions(diagnosis)
     return {
         "name": last.folder.resolve().name,
@@ -109,9 +130,11 @@ def _content(last: LastEvaluation) -> dict[str, object]:
         "evaluated": datetime.fromtimestamp((last.folder / "metrics.json").stat().st_mtime),
         "metrics": metrics,
         "ranges": ranges,
+        "coco_draws": min(ranges.draws, COCO_DRAWS),
         "advice": advice.advise(
             classes, len(dataset), ranges.mean, gains, confusions, metrics["proposals"]["recall@0.5"],
-            sum(group.count for group in suspects), shared, counts.best(),
+            sum(group.count for group in suspects), shared,
+            None if (best := counts.best()) is None else _threshold(counts.decimals)(best),
         ),
         "few_objects": advice.FEW_OBJECTS,
         "classes": [
@@ -120,11 +143,13 @@ def _content(last: LastEvaluation) -> dict[str, object]:
         "splits": _split_rows(last, train),
         "threshold": _threshold_section(last, counts),
         "errors": [
-            {"name": error, "meaning": (KINDS | MISSED)[error], "gain": gains[error], **diagnosis["errors"][error]}
-            for error in sorted(gains, key=lambda error: -gains[error])
+            {
+                "name": _ERRORS[error][0], "meaning": _ERRORS[error][1], "gain": gains[error],
+                "unit": "detection" if error in KINDS else "object", **diagnosis["errors"][error],
+            }
+            for error in costly_first
         ],
-        "kinds": list(KINDS),
-        "gains_chart": _svg(draw_gains(*zip(*sorted(gains.items(), key=lambda item: -item[1])))),
+        "gains_chart": _svg(draw_gains([_ERRORS[e][0] for e in costly_first], [gains[e] for e in costly_first])),
         "proposals_known": proposals_known,
         "confusions": confusions,
         "suspects": suspect_groups,
@@ -161,8 +186,8 @@ def _split_rows(last: LastEvaluation, train: Dataset | None) -> list[tuple[str, 
     data = last.config.data
     rows: list[tuple[str, str, int | None, int | None]] = []
     for use, name, split in (("training", data.train_split, train), ("test", data.test_split, last.dataset)):
-        known = split is not None
-        rows.append((use, name, len(split) if known else None, int(object_counts(split).sum()) if known else None))
+        known = (None, None) if split is None else (len(split), int(object_counts(split).sum()))
+        rows.append((use, name, *known))
     return rows
 
 
@@ -183,8 +208,7 @@ def _threshold_section(last: LastEvaluation, counts: ThresholdCounts) -> dict[st
         match = match_label(flat, truth, k)
         if match.positives:
             curve = draw_curve(*precision_recall(match), k)
-            point = curve.at(_or_zero(rows[k]["recall"]), _or_zero(rows[k]["precision"]))
-            curves.append({"label": k, "name": names[k], "svg": _svg(curve), "point": point, "x": curve.x, "y": curve.y})
+            curves.append({"label": k, "name": names[k], "svg": _svg(curve), "x": curve.x, "y": curve.y})
     precision, recall, f1 = (float(v) for v in precision_recall_f1(total[0][start], total[1][start], total[2]))
     return {
         "start": start,
@@ -201,7 +225,7 @@ def _threshold_section(last: LastEvaluation, counts: ThresholdCounts) -> dict[st
         "curves": curves,
         "without_curve": len(names) - len(curves),
         "data": {
-            "thresholds": counts.thresholds.tolist(), "hits": counts.hits.tolist(),
+            "thresholds": counts.thresholds.tolist(), "decimals": counts.decimals, "hits": counts.hits.tolist(),
             "falseAlarms": counts.false_alarms.tolist(), "objects": counts.objects.tolist(),
         },
     }  # fmt: skip
@@ -218,7 +242,7 @@ class _ShownGroup:
 def _with_thumbnails(
     dataset: Dataset, suspects: Sequence[Group], mistakes: Sequence[Group], workers: int
 ) -> tuple[list[_ShownGroup], list[_ShownGroup]]:
-    """Make the thumbnails of all groups together, so that an image is read once; groups without examples are left out."""
+    """Make the thumbnails of all groups together, which reads an image once; leave out groups without examples."""
     examples = [example for group in (*suspects, *mistakes) for example in group.examples]
     thumbnails = iter(make_thumbnails(dataset, examples, workers))
     shown = [
@@ -283,10 +307,6 @@ def _svg(chart: Chart) -> Markup:
     return Markup(chart.svg)
 
 
-def _or_zero(value: float) -> float:
-    return 0.0 if np.isnan(value) else value
-
-
 def _percent(value: float | None) -> str:
     """Format a share in 0..1 as percent.
 
@@ -295,6 +315,11 @@ def _percent(value: float | None) -> str:
         ('50.0%', '–', '–')
     """
     return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}%"
+
+
+def _threshold(decimals: int) -> Callable[[float | None], str]:
+    """Return a function that formats a threshold."""
+    return lambda value: "–" if value is None else f"{value:.{decimals}f}"
 
 
 def _figure(value: float | None) -> str:
