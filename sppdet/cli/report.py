@@ -14,8 +14,8 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(
         prog="sppdet report",
         description="Write RUN/report.html about the last evaluation of a run: figures with their ranges, curves with "
-        "a threshold to move, kinds of errors, labels to check, false alarms and missed objects. Training and evaluation "
-        "write it too. The file needs no network.",
+        "a threshold to move, kinds of errors, labels to check, false alarms and missed objects. Training and "
+        "evaluation write it too. The file needs no network.",
     )
     arguments.add_argument("run", metavar="RUN", help="the folder of a run, such as runs/demo")
     cli.add_overrides(arguments, "data.root=photos where files have moved since; of data and run.cache")

@@ -12,17 +12,17 @@ _WIDE = 6.0  # points of mAP: with a wider range, small differences between sett
 _MUCH = 2.0  # points of mAP that an error must cost to be named
 _LOW_RECALL = 0.93  # of the proposals
 _ERRORS = {
-    "localisation": "Badly placed boxes cost {gain}. Box regression (bbox.enabled), detection.vote and proposals.mode="
-    "quality place boxes better.",
-    "duplicate": "Second boxes on one object cost {gain}. A lower detection.nms removes more of them.",
+    "localisation": "Badly placed boxes cost {gain}. Box regression (`bbox.enabled`), `detection.vote` and "
+    "`proposals.mode=quality` place boxes better.",
+    "duplicate": "Second boxes on one object cost {gain}. A lower `detection.nms` removes more of them.",
     "similar": "Similar classes taken for each other cost {gain}{pairs}. More images of both, or a stronger "
-    "backbone.name, tell them apart.",
-    "other": "Other classes taken for each other cost {gain}{pairs}. More images of both, or a stronger backbone.name, "
-    "tell them apart.",
+    "`backbone.name`, tell them apart.",
+    "other": "Other classes taken for each other cost {gain}{pairs}. More images of both, or a stronger "
+    "`backbone.name`, tell them apart.",
     "background": "False alarms on background cost {gain}. First look at “Labels to check”: some may be objects that "
     "nobody labelled. If not, label more images that show such background.",
     "undetected": "Objects that have a proposal and yet no detection cost {gain}. Look at the missed objects: if they "
-    "are smaller or darker than the others, label more like them; a larger number in regions.scales helps small ones.",
+    "are smaller or darker than the others, label more like them; larger `regions.scales` help small ones.",
 }
 
 
@@ -64,7 +64,7 @@ def advise(
     if shared_images:
         sentences.append(
             f"{_count(shared_images, 'test image')} {_are(shared_images)} also used for training: every figure here is "
-            "too high. Choose other images for data.test_split."
+            "too high. Choose other images for `data.test_split`."
         )
     if best_threshold is None:
         return [*sentences, "No test object was found. Check that the test images show what the training images show."]
@@ -91,13 +91,13 @@ def advise(
     if proposal_recall < _LOW_RECALL:
         sentences.append(
             f"{100 * (1 - proposal_recall):.0f}% of the test objects have no proposal that covers them by half: they "
-            "cannot be found, whatever is learned. Try proposals.mode=quality, a larger proposals.max_side or a "
-            "smaller proposals.min_size."
+            "cannot be found, whatever is learned. Try `proposals.mode=quality`, a larger `proposals.max_side` or a "
+            "smaller `proposals.min_size`."
         )
     sentences.extend(_costly_errors(gains, confusions))
     sentences.append(
         f"For the best balance of precision and recall over all classes, show detections from a score of "
-        f"{best_threshold}: sppdet detect --threshold {best_threshold}."
+        f"{best_threshold}: `sppdet detect --threshold {best_threshold}`."
     )
     return sentences
 

@@ -51,7 +51,7 @@ class Chart:
 def draw_thresholds(thresholds: np.ndarray, precision: np.ndarray, recall: np.ndarray, f1: np.ndarray) -> Chart:
     """Draw precision, recall and F1 of all classes together over the threshold; all are ``(T,)``, in 0..1."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes("tall", 7.2, 2.9, (0.075, 0.16, 0.91, 0.74))
+        figure, axes = _axes("thresholds", 5.6, 2.8, (0.075, 0.165, 0.91, 0.73))
         axes.plot(thresholds, precision, color=BLUE, linestyle="-", label="precision")
         axes.plot(thresholds, recall, color=ORANGE, linestyle=(0, (6, 2)), label="recall")
         axes.plot(thresholds, f1, color=BLACK, linestyle=(0, (1.5, 1.5)), label="F1")
@@ -65,7 +65,7 @@ def draw_thresholds(thresholds: np.ndarray, precision: np.ndarray, recall: np.nd
 def draw_curve(recall: np.ndarray, precision: np.ndarray, number: int) -> Chart:
     """Draw the precision-recall curve of class ``number``, a small chart; both arrays are ``(n,)``, in 0..1."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes("small", 2.7, 2.2, (0.17, 0.2, 0.79, 0.76))
+        figure, axes = _axes("curve", 2.7, 2.2, (0.17, 0.2, 0.79, 0.76))
         axes.plot(recall, precision, color=BLUE, solid_capstyle="butt")
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.04), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
         axes.set_xlabel("recall", labelpad=1)
@@ -76,7 +76,7 @@ def draw_curve(recall: np.ndarray, precision: np.ndarray, number: int) -> Chart:
 def draw_gains(names: Sequence[str], gains: Sequence[float]) -> Chart:
     """Draw a bar for the gain in mAP of each kind of error, the first on top."""
     with matplotlib.rc_context(_STYLE):
-        figure, axes = _axes("bars", 7.2, 0.5 + 0.32 * len(names), (0.2, 0.24, 0.74, 0.74))
+        figure, axes = _axes("gains", 5.6, 0.6 + 0.3 * len(names), (0.2, 0.2, 0.74, 0.79))
         bars = axes.barh(names, gains, color=BLUE, height=0.62)
         axes.bar_label(bars, [f"{gain:+.1f}" for gain in gains], padding=4)
         axes.set_xlim(min(0, *gains), 1.12 * max(1, *gains))

@@ -15,7 +15,7 @@ function place(figure, x, y) {
 }
 
 function addMark(figure, name) {
-  const mark = document.createElementNS("http://www.w3.org/2000/svg", name);
+  const mark = document.createElementNS(figure.querySelector("svg").namespaceURI, name);
   mark.setAttribute("class", "mark");
   figure.querySelector("svg").append(mark);
   return mark;

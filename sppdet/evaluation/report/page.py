@@ -17,7 +17,7 @@ from markupsafe import Markup
 from sppdet.config import Config, to_dict
 from sppdet.data import Dataset, load_split
 from sppdet.evaluation.costs import read_costs
-from sppdet.evaluation.diagnosis import KINDS, errors_by_class, summarise
+from sppdet.evaluation.diagnosis import errors_by_class, summarise
 from sppdet.evaluation.diagnosis_run import stored_proposals
 from sppdet.evaluation.report import advice
 from sppdet.evaluation.report.charts import Chart, draw_curve, draw_gains, draw_thresholds
@@ -74,12 +74,20 @@ def write_report(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> Pa
         OSError: if the report cannot be written; the exception names a file.
     """
     last = read_last_evaluation(folder, overrides)
-    counts = count_at_thresholds(last.dataset, last.detections)
-    page = _template(counts.decimals).render(_content(last, counts))
-    path = last.folder / REPORT
+    page, path = report_page(last), last.folder / REPORT
     # A class name from JSON may hold a lone surrogate, which UTF-8 cannot.
     atomic_write(path, lambda temporary: temporary.write_bytes(page.encode("utf-8", "replace")))
     return path
+
+
+def report_page(last: LastEvaluation) -> str:
+    """Return the report as HTML.
+
+    Raises:
+        SppdetError: if the detections are not those of metrics.json.
+    """
+    counts = count_at_thresholds(last.dataset, last.detections)
+    return _template(counts.decimals).render(_content(last, counts))
 
 
 def _template(decimals: int) -> jinja2.Template:
@@ -97,6 +105,7 @@ def _template(decimals: int) -> jinja2.Template:
         "figure": _figure,
         "between": _between,
         "threshold": _threshold(decimals),
+        "code": _with_code,
     }
     return environment.get_template("page.html")
 
@@ -145,7 +154,7 @@ def _content(last: LastEvaluation, counts: ThresholdCounts) -> dict[str, object]
         "errors": [
             {
                 "name": _ERRORS[error][0], "meaning": _ERRORS[error][1], "gain": gains[error],
-                "unit": "detection" if error in KINDS else "object", **diagnosis["errors"][error],
+                **diagnosis["errors"][error],
             }
             for error in costly_first
         ],
@@ -315,6 +324,18 @@ def _percent(value: float | None) -> str:
         ('50.0%', '–', '–')
     """
     return "–" if value is None or np.isnan(value) else f"{100 * value:.1f}%"
+
+
+def _with_code(text: str) -> Markup:
+    """Return a text for the template whose parts between backticks are code.
+
+    Examples:
+        >>> _with_code("set `nms` < 1")
+        Markup('set <code>nms</code> &lt; 1')
+    """
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(text.split("`"))
+    )
 
 
 def _threshold(decimals: int) -> Callable[[float | None], str]:
