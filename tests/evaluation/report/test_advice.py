@@ -7,7 +7,7 @@ import pytest
 from sppdet.evaluation.report.advice import ClassFigures, advise
 
 CALM = {
-    "classes": [ClassFigures("cat", 300, 100, 80.0), ClassFigures("dog", 300, 100, 82.0), ClassFigures("cow", 300, 90, 81.0)],
+    "classes": [ClassFigures(name, 300, 100, ap) for name, ap in (("cat", 80.0), ("dog", 82.0), ("cow", 81.0))],
     "images": 200,
     "mean_range": (79.0, 83.0),
     "gains": {"localisation": 1.0, "background": 0.5},

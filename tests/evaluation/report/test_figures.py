@@ -25,7 +25,7 @@ def test_counts_at_every_threshold_are_those_of_counting():
     assert counts.objects.tolist() == [2, 1]
     # Class cat: right at 2 and 0, wrong at 1 (a second box), ignored at 0.5 (on a difficult object).
     for t, threshold in enumerate(counts.thresholds):
-        assert counts.hits[0, t] == (threshold <= 2) + (threshold <= 0)
+        assert counts.hits[0, t] == int(threshold <= 2) + int(threshold <= 0)
         assert counts.false_alarms[0, t] == (threshold <= 1)
         assert counts.hits[1, t] == (threshold <= -1) and counts.false_alarms[1, t] == (threshold <= 3)
 
