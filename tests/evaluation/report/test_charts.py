@@ -13,7 +13,7 @@ from sppdet.evaluation.report.charts import draw_curve, draw_gains, draw_thresho
 
 def test_the_axes_lie_where_the_chart_says():
     chart = draw_curve(np.array([0.0, 0.5, 1.0]), np.array([1.0, 0.25, 0.0]), 7)
-    (path,) = [path for path in re.findall(r'<path d="([^"]*)"[^>]*stroke: #0072b2', chart.svg)]
+    (path,) = re.findall(r'<path d="([^"]*)"[^>]*stroke: #0072b2', chart.svg)
     points = np.array(re.findall(r"([\d.]+) ([\d.]+)", path), float)
     (x0, x1), (y0, y1) = chart.x, chart.y
     expected = [(x0, y1), ((x0 + x1) / 2, y0 + 0.25 * (y1 - y0)), (x1, y0)]
