@@ -155,8 +155,8 @@ class _Chooser:
                 ],
             ),
             Group(
-                "Labels that no detection touches",
-                "Nothing was detected on these labels, though they are as large as objects that the detector finds. "
+                "Labels without a detection",
+                "No detection that counts lies on these labels, though they are as large as objects that are found. "
                 "The box may be misplaced, or on something that cannot be seen. The largest come first.",
                 int(untouched.sum()),
                 [self._missed(i) for i in self._choose(large_first[untouched[large_first]], self.object_labels)],

@@ -26,7 +26,7 @@ KNOWN = [image_of(f"known {i}", (HERE, 0), (THERE, 1)) for i in range(8)]
 FOUND = [detections_of((HERE, 0, 1.0 + i / 100), (THERE, 1, 1.0 + i / 100)) for i in range(8)]
 UNLABELLED = "Perhaps an object without a label"
 WRONG_CLASS = "Perhaps the wrong class"
-UNTOUCHED = "Labels that no detection touches"
+UNTOUCHED = "Labels without a detection"
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_the_box_lies_where_it_is_in_the_image(dataset):
     (thumbnail,) = make_thumbnails(dataset, [example(0, others=[outside])], 1)
     (x, y, width, height, marked) = thumbnail.boxes[-1]
     assert len(thumbnail.boxes) == 1 and marked.text == "cat 1.00" and (width, height) == (100, 60)
-    assert thumbnail.size == (190, 143) and thumbnail.name == "red.png"
+    assert thumbnail.size == (190, 144) and thumbnail.name == "red.png"
     image = pixels_of(thumbnail.uri)
     factor = image.shape[1] / thumbnail.size[0]
     red = (image[..., 0] > 200) & (image[..., 1] < 60)
