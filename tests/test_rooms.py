@@ -22,7 +22,7 @@ def imported_modules(path: Path) -> set[str]:
 def test_other_rooms_are_used_through_their_init_alone(room):
     inside = [
         f"{path.name}: {module}"
-        for path in (PACKAGE / room).glob("*.py")
+        for path in (PACKAGE / room).rglob("*.py")
         for module in imported_modules(path)
         if module.count(".") > 1 and module.split(".")[1] != room
     ]

@@ -16,8 +16,8 @@ def parser() -> argparse.ArgumentParser:
     """Make the parser of the command's arguments."""
     arguments = argparse.ArgumentParser(
         prog="sppdet evaluate",
-        description="Evaluate a trained run on its test split or on another one: write RUN/metrics.json and "
-        "RUN/detections/, and print the table.",
+        description="Evaluate a trained run on its test split or on another one: write RUN/metrics.json, "
+        "RUN/detections/ and RUN/report.html, and print the table.",
     )
     arguments.add_argument("run", metavar="RUN", help="the folder of a run, such as runs/demo")
     action = arguments.add_mutually_exclusive_group()
@@ -36,7 +36,7 @@ def parser() -> argparse.ArgumentParser:
     return arguments
 
 
-def _check_overrides(overrides: list[str], of_last_evaluation: bool) -> None:
+def check_overrides(overrides: list[str], of_last_evaluation: bool) -> None:
     """Refuse to change settings that belong to the trained model or, if asked, to the last evaluation.
 
     Unknown keys pass: they are an error of the reader of settings, which names the nearest key.
@@ -56,7 +56,7 @@ def _check_overrides(overrides: list[str], of_last_evaluation: bool) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Run the command with parsed arguments."""
-    _check_overrides(options.overrides, of_last_evaluation=options.diagnose or bool(options.against))
+    check_overrides(options.overrides, of_last_evaluation=options.diagnose or bool(options.against))
     from sppdet import evaluation
 
     if options.diagnose:

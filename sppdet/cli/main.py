@@ -11,6 +11,7 @@ from sppdet.cli import common as cli
 COMMANDS = {
     "train": "train and evaluate a detector from a config",
     "evaluate": "measure a trained detector on a test split",
+    "report": "write a page about a run: figures, curves, errors, examples",
     "detect": "find objects in images",
     "check": "say what a folder of labelled images holds, and what is wrong with it",
     "convert": "write labelled images in another format",

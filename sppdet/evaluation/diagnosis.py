@@ -82,12 +82,14 @@ class ClassErrors:
     """The errors among the detections of one class, highest score first, and the objects that are missed.
 
     Attributes:
+        rows: ``(D,)`` the row of each detection among those of all classes.
         outcome: ``(D,)`` positions in ``OUTCOMES``.
         target: ``(D,)`` for a localisation error the row of the object that a repair moves it onto, else -1.
         confused: ``(D,)`` for a detection on an object of another class the label of that class, else -1.
         state: ``(G,)`` positions in ``STATES``.
     """
 
+    rows: np.ndarray
     outcome: np.ndarray
     target: np.ndarray
     confused: np.ndarray
@@ -186,7 +188,19 @@ def class_errors(
     state = np.where(covered[truth_rows], STATES.index("undetected"), STATES.index("unproposed"))
     state[finder < _NOT_FOUND] = STATES.index("outranked")
     state[finder < match.positives] = STATES.index("found")
-    return ClassErrors(outcome, target, confused, state[~difficult[truth_rows]])
+    return ClassErrors(rows, outcome, target, confused, state[~difficult[truth_rows]])
+
+
+def errors_by_class(
+    dataset: Dataset, detections: Sequence[Detections], proposals: Iterable[np.ndarray]
+) -> dict[str, ClassErrors]:
+    """Sort the errors of every class by kind; arguments and errors are those of `diagnose`."""
+    check_detections(dataset, detections)
+    flat, truth = flatten_detections(detections), flatten_ground_truth(dataset)
+    overlaps = [best_overlaps(windows, sample.boxes) for windows, sample in zip(proposals, dataset, strict=True)]
+    covered = np.concatenate([np.zeros(0), *overlaps]) >= FOUND_IOU
+    similar = similar_classes(dataset.classes)
+    return {name: class_errors(k, flat, truth, covered, similar[k]) for k, name in enumerate(dataset.classes)}
 
 
 def diagnose(dataset: Dataset, detections: Sequence[Detections], proposals: Iterable[np.ndarray]) -> dict:
@@ -213,12 +227,12 @@ def diagnose(dataset: Dataset, detections: Sequence[Detections], proposals: Iter
     Raises:
         SppdetError: as `sppdet.evaluation.voc.check_detections`.
     """
-    check_detections(dataset, detections)
-    flat, truth = flatten_detections(detections), flatten_ground_truth(dataset)
-    overlaps = [best_overlaps(windows, sample.boxes) for windows, sample in zip(proposals, dataset, strict=True)]
-    covered = np.concatenate([np.zeros(0), *overlaps]) >= FOUND_IOU
+    return summarise(dataset, errors_by_class(dataset, detections, proposals))
+
+
+def summarise(dataset: Dataset, by_class: dict[str, ClassErrors]) -> dict:
+    """Count the errors of `errors_by_class` and compute mAP without each kind; returns what `diagnose` returns."""
     similar = similar_classes(dataset.classes)
-    by_class = {name: class_errors(k, flat, truth, covered, similar[k]) for k, name in enumerate(dataset.classes)}
     kinds = [kind for kind in KINDS if kind != "similar" or similar.any()]
     now = _precisions(by_class, None)
     without = {error: _precisions(by_class, error) for error in (*kinds, *MISSED)}

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet.data import Dataset
 from sppdet.evaluation.diagnosis import diagnose
 from sppdet.evaluation.diagnosis_plot import draw_diagnosis
 from sppdet.evaluation.diagnosis_report import report_markdown
-from sppdet.evaluation.run import read_last_evaluation
+from sppdet.evaluation.run import LastEvaluation, read_last_evaluation
 from sppdet.features import entry_names, proposal_store
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import SppdetError, atomic_write, read_json, write_json
@@ -34,9 +33,7 @@ def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> st
     """
     folder = Path(folder)
     last = read_last_evaluation(folder, overrides)
-    search = SelectiveSearch(**read_json(folder / "model.json")["proposals"])
-    proposals = _stored_proposals(last.dataset, last.config.run.cache, search, folder)
-    result = diagnose(last.dataset, last.detections, proposals)
+    result = diagnose(last.dataset, last.detections, stored_proposals(last))
     last.check_map(result["mAP"])
     write_json(folder / "diagnosis.json", result)
     text = report_markdown(result)
@@ -45,11 +42,17 @@ def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> st
     return text
 
 
-def _stored_proposals(dataset: Dataset, cache: str, search: SelectiveSearch, folder: Path) -> Iterable[np.ndarray]:
-    """Read the proposals of every image from the cache of the run in ``folder``."""
+def stored_proposals(last: LastEvaluation) -> Iterable[np.ndarray]:
+    """Read the proposals of every test image from the cache of a run.
+
+    Raises:
+        SppdetError: if the cache does not exist or misses some.
+    """
+    cache, folder = last.config.run.cache, last.folder
+    search = SelectiveSearch(**read_json(folder / "model.json")["proposals"])
     if not Path(cache).is_dir():
         raise SppdetError(f"run.cache: {cache} does not exist; say where the run's cache is with run.cache=FOLDER")
-    store, names = proposal_store(cache, search), entry_names(dataset)
+    store, names = proposal_store(cache, search), entry_names(last.dataset)
     missing = store.missing(names)
     if missing:
         raise SppdetError(

@@ -27,10 +27,11 @@ _RESULTS = "detections"  # the folder of the devkit's and COCO's result files in
 
 
 def evaluate_run(run: Config | str | os.PathLike, force: bool = False, overrides: Iterable[str] = ()) -> dict:
-    """Evaluate a run's detector on its test split (``data.test_split``) and write metrics.json and detections/.
+    """Evaluate a run's detector on its test split; write metrics.json, detections/ and report.html.
 
     Proposals and feature maps are read from the run's cache (``run.cache``); the missing ones are computed and stored
-    there. If metrics.json was written for the same model, images and settings of detection, it is returned as it is.
+    there. If metrics.json was written for the same model, images and settings of detection, it is returned as it is. A
+    report that cannot be written costs a warning, not the evaluation.
 
     Args:
         run: the folder of a run, whose config.json has the settings; or the settings, with the folder as ``run.dir``.
@@ -59,6 +60,8 @@ def evaluate_run(run: Config | str | os.PathLike, force: bool = False, overrides
     key = _metrics_key(folder, split, config.data.test_split, asdict(config.detection))
     path = folder / "metrics.json"
     if not force and path.exists() and read_json(path).get("key") == key:
+        if not (folder / "report.html").exists():
+            _write_report(folder)
         return read_json(path)
     split.fill_proposals(detector.search, config.workers)
     for part, part_split in zip(detector.parts, splits):
@@ -77,7 +80,19 @@ def evaluate_run(run: Config | str | os.PathLike, force: bool = False, overrides
     write_devkit_results(folder / _RESULTS, dataset, regressed, config.data.test_split)
     write_coco_results(folder / _RESULTS / "coco_results.json", dataset, regressed)
     write_json(path, metrics)
+    _write_report(folder)
     return metrics
+
+
+def _write_report(folder: Path) -> None:
+    """Write the report of the evaluation that has just been stored, or say why there is none."""
+    from sppdet.evaluation.report.page import write_report  # imported late: it reads evaluations with this module
+
+    (folder / "report.html").unlink(missing_ok=True)  # an older one would show other figures
+    try:
+        logger.info("report: %s", write_report(folder))
+    except (SppdetError, OSError) as error:
+        logger.warning("no report: %s", error)
 
 
 def _run_config(folder: Path, overrides: Iterable[str]) -> Config:

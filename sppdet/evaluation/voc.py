@@ -91,16 +91,34 @@ def match_class(
         np.asarray(images)[order], np.asarray(boxes)[order], np.asarray(truth_images), np.asarray(truth_boxes)
     )
     difficult = np.asarray(difficult, dtype=bool)
+    true_positive, ignored = outcomes(overlap, nearest, difficult, iou_threshold)
+    return ClassMatch(order, true_positive, ignored, overlap, nearest, int((~difficult).sum()))
+
+
+def outcomes(
+    overlap: np.ndarray, nearest: np.ndarray, difficult: np.ndarray, iou_threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tell which detections of one class are right and which are ignored, as `match_class` describes.
+
+    Args:
+        overlap: ``(D,)`` IoU of each detection with its object, highest score first.
+        nearest: ``(D,)`` row of that object, -1 without one.
+        difficult: ``(G,)`` bool.
+        iou_threshold: in (0, 1].
+
+    Returns:
+        ``true_positive`` and ``ignored``, ``(D,)`` bool.
+    """
     on_object = overlap >= iou_threshold
-    ignored = np.zeros(len(order), dtype=bool)
+    ignored = np.zeros(len(overlap), dtype=bool)
     ignored[on_object] = difficult[nearest[on_object]]
     # A detection's choice of an object does not depend on other detections, so the devkit's loop over detections comes
     # to: of those that chose the same object, the first is right.
     hits = np.flatnonzero(on_object & ~ignored)
     _, first = np.unique(nearest[hits], return_index=True)
-    true_positive = np.zeros(len(order), dtype=bool)
+    true_positive = np.zeros(len(overlap), dtype=bool)
     true_positive[hits[first]] = True
-    return ClassMatch(order, true_positive, ignored, overlap, nearest, int((~difficult).sum()))
+    return true_positive, ignored
 
 
 def match_label(

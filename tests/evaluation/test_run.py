@@ -14,6 +14,7 @@ from sppdet.detection.detector import Detector
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs
 from sppdet.evaluation import run as evaluation
 from sppdet.evaluation.coco import evaluate_coco
+from sppdet.evaluation.report import page
 from sppdet.evaluation.run import evaluate_run, read_last_evaluation, summary
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.pyramid_features import PyramidFeatures
@@ -73,6 +74,24 @@ def test_the_figures_are_those_of_the_detections_that_are_written(trained):
     assert list(metrics["stages"]["evaluate"]) == ["seconds", "peak_memory_mb"]
     results = read_json(folder / "detections" / "coco_results.json")
     assert len(results) == sum(map(len, last.detections))
+
+
+def test_an_evaluation_writes_a_report_and_a_missing_one_is_written_again(trained):
+    path = Path(trained.run.dir) / "report.html"
+    assert f"mAP</span><strong>{evaluate_run(trained)['mAP']:.1f}<" in path.read_text(encoding="utf-8")
+    path.unlink()
+    evaluate_run(trained)
+    assert path.exists()
+
+
+def test_a_report_that_cannot_be_written_costs_a_warning_and_no_old_one_stays(trained, monkeypatch, caplog):
+    def fail(folder):
+        raise SppdetError("no report today")
+
+    monkeypatch.setattr(page, "write_report", fail)
+    assert evaluate_run(trained, force=True)["mAP"] is not None
+    assert "no report: no report today" in caplog.text
+    assert not (Path(trained.run.dir) / "report.html").exists()
 
 
 def test_box_regression_is_in_the_figures_and_out_of_those_without_it(trained):

@@ -7,14 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation_data import detections_of, image_of
+from evaluation_data import detections_of, image_of, random_detections
 
 from sppdet.config.settings import Config
 from sppdet.data.dataset import Dataset
 from sppdet.detection.detections import Detections
 from sppdet.evaluation import significance
+from sppdet.evaluation.coco import evaluate_coco
 from sppdet.evaluation.run import LastEvaluation
-from sppdet.evaluation.significance import compare_runs, draw_image_counts, mean_over_classes, resampled_ap
+from sppdet.evaluation.significance import (
+    compare_runs,
+    draw_image_counts,
+    mean_over_classes,
+    resampled_ap,
+    resampled_coco_ap,
+)
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.utils.errors import SppdetError
 
@@ -105,3 +112,13 @@ def test_test_images_without_objects_are_refused(monkeypatch):
     dataset = Dataset(CLASSES, (image_of("a"),))
     with pytest.raises(SppdetError, match="first: its test images have no objects"):
         compared(monkeypatch, dataset, [detections_of()], [detections_of()])
+
+
+def test_the_images_as_they_are_have_nearly_cocos_ap():
+    dataset, detections = random_detections(60, seed=2)
+    rng = np.random.default_rng(0)
+    detections = [replace(entry, xyxy=entry.xyxy + rng.uniform(0, 1, entry.xyxy.shape)) for entry in detections]
+    (ap,) = resampled_coco_ap(dataset, detections, np.ones((1, 60), int))
+    assert ap == pytest.approx(evaluate_coco(dataset, detections)["AP"], abs=0.8)
+    twice = resampled_coco_ap(dataset, detections, np.array([[2] + [0] * 59, [0] * 60]))
+    assert twice.shape == (2,) and np.isnan(twice[1])
