@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from benchmarks.common import FIVE_SCALES, WINDOWS, Bench, Row, at_least, at_most, best, maps_of
+from benchmarks.common import (
+    FIVE_SCALES,
+    WINDOWS,
+    Bench,
+    Row,
+    at_least,
+    at_most,
+    best,
+    dense_map,
+    maps_of,
+    milliseconds,
+    shape_of,
+)
 from sppdet.data.images import read_image
 from sppdet.data.splits import load_split
 from sppdet.detection.detections import Detections
 from sppdet.detection.saved_model import load_detector
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.cached_split import open_split
-from sppdet.features.store import Store, compress_map, decompress_map
+from sppdet.features.store import Store, compress_codes, compress_map, decompress_codes, decompress_map
+from sppdet.ops.coded_maps import encode_map
 from sppdet.utils.parallel import parallel_map
 
 IMAGES = 8
@@ -47,12 +61,19 @@ def run(bench: Bench) -> list[Row]:
 
         times = best(7, read=read, float32=read_as_float32, copy=lambda: [conv_map.copy() for conv_map in maps])
     least = f"{times['float32'] / times['copy']:.1f} x copying the float32 maps"
+    dense = dense_map()
+    frame = compress_codes(encode_map(dense))
+    # Per byte of the map in float16, as above.
+    coded = best(7, read=lambda: decompress_codes(frame), checksum=lambda: zlib.crc32(frame))
     rows = [
         Row(f"five scales, {IMAGES} images: on disk", stored / IMAGES / 1e6, "MB per image"),
         at_least("smaller than 2000 window vectors in float16", vectors / stored, 25),
         at_least("smaller than raw float16 maps", raw / stored, 4),
         at_least("read by one core, bytes in float16", raw / times["read"] / 1e9, 1, "GB/s"),
         Row("read and converted to float32, bytes in float32", 2 * raw / times["float32"] / 1e9, "GB/s", floor=least),
+        at_most(f"codes of a dense map, {shape_of(dense)}", len(frame) / 1e6, 0.8, "MB"),
+        at_least("codes read by one core, bytes in float16", 2 * dense.size / coded["read"] / 1e9, 1, "GB/s"),
+        milliseconds("codes: the checksum", coded["checksum"], coded["read"], "reading them"),
     ]
     return rows + ([accuracy(bench, bench.model)] if bench.model else [])
 

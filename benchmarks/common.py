@@ -209,6 +209,20 @@ def maps_of(run: StageInputs, features: PyramidFeatures, image: np.ndarray) -> l
     return features.read(run.backbone, image)
 
 
+def dense_map(height: int = 43, width: int = 58, channels: int = 352) -> np.ndarray:
+    """Return a map of both signs, smooth like the output of EfficientNet-Lite2 at scale 688, float32 ``(H, W, C)``."""
+    noise = np.random.default_rng(0).normal(size=(height, width, channels)).astype(np.float32)
+    # OpenCV filters few channels at a time. Then neighbours are as alike as in real maps: 5 bits per code when stored.
+    rounds = [cv2.GaussianBlur(noise[:, :, c : c + 4], (0, 0), 1.6) for c in range(0, channels, 4)]
+    return np.ascontiguousarray(np.concatenate(rounds, axis=2))
+
+
+def shape_of(feature_map: np.ndarray) -> str:
+    """Return the channels, height and width of a map as text."""
+    height, width, channels = feature_map.shape
+    return f"{channels} x {height} x {width}"
+
+
 def random_svms(features: PyramidFeatures, classes: int, vectors: np.ndarray) -> LinearSVMs:
     """Return SVMs whose margins on ``vectors`` are spread like those of trained ones: most below -1, a few above 0."""
     weight = np.random.default_rng(0).normal(size=(classes, features.dimension)).astype(np.float32)

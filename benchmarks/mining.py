@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from benchmarks.common import Bench, Row, at_most, best, milliseconds
+from benchmarks.common import Bench, Row, at_most, best, dense_map, milliseconds
 from sppdet.detection.linear_layers import LinearSVMs
 from sppdet.features.cached_split import map_name
+from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.ops.coded_maps import encode_map
 from sppdet.ops.products import Products
 from sppdet.training.mining import Miner
 from sppdet.training.stage_inputs import StageInputs
@@ -46,6 +48,7 @@ def run(bench: Bench) -> list[Row]:
         ),
         at_most("a pass against reading, pooling and one GEMM", times["mine"] / times["floor"], 1.5),
         *stages(bench, ready, windows, every_image[:8]),
+        *dense(ready, windows[: len(every_image[:8])]),
     ]
     return rows + memory(bench)
 
@@ -98,6 +101,37 @@ def stages(bench: Bench, ready: Ready, windows: list, images: list[int]) -> list
             2 * columns * len(ready.svms.weight) * numbers / rate, "the matrix rate",
         ),
     ]  # fmt: skip
+
+
+def dense(ready: Ready, windows: list) -> list[Row]:
+    """Compare pooling and products of a dense map of 352 channels with those of SqueezeNet's, on one core."""
+    torch.set_num_threads(1)
+    features, split = ready.miner.features, ready.miner.split
+    maps = [split.maps(i) for i in range(len(windows))]
+    weights = Products(ready.svms.weight, half=features.half)
+    float_features = replace(features, channels=352)
+    code_features = replace(float_features, map_type="uint8")
+    weight = np.random.default_rng(0).normal(size=(20, float_features.dimension)).astype(np.float32)
+    dense_weights = Products(weight, half=features.half)
+    dense_maps = [dense_map(*image_maps[0].shape[:2]) for image_maps in maps]
+    coded_maps = [encode_map(feature_map) for feature_map in dense_maps]
+
+    def multiply(features: PyramidFeatures, maps: list, weights: Products) -> None:
+        for image_maps, image_windows in zip(maps, windows):
+            features.products(image_maps, image_windows, weights)
+
+    times = best(
+        5, sparse=lambda: multiply(features, maps, weights),
+        floats=lambda: multiply(float_features, [[m] for m in dense_maps], dense_weights),
+        codes=lambda: multiply(code_features, [[m] for m in coded_maps], dense_weights),
+    )  # fmt: skip
+    name = "pooling and products of an image, one core"
+    return [
+        milliseconds(f"{name}: SqueezeNet, 512 channels", times["sparse"] / len(maps)),
+        milliseconds(f"{name}: dense map, 352 channels", times["floats"] / len(maps)),
+        milliseconds(f"{name}: dense map of codes, 352 channels", times["codes"] / len(maps)),
+        at_most("dense map of codes against SqueezeNet", times["codes"] / times["sparse"], 1),
+    ]
 
 
 def memory(bench: Bench) -> list[Row]:

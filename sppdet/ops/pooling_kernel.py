@@ -250,7 +250,8 @@ def pool_coded_windows(
                     out[c] = np.float32(row[c]) * scale[c] + offset[c]
             else:  # to the nearest bfloat16, of two to the even one
                 for c in range(channels):
-                    bits = _bits_of(np.float32(row[c]) * scale[c] + offset[c])  # type: ignore[call-arg, var-annotated]
+                    value = np.float32(row[c]) * scale[c] + offset[c]
+                    bits: np.int32 = _bits_of(value)  # type: ignore[call-arg]
                     out[c] = (bits + np.int32(0x7FFF) + ((bits >> np.int32(16)) & np.int32(1))) >> np.int32(16)
 
 

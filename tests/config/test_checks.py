@@ -149,6 +149,10 @@ def test_fc_layers_that_do_not_exist_are_refused(overrides, message):
             "regions.scales: crops have one size, regions.crop_size; set one scale, or regions.crop=none",
         ),
         (["pooling.kind=align"], "pooling.kind: align is for windows on feature maps; set max for crops"),
+        (
+            ["pooling.map_type=uint8"],
+            "pooling.map_type: uint8 is for feature maps, which are not stored with crops; set float16",
+        ),
         (["end_to_end.hard_of=256"], "end_to_end.hard_of: training uses all crops that are drawn; set it to 0"),
         (
             ["detection.context=0.3"],
