@@ -241,6 +241,9 @@ class SvmSettings(Checked):
     negative_overlap: Share = 0.3  # proposals below this IoU with all objects of the class are negatives
     # dual: our dense dual coordinate descent; liblinear: scikit-learn's LinearSVC
     solver: Annotated[str, one_of("dual", "liblinear")] = "dual"
+    # The solver stops when the projected gradients of an epoch span less than this: liblinear's 0.01, or 0.1 in a third
+    # of the time
+    tolerance: Positive = 0.01
     passes: Count = 1  # over the training images
     rounds: Count = 5  # fits in the first pass: after 1/16, 1/8, 1/4, 1/2 and all of the images
     hard_margin: Margin = -1.0001  # negatives that score above this are hard

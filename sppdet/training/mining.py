@@ -228,7 +228,9 @@ class Miner:
     ):
         self.split, self.features, self.labels, self.settings = split, features, list(labels), settings
         self.execution = execution
-        self.problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=execution.seed)
+        self.problem = svm.Problem(
+            settings.C, settings.positive_weight, settings.bias, scale, settings.tolerance, seed=execution.seed
+        )
         self.cache: SampleCache
         self._objects = [sum((sample.labels == label).sum() for sample in split.dataset) for label in self.labels]
 

@@ -165,8 +165,8 @@ class StageKeys:
     def _settings(self, stage: str) -> dict:
         """Return the settings of a stage as its key holds them.
 
-        ``flip`` is left out, as the names of the stage's images tell it; so is ``positive_overlap`` at 1, where it has
-        no effect. Results that are older than these settings stay valid.
+        ``flip`` is left out, as the names of the stage's images tell it; so are ``positive_overlap`` at 1, where it has
+        no effect, and the ``tolerance`` of versions without this setting. Results of these versions stay valid.
         """
         if stage == "context":
             return {name: getattr(self.config.svm, name) for name in image_svms.SETTINGS}
@@ -176,6 +176,8 @@ class StageKeys:
             settings.pop("flip")
         if settings.get("positive_overlap") == 1:
             settings.pop("positive_overlap")
+        if settings.get("tolerance") == 0.01:
+            settings.pop("tolerance")
         return settings
 
     def _features_of(self, backbone: Backbone) -> dict:

@@ -124,6 +124,7 @@ ROWS = {
     "svm.C": Row("svm.C=0.01", MARGINS),
     "svm.positive_weight": Row("svm.positive_weight=1", MARGINS),
     "svm.bias": Row("svm.bias=1", MARGINS),
+    "svm.tolerance": Row("svm.tolerance=0.1", {"svm"}),
     "svm.norm": Row("svm.norm=10", OF_MAPS),
     "svm.positive_overlap": Row("svm.positive_overlap=0.7", {"svm"}),
     "svm.negative_overlap": Row("svm.negative_overlap=0.2", {"svm"}),
