@@ -52,7 +52,8 @@ def test_two_layers_of_a_librarys_network_train_and_detect(run, shapes_root):
     """Each layer has its own levels and factor, end-to-end training included."""
     network = (
         "backbone.name=mobilenet_v3_small", "backbone.layers=[features.8,features.10]", "backbone.dilate=true",
-        "pooling.layer_levels=[[3,1],[2]]", "pooling.layer_weights=[1,0.5]", "regions.scales=[96]", "bbox.enabled=false",
+        "pooling.layer_levels=[[3,1],[2]]", "pooling.layer_weights=[1,0.5]", "regions.scales=[96]",
+        "bbox.enabled=false",
     )  # fmt: skip
     run.train(*network, *END_TO_END, "features=pool5+fc7")
     detector = run.detector()
