@@ -163,6 +163,9 @@ def _ending_at(traced: fx.GraphModule, nodes: list[fx.Node]) -> fx.GraphModule:
     output = next(node for node in traced.graph.nodes if node.op == "output")
     with traced.graph.inserting_before(output):
         output.args = (traced.graph.call_function(torch.cat, (nodes, 1)) if len(nodes) > 1 else nodes[0],)
+    for node in reversed(traced.graph.nodes):
+        if node.target is torch._assert:  # would keep the layers alive whose outputs it checks
+            traced.graph.erase_node(node)
     traced.graph.eliminate_dead_code()
     traced.delete_all_unused_submodules()
     for node in nodes:

@@ -7,7 +7,8 @@ EfficientNet-Lite is in `sppdet.networks.efficientnet`.
 A network of torchvision is cut after its last conv block at stride 16: after a ReLU, or after a block that ends in one,
 as conv5 of the SPP-net paper. The pyramid replaces the pool that follows.
 
-To add a network, write its builder and enter it in `NETWORKS`, at the end of this file.
+A network that is not among them is looked up in torchvision and timm (`sppdet.networks.libraries`). To add one that
+needs neither, write its builder and enter it in `NETWORKS`, at the end of this file.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ def test_a_package_of_weights_must_be_installed(monkeypatch):
     ("options", "message"),
     [
         (["backbone.name=resnet"], r"backbone.name: 'resnet' is none of alexnet, .*; did you mean 'resnet50'\?"),
-        (["backbone.name=qq"], "backbone.name: 'qq' is none of alexnet, .*, vgg16$"),
+        (["backbone.name=qq"], "backbone.name: 'qq' is none of alexnet, .*, vgg16 or torchvision"),
         ([*ALEXNET, "backbone.name=resnet50"], "finetune.init: resnet50 brings no fc6 and fc7; .* alexnet, vgg16$"),
         ([*ALEXNET, "pooling.levels=[6,3]"], r"reads one level of 6 x 6 bins; set pooling.levels=\[6\]"),
         ([*ALEXNET, "backbone.name=vgg16"], r"vgg16 reads one level of 7 x 7 bins; set pooling.levels=\[7\]"),

@@ -84,7 +84,7 @@ def test_weights_restore_the_trunk():
         (["zzz"], "no layer 'zzz'; its last is '_blocks'"),
         (
             ["_blocks.10", "_blocks.3"],
-            "_blocks.3 has a cell per 8 pixels from pixel 7 on, but efficientnet_lite0 a cell per 16 pixels from",
+            "_blocks.3 of efficientnet_lite0 has a cell per 8 pixels from pixel 7 on where a cell per 16 pixels from",
         ),
     ],
 )

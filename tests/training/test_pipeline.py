@@ -48,6 +48,23 @@ def interrupt(*_, **__) -> None:
     raise KeyboardInterrupt
 
 
+def test_two_layers_of_a_librarys_network_train_and_detect(run, shapes_root):
+    """Each layer has its own levels and factor, end-to-end training included."""
+    network = (
+        "backbone.name=mobilenet_v3_small", "backbone.layers=[features.8,features.10]", "backbone.dilate=true",
+        "pooling.layer_levels=[[3,1],[2]]", "pooling.layer_weights=[1,0.5]", "regions.scales=[96]",
+        "bbox.enabled=false",
+    )  # fmt: skip
+    run.train(*network, *END_TO_END, "features=pool5+fc7")
+    detector = run.detector()
+    assert detector.features.pooled_dimension == 48 * 10 + 96 * 4
+    image = shapes_root / "JPEGImages" / "test_00000.jpg"
+    detections = detector.predict(image, threshold=None)
+    assert len(detections) > 0
+    np.testing.assert_array_equal(run.detector().predict(image, threshold=None).scores, detections.scores)
+    run.train(*network, *END_TO_END, "features=pool5+fc7")  # all results stay valid
+
+
 class TestAFinishedRun:
     def test_leaves_metrics_of_the_test_images(self, trained):
         metrics = trained.json("metrics.json")
