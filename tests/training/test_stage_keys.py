@@ -40,6 +40,7 @@ class Row(NamedTuple):
 
 
 CROPS, ALIGNED, FC7 = "regions.crop=warp", "pooling.kind=align", "features=fc7"
+LIBRARY = "backbone.name=torchvision/resnet18 backbone.weights=random"
 TOGETHER = "end_to_end.enabled=true features=pool5+fc7"
 
 # By setting, the stages whose results depend on it.
@@ -66,9 +67,7 @@ ROWS = {
     "backbone.name": Row("backbone.name=resnet18 backbone.weights=random", EVERY),
     "backbone.weights": Row("backbone.weights=WEIGHTS", OF_FEATURES),
     "backbone.layers": Row("backbone.layers=[features.11]", EVERY),
-    "backbone.dilate": Row(
-        "backbone.dilate=true", OF_FEATURES, "backbone.name=torchvision/resnet18 backbone.weights=random"
-    ),
+    "backbone.dilate": Row("backbone.dilate=true", EVERY, LIBRARY),
     "backbone.precision": Row("backbone.precision=bfloat16", EVERY),
     "pretrain.sizes": Row("pretrain.sizes=[48]", {"pretrain"}),
     "pretrain.epochs": Row("pretrain.epochs=1", {"pretrain"}),
