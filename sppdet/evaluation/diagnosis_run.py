@@ -11,7 +11,7 @@ import numpy as np
 from sppdet.data import Dataset
 from sppdet.evaluation.diagnosis import diagnose
 from sppdet.evaluation.diagnosis_plot import draw_diagnosis
-from sppdet.evaluation.diagnosis_report import report_markdown
+from sppdet.evaluation.diagnosis_report import report_markdown, report_text
 from sppdet.evaluation.run import read_last_evaluation
 from sppdet.features import entry_names, proposal_store
 from sppdet.proposals import SelectiveSearch
@@ -27,7 +27,7 @@ def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> st
             ``run.cache=...``.
 
     Returns:
-        The text of diagnosis.md.
+        The diagnosis in a few lines; diagnosis.md has all tables.
 
     Raises:
         SppdetError: if a file is missing or belongs to another evaluation.
@@ -41,8 +41,8 @@ def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> st
     write_json(folder / "diagnosis.json", result)
     text = report_markdown(result)
     atomic_write(folder / "diagnosis.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    atomic_write(folder / "diagnosis.png", draw_diagnosis(result).save)
-    return text
+    atomic_write(folder / "diagnosis.png", draw_diagnosis(result).savefig)
+    return f"{report_text(result)}\nper class: {folder / 'diagnosis.md'}, {folder / 'diagnosis.png'}"
 
 
 def _stored_proposals(dataset: Dataset, cache: str, search: SelectiveSearch, folder: Path) -> Iterable[np.ndarray]:

@@ -86,7 +86,7 @@ class _Trial:
         return float(self.recalls[-1])
 
 
-def choose_settings(dataset: Dataset, config: Config, fixed: Collection[str] = ()) -> list[Choice]:
+def choose_settings(config: Config, dataset: Dataset, fixed: Collection[str] = ()) -> list[Choice]:
     """Choose settings by the training images and their objects.
 
     Proposals are never searched with less effort than ``config`` says, but with more (a larger working image, more
@@ -94,8 +94,8 @@ def choose_settings(dataset: Dataset, config: Config, fixed: Collection[str] = (
     the sizes of all objects, as many as ``config`` has: 1 or 2.
 
     Args:
-        dataset: the training images.
         config: the settings to start from; ``run.seed`` draws the sample.
+        dataset: the training images.
         fixed: settings that the user has given, which stay as ``config`` has them.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Settings that follow the data: the sizes of the objects decide scales, and their recall how proposals are searched."""
+"""Settings that follow the data: sizes of objects decide scales, and recall decides how proposals are searched."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ SETTINGS = override(Config(), ["workers=1", "proposals.mode=balanced"])
 
 def test_large_objects_leave_the_search_as_it_is(search_that_finds):
     tried = search_that_finds(20)
-    chosen = values(choose_settings(dataset_of(image_of("p", (10, 10, 200))), SETTINGS))
+    chosen = values(choose_settings(SETTINGS, dataset_of(image_of("p", (10, 10, 200)))))
     assert tried == [(500, "balanced")]
     assert (chosen["proposals.max_side"], chosen["proposals.mode"]) == (500, "balanced")
     assert chosen["proposals.min_size"] == 20
@@ -68,7 +68,7 @@ def test_small_objects_get_a_larger_working_image(search_that_finds):
     tried = search_that_finds(20)
     # 38 pixels in images of 1300: 14.6 at 500, 20.5 at 700.
     images = [image_of(f"p{i}", (10, 10, 38), size=(1300, 800)) for i in range(12)]
-    (first, *_) = choose_settings(dataset_of(*images), SETTINGS)
+    (first, *_) = choose_settings(SETTINGS, dataset_of(*images))
     assert tried == [(500, "balanced"), (700, "balanced")]
     assert first.override == "proposals.max_side=700"
     assert "100% of 12 objects in 12 training images" in first.reason and "0% with 500 pixels" in first.reason
@@ -77,7 +77,7 @@ def test_small_objects_get_a_larger_working_image(search_that_finds):
 def test_the_mode_is_tried_before_the_larger_image_and_quality_last(search_that_finds):
     tried = search_that_finds(30)  # never found
     fast = override(SETTINGS, ["proposals.mode=fast"])
-    (first, *_) = choose_settings(dataset_of(image_of("p", (10, 10, 24), size=(1000, 800))), fast)
+    (first, *_) = choose_settings(fast, dataset_of(image_of("p", (10, 10, 24), size=(1000, 800))))
     # A larger image that finds no more ends the attempts; the cheapest of equals is chosen.
     assert tried == [(500, "fast"), (500, "balanced"), (700, "balanced")]
     assert first.value == 500 and "nothing that was tried finds 95%" in first.reason
@@ -85,33 +85,33 @@ def test_the_mode_is_tried_before_the_larger_image_and_quality_last(search_that_
 
 def test_working_images_in_which_objects_are_smaller_than_a_segment_are_passed_over(search_that_finds):
     tried = search_that_finds(1000)
-    choose_settings(dataset_of(image_of("p", (0, 0, 18), size=(2000, 1000))), SETTINGS)
+    choose_settings(SETTINGS, dataset_of(image_of("p", (0, 0, 18), size=(2000, 1000))))
     assert tried == [(500, "balanced"), (1400, "balanced")]  # 18 pixels are 9 at 1000 and 12.6 at 1400
 
 
 def test_windows_smaller_than_min_size_are_kept_if_objects_need_them(search_that_finds):
     search_that_finds(1)
-    chosen = values(choose_settings(dataset_of(image_of("p", (10, 10, 12), size=(100, 80))), SETTINGS))
+    chosen = values(choose_settings(SETTINGS, dataset_of(image_of("p", (10, 10, 12), size=(100, 80)))))
     assert chosen["proposals.min_size"] == 10
 
 
 def test_settings_that_the_user_gave_are_not_chosen(search_that_finds):
     tried = search_that_finds(1000)
     fixed = ["proposals.max_side", "proposals.mode", "regions.scales"]
-    chosen = choose_settings(dataset_of(image_of("p", (0, 0, 30))), SETTINGS, fixed)
+    chosen = choose_settings(SETTINGS, dataset_of(image_of("p", (0, 0, 30))), fixed)
     assert [choice.key for choice in chosen] == ["proposals.min_size", "regions.max_side"]
     assert tried == [(500, "balanced")]
 
 
 def test_without_objects_nothing_is_chosen():
-    assert choose_settings(dataset_of(image_of("p")), SETTINGS) == []
+    assert choose_settings(SETTINGS, dataset_of(image_of("p"))) == []
 
 
 def test_difficult_objects_do_not_count(search_that_finds):
     tried = search_that_finds(20)
     sample = image_of("p", (10, 10, 200), (500, 500, 8))
     sample.difficult[1] = True
-    choose_settings(dataset_of(sample), SETTINGS)
+    choose_settings(SETTINGS, dataset_of(sample))
     assert tried == [(500, "balanced")]
 
 
@@ -150,7 +150,7 @@ def test_a_scale_that_costs_much_must_bring_much():
 def test_long_images_raise_the_longest_side(search_that_finds):
     search_that_finds(1)
     images = [image_of(f"p{i}", (0, 0, 40), size=(4000, 1000)) for i in range(5)]
-    chosen = values(choose_settings(dataset_of(*images), override(SETTINGS, ["regions.scales=[688]"])))
+    chosen = values(choose_settings(override(SETTINGS, ["regions.scales=[688]"]), dataset_of(*images)))
     assert chosen["regions.scales"] == [1200] and chosen["regions.max_side"] == 4800
 
 
@@ -177,6 +177,6 @@ def test_a_real_search_finds_drawn_objects(shapes_root):
     from sppdet.data.splits import read_dataset
 
     dataset = read_dataset(shapes_root, "trainval")
-    first, second = (choose_settings(dataset, SETTINGS) for _ in range(2))
+    first, second = (choose_settings(SETTINGS, dataset) for _ in range(2))
     assert values(first) == values(second)
     assert set(values(first)) == set(data_settings.KEYS)
