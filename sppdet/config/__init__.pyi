@@ -1,8 +1,10 @@
 from .checks import check as check
+from .loading import PRESETS as PRESETS
 from .loading import from_dict as from_dict
 from .loading import in_folder as in_folder
 from .loading import keys as keys
 from .loading import load as load
+from .loading import load_preset as load_preset
 from .loading import override as override
 from .loading import to_dict as to_dict
 from .loading import to_yaml as to_yaml
