@@ -31,3 +31,6 @@ from .settings import RegionSettings as RegionSettings
 from .settings import RunSettings as RunSettings
 from .settings import SvmSettings as SvmSettings
 from .settings import ViewSettings as ViewSettings
+from .sources import is_folder as is_folder
+from .sources import preset_settings as preset_settings
+from .sources import settings_for as settings_for
