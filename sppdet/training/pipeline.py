@@ -413,7 +413,11 @@ class Pipeline:
                 invalidate(path)
         missing = [k for k in inputs.labels if not self._keys.is_done(paths[k], keys[k])]
         if not missing:
-            if self._keys.keep and stage == "svm" and not all(is_done(*pair) for pair in zip(paths, keys)):
+            if (
+                self._keys.keep
+                and stage == "svm"
+                and not all(is_done(path, key, False) for path, key in zip(paths, keys))
+            ):
                 logger.warning(
                     "--keep: there is no new class, so that nothing is learned from new or changed images; leave "
                     "--keep out to learn from them"
