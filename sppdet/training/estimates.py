@@ -21,7 +21,7 @@ from sppdet.utils import Estimate, duration, in_threads, worker_count
 
 logger = logging.getLogger(__name__)
 
-_IMAGES = 2  # timed per worker at most
+_IMAGES = 1  # timed per worker
 _START = 4.0  # seconds until the processes that search for proposals have started
 # Times that pooling and scoring all windows of an image take, per image of a stage. Hard-negative mining pools each
 # image once to score it, and reads it again for each fit. Measured on `boards` and BCCD.
