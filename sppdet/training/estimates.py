@@ -88,7 +88,8 @@ def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None) -> dic
             seconds = speed.maps * images
         elif speed and stage == "evaluate":
             items = len(inputs.test)
-            seconds = 1 + speed.pooling * _DETECTION * items
+            mirrored = speed.maps if inputs.config.detection.flip else 0.0  # the maps of mirror images are not stored
+            seconds = 1 + (speed.pooling * _DETECTION + mirrored) * items
         elif speed and stage in _PER_CLASS:
             images, pooling = len(inputs.split_of(stage)), {"svm": _SVM, "bbox": _BBOX}.get(stage, 0.1)
             seconds = speed.pooling * pooling * images + _PER_CLASS[stage] * len(inputs.labels)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 _PRIOR = 0.1  # share of the whole estimate that counts as evidence for the estimate, against the measured pace
+_UNKNOWN, _KNOWN = "{desc}", "{percentage:3.0f}% |{bar:20}| {desc}"
 _ENOUGH = 0.05  # share of a stage's items from which their pace tells the time of the stage
 
 
@@ -50,7 +51,7 @@ class Progress:
     def __init__(self, estimates: Mapping[str, Estimate], clock: Callable[[], float] = time.monotonic):
         self._estimates, self._clock = dict(estimates), clock
         self._stage: str | None = None
-        self._start, self._begun, self._items, self._share = clock(), 0.0, 0, 0.0
+        self._start, self._begun, self._items, self._done = clock(), 0.0, 0, 0.0  # _done: the share that was shown last
         self._spent: dict[str, float] = {}
         self._bar: tqdm | None = None
 
@@ -59,7 +60,7 @@ class Progress:
         _active = self
         # Where nobody watches, as in a file, a line every half a minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30
-        self._bar = tqdm(total=100, bar_format="{percentage:3.0f}% |{bar:20}| {desc}", mininterval=interval)
+        self._bar = tqdm(total=100, bar_format=_UNKNOWN, mininterval=interval)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -75,7 +76,7 @@ class Progress:
 
     def begin(self, stage: str) -> None:
         """Begin a stage."""
-        self._stage, self._begun, self._items, self._share = stage, self._clock(), 0, 0.0
+        self._stage, self._begun, self._items = stage, self._clock(), 0
         self.show(stage)
 
     def end(self) -> None:
@@ -111,10 +112,12 @@ class Progress:
         if self._bar is None:
             return
         left, spent = self.left(), self._clock() - self._start
+        text = text if self._stage in (None, text) else f"{self._stage}: {text}"
         if left is not None:
-            self._share = max(self._share, spent / (spent + left) if spent + left else 0.0)
+            self._done = max(self._done, spent / (spent + left) if spent + left else 0.0)
             text = f"{text}; {duration(left)} left"
-        self._bar.n = round(100 * self._share)
+        self._bar.bar_format = _UNKNOWN if left is None else _KNOWN
+        self._bar.n = round(100 * self._done)
         self._bar.set_description_str(text, refresh=False)
         self._bar.update(0)
         if time.time() - self._bar.last_print_t >= self._bar.mininterval:
