@@ -67,24 +67,26 @@ def measure_speed(inputs: StageInputs) -> Speed:
     return Speed(for_proposals, for_maps, for_pooling)
 
 
-def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None) -> dict[str, Estimate]:
+def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again: bool = False) -> dict[str, Estimate]:
     """Return an estimate of each stage.
 
     Args:
         inputs: what the stages read.
         stages: those that will run.
         speed: of this machine; None where it was not measured: the seconds are unknown then.
+        again: whether what is in the cache is computed again.
     """
     estimates = {}
     for stage in stages:
         seconds: float | None = None
         items = 0
         if stage == "proposals":
-            items = sum(len(split.proposal_store.missing(split.names)) for split in inputs.proposal_splits)
+            stores = [(split.proposal_store, split.names) for split in inputs.proposal_splits]
+            items = sum(len(names if again else store.missing(names)) for store, names in stores)
         if speed and stage == "proposals":
             seconds = speed.proposals * items + (_START if worker_count(inputs.config.workers) > 1 else 0)
         elif speed and stage == "maps":
-            items, images = missing_maps(inputs)
+            items, images = missing_maps(inputs, again)
             seconds = speed.maps * images
         elif speed and stage == "evaluate":
             items = len(inputs.test)
@@ -106,15 +108,15 @@ def log_plan(stages: list[str], estimates: dict[str, Estimate], workers: int) ->
     logger.info("to do: %s; %s on %d core%s", ", ".join(stages), time, cores, "s" if cores > 1 else "")
 
 
-def missing_maps(inputs: StageInputs) -> tuple[int, float]:
-    """Return the number of maps that are not stored, and of how many images they are worth the work."""
+def missing_maps(inputs: StageInputs, again: bool = False) -> tuple[int, float]:
+    """Return the number of maps that are not stored, or of all maps, and the number of images that take as long."""
     shares: dict[str, float] = {}
     missing: set[str] = set()
     splits = map_splits(inputs)
     for split in splits:
         entries = split.map_entries()
         shares |= entries
-        missing |= {*split.map_store.missing([*entries])}
+        missing |= {*entries} if again else {*split.map_store.missing([*entries])}
     whole = sum(splits[0].map_entries().values()) / max(len(splits[0]), 1)
     return len(missing), sum(shares[entry] for entry in missing) / whole
 

@@ -135,7 +135,7 @@ class Pipeline:
         stages = self.waiting(last, force)
         if stages:
             speed = measure_speed(self.inputs) if self._can_measure(stages) else None
-            estimates = estimate(self.inputs, stages, speed)
+            estimates = estimate(self.inputs, stages, speed, force)
             log_plan(stages, estimates, self.config.workers)
             with Progress(estimates):
                 self.run_stages(last, force)
@@ -164,7 +164,7 @@ class Pipeline:
             if not self._has(stage):
                 continue
             forced = force and last in (stage, STAGES[-1])
-            unknown = _TRAINS_NETWORK & {*stages} or (stage == "evaluate" and stages)
+            unknown = (stage != "proposals" and _TRAINS_NETWORK & {*stages}) or (stage == "evaluate" and stages)
             if forced or unknown or not self._is_valid(stage, stages):
                 stages.append(stage)
         return stages

@@ -25,6 +25,8 @@ def test_each_stage_takes_its_time_per_image(tmp_path, shapes_root):
 def test_what_is_in_the_cache_takes_no_time(run):
     estimates = estimate(run.pipeline().inputs, STAGES[:2], Speed(2, 3, 5))
     assert estimates == {"proposals": Estimate(0, 0), "maps": Estimate(0, 0)}
+    estimates = estimate(run.pipeline().inputs, STAGES[:2], Speed(2, 3, 5), again=True)
+    assert estimates == {"proposals": Estimate(2 * 18, 18), "maps": Estimate(3 * 18, 18)}
 
 
 def test_without_a_speed_the_time_is_unknown(run, log_lines):
