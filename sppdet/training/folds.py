@@ -79,11 +79,11 @@ def _run(final: Pipeline, pipelines: list[Pipeline]) -> None:
         final.run_stages("maps")
         for pipeline in pipelines:
             pipeline.prepare()
-            pipeline.run_stages()
+            pipeline.run_stages(first="svm")
             metrics = read_json(pipeline.inputs.folder / "metrics.json")
             mean = "-" if metrics["mAP"] is None else f"{metrics['mAP']:.1f}"
             logger.info("%smAP %s on %d images", pipeline.name, mean, metrics["pictures"])
-        final.run_stages("bbox")
+        final.run_stages("bbox", first="svm")
 
 
 def _without(every: Dataset, part: Dataset) -> Dataset:

@@ -202,8 +202,8 @@ class Pipeline:
         simple = c.regions.crop == "none" and c.features == "pool5"
         return simple and not _TRAINS_NETWORK & {*stages} and len(stages) > 1
 
-    def run_stages(self, last: str = STAGES[-1], force: bool = False) -> None:
-        """Run stages as `run` does, within the progress that is active."""
+    def run_stages(self, last: str = STAGES[-1], force: bool = False, first: str = STAGES[0]) -> None:
+        """Run the stages from ``first`` on as `run` does, within the progress that is active."""
         folder, progress = self.inputs.folder, active()
         stages: dict[str, Callable[[bool], _Outcome | None]] = {
             "pretrain": self._pretrain,
@@ -216,7 +216,7 @@ class Pipeline:
             "bbox": self._bbox,
             "evaluate": self._evaluate,
         }
-        for stage in STAGES[: STAGES.index(last) + 1]:
+        for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
             if progress and self._has(stage):
                 progress.begin(self.name + stage)
             with Meter() as meter:
