@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from sppdet.config import STAGES, Config, in_folder, is_folder, preset_settings, settings_for
 from sppdet.data import Dataset, divide_dataset, load_split
 from sppdet.detection import Detector
+from sppdet.training.data_settings import choices_of_run, choose_settings
 from sppdet.training.folds import cross_validate
 from sppdet.training.pipeline import Pipeline
 from sppdet.utils import SppdetError
@@ -19,38 +19,27 @@ logger = logging.getLogger(__name__)
 _IN_MEMORY = "(in memory)"  # data.root of a data set that was not read from a folder
 
 
-class Choice(NamedTuple):
-    """A setting that follows the data.
-
-    Attributes:
-        override: ``key=value``.
-        reason: a sentence for the user.
-    """
-
-    override: str
-    reason: str
-
-
 def settings_following_data(
     source: Config | str | Path | None,
     overrides: Iterable[str] = (),
     preset: str | None = None,
     output: str | Path | None = None,
 ) -> Config:
-    """Return the settings of `settings_for`; for a folder, what `choose_settings` chooses replaces the preset's."""
+    """Return the settings of `settings_for`; for a folder, what `choose_settings` chooses replaces the preset's.
+
+    A run that exists keeps its choices, so that its results stay valid when images are added.
+    """
     overrides = [*overrides]
     settings = settings_for(source, overrides, preset, output)
     if not is_folder(source):
         return settings
-    choices = choose_settings(settings, load_split(settings, settings.data.train_split))
-    for choice in choices:
-        logger.info(choice.reason)
+    fixed = {override.partition("=")[0].strip() for override in overrides}
+    choices = choices_of_run(settings, fixed)
+    if not choices:
+        choices = choose_settings(settings, load_split(settings, settings.data.train_split), fixed)
+        for choice in choices:
+            logger.info("%s: %s", choice.override, choice.reason)
     return settings_for(source, [*(choice.override for choice in choices), *overrides], preset, output)
-
-
-def choose_settings(config: Config, train: Dataset) -> list[Choice]:
-    """Return the settings that follow the data: none so far."""
-    return []
 
 
 def run_training(
