@@ -191,7 +191,7 @@ def _has_lists(root: Path, names: Sequence[str]) -> bool:
         return False
     lists = voc_lists(voc_folder(root))
     missing = [name for name in names if name not in lists]
-    return not missing or any(name not in _DERIVED for name in missing)
+    return not missing or any(name not in (*_DERIVED, "all") for name in missing)
 
 
 def _read_once(root: Path, format: str | None, skip_bad: bool) -> LabelledFolder:
