@@ -9,7 +9,7 @@ import sppdet
 from sppdet.cli import common as cli
 
 COMMANDS = {
-    "train": "train and evaluate a detector from a config",
+    "train": "train a detector on a folder of labelled images, or by a config",
     "evaluate": "measure a trained detector on a test split",
     "detect": "find objects in images",
     "check": "say what a folder of labelled images holds, and what is wrong with it",

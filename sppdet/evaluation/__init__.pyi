@@ -13,6 +13,7 @@ from .diagnosis_run import diagnose_run as diagnose_run
 from .in_memory import evaluate_detections as evaluate_detections
 from .in_memory import evaluate_detector as evaluate_detector
 from .run import LastEvaluation as LastEvaluation
+from .run import evaluate_folds as evaluate_folds
 from .run import evaluate_run as evaluate_run
 from .run import read_last_evaluation as read_last_evaluation
 from .run import summary as summary

@@ -112,17 +112,23 @@ def choose_settings(config: Config, dataset: Dataset, fixed: Collection[str] = (
     ]  # fmt: skip
 
 
-def choices_of_run(folder: str | Path, fixed: Collection[str] = ()) -> list[Choice]:
-    """Return the settings that a finished run has, so that it is trained further with them; empty without one.
+def choices_of_run(config: Config, fixed: Collection[str] = ()) -> list[Choice]:
+    """Return the settings that the run in ``run.dir`` was finished with, so that it is trained further with them.
 
     Args:
-        folder: the run's folder.
+        config: the settings to start from.
         fixed: settings that the user has given.
+
+    Returns:
+        As `choose_settings`. Empty without a finished run, or where it has another number of scales: it was started
+        from other settings.
     """
-    path = Path(folder) / "config.json"
+    path = Path(config.run.dir) / "config.json"
     if not path.exists():
         return []
     run = load(path)
+    if len(run.regions.scales) != len(config.regions.scales):
+        return []
     values = {f"{section}.{name}": getattr(getattr(run, section), name) for section, name in map(_split, KEYS)}
     return [
         Choice(key, list(value) if isinstance(value, tuple) else value, f"as {path} has it")

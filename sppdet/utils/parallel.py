@@ -11,7 +11,8 @@ from typing import TypeVar
 
 import joblib
 import torch
-from tqdm import tqdm
+
+from sppdet.utils.progress import bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -58,10 +59,9 @@ def parallel_map(
         [3, 2, 1]
     """
     workers = min(worker_count(workers), max(1, len(items)))
-    progress = tqdm(total=len(items), desc=description, disable=not items, mininterval=0.5, unit="")
-    with progress:
+    with bar(len(items), description) as count:
         for result in _results(function, items, workers, threads):
-            progress.update()
+            count()
             yield result
 
 

@@ -161,16 +161,18 @@ def test_choices_are_settings():
 
 
 def test_a_finished_run_keeps_its_settings(tmp_path):
-    assert choices_of_run(tmp_path) == []
+    config = override(Config(), ["regions.scales=[480,864]", f"run.dir={tmp_path}"])
+    assert choices_of_run(config) == []
     values = {"regions": {"scales": [576, 1200]}, "proposals": {"max_side": 1000}, "versions": {}}
     (tmp_path / "config.json").write_text(json.dumps(values))
-    overrides = [choice.override for choice in choices_of_run(tmp_path, ["regions.max_side"])]
+    overrides = [choice.override for choice in choices_of_run(config, ["regions.max_side"])]
     assert overrides == [
         "proposals.max_side=1000",
         "proposals.min_size=20.0",
         "proposals.mode=fast",
         "regions.scales=[576, 1200]",
     ]
+    assert choices_of_run(override(config, ["regions.scales=[688]"])) == []
 
 
 def test_a_real_search_finds_drawn_objects(shapes_root):

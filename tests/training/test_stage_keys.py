@@ -66,7 +66,9 @@ ROWS = {
     "backbone.name": Row("backbone.name=resnet18 backbone.weights=random", EVERY),
     "backbone.weights": Row("backbone.weights=WEIGHTS", OF_FEATURES),
     "backbone.layers": Row("backbone.layers=[features.11]", EVERY),
-    "backbone.dilate": Row("backbone.dilate=true", OF_FEATURES, "backbone.name=torchvision/resnet18 backbone.weights=random"),
+    "backbone.dilate": Row(
+        "backbone.dilate=true", OF_FEATURES, "backbone.name=torchvision/resnet18 backbone.weights=random"
+    ),
     "backbone.precision": Row("backbone.precision=bfloat16", EVERY),
     "pretrain.sizes": Row("pretrain.sizes=[48]", {"pretrain"}),
     "pretrain.epochs": Row("pretrain.epochs=1", {"pretrain"}),
