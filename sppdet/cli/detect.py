@@ -191,7 +191,9 @@ def _detect_one(detector: Detector | Ensemble, options: argparse.Namespace, item
         # Detections below the threshold, too: the nearest may have to be named.
         every = detector.predict(image, min(options.threshold, detector.detection.min_margin))
         shown = every.above(options.threshold)
-        shown = (shown if options.all_classes else shown.one_per_place())[: options.max_detections]
+        if not (options.all_classes or options.json):  # a program that reads JSON gets what `predict` returns
+            shown = shown.one_per_place()
+        shown = shown[: options.max_detections]
         if target is not None:
             _write(target, shown.draw(image, labels=not options.no_labels))
     except SppdetError as error:

@@ -12,6 +12,14 @@ from sppdet import config
 from sppdet.cli.train import main
 from sppdet.config.settings import STAGES
 from sppdet.training import front_door
+from sppdet.training.data_settings import Choice
+
+
+@pytest.fixture(autouse=True)
+def nothing_follows_the_data(monkeypatch):
+    """Leave the settings as the preset has them; what is chosen is tested in tests/training/test_data_settings.py."""
+    monkeypatch.setattr(front_door, "choose_settings", lambda settings, train, fixed: [])
+
 
 SETTINGS = {"backbone": {"name": "small", "weights": "random"}, "device": "cpu", "workers": 1}
 
@@ -144,8 +152,8 @@ class TestAFolderOfImages:
         assert pipeline[0][0].data.root == str(odd) and pipeline[0][0].run.dir == str(Path("runs") / odd.name)
 
     def test_chosen_settings_give_way_to_those_of_the_user(self, photos, pipeline, monkeypatch, capsys):
-        choices = [front_door.Choice("svm.C=0.25", "C is 0.25"), front_door.Choice("bbox.ridge=5", "ridge is 5")]
-        monkeypatch.setattr(front_door, "choose_settings", lambda settings, train: choices)
+        choices = [Choice("svm.C", 0.25, "C is 0.25"), Choice("bbox.ridge", 5, "ridge is 5")]
+        monkeypatch.setattr(front_door, "choose_settings", lambda settings, train, fixed: choices)
         assert main([str(photos), "svm.C=0.5"]) == 0
         settings = pipeline[0][0]
         assert (settings.svm.C, settings.bbox.ridge) == (0.5, 5) and "ridge is 5" in capsys.readouterr().out

@@ -16,7 +16,7 @@ TINY = (
     "backbone.name=small", "backbone.weights=random", "backbone.layers=[]", "pooling.layer_weights=[]",
     "regions.scales=[160]", "regions.target=64", "pooling.levels=[3,1]", "svm.random_negatives=60",
     "svm.max_negatives=60", "bbox.max_windows=100", "proposals.mode=fast", "backbone.precision=float32",
-    "device=cpu", "workers=1",
+    "proposals.max_side=500", "proposals.min_size=20", "regions.max_side=2500", "device=cpu", "workers=1",
 )  # fmt: skip
 
 
