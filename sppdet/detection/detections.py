@@ -230,7 +230,7 @@ class Detections:
         Examples:
             >>> box = [0, 0, 10, 10]
             >>> detections = Detections([box, box, [20, 0, 30, 10]], [0, 1, 1], [0.9, 0.5, 0.1], ("cat", "dog"))
-            >>> detections.one_per_place().names
+            >>> detections.one_per_place().names.tolist()
             ['cat', 'dog']
         """
         shown: list[int] = []
