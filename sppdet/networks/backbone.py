@@ -1,8 +1,13 @@
-"""Backbones: a trunk of conv layers (`sppdet.networks.trunks`) with its weights, run once per image and scale."""
+"""Backbones: a trunk of conv layers (`sppdet.networks.trunks`) with its weights, run once per image and scale.
+
+A frozen trunk runs in PyTorch or in ONNX Runtime (`sppdet.networks.onnx_trunk`). Their float32 feature maps agree
+within float rounding, far within the half precision of the store of maps, so the engine is part of no key. The
+precision is: a map in bfloat16 differs from one in float32 by several percent.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +16,8 @@ from torch import nn
 from sppdet.data import scaled_size
 from sppdet.networks.cell_grid import CellGrid, cell_grid
 from sppdet.networks.normalisation import Normalisation
+from sppdet.networks.onnx_export import UnsupportedLayer, onnx_model
+from sppdet.networks.onnx_trunk import OnnxTrunk, has_onnxruntime
 from sppdet.networks.trunks import build_trunk, normalisation_of
 from sppdet.networks.weights import load_weights, weights_digest
 from sppdet.utils import SppdetError
@@ -59,6 +66,14 @@ def _native_on_cpu() -> bool:
     return any(supported() for supported in native)
 
 
+def _suits_onnxruntime(trunk: nn.Module, device: torch.device, precision: str) -> bool:
+    """Whether engine ``auto`` is ONNX Runtime for a trunk."""
+    if device.type != "cpu" or not has_onnxruntime():
+        return False
+    depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in trunk.modules())
+    return resolve_precision(precision, device) == "float32" or (precision == "auto" and depthwise)
+
+
 @dataclass
 class Backbone:
     """A trunk ready to be run on images.
@@ -70,6 +85,7 @@ class Backbone:
         channels: C of a feature map.
         device: where the trunk runs.
         precision: ``float32`` or ``bfloat16``.
+        onnx: the trunk in ONNX Runtime, which then computes the feature maps; None where PyTorch does.
 
     Examples:
         >>> backbone = Backbone.create("small", "random", device="cpu", precision="float32")
@@ -83,9 +99,18 @@ class Backbone:
     channels: int
     device: torch.device
     precision: str
+    onnx: OnnxTrunk | None = None
 
     @classmethod
-    def create(cls, name: str, weights: str, device: str = "auto", precision: str = "auto", seed: int = 0) -> Backbone:
+    def create(
+        cls,
+        name: str,
+        weights: str,
+        device: str = "auto",
+        precision: str = "auto",
+        seed: int = 0,
+        engine: str = "torch",
+    ) -> Backbone:
         """Build a network and load its weights.
 
         Args:
@@ -94,29 +119,64 @@ class Backbone:
             device: ``auto``, ``cpu`` or ``cuda``.
             precision: ``auto``, ``float32`` or ``bfloat16``.
             seed: of random weights.
+            engine: ``torch``, ``onnxruntime``, or ``auto``, see `wrap`.
 
         Raises:
             SppdetError: an unknown network or device, or weights that do not fit.
         """
         trunk = build_trunk(name, seed)
         load_weights(trunk, name, weights)
-        return cls.wrap(name, trunk, device, precision)
+        return cls.wrap(name, trunk, device, precision, engine)
 
     @classmethod
-    def wrap(cls, name: str, trunk: nn.Module, device: str = "auto", precision: str = "auto") -> Backbone:
-        """Make a trunk ready: move it to the device, fix its weights, and measure its cells and channels."""
-        target = resolve_device(device)
+    def wrap(
+        cls, name: str, trunk: nn.Module, device: str = "auto", precision: str = "auto", engine: str = "torch"
+    ) -> Backbone:
+        """Make a trunk ready: move it to the device, fix its weights, and measure its cells and channels.
+
+        Args:
+            name: the network.
+            trunk: the conv layers with their weights.
+            device: ``auto``, ``cpu`` or ``cuda``.
+            precision: ``auto``, ``float32`` or ``bfloat16``.
+            engine: ``torch``, ``onnxruntime``, or ``auto``: ONNX Runtime on a CPU where it is installed, knows the
+                layers and is not slower, which is wherever the trunk would multiply in float32, and on all CPUs for
+                trunks of depthwise convolutions (docs/experiments/performance.md, "engine"). A trunk that is to be
+                trained needs ``torch``.
+
+        Raises:
+            SppdetError: an unknown device, or ``onnxruntime`` for a trunk that it does not run.
+        """
+        target = resolve_device("cpu" if engine == "onnxruntime" and device == "auto" else device)
         grid = cell_grid(trunk)
         trunk = trunk.eval().requires_grad_(False).to(target)
         trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its signature
         with torch.inference_mode():
             channels = trunk(torch.zeros(1, 3, _MIN_INPUT, _MIN_INPUT, device=target)).shape[1]
-        return cls(name, trunk, grid, channels, target, resolve_precision(precision, target))
+        backbone = cls(name, trunk, grid, channels, target, resolve_precision(precision, target))
+        if engine == "onnxruntime" or (engine == "auto" and _suits_onnxruntime(trunk, target, precision)):
+            try:
+                backbone = replace(backbone, precision="float32", onnx=OnnxTrunk(backbone.to_onnx()))
+            except UnsupportedLayer as error:
+                if engine == "onnxruntime":
+                    raise SppdetError(f"backbone.engine: {name} in onnxruntime: {error}; use auto or torch") from None
+        return backbone
 
     @property
     def normalisation(self) -> Normalisation:
         """The normalisation of the trunk's input."""
         return normalisation_of(self.name)
+
+    def to_onnx(self) -> bytes:
+        """Return the trunk as an ONNX model, from which `OnnxTrunk` reads all that this class knows of a trunk."""
+        description = {
+            "name": self.name,
+            "weights": weights_digest(self.trunk),
+            "grid": asdict(self.grid),
+            "channels": self.channels,
+            "normalisation": asdict(self.normalisation),
+        }
+        return onnx_model(self.trunk, description)
 
     @property
     def half(self) -> bool:
@@ -132,7 +192,7 @@ class Backbone:
         """Return what a feature map depends on, apart from the image and the scale; for keys."""
         return {
             "backbone": self.name,
-            "weights": weights_digest(self.trunk),
+            "weights": self.onnx.weights if self.onnx else weights_digest(self.trunk),
             "precision": self.precision,
             "format": 1,
         }
@@ -147,7 +207,10 @@ class Backbone:
         Returns:
             float32 ``(H, W, C)`` with the map's H and W, contiguous.
         """
-        x = self.pixels(image, factor).to(self.device, memory_format=torch.channels_last)
+        x = self.pixels(image, factor)
+        if self.onnx:
+            return np.ascontiguousarray(self.onnx(x.numpy())[0].transpose(1, 2, 0))
+        x = x.to(self.device, memory_format=torch.channels_last)
         return self.run(x)[0].permute(1, 2, 0).float().cpu().contiguous().numpy()
 
     def pixels(self, image: np.ndarray, factor: float) -> torch.Tensor:
@@ -177,6 +240,8 @@ class Backbone:
         Raises:
             SppdetError: the GPU has too little memory.
         """
+        if self.onnx:
+            return torch.from_numpy(self.onnx(x.numpy()))
         try:
             with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 return self.trunk(x)

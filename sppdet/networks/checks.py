@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sppdet.config import Config
+from sppdet.networks.onnx_trunk import has_onnxruntime
 from sppdet.networks.trunks import fc_layers, network
 from sppdet.networks.weights import package_file
 from sppdet.utils import SppdetError
@@ -12,7 +13,8 @@ def check_network(config: Config) -> None:
     """Refuse settings that do not suit ``backbone.name``, before anything runs.
 
     Raises:
-        SppdetError: an unknown network, ImageNet weights of a package that is not installed, fc layers that the network
+        SppdetError: an unknown network, ImageNet weights of a package that is not installed, ``engine=onnxruntime``
+            with settings that it does not support or where it is not installed, fc layers that the network
             does not bring (``finetune.init=imagenet``), or levels or units that its fc layers do not have.
 
     Examples:
@@ -22,6 +24,8 @@ def check_network(config: Config) -> None:
     source = network(name).imagenet
     if config.backbone.weights == "imagenet" and source not in (None, "torchvision"):
         package_file(source)
+    if config.backbone.engine == "onnxruntime":
+        _check_onnxruntime(config)
     if config.finetune.init != "imagenet" or not (end_to_end.enabled or config.features != "pool5"):
         return
     layers = fc_layers(name)
@@ -31,3 +35,15 @@ def check_network(config: Config) -> None:
             f"finetune.init: the fc6 of {name} reads one level of {layers.bins} x {layers.bins} bins; set "
             f"pooling.levels=[{layers.bins}] and {section}.units={layers.units}"
         )
+
+
+def _check_onnxruntime(config: Config) -> None:
+    """Refuse ``backbone.engine=onnxruntime`` where it is not installed, and what it does not compute."""
+    if not has_onnxruntime():
+        raise SppdetError(
+            "backbone.engine: onnxruntime is not installed; run 'pip install onnxruntime', or use auto or torch"
+        )
+    if config.backbone.precision == "bfloat16":
+        raise SppdetError("backbone.engine: onnxruntime multiplies in float32; use backbone.precision=auto, or torch")
+    if config.device.startswith("cuda"):
+        raise SppdetError(f"backbone.engine: onnxruntime runs on the CPU here, not on {config.device}; use device=cpu")

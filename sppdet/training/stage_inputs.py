@@ -67,7 +67,10 @@ class StageInputs:
         """The backbone before end-to-end training."""
         settings = self.config.backbone
         weights = str(self.files.pretrained) if settings.weights == "pretrain" else settings.weights
-        return Backbone.create(settings.name, weights, self.config.device, settings.precision, self.config.run.seed)
+        engine = "torch" if self.config.end_to_end.enabled else settings.engine  # the latter cannot train
+        return Backbone.create(
+            settings.name, weights, self.config.device, settings.precision, self.config.run.seed, engine
+        )
 
     @cached_property
     def backbone(self) -> Backbone:
@@ -76,7 +79,8 @@ class StageInputs:
             return self.initial_backbone
         name = self.initial_backbone.name
         trunk = restore_trunk(name, entries_under(load_file(self.files.end_to_end), "trunk."))
-        return Backbone.wrap(name, trunk, self.config.device, self.config.backbone.precision)
+        settings = self.config.backbone
+        return Backbone.wrap(name, trunk, self.config.device, settings.precision, settings.engine)
 
     @cached_property
     def head(self) -> Head | None:

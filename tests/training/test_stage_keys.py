@@ -63,6 +63,7 @@ ROWS = {
     "backbone.name": Row("backbone.name=resnet18 backbone.weights=random", EVERY),
     "backbone.weights": Row("backbone.weights=WEIGHTS", OF_FEATURES),
     "backbone.precision": Row("backbone.precision=bfloat16", EVERY),
+    "backbone.engine": Row("backbone.engine=torch", NOTHING),
     "pretrain.sizes": Row("pretrain.sizes=[48]", {"pretrain"}),
     "pretrain.epochs": Row("pretrain.epochs=1", {"pretrain"}),
     "pretrain.batch_size": Row("pretrain.batch_size=4", {"pretrain"}),
