@@ -10,7 +10,8 @@ from torch.nn import functional
 from torchvision.ops import roi_pool
 
 from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, milliseconds, size_of, threads
-from sppdet.ops.pooling import pyramid_pool, pyramid_pool_torch
+from sppdet.ops.pooling import pyramid_pool
+from sppdet.ops.pooling_layers import pyramid_pool_torch
 from sppdet.ops.roi_align import pyramid_roi_align
 
 LEVELS = (6, 3, 2, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_cache_of_trunks(tmp_path_factory):
+    """Keep trunks in ONNX form out of the user's cache folder."""
+    before = os.environ.get("SPPDET_CACHE")
+    os.environ["SPPDET_CACHE"] = str(tmp_path_factory.mktemp("user_cache"))
+    yield
+    os.environ.pop("SPPDET_CACHE")
+    if before is not None:
+        os.environ["SPPDET_CACHE"] = before
 
 
 @pytest.fixture(autouse=True)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
 
 from sppdet.config import PoolingSettings, RegionSettings
 from sppdet.features.regions import choose_scales, locate, project, scale_factor
 from sppdet.features.window_features import WindowFeatures, Windows
 from sppdet.networks import Backbone, CellGrid
-from sppdet.ops import bins, pyramid_pool, pyramid_pool_batch, pyramid_roi_align, unique_windows
+from sppdet.ops import bins, pyramid_pool, pyramid_roi_align, unique_windows
 from sppdet.utils import SppdetError
+
+if TYPE_CHECKING:  # detection does not load torch unless it needs it
+    import torch
 
 _KINDS = ("max", "align")
 
@@ -135,15 +137,18 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
         """
         if not self.half or self.kind != "max":
             return maps
+        import torch
+
         return [m if m.min(initial=0) < 0 else torch.from_numpy(m).bfloat16().view(torch.int16).numpy() for m in maps]
 
-    def block(self, maps: list[np.ndarray], windows: Windows, rows: np.ndarray) -> torch.Tensor:
+    def block(self, maps: list[np.ndarray], windows: Windows, rows: np.ndarray) -> np.ndarray:
         """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, which are read on one map."""
         feature_map, cells = maps[windows.scales[rows[0]]], windows.cells[rows]
         if self.kind == "align":
-            return self._align(torch.from_numpy(feature_map).permute(2, 0, 1), cells)
-        pooled = torch.from_numpy(pyramid_pool(feature_map, cells, self.levels))
-        return (pooled.view(torch.bfloat16) if feature_map.dtype == np.int16 else pooled).flatten(1)
+            import torch
+
+            return self._align(torch.from_numpy(feature_map).permute(2, 0, 1), cells).numpy()
+        return pyramid_pool(feature_map, cells, self.levels).reshape(len(cells), -1)
 
     def _align(self, feature_map: torch.Tensor, edges: np.ndarray) -> torch.Tensor:
         return pyramid_roi_align(feature_map, edges, self.levels, self.samples).flatten(1)
@@ -160,4 +165,6 @@ class PyramidFeatures(WindowFeatures[list[np.ndarray]]):
         cells = self.to_cells(boxes, size, factor, (maps.shape[3], maps.shape[2]))
         if self.kind == "align":
             return self._align(maps[0], cells)
+        from sppdet.ops import pyramid_pool_batch
+
         return pyramid_pool_batch(maps[0], cells, self.levels).flatten(1)

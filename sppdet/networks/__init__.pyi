@@ -1,4 +1,5 @@
 from .backbone import Backbone as Backbone
+from .backbone import is_cpu as is_cpu
 from .cell_grid import CellGrid as CellGrid
 from .cell_grid import freeze as freeze
 from .checks import check_network as check_network
@@ -8,8 +9,15 @@ from .gradient_training import step_decay as step_decay
 from .gradient_training import train_network as train_network
 from .gradient_training import warm_cosine as warm_cosine
 from .normalisation import Normalisation as Normalisation
+from .onnx_cache import cached_trunk as cached_trunk
+from .onnx_cache import keep_trunk as keep_trunk
+from .onnx_trunk import has_onnxruntime as has_onnxruntime
 from .trunks import build_trunk as build_trunk
 from .trunks import normalisation_of as normalisation_of
 from .trunks import restore_trunk as restore_trunk
+from .weights import arrays_digest as arrays_digest
+from .weights import load_weights as load_weights
 from .weights import network_state as network_state
+from .weights import package_digest as package_digest
+from .weights import package_of as package_of
 from .weights import weights_digest as weights_digest

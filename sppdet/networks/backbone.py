@@ -7,20 +7,26 @@ precision is: a map in bfloat16 differs from one in float32 by several percent.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import nn
 
 from sppdet.data import scaled_size
 from sppdet.networks.cell_grid import CellGrid, cell_grid
 from sppdet.networks.normalisation import Normalisation
-from sppdet.networks.onnx_export import UnsupportedLayer, onnx_model
 from sppdet.networks.onnx_trunk import OnnxTrunk, has_onnxruntime
-from sppdet.networks.trunks import build_trunk, normalisation_of
 from sppdet.networks.weights import load_weights, weights_digest
-from sppdet.utils import SppdetError
+from sppdet.utils import SppdetError, multiplies_bfloat16
+
+if TYPE_CHECKING:  # a trunk in ONNX Runtime runs without torch
+    import torch
+    from torch import nn
 
 _MIN_INPUT = 64  # pixels per side; smaller images are padded, or the pools of a trunk would have nothing left
 
@@ -35,6 +41,8 @@ def resolve_device(device: str) -> torch.device:
         >>> resolve_device("cpu")
         device(type='cpu')
     """
+    import torch
+
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -50,28 +58,55 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     """Return ``float32`` or ``bfloat16``; ``auto`` is bfloat16 where the device multiplies it natively.
 
     Examples:
-        >>> resolve_precision("bfloat16", torch.device("cpu"))
+        >>> resolve_precision("bfloat16", resolve_device("cpu"))
         'bfloat16'
     """
     if precision != "auto":
         return precision
     if device.type == "cuda":
+        import torch
+
         return "bfloat16" if torch.cuda.is_bf16_supported() else "float32"
-    return "bfloat16" if _native_on_cpu() else "float32"
-
-
-def _native_on_cpu() -> bool:
-    """Whether the CPU multiplies bfloat16 natively; PyTorch emulates it on other CPUs."""
-    native = (getattr(torch.cpu, f"_is_{name}_supported", lambda: False) for name in ("amx_tile", "avx512_bf16"))
-    return any(supported() for supported in native)
+    return "bfloat16" if multiplies_bfloat16() else "float32"
 
 
 def _suits_onnxruntime(trunk: nn.Module, device: torch.device, precision: str) -> bool:
     """Whether engine ``auto`` is ONNX Runtime for a trunk."""
     if device.type != "cpu" or not has_onnxruntime():
         return False
+    from torch import nn
+
     depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in trunk.modules())
     return resolve_precision(precision, device) == "float32" or (precision == "auto" and depthwise)
+
+
+def is_cpu(device: str) -> bool:
+    """Whether `resolve_device` would return the CPU; loads torch only where there may be a GPU.
+
+    Examples:
+        >>> is_cpu("cpu"), is_cpu("cuda")
+        (True, False)
+    """
+    if device == "auto":
+        return not _may_have_gpu() or resolve_device(device).type == "cpu"
+    return device == "cpu"
+
+
+def _may_have_gpu() -> bool:
+    """Whether this machine has a driver that torch might use: NVIDIA's library, or AMD's device file."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return os.path.exists("/dev/kfd")
+    return True
+
+
+def _ready(trunk: nn.Module, device: torch.device) -> nn.Module:
+    """Return a trunk in evaluation mode on a device, with fixed weights."""
+    import torch
+
+    trunk = trunk.eval().requires_grad_(False).to(device)
+    return trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its signature
 
 
 @dataclass
@@ -80,10 +115,10 @@ class Backbone:
 
     Attributes:
         name: the network, see `sppdet.networks.trunks.NETWORKS`.
-        trunk: the conv layers with their weights, in evaluation mode on ``device``.
+        make_trunk: returns the conv layers with their weights, in evaluation mode on the device.
         grid: where the cells of a feature map lie in the trunk's input.
         channels: C of a feature map.
-        device: where the trunk runs.
+        device_name: where the trunk runs, as torch names it.
         precision: ``float32`` or ``bfloat16``.
         onnx: the trunk in ONNX Runtime, which then computes the feature maps; None where PyTorch does.
 
@@ -94,10 +129,10 @@ class Backbone:
     """
 
     name: str
-    trunk: nn.Module
+    make_trunk: Callable[[], nn.Module]
     grid: CellGrid
     channels: int
-    device: torch.device
+    device_name: str
     precision: str
     onnx: OnnxTrunk | None = None
 
@@ -124,6 +159,8 @@ class Backbone:
         Raises:
             SppdetError: an unknown network or device, or weights that do not fit.
         """
+        from sppdet.networks.trunks import build_trunk
+
         trunk = build_trunk(name, seed)
         load_weights(trunk, name, weights)
         return cls.wrap(name, trunk, device, precision, engine)
@@ -147,14 +184,17 @@ class Backbone:
         Raises:
             SppdetError: an unknown device, or ``onnxruntime`` for a trunk that it does not run.
         """
+        import torch
+
         target = resolve_device("cpu" if engine == "onnxruntime" and device == "auto" else device)
         grid = cell_grid(trunk)
-        trunk = trunk.eval().requires_grad_(False).to(target)
-        trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in its signature
+        trunk = _ready(trunk, target)
         with torch.inference_mode():
             channels = trunk(torch.zeros(1, 3, _MIN_INPUT, _MIN_INPUT, device=target)).shape[1]
-        backbone = cls(name, trunk, grid, channels, target, resolve_precision(precision, target))
+        backbone = cls(name, lambda: trunk, grid, channels, str(target), resolve_precision(precision, target))
         if engine == "onnxruntime" or (engine == "auto" and _suits_onnxruntime(trunk, target, precision)):
+            from sppdet.networks.onnx_export import UnsupportedLayer
+
             try:
                 backbone = replace(backbone, precision="float32", onnx=OnnxTrunk(backbone.to_onnx()))
             except UnsupportedLayer as error:
@@ -162,9 +202,37 @@ class Backbone:
                     raise SppdetError(f"backbone.engine: {name} in onnxruntime: {error}; use auto or torch") from None
         return backbone
 
+    @classmethod
+    def of_onnx(cls, onnx: OnnxTrunk, restore_trunk: Callable[[], nn.Module]) -> Backbone:
+        """Make a backbone of a trunk in ONNX Runtime, without torch.
+
+        Args:
+            onnx: the trunk.
+            restore_trunk: returns the trunk in torch, if it is ever asked for.
+        """
+
+        def make_trunk() -> nn.Module:
+            return _ready(restore_trunk(), resolve_device("cpu"))
+
+        return cls(onnx.name, make_trunk, onnx.grid, onnx.channels, "cpu", "float32", onnx)
+
+    @cached_property
+    def trunk(self) -> nn.Module:
+        """The conv layers with their weights, in evaluation mode on ``device``."""
+        return self.make_trunk()
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the trunk runs."""
+        return resolve_device(self.device_name)
+
     @property
     def normalisation(self) -> Normalisation:
         """The normalisation of the trunk's input."""
+        if self.onnx:
+            return self.onnx.normalisation
+        from sppdet.networks.trunks import normalisation_of
+
         return normalisation_of(self.name)
 
     def to_onnx(self) -> bytes:
@@ -176,6 +244,8 @@ class Backbone:
             "channels": self.channels,
             "normalisation": asdict(self.normalisation),
         }
+        from sppdet.networks.onnx_export import onnx_model
+
         return onnx_model(self.trunk, description)
 
     @property
@@ -186,7 +256,7 @@ class Backbone:
     @property
     def bfloat16_on_cpu(self) -> bool:
         """Whether the CPU, which works on the feature maps wherever the trunk runs, is to multiply in bfloat16, too."""
-        return self.half and _native_on_cpu()
+        return self.half and multiplies_bfloat16()
 
     def settings(self) -> dict[str, str | int]:
         """Return what a feature map depends on, apart from the image and the scale; for keys."""
@@ -207,10 +277,12 @@ class Backbone:
         Returns:
             float32 ``(H, W, C)`` with the map's H and W, contiguous.
         """
-        x = self.pixels(image, factor)
         if self.onnx:
-            return np.ascontiguousarray(self.onnx(x.numpy())[0].transpose(1, 2, 0))
-        x = x.to(self.device, memory_format=torch.channels_last)
+            pixels = self._pixels(image, factor).transpose(2, 0, 1)[None]
+            return np.ascontiguousarray(self.onnx(pixels)[0].transpose(1, 2, 0))
+        import torch
+
+        x = self.pixels(image, factor).to(self.device, memory_format=torch.channels_last)
         return self.run(x)[0].permute(1, 2, 0).float().cpu().contiguous().numpy()
 
     def pixels(self, image: np.ndarray, factor: float) -> torch.Tensor:
@@ -223,6 +295,12 @@ class Backbone:
         Returns:
             float32 ``(1, 3, H, W)`` of the enlarged image; small images are padded to 64 pixels per side.
         """
+        import torch
+
+        return torch.from_numpy(self._pixels(image, factor)).permute(2, 0, 1)[None]
+
+    def _pixels(self, image: np.ndarray, factor: float) -> np.ndarray:
+        """Return what `pixels` does as an array ``(H, W, 3)``."""
         import cv2
 
         height, width = image.shape[:2]
@@ -231,8 +309,9 @@ class Backbone:
         # photographs the aliasing that bilinear would bring.
         how = cv2.INTER_AREA if factor < 1 else cv2.INTER_LINEAR
         scaled = image if factor == 1 else cv2.resize(image, size, interpolation=how)
-        x = torch.from_numpy(self.normalisation.normalise(scaled)).permute(2, 0, 1)[None]
-        return nn.functional.pad(x, (0, max(0, _MIN_INPUT - size[0]), 0, max(0, _MIN_INPUT - size[1])))
+        normalised = self.normalisation.normalise(scaled)
+        missing = [max(0, _MIN_INPUT - side) for side in normalised.shape[:2]]
+        return np.pad(normalised, ((0, missing[0]), (0, missing[1]), (0, 0))) if any(missing) else normalised
 
     def run(self, x: torch.Tensor) -> torch.Tensor:
         """Run the trunk on pixels ``(B, 3, H, W)`` that are on its device; returns ``(B, C, H, W)`` of the map.
@@ -240,6 +319,8 @@ class Backbone:
         Raises:
             SppdetError: the GPU has too little memory.
         """
+        import torch
+
         if self.onnx:
             return torch.from_numpy(self.onnx(x.numpy()))
         try:

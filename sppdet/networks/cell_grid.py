@@ -6,8 +6,10 @@ Another network, or another cut, needs no table.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import fx, nn
+if TYPE_CHECKING:
+    from torch import fx, nn
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ def cell_grid(trunk: nn.Module) -> CellGrid:
         ValueError: branches of different grids meet, in a residual sum or a concatenation.
 
     Examples:
+        >>> from torch import nn
         >>> cell_grid(nn.Sequential(nn.Conv2d(3, 8, kernel_size=7, stride=2), nn.ReLU(), nn.MaxPool2d(2)))
         CellGrid(stride=4, centre=4.0)
     """
@@ -42,6 +45,8 @@ def cell_grid(trunk: nn.Module) -> CellGrid:
 
 def _cell_grids(trunk: nn.Module) -> dict[str, CellGrid]:
     """Return the grid after every step of a trunk, in the order they run; the step of a layer has the layer's name."""
+    from torch import fx, nn  # late: the grid of a trunk in ONNX form is known without torch
+
     grids: dict[fx.Node, CellGrid] = {}
     traced = fx.symbolic_trace(trunk)
     modules = dict(traced.named_modules())

@@ -31,6 +31,7 @@ class OnnxTrunk:
         model: what `sppdet.networks.onnx_export.onnx_model` returned.
 
     Attributes:
+        model: the file's content.
         name: the network.
         weights: digest of its weights, see `sppdet.networks.weights.weights_digest`.
         grid: where the cells of a feature map lie in the trunk's input.
@@ -42,7 +43,7 @@ class OnnxTrunk:
     """
 
     def __init__(self, model: bytes):
-        self._model = model
+        self.model = model
         self._sessions: dict[int, InferenceSession] = {}
         self._lock = Lock()
         try:
@@ -70,5 +71,5 @@ class OnnxTrunk:
                 options = SessionOptions()
                 options.intra_op_num_threads = count
                 options.log_severity_level = 3  # errors
-                self._sessions[count] = InferenceSession(self._model, options, providers=["CPUExecutionProvider"])
+                self._sessions[count] = InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
             return self._sessions[count]

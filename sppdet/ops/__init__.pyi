@@ -2,12 +2,13 @@ from . import boxes as boxes
 from .boxes import clip as clip
 from .boxes import from_voc as from_voc
 from .boxes import to_voc as to_voc
-from .pooling import SpatialPyramidPooling as SpatialPyramidPooling
 from .pooling import bins as bins
 from .pooling import pyramid_pool as pyramid_pool
-from .pooling import pyramid_pool_batch as pyramid_pool_batch
 from .pooling import unique_windows as unique_windows
+from .pooling_layers import SpatialPyramidPooling as SpatialPyramidPooling
+from .pooling_layers import pyramid_pool_batch as pyramid_pool_batch
 from .products import Products as Products
+from .products import as_tensor as as_tensor
 from .roi_align import pyramid_roi_align as pyramid_roi_align
 from .suppression import nms as nms
 from .suppression import vote as vote

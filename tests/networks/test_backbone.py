@@ -83,7 +83,7 @@ def test_auto_is_cuda_where_the_machine_has_it(monkeypatch, available):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_is_bfloat16_where_the_cpu_multiplies_it_natively(monkeypatch, native):
-    monkeypatch.setattr(module, "_native_on_cpu", lambda: native)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: native)
     cpu = torch.device("cpu")
     assert module.resolve_precision("auto", cpu) == ("bfloat16" if native else "float32")
     assert module.resolve_precision("float32", cpu) == "float32"
@@ -92,7 +92,7 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it_natively(monkeypatch, nati
 
 @pytest.mark.parametrize("native", [True, False])
 def test_what_follows_the_maps_is_in_bfloat16_where_the_cpu_multiplies_it_natively(monkeypatch, native):
-    monkeypatch.setattr(module, "_native_on_cpu", lambda: native)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: native)
     backbones = {name: Backbone.create("small", "random", "cpu", name) for name in ("auto", "float32", "bfloat16")}
     assert {name: backbone.bfloat16_on_cpu for name, backbone in backbones.items()} == {
         "auto": native,
@@ -137,7 +137,7 @@ def test_both_engines_compute_the_same_maps_within_rounding(name):
     ],
 )
 def test_auto_is_the_faster_engine(monkeypatch, name, precision, native, installed, expected):
-    monkeypatch.setattr(module, "_native_on_cpu", lambda: native)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: native)
     monkeypatch.setattr(module, "has_onnxruntime", lambda: installed)
     backbone = Backbone.create(name, "random", "cpu", precision, engine="auto")
     assert f"{backbone.precision} in {'onnxruntime' if backbone.onnx else 'torch'}" == expected

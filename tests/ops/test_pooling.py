@@ -6,15 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sppdet.ops.pooling import (
-    SpatialPyramidPooling,
-    bins,
-    pyramid_pool,
-    pyramid_pool_batch,
-    pyramid_pool_torch,
-    to_reference_order,
-    unique_windows,
-)
+from sppdet.ops.pooling import bins, pyramid_pool, to_reference_order, unique_windows
+from sppdet.ops.pooling_layers import SpatialPyramidPooling, pyramid_pool_batch, pyramid_pool_torch
 
 LEVELS = [(6, 3, 2, 1), (4, 3, 2, 1), (4, 2, 1), (1,), (5, 2), (1, 2, 3, 6), (2, 4), (12, 6, 4, 3), (5, 3, 2)]
 
