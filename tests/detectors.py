@@ -62,7 +62,7 @@ def random_detector(layer: str | None = None, with_regressors: bool = True, **po
         pooling: fields of ``PyramidFeatures``, such as ``kind``.
     """
     rng = np.random.default_rng(0)
-    backbone = Backbone.create("small", "random", "cpu", "float32", seed=3)
+    backbone = Backbone.create("small", "random", "cpu", "float32", seed=3, engine="auto")
     features = PyramidFeatures(
         grid=backbone.grid, channels=backbone.channels, scales=(120, 160), max_side=1000, target=64, shrink=6.5,
         levels=(2, 1), **pooling,

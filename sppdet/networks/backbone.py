@@ -178,7 +178,7 @@ class Backbone:
             precision: ``auto``, ``float32`` or ``bfloat16``.
             engine: ``torch``, ``onnxruntime``, or ``auto``: ONNX Runtime on a CPU where it is installed, knows the
                 layers and is not slower, which is wherever the trunk would multiply in float32, and on all CPUs for
-                trunks of depthwise convolutions (docs/experiments/performance.md, "engine"). A trunk that is to be
+                trunks of depthwise convolutions (docs/experiments/engines.md). A trunk that is to be
                 trained needs ``torch``.
 
         Raises:

