@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from sppdet.data.shapes import make_shapes
 from sppdet.features.cached_split import MapSplit, map_name
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.features.store import Store
-from sppdet.networks.cell_grid import CellGrid
+from sppdet.networks.trunk_output import CellGrid
 from sppdet.proposals.search import SelectiveSearch
 
 SIDE, STRIDE = 64, 4  # every hand-made image is 64 x 64 pixels, its map 16 x 16 cells
@@ -26,6 +27,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_cache_of_trunks(tmp_path_factory):
+    """Keep trunks in ONNX form out of the user's cache folder."""
+    before = os.environ.get("SPPDET_CACHE")
+    os.environ["SPPDET_CACHE"] = str(tmp_path_factory.mktemp("user_cache"))
+    yield
+    os.environ.pop("SPPDET_CACHE")
+    if before is not None:
+        os.environ["SPPDET_CACHE"] = before
 
 
 @pytest.fixture(autouse=True)

@@ -10,8 +10,8 @@ from sppdet.detection.detector import Detector
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.networks.backbone import Backbone
-from sppdet.networks.cut import WHOLE, Cut
 from sppdet.networks.fc_head import Head
+from sppdet.networks.trunk_output import WHOLE, Cut
 from sppdet.proposals.search import SelectiveSearch
 
 # Four windows of a 64 x 64 image, 4 pixels per cell.
@@ -64,7 +64,7 @@ def random_detector(layer: str | None = None, with_regressors: bool = True, cut:
         pooling: fields of ``PyramidFeatures``, such as ``kind``.
     """
     rng = np.random.default_rng(0)
-    backbone = Backbone.create("small", "random", "cpu", "float32", 3, cut)
+    backbone = Backbone.create("small", "random", "cpu", "float32", 3, cut, engine="auto")
     features = PyramidFeatures(
         grid=backbone.grid, channels=backbone.channels, scales=(120, 160), max_side=1000, target=64, shrink=6.5,
         levels=(2, 1), layer_channels=backbone.layer_channels, **pooling,

@@ -135,6 +135,8 @@ class BackboneSettings(Checked):
     dilate: bool = False
     # auto: bfloat16 where the processor multiplies it natively, else float32
     precision: Annotated[str, one_of("auto", "float32", "bfloat16")] = "auto"
+    # what runs a trunk that is not trained. auto: ONNX Runtime on a CPU where it is not slower (networks/backbone.py)
+    engine: Annotated[str, one_of("auto", "torch", "onnxruntime")] = "auto"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,11 +14,14 @@ from sppdet.config import DetectionSettings
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.detection.predictor import Predictor, WindowScores
 from sppdet.features import CropFeatures, PyramidFeatures, WindowFeatures, Windows
-from sppdet.networks import Backbone, Head
+from sppdet.networks import Backbone
 from sppdet.ops import Products
 from sppdet.ops import boxes as geometry
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import SppdetError
+
+if TYPE_CHECKING:  # the fc layers need torch
+    from sppdet.networks import Head
 
 _MIRROR = np.array([-1, 1, 1, 1], np.float32)  # takes a box regression dx, dy, dw, dh to the mirror image
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
-import torch
 
 from sppdet.config import DEFAULT_THRESHOLD, DetectionSettings
 from sppdet.data import ImageLike, to_rgb
@@ -20,6 +19,7 @@ from sppdet.detection.detections import Detections
 from sppdet.ops import boxes as geometry
 from sppdet.ops import nms, vote
 from sppdet.proposals import SelectiveSearch
+from sppdet.utils import set_thread_count, thread_count
 
 if TYPE_CHECKING:
     from sppdet.detection.detector import Detector
@@ -166,7 +166,7 @@ class Predictor(ABC):
 
     def _read_and_search(self, image: np.ndarray) -> tuple[list[Any], list[Any] | None, np.ndarray]:
         """Return what `read` and `read_mirror_image` return for an image, and its proposals."""
-        threads = torch.get_num_threads()
+        threads = thread_count()
         # With one thread this is one of many workers, and the other cores are busy. The native search uses all cores.
         if threads == 1 or self.needs_windows or self.search.engine == "native":
             proposals = self.search(image)
@@ -174,11 +174,11 @@ class Predictor(ABC):
         with ThreadPoolExecutor(1) as helper:
             search = helper.submit(self.search, image)
             # The threads of a layer wait for each other: one that shared its core with the search would delay them all.
-            torch.set_num_threads(threads - 1)
+            set_thread_count(threads - 1)
             try:
                 maps, mirrored = self.read(image), self.read_mirror_image(image)
             finally:
-                torch.set_num_threads(threads)
+                set_thread_count(threads)
             return maps, mirrored, search.result()
 
     def read(self, image: np.ndarray, proposals: np.ndarray | None = None) -> list[Any]:

@@ -9,11 +9,9 @@ Names: N windows, R stored windows, D features of the pooled vector.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-import torch
-from torch.nn import functional
 
 from sppdet.config import PoolingSettings, RegionSettings
 from sppdet.features.warp import Crop
@@ -21,10 +19,13 @@ from sppdet.features.window_features import LayerPyramid, WindowFeatures, Window
 from sppdet.networks import Backbone
 from sppdet.utils import in_threads, thread_count
 
+if TYPE_CHECKING:  # detection does not load torch unless it needs it
+    import torch
+
 # Crops that go through the trunk together. On a CPU few, whose maps stay in its caches: SqueezeNet takes 1.3 times as
 # long for 32 at once as for four times 8.
 _BATCHES = {"cpu": 8, "cuda": 128}
-_FLOAT16_MAX = torch.finfo(torch.float16).max
+_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +103,8 @@ class CropFeatures(WindowFeatures[CropVectors]):
             boxes: ``(N, 4)`` pixel edges.
             batch: windows that go through the trunk together; None takes what suits the device.
         """
+        import torch
+
         batch = batch or _BATCHES[backbone.device.type]
         normalised, starts = backbone.normalisation.normalise(image), range(0, len(boxes), batch)
         vectors = torch.empty((len(boxes), self.pooled_dimension), dtype=torch.float16)
@@ -120,9 +123,11 @@ class CropFeatures(WindowFeatures[CropVectors]):
         cells = np.stack([rows, np.zeros_like(rows), rows + 1, np.ones_like(rows)], axis=1)
         return Windows(np.zeros(len(rows), np.int64), cells.astype(np.int32), group.reshape(-1))
 
-    def block(self, maps: CropVectors, windows: Windows, rows: np.ndarray) -> torch.Tensor:
+    def block(self, maps: CropVectors, windows: Windows, rows: np.ndarray) -> np.ndarray:
         """Return the stored vectors ``(len(rows), D)`` of the windows at ``rows`` as float32."""
-        return torch.from_numpy(maps.vectors[windows.cells[rows, 0].astype(np.int64)]).float()
+        import torch  # converts half precision many times faster than numpy
+
+        return torch.from_numpy(maps.vectors[windows.cells[rows, 0].astype(np.int64)]).float().numpy()
 
     def trunk_input(
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int
@@ -136,6 +141,9 @@ class CropFeatures(WindowFeatures[CropVectors]):
         return self._pool_crops(maps)
 
     def _pool_crops(self, maps: torch.Tensor) -> torch.Tensor:
+        import torch
+        from torch.nn import functional
+
         pooled = []
         for channels, levels, weight in self.pyramids:
             bins = [functional.adaptive_max_pool2d(maps[:, channels], n).flatten(2) for n in levels]
@@ -145,4 +153,6 @@ class CropFeatures(WindowFeatures[CropVectors]):
 
 def _channels_first(crops: np.ndarray) -> torch.Tensor:
     """Return crops ``(N, S, S, 3)`` as a view ``(N, 3, S, S)``: in memory the channels stay last."""
+    import torch
+
     return torch.from_numpy(crops).permute(0, 3, 1, 2)

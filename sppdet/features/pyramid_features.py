@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from sppdet.config import PoolingSettings, RegionSettings
 from sppdet.features.regions import choose_scales, locate, project, scale_factor
@@ -14,14 +13,17 @@ from sppdet.features.window_features import LayerPyramid, WindowFeatures, Window
 from sppdet.networks import Backbone, CellGrid
 from sppdet.ops import (
     CodedMap,
+    as_tensor,
     encode_map,
     pyramid_pool,
-    pyramid_pool_batch,
     pyramid_pool_coded,
     pyramid_roi_align,
     unique_windows,
 )
 from sppdet.utils import SppdetError
+
+if TYPE_CHECKING:  # detection does not load torch unless it needs it
+    import torch
 
 _KINDS = ("max", "align")
 
@@ -167,8 +169,10 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
             return [m.decoded() if isinstance(m, CodedMap) else m for m in maps]
         return [_halved(m) for m in maps] if self.half else maps
 
-    def block(self, maps: list[FeatureMap], windows: Windows, rows: np.ndarray) -> torch.Tensor:
+    def block(self, maps: list[FeatureMap], windows: Windows, rows: np.ndarray) -> np.ndarray:
         """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, which are read at one scale.
+
+        They are int16 only where the maps of all layers have been rounded to bfloat16.
 
         Args:
             maps: those of `halved`; or those of `read`, where all layers have one pyramid.
@@ -176,17 +180,16 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
         cells, pyramids = windows.cells[rows], self.pyramids
         first = windows.scales[rows[0]] * len(pyramids)
         pooled = [self._block(maps[first + i], cells, pyramid.levels) for i, pyramid in enumerate(pyramids)]
-        return torch.cat(pooled, 1) if len(pooled) > 1 else pooled[0]
+        return _side_by_side(pooled) if len(pooled) > 1 else pooled[0]
 
-    def _block(self, feature_map: FeatureMap, cells: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
+    def _block(self, feature_map: FeatureMap, cells: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
         if isinstance(feature_map, CodedMap):
             pooled = pyramid_pool_coded(feature_map, cells, levels, self.half)
         elif self.kind == "align":
-            return self._align(torch.from_numpy(feature_map).permute(2, 0, 1), cells, levels)
+            return self._align(as_tensor(feature_map).permute(2, 0, 1), cells, levels).numpy()
         else:
             pooled = pyramid_pool(feature_map, cells, levels)
-        vectors = torch.from_numpy(pooled).flatten(1)
-        return vectors.view(torch.bfloat16) if pooled.dtype == np.int16 else vectors
+        return pooled.reshape(len(cells), -1)
 
     def _align(self, feature_map: torch.Tensor, edges: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
         return pyramid_roi_align(feature_map, edges, levels, self.samples).flatten(1)
@@ -200,6 +203,8 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
 
     def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
         """Pool a feature map ``(1, C, H, W)``: vectors ``(N, D)`` of boxes ``(N, 4)``, differentiable."""
+        import torch
+
         cells = self.to_cells(boxes, size, factor, (maps.shape[3], maps.shape[2]))
         pool = self._align if self.kind == "align" else _max
         pooled = [pool(maps[0, p.channels] * p.weight, cells, p.levels) for p in self.pyramids]
@@ -207,6 +212,8 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
 
 
 def _max(feature_map: torch.Tensor, cells: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
+    from sppdet.ops import pyramid_pool_batch
+
     return pyramid_pool_batch(feature_map, cells, levels).flatten(1)
 
 
@@ -221,4 +228,13 @@ def _halved(feature_map: FeatureMap) -> FeatureMap:
     """Return a map as the bits of bfloat16; one of codes or with a negative value as it is."""
     if isinstance(feature_map, CodedMap) or feature_map.min(initial=0) < 0:
         return feature_map
+    import torch
+
     return torch.from_numpy(feature_map).bfloat16().view(torch.int16).numpy()
+
+
+def _side_by_side(vectors: list[np.ndarray]) -> np.ndarray:
+    """Return vectors ``(n, D)`` of several layers as one array, float32 unless all are the bits of bfloat16."""
+    if len({layer.dtype for layer in vectors}) > 1:
+        vectors = [as_tensor(layer).float().numpy() for layer in vectors]
+    return np.concatenate(vectors, axis=1)

@@ -8,15 +8,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import DTypeLike
 
-from sppdet.networks import Backbone, Head
-from sppdet.ops import Products, bins
+from sppdet.networks import Backbone
+from sppdet.ops import Products, as_tensor, bins
 from sppdet.utils import side_by_side
+
+if TYPE_CHECKING:  # detection does not load torch unless it needs it
+    import torch
+
+    from sppdet.networks import Head
 
 _BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so an image's vectors never exist all at once
 
@@ -124,8 +128,11 @@ class WindowFeatures(ABC, Generic[Maps]):
         """
 
     @abstractmethod
-    def block(self, maps: Maps, windows: Windows, rows: np.ndarray) -> torch.Tensor:
-        """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, one of `blocks`."""
+    def block(self, maps: Maps, windows: Windows, rows: np.ndarray) -> np.ndarray:
+        """Return the pooled vectors ``(len(rows), D)`` of the windows at ``rows``, one of `blocks`.
+
+        They are float32, or int16 for the bits of bfloat16 numbers where `halved` has rounded the maps.
+        """
 
     @abstractmethod
     def trunk_input(
@@ -189,17 +196,19 @@ class WindowFeatures(ABC, Generic[Maps]):
             for start in range(0, len(rows_of_scale), _BLOCK)
         ]
 
-    def _columns(self, pooled: torch.Tensor) -> list[tuple[slice, torch.Tensor]]:
+    def _columns(self, pooled: np.ndarray) -> list[tuple[slice, np.ndarray]]:
         """Return the vectors of pooled ones as (columns, values) pairs."""
         # Not side by side in one array: the copy would take longer than pooling.
         if self.head is None:
             return [(slice(None), pooled)]
         last = slice(-self.head_dimension, None)
         first = [(slice(0, self.pooled_dimension), pooled)] if self.concat_pooled else []
-        return [*first, (last, self.head(pooled))]
+        return [*first, (last, self.head(as_tensor(pooled)).numpy())]
 
     def vectors(self, maps: Maps, windows: Windows, rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
         """Return the vectors ``(len(rows), D)`` of the windows at ``rows``, which must not repeat."""
+        import torch
+
         position = torch.empty(len(windows.cells), dtype=torch.int64)
         position[rows] = torch.arange(len(rows))
         # Through torch: numpy converts to half precision a number at a time, 40 times slower.
@@ -207,7 +216,7 @@ class WindowFeatures(ABC, Generic[Maps]):
         maps = self.halved(maps)
         for block in self.blocks(windows, rows):
             for columns, values in self._columns(self.block(maps, windows, block)):
-                vectors[position[block], columns] = values.to(vectors.dtype)
+                vectors[position[block], columns] = as_tensor(values).to(vectors.dtype)
         return vectors.numpy()
 
     def of_boxes(
@@ -232,7 +241,7 @@ class WindowFeatures(ABC, Generic[Maps]):
         Returns:
             float32 ``(U, K)`` products with the exact weights and ``(U, R)`` with the rough ones.
         """
-        exact, rough = (torch.zeros((len(windows.cells), count)) for count in weights.counts)
+        exact, rough = (np.zeros((len(windows.cells), count), np.float32) for count in weights.counts)
         maps = self.halved(maps)
 
         def multiply(block: np.ndarray) -> None:
@@ -242,7 +251,7 @@ class WindowFeatures(ABC, Generic[Maps]):
                 total[block] = sum(summands)
 
         side_by_side(multiply, self.blocks(windows, rows))
-        return exact.numpy(), rough.numpy()
+        return exact, rough
 
 
 def _json_like(value: Any) -> Any:

@@ -5,23 +5,9 @@ Another network, or another cut, needs no table.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import fx, nn
 
-
-@dataclass(frozen=True)
-class CellGrid:
-    """Where a trunk's cells lie in its input: cell i is centred on pixel ``centre + stride * i`` (0-based).
-
-    Attributes:
-        stride: pixels between the centres of neighbouring cells.
-        centre: pixel on which cell 0 is centred.
-    """
-
-    stride: int
-    centre: float
-
+from sppdet.networks.trunk_output import CellGrid
 
 UNKNOWN = CellGrid(0, 0.0)  # after a step that leaves no cells in even rows and columns
 

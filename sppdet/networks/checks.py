@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from sppdet.config import Config
-from sppdet.networks.cut import WHOLE, Cut
+from sppdet.networks.onnx_trunk import has_onnxruntime
+from sppdet.networks.trunk_output import WHOLE, Cut
 from sppdet.networks.trunks import build_trunk, fc_layers, network
 from sppdet.networks.weights import package_file
 from sppdet.utils import SppdetError
@@ -14,8 +15,9 @@ def check_network(config: Config) -> None:
 
     Raises:
         SppdetError: an unknown network, one that cannot be cut, layers that it does not have, ImageNet weights of a
-            package that is not installed, fc layers that the network does not bring (``finetune.init=imagenet``), or
-            levels or units that its fc layers do not have.
+            package that is not installed, ``engine=onnxruntime`` with settings that it does not support or where it is
+            not installed, fc layers that the network does not bring (``finetune.init=imagenet``), or levels or units
+            that its fc layers do not have.
 
     Examples:
         >>> check_network(Config())
@@ -27,6 +29,8 @@ def check_network(config: Config) -> None:
     cut = Cut.of(config.backbone)
     if cut != WHOLE or network(name).library:
         build_trunk(name, cut=cut)
+    if config.backbone.engine == "onnxruntime":
+        _check_onnxruntime(config)
     if config.finetune.init != "imagenet" or not (end_to_end.enabled or config.features != "pool5"):
         return
     layers = fc_layers(name)
@@ -41,3 +45,15 @@ def check_network(config: Config) -> None:
             f"finetune.init: the fc6 of {name} reads one level of {layers.bins} x {layers.bins} bins; set "
             f"pooling.levels=[{layers.bins}] and {section}.units={layers.units}"
         )
+
+
+def _check_onnxruntime(config: Config) -> None:
+    """Refuse ``backbone.engine=onnxruntime`` where it is not installed, and what it does not compute."""
+    if not has_onnxruntime():
+        raise SppdetError(
+            "backbone.engine: onnxruntime is not installed; run 'pip install onnxruntime', or use auto or torch"
+        )
+    if config.backbone.precision == "bfloat16":
+        raise SppdetError("backbone.engine: onnxruntime multiplies in float32; use backbone.precision=auto, or torch")
+    if config.device.startswith("cuda"):
+        raise SppdetError(f"backbone.engine: onnxruntime runs on the CPU here, not on {config.device}; use device=cpu")

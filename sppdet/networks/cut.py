@@ -9,14 +9,14 @@ import difflib
 import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import fx, nn
 
-from sppdet.config import BackboneSettings
-from sppdet.networks.cell_grid import PADDING_LAYERS, UNKNOWN, CellGrid, cell_grids
+from sppdet.networks.cell_grid import PADDING_LAYERS, UNKNOWN, cell_grids
+from sppdet.networks.efficientnet import PadToMultiple
+from sppdet.networks.trunk_output import CellGrid, Cut
 from sppdet.utils import SppdetError
 
 STRIDE = 16  # pixels between the cells of a whole network's trunk
@@ -25,43 +25,16 @@ _FUNCTIONS_WITH_KERNELS = {"conv2d", "max_pool2d", "avg_pool2d", "pad"}
 _ALIASES = (nn.Identity, nn.Dropout, nn.Dropout2d)  # layers whose output may be their input itself
 
 
-@dataclass(frozen=True)
-class Cut:
-    """Where a network ends.
-
-    Attributes:
-        layers: names of the layers whose outputs are concatenated along the channels, in this order; none is the
-            network's last output.
-        dilate: whether layers after stride 16 keep it: they are dilated instead of strided.
-    """
-
-    layers: tuple[str, ...] = ()
-    dilate: bool = False
-
-    def description(self) -> dict[str, Any]:
-        """Return the fields that differ from their defaults; JSON-like, for model files and keys."""
-        return ({"layers": list(self.layers)} if self.layers else {}) | ({"dilate": True} if self.dilate else {})
-
-    @classmethod
-    def of(cls, settings: BackboneSettings) -> Cut:
-        """Return the cut that a configuration describes."""
-        return cls(settings.layers, settings.dilate)
-
-    @classmethod
-    def restore(cls, description: dict[str, Any]) -> Cut:
-        """Return the cut of a `description`, which may hold other entries."""
-        return cls(tuple(description.get("layers", ())), description.get("dilate", False))
-
-
-WHOLE = Cut()  # to the network's last output
-
-
 class _Tracer(fx.Tracer):
     """Records the step of the graph that computes each module's output, of modules at every depth."""
 
     def __init__(self) -> None:
         super().__init__()
         self.outputs: dict[str, fx.Node] = {}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one step of the graph: as a whole, `sppdet.networks.onnx_export` knows it."""
+        return isinstance(m, PadToMultiple) or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

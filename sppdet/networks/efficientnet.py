@@ -36,7 +36,7 @@ def efficientnet_lite(outputs: Sequence[int], counts: Sequence[int]) -> nn.Seque
         counts: blocks of each stage.
     """
     children: OrderedDict[str, nn.Module] = OrderedDict()
-    children["pad_image"] = _PadToMultiple(_STRIDE)
+    children["pad_image"] = PadToMultiple(_STRIDE)
     children["pad"] = _same_padding(3)
     children["_conv_stem"] = nn.Conv2d(3, _STEM, 3, 2, bias=False)
     children["_bn0"] = _batch_norm(_STEM)
@@ -57,7 +57,7 @@ def efficientnet_lite(outputs: Sequence[int], counts: Sequence[int]) -> nn.Seque
     return nn.Sequential(children)
 
 
-class _PadToMultiple(nn.Module):
+class PadToMultiple(nn.Module):
     """Pad images with 0 on the right and at the bottom until their sides are multiples of ``multiple``."""
 
     def __init__(self, multiple: int):

@@ -22,10 +22,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from sppdet.networks.cut import WHOLE, Cut, cut_at, cut_network
+from sppdet.networks.cut import cut_at, cut_network
 from sppdet.networks.efficientnet import efficientnet_lite
 from sppdet.networks.libraries import LibraryNetwork, has_timm, library_network, torchvision_names
 from sppdet.networks.normalisation import IMAGENET, LITE, Normalisation
+from sppdet.networks.trunk_output import WHOLE, Cut
 from sppdet.utils import SppdetError
 
 

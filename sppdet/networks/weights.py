@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import importlib.util
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from safetensors.torch import load_file
-from torch import nn
+import numpy as np
 
-from sppdet.networks.libraries import LibraryNetwork
-from sppdet.networks.trunks import network
 from sppdet.utils import SppdetError
+
+if TYPE_CHECKING:  # the digest of a model's weights is known without torch
+    import torch
+    from torch import nn
 
 
 def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
@@ -55,6 +58,9 @@ def network_state(name: str, weights: str) -> dict[str, torch.Tensor]:
 
 
 def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
+    from sppdet.networks.libraries import LibraryNetwork
+    from sppdet.networks.trunks import network
+
     entry = network(name)
     if entry.imagenet is None:
         raise SppdetError(
@@ -86,6 +92,9 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise SppdetError(f"backbone.weights: {path} does not exist; give a file, imagenet or random")
     try:
+        import torch
+        from safetensors.torch import load_file
+
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
@@ -99,9 +108,53 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
 
 def weights_digest(module: nn.Module) -> str:
     """Return 16 hexadecimal digits of all weights of a trunk or head, for the key of what they compute."""
+    return arrays_digest({key: value.detach().cpu().numpy() for key, value in module.state_dict().items()})
+
+
+def arrays_digest(state: Mapping[str, np.ndarray]) -> str:
+    """Return the digest of a state_dict as arrays, see `weights_digest`."""
     digest = hashlib.blake2b(digest_size=8)
-    for key, value in sorted(module.state_dict().items()):
+    for key, value in sorted(state.items()):
         if not key.endswith("num_batches_tracked"):
             digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(value.tobytes())
     return digest.hexdigest()
+
+
+def package_of(name: str, trunk: nn.Module) -> dict[str, str] | None:
+    """Return the package whose ImageNet weights a trunk has; None if its weights are of no package.
+
+    Args:
+        name: the network.
+        trunk: the conv layers.
+
+    Returns:
+        ``name`` and ``version`` of the package, ``sha256`` of its file, and ``trunk``, the digest of the trunk's
+        weights.
+    """
+    from sppdet.networks.trunks import network
+
+    source = network(name).imagenet
+    if source in (None, "torchvision", "timm") or importlib.util.find_spec(source.replace("-", "_")) is None:
+        return None
+    import torch
+
+    state = network_state(name, "imagenet")
+    weights = {key: value.cpu() for key, value in trunk.state_dict().items() if not key.endswith("num_batches_tracked")}
+    if not all(key in state and torch.equal(value, state[key]) for key, value in weights.items()):
+        return None
+    version = importlib.metadata.version(source)
+    return {"name": source, "version": version, "sha256": package_digest(source), "trunk": weights_digest(trunk)}
+
+
+def package_digest(package: str) -> str:
+    """Return the SHA-256 of a package's file of weights.
+
+    Raises:
+        SppdetError: the package is not installed, or its file cannot be read.
+    """
+    path = package_file(package)
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise SppdetError(f"{path}: cannot be read ({error.strerror}); install {package} again") from None

@@ -11,6 +11,7 @@ from .pooling import unique_windows as unique_windows
 from .pooling_torch import SpatialPyramidPooling as SpatialPyramidPooling
 from .pooling_torch import pyramid_pool_batch as pyramid_pool_batch
 from .products import Products as Products
+from .products import as_tensor as as_tensor
 from .roi_align import pyramid_roi_align as pyramid_roi_align
 from .suppression import nms as nms
 from .suppression import vote as vote

@@ -43,11 +43,10 @@ def pyramid_pool(
     The pyramid is nested: the bins of a level that divides a finer one are unions of the finer one's bins (as
     floor(ik * h / nk) = floor(i * h / n)), so they are pooled from those and the map is read once.
 
-    The result equals that of `pyramid_pool_torch` bit for bit, but for the sign of a zero where a bin holds both
-    signs. A map must hold no NaN: torch would return NaN, this function may not.
+    The result equals that of `sppdet.ops.pooling_torch.pyramid_pool_torch` bit for bit, but for the sign of a zero
+    where a bin holds both signs. A map must hold no NaN: torch would return NaN, this function may not.
 
-    Runs in as many threads as torch has in the calling thread, which is one in a worker of
-    `sppdet.utils.parallel`.
+    Runs in as many threads as `sppdet.utils.thread_count` says.
 
     Args:
         feature_map: float32 ``(H, W, C)``; or int16, the bits of bfloat16 numbers none of which is negative. Such bits

@@ -5,10 +5,23 @@ Names: n vectors, D features, K exact weights (classifiers), R rough weights (bo
 
 from __future__ import annotations
 
+import sys
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 _STEP = 16  # columns; the number of columns is a multiple of it
+
+
+def as_tensor(vectors: np.ndarray) -> torch.Tensor:
+    """Return vectors as a tensor that shares their memory; int16 holds the bits of bfloat16 numbers."""
+    import torch
+
+    tensor = torch.from_numpy(vectors)
+    return tensor.view(torch.bfloat16) if vectors.dtype == np.int16 else tensor
 
 
 class Products:
@@ -18,6 +31,9 @@ class Products:
     is enough for rough weights. An exact weight is split into the sum of two bfloat16 numbers, high and low. The
     product with high is computed a second time, minus the rounded first one, which gives the rounding error; together
     they have 16 bits.
+
+    Float32 products are torch's where the program has loaded torch, else numpy's, which differ by rounding: torch's do
+    not depend on the number of classes, bit by bit, which training relies on, and are faster, but take long to load.
 
     Args:
         exact: float32 ``(K, D)``.
@@ -29,7 +45,7 @@ class Products:
 
     Examples:
         >>> products = Products(np.float32([[1, 0], [1, 1]]), np.float32([[0, 2]]))
-        >>> exact, rough = products(torch.tensor([[3.0, 4.0]]))
+        >>> exact, rough = products(np.float32([[3, 4]]))
         >>> exact.tolist(), rough.tolist()
         ([[3.0, 7.0]], [[8.0]])
     """
@@ -37,35 +53,48 @@ class Products:
     def __init__(self, exact: np.ndarray, rough: np.ndarray | None = None, half: bool = False):
         rough = exact[:0] if rough is None else rough
         self.counts = (len(exact), len(rough))
-        weights = [torch.from_numpy(exact), torch.from_numpy(rough)]
-        self._float32 = _columns(weights)
+        self._float32 = _columns(exact, rough)
         if half:
-            high = weights[0].bfloat16()
-            self._bfloat16 = _columns([high, (weights[0] - high.float()).bfloat16(), weights[1].bfloat16()])
+            import torch
 
-    def __call__(self, vectors: torch.Tensor, features: slice = slice(None)) -> tuple[torch.Tensor, torch.Tensor]:
+            high = torch.from_numpy(exact).bfloat16()
+            low = (torch.from_numpy(exact) - high.float()).bfloat16()
+            parts = [high, low, torch.from_numpy(rough).bfloat16()]
+            self._bfloat16 = as_tensor(_columns(*(part.view(torch.int16).numpy() for part in parts)))
+
+    def __call__(self, vectors: np.ndarray, features: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """Return the products of vectors with the exact and with the rough weights.
 
         Args:
-            vectors: float32 or bfloat16 ``(n, d)``.
+            vectors: ``(n, d)``, float32, or int16 for the bits of bfloat16 numbers.
             features: which d of the D features the vectors hold.
 
         Returns:
             Float32 ``(n, K)`` and ``(n, R)``.
         """
         exact, rough = self.counts
-        if vectors.dtype == torch.float32:
-            products = torch.mm(vectors, self._float32[features])
+        if vectors.dtype == np.float32:
+            products = _multiply(vectors, self._float32[features])
             return products[:, :exact], products[:, exact : exact + rough]
-        weights = self._bfloat16[features]
-        products = torch.mm(vectors, weights)
+        import torch
+
+        halves, weights = as_tensor(vectors), self._bfloat16[features]
+        rounded = torch.mm(halves, weights)
         padded = _padded(exact)
-        error = torch.addmm(products[:, :padded], vectors, weights[:, :padded], beta=-1)
-        high, low = products[:, :exact], products[:, exact : 2 * exact]
+        error = torch.addmm(rounded[:, :padded], halves, weights[:, :padded], beta=-1)
+        high, low = rounded[:, :exact], rounded[:, exact : 2 * exact]
         return (
-            high.float() + error[:, :exact].float() + low.float(),
-            products[:, 2 * exact : 2 * exact + rough].float(),
+            (high.float() + error[:, :exact].float() + low.float()).numpy(),
+            rounded[:, 2 * exact : 2 * exact + rough].float().numpy(),
         )
+
+
+def _multiply(vectors: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the float32 product of two matrices."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return vectors @ weights
+    return torch.mm(torch.from_numpy(vectors), torch.from_numpy(weights)).numpy()
 
 
 def _padded(count: int) -> int:
@@ -73,13 +102,13 @@ def _padded(count: int) -> int:
     return -(-count // _STEP) * _STEP
 
 
-def _columns(weights: list[torch.Tensor]) -> torch.Tensor:
+def _columns(*weights: np.ndarray) -> np.ndarray:
     """Return weights ``(n, D)`` side by side as the columns of ``(D, N)``.
 
     N is padded with zeros to a multiple of the step: otherwise the products of a class would depend on the number of
     other classes.
     """
     count = sum(map(len, weights))
-    rows = weights[0].new_zeros(_padded(count), weights[0].shape[1])
-    torch.cat(weights, out=rows[:count])
+    rows = np.zeros((_padded(count), weights[0].shape[1]), weights[0].dtype)
+    np.concatenate(weights, out=rows[:count])
     return rows.T

@@ -8,9 +8,12 @@ of `sppdet.ops.pooling`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pyramid_roi_align(
@@ -32,11 +35,13 @@ def pyramid_roi_align(
         ValueError: a window is empty, or more than half a cell outside the map, where torchvision would read zeros.
 
     Examples:
+        >>> import torch
         >>> rising = torch.arange(4.0).expand(1, 3, 4)  # the value in the middle of column x (at x + 1/2) is x
         >>> window = np.array([[0.5, 1, 2.5, 2]], np.float32)
         >>> pyramid_roi_align(rising, window, (2, 1)).flatten().tolist()
         [0.5, 1.5, 0.5, 1.5, 1.0]
     """
+    import torch
     from torchvision.ops import roi_align  # takes longer to import than torch
 
     windows = np.asarray(windows, np.float32)

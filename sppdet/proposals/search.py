@@ -10,7 +10,7 @@ import numpy as np
 
 from sppdet.config import ProposalSettings
 from sppdet.ops import boxes as geometry
-from sppdet.utils import SppdetError
+from sppdet.utils import SppdetError, thread_count
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -130,7 +130,6 @@ def enlarge(windows: np.ndarray, working: tuple[int, ...], whole: tuple[int, ...
 def _native(image: np.ndarray, mode: str, base_k: int, inc_k: int, sigma: float) -> np.ndarray:
     """Return the windows of our engine, int32 ``(N, 4)`` ``x1, y1, x2, y2``, best first."""
     from sppdet.proposals.native import RECIPES, selective_search
-    from sppdet.utils import thread_count  # imports torch, which reading a configuration must not wait for
 
     height, width = image.shape[:2]
     if height + width > _LONGEST:

@@ -66,18 +66,18 @@ class StageInputs:
         """The backbone before end-to-end training."""
         settings = self.config.backbone
         weights = str(self.files.pretrained) if settings.weights == "pretrain" else settings.weights
-        return Backbone.create(
-            settings.name, weights, self.config.device, settings.precision, self.config.run.seed, Cut.of(settings)
-        )
+        engine = "torch" if self.config.end_to_end.enabled else settings.engine  # the latter cannot train
+        device, seed = self.config.device, self.config.run.seed
+        return Backbone.create(settings.name, weights, device, settings.precision, seed, Cut.of(settings), engine)
 
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone that makes the feature maps: after end-to-end training, where the run has it."""
         if not self.config.end_to_end.enabled:
             return self.initial_backbone
-        name, cut = self.initial_backbone.name, self.initial_backbone.cut
+        name, cut, settings = self.initial_backbone.name, self.initial_backbone.cut, self.config.backbone
         trunk = restore_trunk(name, entries_under(load_file(self.files.end_to_end), "trunk."), cut)
-        return Backbone.wrap(name, trunk, self.config.device, self.config.backbone.precision, cut)
+        return Backbone.wrap(name, trunk, self.config.device, settings.precision, cut, settings.engine)
 
     @cached_property
     def head(self) -> Head | None:

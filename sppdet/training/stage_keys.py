@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sppdet.training.stage_inputs import StageInputs
 
 # Settings, or their beginnings, that the results of no class depend on.
-_INDEPENDENT = ("data.", "run.dir", "run.cache", "detection.", "workers", "memory_gb", "device")
+_INDEPENDENT = ("data.", "run.dir", "run.cache", "detection.", "workers", "memory_gb", "device", "backbone.engine")
 
 # Settings enter the keys under the names that they had when the first results were made: these are still valid.
 _NAMES_IN_KEYS = {

@@ -1,6 +1,7 @@
 from . import checkpoints as checkpoints
 from .compilation import compiled as compiled
 from .compilation import marker as marker
+from .compilation import multiplies_bfloat16 as multiplies_bfloat16
 from .environment import versions as versions
 from .errors import SppdetError as SppdetError
 from .execution import Checkpoint as Checkpoint
@@ -17,6 +18,7 @@ from .meter import Meter as Meter
 from .parallel import few_or_many as few_or_many
 from .parallel import in_threads as in_threads
 from .parallel import parallel_map as parallel_map
+from .parallel import set_thread_count as set_thread_count
 from .parallel import share as share
 from .parallel import side_by_side as side_by_side
 from .parallel import thread_count as thread_count

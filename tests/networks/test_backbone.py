@@ -8,6 +8,7 @@ import torch
 
 from sppdet.networks import backbone as module
 from sppdet.networks.backbone import Backbone
+from sppdet.networks.trunk_output import Cut
 from sppdet.utils.errors import SppdetError
 
 
@@ -83,7 +84,7 @@ def test_auto_is_cuda_where_the_machine_has_it(monkeypatch, available):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_auto_is_bfloat16_where_the_cpu_multiplies_it_natively(monkeypatch, native):
-    monkeypatch.setattr(module, "_native_on_cpu", lambda: native)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: native)
     cpu = torch.device("cpu")
     assert module.resolve_precision("auto", cpu) == ("bfloat16" if native else "float32")
     assert module.resolve_precision("float32", cpu) == "float32"
@@ -92,7 +93,7 @@ def test_auto_is_bfloat16_where_the_cpu_multiplies_it_natively(monkeypatch, nati
 
 @pytest.mark.parametrize("native", [True, False])
 def test_what_follows_the_maps_is_in_bfloat16_where_the_cpu_multiplies_it_natively(monkeypatch, native):
-    monkeypatch.setattr(module, "_native_on_cpu", lambda: native)
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: native)
     backbones = {name: Backbone.create("small", "random", "cpu", name) for name in ("auto", "float32", "bfloat16")}
     assert {name: backbone.bfloat16_on_cpu for name, backbone in backbones.items()} == {
         "auto": native,
@@ -108,3 +109,59 @@ def test_the_map_of_a_trunk_in_bfloat16_is_near(small):
     rounded = Backbone.create("small", "random", "cpu", "bfloat16")(image, 1.0)
     assert rounded.dtype == np.float32 and not np.array_equal(rounded, exact)
     np.testing.assert_allclose(rounded, exact, atol=0.05 * exact.max())
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("small", ()),
+        ("squeezenet1_0", ()),
+        ("efficientnet_lite0", ()),
+        ("efficientnet_lite0", ("_blocks.10", "_blocks.15")),
+    ],
+)
+def test_both_engines_compute_the_same_maps_within_rounding(name, layers):
+    image = np.random.default_rng(0).integers(0, 256, (75, 50, 3), np.uint8)
+    in_torch, in_onnxruntime = (
+        Backbone.create(name, "random", "cpu", "float32", cut=Cut(layers), engine=engine)
+        for engine in ("torch", "onnxruntime")
+    )
+    assert in_torch.onnx is None and in_onnxruntime.onnx is not None
+    assert in_torch.settings() == in_onnxruntime.settings()  # so that they share cached maps
+    expected = in_torch(image, 1.3)
+    computed = in_onnxruntime(image, 1.3)
+    assert computed.flags.c_contiguous
+    np.testing.assert_allclose(computed, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "native", "installed", "expected"),
+    [
+        ("small", "auto", False, True, "float32 in onnxruntime"),
+        ("small", "auto", True, True, "bfloat16 in torch"),
+        ("small", "float32", True, True, "float32 in onnxruntime"),
+        ("small", "float32", True, False, "float32 in torch"),
+        ("efficientnet_lite0", "auto", True, True, "float32 in onnxruntime"),  # depthwise convolutions
+        ("efficientnet_lite0", "bfloat16", True, True, "bfloat16 in torch"),
+        ("efficientnet_lite0", "auto", True, False, "bfloat16 in torch"),
+    ],
+)
+def test_auto_is_the_faster_engine(monkeypatch, name, precision, native, installed, expected):
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: native)
+    monkeypatch.setattr(module, "has_onnxruntime", lambda: installed)
+    backbone = Backbone.create(name, "random", "cpu", precision, engine="auto")
+    assert f"{backbone.precision} in {'onnxruntime' if backbone.onnx else 'torch'}" == expected
+
+
+def test_a_trunk_that_onnxruntime_does_not_run_stays_in_torch_unless_it_was_asked_for():
+    trunk = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.GroupNorm(1, 4))
+    assert Backbone.wrap("small", trunk, "cpu", "float32", engine="auto").onnx is None
+    with pytest.raises(SppdetError, match="small in onnxruntime: GroupNorm has no ONNX form here; use auto or torch"):
+        Backbone.wrap("small", trunk, "cpu", "float32", engine="onnxruntime")
+
+
+def test_a_network_of_a_library_with_other_layers_stays_in_torch_unless_it_was_asked_for():
+    name, cut = "torchvision/mobilenet_v3_small", Cut(("features.7", "features.8"))
+    assert Backbone.create(name, "random", "cpu", "float32", cut=cut, engine="auto").onnx is None
+    with pytest.raises(SppdetError, match=r"mobilenet_v3_small in onnxruntime: .* has no ONNX form here; use auto or"):
+        Backbone.create(name, "random", "cpu", "float32", cut=cut, engine="onnxruntime")

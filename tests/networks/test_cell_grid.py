@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sppdet.networks.cell_grid import CellGrid, cell_grid, freeze
+from sppdet.networks.cell_grid import cell_grid, freeze
+from sppdet.networks.trunk_output import CellGrid
 from sppdet.networks.trunks import build_trunk
 
 

@@ -34,6 +34,12 @@ def test_a_package_of_weights_must_be_installed(monkeypatch):
     check_network(config.override(lite, ["backbone.weights=random"]))
 
 
+def test_an_engine_that_is_asked_for_must_be_installed(monkeypatch):
+    monkeypatch.setattr("sppdet.networks.checks.has_onnxruntime", lambda: False)
+    with pytest.raises(SppdetError, match=r"backbone.engine: .* run 'pip install onnxruntime', or use auto or torch"):
+        check_network(config.override(Config(), ["backbone.engine=onnxruntime"]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -52,6 +58,8 @@ def test_a_package_of_weights_must_be_installed(monkeypatch):
         ),
         ([*ALEXNET, "finetune.units=1024"], "set .* and finetune.units=4096"),
         ([*ALEXNET, "end_to_end.enabled=true"], "set .* and end_to_end.units=4096"),
+        (["backbone.engine=onnxruntime", "backbone.precision=bfloat16"], "onnxruntime multiplies in float32"),
+        (["backbone.engine=onnxruntime", "device=cuda"], "onnxruntime runs on the CPU here, not on cuda"),
     ],
 )
 def test_settings_that_the_network_does_not_allow_are_refused(options, message):

@@ -9,7 +9,8 @@ from torch import nn
 
 from sppdet.networks.backbone import Backbone
 from sppdet.networks.cell_grid import cell_grid
-from sppdet.networks.cut import Cut, cut_at
+from sppdet.networks.cut import cut_at
+from sppdet.networks.trunk_output import Cut
 from sppdet.networks.trunks import build_trunk, restore_trunk
 from sppdet.utils.errors import SppdetError
 

@@ -15,9 +15,10 @@ from sppdet import config
 from sppdet.config import Config
 from sppdet.networks import libraries
 from sppdet.networks.backbone import Backbone
-from sppdet.networks.cell_grid import CellGrid, cell_grid, freeze
+from sppdet.networks.cell_grid import cell_grid, freeze
 from sppdet.networks.checks import check_network
-from sppdet.networks.cut import WHOLE, Cut, cut_network
+from sppdet.networks.cut import cut_network
+from sppdet.networks.trunk_output import WHOLE, CellGrid, Cut
 from sppdet.networks.trunks import NETWORKS, build_trunk, network, restore_trunk
 from sppdet.utils.errors import SppdetError
 

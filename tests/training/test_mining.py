@@ -298,7 +298,7 @@ def test_vectors_are_pooled_again_as_they_were(random_split, tiny_features, kind
     for place, vector in zip(made.cache.locations[index], made._vectors(index)):
         alone = Windows(place["scale"][None], place["cells"][None], np.zeros(1, np.int64))
         expected = features.block(split.maps(place["image"]), alone, np.zeros(1, np.int64))
-        np.testing.assert_array_equal(vector, expected[0].half())
+        np.testing.assert_array_equal(vector, expected[0].astype(np.float16))
     assert made._vectors(index[:0]).shape == (0, features.dimension)
     whole = made.cache.locations[index[labels < 0]]["cells"] % 1 == 0
     assert whole.all() if kind == "max" else not whole.all(axis=1).any()

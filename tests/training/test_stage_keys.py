@@ -69,6 +69,7 @@ ROWS = {
     "backbone.layers": Row("backbone.layers=[features.11]", EVERY),
     "backbone.dilate": Row("backbone.dilate=true", EVERY, LIBRARY),
     "backbone.precision": Row("backbone.precision=bfloat16", EVERY),
+    "backbone.engine": Row("backbone.engine=torch", NOTHING),
     "pretrain.sizes": Row("pretrain.sizes=[48]", {"pretrain"}),
     "pretrain.epochs": Row("pretrain.epochs=1", {"pretrain"}),
     "pretrain.batch_size": Row("pretrain.batch_size=4", {"pretrain"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 
@@ -14,6 +15,7 @@ from sppdet.utils.parallel import (
     few_or_many,
     in_threads,
     parallel_map,
+    set_thread_count,
     share,
     side_by_side,
     thread_count,
@@ -129,3 +131,21 @@ def test_an_error_of_any_thread_reaches_the_caller(two_threads, call, threads):
     with pytest.raises(ZeroDivisionError):
         call(lambda i: 1 / i, [2, 1, 0])
     assert torch.get_num_threads() == threads
+
+
+def test_numbers_of_threads_without_torch(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    set_thread_count(0)  # as in a thread that has set none
+    assert thread_count() == 3
+    inside: list[int] = []
+    try:
+        side_by_side(lambda item: inside.append(thread_count()), range(5))
+        assert inside == [1] * 5 and thread_count() == 3
+        assert [*in_threads(lambda item: thread_count(), range(4), 2)] == [1] * 4 and thread_count() == 3
+        set_thread_count(2)
+        assert thread_count() == 2
+    finally:
+        set_thread_count(0)
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert thread_count() >= 1
