@@ -6,7 +6,7 @@ VENV ?= .venv
 TORCH ?=
 # Processes that run the tests.
 JOBS ?= 2
-CONFIG ?= configs/voc07_sppnet_squeezenet.yaml
+CONFIG ?= configs/voc07_default.yaml
 VOC_ROOT ?= data/VOCdevkit
 # Added to the command that a target runs, e.g. `make demo ARGS="run.seed=1"` or `make test ARGS="-k boxes"`.
 ARGS ?=

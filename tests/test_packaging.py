@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
+
+from sppdet.config import PRESETS
 
 ROOT = Path(__file__).parents[1]
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -24,6 +28,18 @@ def test_every_folder_of_modules_is_a_package():
     folders = {path.parent for path in (ROOT / "sppdet").rglob("*.py")}
     assert ROOT / "sppdet" / "data" in folders
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
+
+
+def test_presets_are_in_the_wheel(tmp_path):
+    """They are data, which setuptools packs only where pyproject.toml names them."""
+    shutil.copytree(ROOT / "sppdet", tmp_path / "sppdet", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    build = "from setuptools.build_meta import build_wheel; print(build_wheel('.'))"
+    done = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True, check=True)
+    with ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
+        names = set(wheel.namelist())
+    assert {f"sppdet/config/presets/{name}.yaml" for name in PRESETS} <= names
 
 
 def test_command_is_callable():

@@ -69,6 +69,12 @@ def parser() -> argparse.ArgumentParser:
         help="lowest score shown, not a probability; default: %(default)s; 0 is the decision boundary",
     )
     parser.add_argument("--max-detections", type=cli.positive, metavar="N", help="show only the N best per image")
+    parser.add_argument("--no-labels", action="store_true", help="draw boxes in the colours of their classes, no text")
+    parser.add_argument(
+        "--all-classes",
+        action="store_true",
+        help="where boxes of two classes lie in one place (IoU above 0.7), show both, not only the one of higher score",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda; default: %(default)s")
     return parser
@@ -100,7 +106,7 @@ def detect(options: argparse.Namespace) -> int:
     with _quick_imports():
         detector = load(model, options.device)
         detector.search.warm_up()
-    detect_one = partial(_detect_one, detector, options.threshold, options.max_detections)
+    detect_one = partial(_detect_one, detector, options)
     entries = []
     for entry, target in zip(few_or_many(detect_one, list(zip(images, targets)), "detecting"), targets):
         if "error" in entry:
@@ -193,9 +199,7 @@ def _identity(path: str | Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _detect_one(
-    detector: Detector | Ensemble, threshold: float, limit: int | None, item: tuple[str, Path | None]
-) -> dict:
+def _detect_one(detector: Detector | Ensemble, options: argparse.Namespace, item: tuple[str, Path | None]) -> dict:
     """Return the entry of one image in the JSON document, and draw the detections if ``item`` has a path for that.
 
     ``nearest`` is the best detection below the threshold, if none reaches it.
@@ -206,10 +210,13 @@ def _detect_one(
     try:
         image = read_image(path)
         # Detections below the threshold, too: the nearest may have to be named.
-        every = detector.predict(image, min(threshold, detector.detection.min_margin))
-        shown = every.above(threshold)[:limit]
+        every = detector.predict(image, min(options.threshold, detector.detection.min_margin))
+        shown = every.above(options.threshold)
+        if not (options.all_classes or options.json):  # a program that reads JSON gets what `predict` returns
+            shown = shown.one_per_place()
+        shown = shown[: options.max_detections]
         if target is not None:
-            _write(target, shown.draw(image))
+            _write(target, shown.draw(image, labels=not options.no_labels))
     except SppdetError as error:
         text = str(error)
         return {"path": path, "error": text if text.startswith(path) else f"{path}: {text}"}

@@ -9,7 +9,7 @@ import sppdet
 from sppdet.cli import common as cli
 
 COMMANDS = {
-    "train": "train and evaluate a detector from a config",
+    "train": "train a detector on a folder of labelled images, or by a config",
     "evaluate": "measure a trained detector on a test split",
     "report": "write a page about a run: figures, curves, errors, examples",
     "detect": "find objects in images",

@@ -1,20 +1,38 @@
-"""``python -m sppdet.train CONFIG [key=value ...]``: run every stage of training that is not done yet."""
+"""``python -m sppdet.train IMAGES [key=value ...]``: train a detector on labelled images, or by a config."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
+from sppdet import config
 from sppdet.cli import common
-from sppdet.config import STAGES
+from sppdet.config import PRESETS, STAGES
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     arguments = argparse.ArgumentParser(
-        prog="sppdet train", description="Train and evaluate a detector, stage by stage."
+        prog="sppdet train",
+        description="Train a detector on a folder of labelled images and measure it. Stages that are done are skipped.",
+        epilog="Images are divided into those to learn from and those to measure on, unless the folder does it.",
     )
-    arguments.add_argument("config", metavar="CONFIG", help="a YAML file, such as configs/demo.yaml")
+    arguments.add_argument(
+        "source", metavar="IMAGES", help="a folder of labelled images; or a YAML file of settings, as in configs/"
+    )
+    arguments.add_argument(
+        "--preset", choices=PRESETS, help="for a folder: less time or higher accuracy (default: default)"
+    )
+    arguments.add_argument(
+        "--output", metavar="RUN", help="folder of the results (default: runs/NAME for a folder NAME)"
+    )
+    arguments.add_argument(
+        "--folds",
+        type=common.positive,
+        default=0,
+        metavar="K",
+        help="measure by cross-validation, so that the model learns from all images",
+    )
     arguments.add_argument("--stage", choices=STAGES, help="stop after this stage")
     again = arguments.add_mutually_exclusive_group()
     again.add_argument("--force", action="store_true", help="run the --stage given again; without --stage, all stages")
@@ -28,15 +46,16 @@ def parser() -> argparse.ArgumentParser:
 
 def train(options: argparse.Namespace) -> None:
     """Run the command."""
-    from sppdet import config
-
-    settings = config.load(options.config, options.overrides)
     if options.print_config:
+        settings = config.settings_for(options.source, options.overrides, options.preset, options.output)
         print(config.to_yaml(settings), end="")
         return
-    from sppdet.training import Pipeline  # imports torch, which --help and --print-config do not wait for
+    from sppdet import training  # imports torch, which --help and --print-config do not wait for
 
-    Pipeline(settings, options.keep).run(options.stage or STAGES[-1], options.force)
+    settings = training.settings_following_data(options.source, options.overrides, options.preset, options.output)
+    training.run_training(
+        settings, keep=options.keep, folds=options.folds, last=options.stage or STAGES[-1], force=options.force
+    )
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,8 +1,10 @@
 from .checks import check as check
+from .loading import PRESETS as PRESETS
 from .loading import from_dict as from_dict
 from .loading import in_folder as in_folder
 from .loading import keys as keys
 from .loading import load as load
+from .loading import load_preset as load_preset
 from .loading import override as override
 from .loading import to_dict as to_dict
 from .loading import to_yaml as to_yaml
@@ -29,3 +31,6 @@ from .settings import RegionSettings as RegionSettings
 from .settings import RunSettings as RunSettings
 from .settings import SvmSettings as SvmSettings
 from .settings import ViewSettings as ViewSettings
+from .sources import is_folder as is_folder
+from .sources import preset_settings as preset_settings
+from .sources import settings_for as settings_for

@@ -18,9 +18,14 @@ from sppdet.utils import SppdetError
 
 Settings = TypeVar("Settings", Config, ClassifierConfig)
 
+PRESETS = ("quick", "default", "best")  # from the least time to the highest accuracy
+_PRESET_FOLDER = Path(__file__).parent / "presets"
+
 
 def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Settings] = Config) -> Settings:  # type: ignore[assignment]
     """Return the settings of a file, or the defaults, with overrides applied.
+
+    A file may begin with ``preset: default``: its other keys then change the settings of that preset.
 
     Args:
         path: a YAML file or the config.json of a run; None takes the defaults.
@@ -36,24 +41,64 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
         >>> config.load(None, ["regions.scales=[480,688]"]).regions.scales
         (480, 688)
     """
-    values: Any = {}
-    texts: Any = {}
-    if path is not None:
-        try:
-            content = Path(path).read_text(encoding="utf-8")
-            values = yaml.safe_load(content) or {}
-            texts = yaml.load(content, yaml.BaseLoader)  # every scalar as it is written
-        except OSError as error:
-            reason = (error.strerror or "unreadable").lower()
-            raise SppdetError(f"{path}: {reason}; configs are in configs/") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise SppdetError(f"{path}: not YAML ({reason}); correct it, or name a file of configs/") from None
-        if not isinstance(values, dict):
-            raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    if path is None:
+        return override(kind(), overrides)
+    values, texts = _read_yaml(Path(path))
     values.pop("versions", None)  # config.json has the versions of the software beside the settings
     _keep_names(kind, values, texts)
+    if kind is Config and (preset := values.pop("preset", None)) is not None:
+        values = _merged(_preset_values(preset, f"{path}: "), values)
     return override(_build(kind, values, source=f"{path}: "), overrides)
+
+
+def load_preset(name: str, overrides: Iterable[str] = ()) -> Config:
+    """Return the settings of a preset, with overrides applied.
+
+    Args:
+        name: one of `PRESETS`.
+        overrides: changes such as ``data.root=photos``.
+
+    Raises:
+        SppdetError: there is no such preset, or an error of `override`.
+
+    Examples:
+        >>> load_preset("quick").regions.scales
+        (688,)
+    """
+    return override(_build(Config, _preset_values(name)), overrides)
+
+
+def _preset_values(name: object, source: str = "") -> dict[str, Any]:
+    """Return the content of a preset's file."""
+    if name not in PRESETS:
+        raise SppdetError(f"{source}preset: expected one of {', '.join(PRESETS)}, found {name!r}")
+    return _read_yaml(_PRESET_FOLDER / f"{name}.yaml")[0]
+
+
+def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested dicts with the changes applied key by key."""
+    merged = dict(base)
+    for name, value in changes.items():
+        old = merged.get(name)
+        merged[name] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
+    """Return the values of a YAML file, and the same with every scalar as it is written."""
+    try:
+        content = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(content) or {}
+        texts = yaml.load(content, yaml.BaseLoader)
+    except OSError as error:
+        reason = (error.strerror or "unreadable").lower()
+        raise SppdetError(f"{path}: {reason}; give a YAML file, such as one of configs/") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise SppdetError(f"{path}: not YAML ({reason}); correct it, or name a file of configs/") from None
+    if not isinstance(values, dict):
+        raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
+    return values, texts
 
 
 def override(config: Settings, overrides: Iterable[str]) -> Settings:

@@ -14,7 +14,9 @@ from .problems import Problem as Problem
 from .problems import remarks as remarks
 from .problems import report_lines as report_lines
 from .shapes import make_shapes as make_shapes
+from .splits import divide_dataset as divide_dataset
 from .splits import fold_folder as fold_folder
+from .splits import load_folds as load_folds
 from .splits import load_split as load_split
 from .splits import read_dataset as read_dataset
 from .splits import split_folder as split_folder

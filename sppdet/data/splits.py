@@ -8,6 +8,7 @@ import os
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +79,60 @@ def load_split(config: Config, split: str, classes: Sequence[str] | None = None,
     Raises:
         SppdetError: the folder is missing, or an error of `read_dataset`.
     """
+    data, root = config.data, _root(config)
+    classes = data.classes if classes is None else classes
+    names = [data.train_split, data.test_split, split]
+    if data.test_share is None and data.format in (None, "voc") and _has_lists(root, names):
+        return read_voc(root, split, classes, limit, data.skip_bad)
+    folder = _read_once(root, data.format, data.skip_bad)
+    images = _images_of(folder, split, data.test_share, config.run.seed, Path(config.run.cache))
+    return folder.dataset(images, classes, limit)
+
+
+def load_folds(config: Config, folds: int) -> tuple[Dataset, list[Dataset]]:
+    """Read all images of the data set that ``config.data`` names, and divide them into folds.
+
+    Args:
+        config: its section ``data``, ``run.cache`` and ``run.seed`` are read. ``data.limit_train`` limits all images.
+        folds: their number.
+
+    Returns:
+        All images, and the images of each fold.
+
+    Raises:
+        SppdetError: there are fewer images than folds, or an error of `load_split`.
+    """
+    folder = _read_once(_root(config), config.data.format, config.data.skip_bad)
+    folder = replace(folder, images=folder.images[: config.data.limit_train])
+    every = folder.dataset(classes=config.data.classes)
+    parts = fold_folder(folder, folds, config.run.seed, Path(config.run.cache))
+    return every, [folder.dataset(part, every.classes) for part in parts]
+
+
+def divide_dataset(dataset: Dataset, test_share: float = DEFAULT_SHARE, seed: int = 3) -> tuple[Dataset, Dataset]:
+    """Divide a data set into one for training and one for tests, each class with its share in both.
+
+    Examples:
+        >>> import numpy as np
+        >>> from sppdet.data.dataset import Sample
+        >>> label, none = np.zeros(1, np.int64), np.zeros(1, bool)
+        >>> images = tuple(Sample(n, Path(n), 8, 6, np.zeros((1, 4), np.float32), label, none) for n in "abcde")
+        >>> [len(part) for part in divide_dataset(Dataset(("cat",), images))]
+        [4, 1]
+    """
+    if len(dataset) < 2:
+        raise SppdetError(f"data set: {len(dataset)} image cannot be divided; give test=DATASET, or more images")
+    objects = [Counter(dataset.classes[label] for label in sample.labels) for sample in dataset]
+    parts = divide(objects, {"train": 1 - test_share, "test": test_share}, seed)
+    train, test = (
+        replace(dataset, samples=tuple(sample for sample, part in zip(dataset, parts) if part == name))
+        for name in ("train", "test")
+    )
+    return train, test
+
+
+def _root(config: Config) -> Path:
+    """Return the folder that ``data.root`` names; the synthetic data set is drawn on first use."""
     data = config.data
     is_shapes = data.root == "shapes"
     if is_shapes and Path("shapes").is_dir():
@@ -87,13 +142,7 @@ def load_split(config: Config, split: str, classes: Sequence[str] | None = None,
     root = make_shapes(Path(config.run.cache) / "shapes") if is_shapes else Path(data.root)
     if not root.is_dir():  # a relative path may come from a run that was started in another folder
         raise SppdetError(f"data.root: there is no folder {root} in {Path.cwd()}; give data.root=FOLDER")
-    classes = data.classes if classes is None else classes
-    names = [data.train_split, data.test_split, split]
-    if data.test_share is None and data.format in (None, "voc") and _has_lists(root, names):
-        return read_voc(root, split, classes, limit, data.skip_bad)
-    folder = _read_once(root, data.format, data.skip_bad)
-    images = _images_of(folder, split, data.test_share, config.run.seed, Path(config.run.cache))
-    return folder.dataset(images, classes, limit)
+    return root
 
 
 def split_folder(
@@ -142,7 +191,7 @@ def _has_lists(root: Path, names: Sequence[str]) -> bool:
         return False
     lists = voc_lists(voc_folder(root))
     missing = [name for name in names if name not in lists]
-    return not missing or any(name not in _DERIVED for name in missing)
+    return not missing or any(name not in (*_DERIVED, "all") for name in missing)
 
 
 def _read_once(root: Path, format: str | None, skip_bad: bool) -> LabelledFolder:
@@ -153,13 +202,17 @@ def _read_once(root: Path, format: str | None, skip_bad: bool) -> LabelledFolder
         folder = read_folder(root, format, skip_bad)
         _last_folder.clear()
         _last_folder[key] = folder
-        counts = ", ".join(f"{name} {count}" for name, count in sorted(folder.objects().items()))
-        logger.info("%s: %s, %d images, objects: %s", root, folder.format, len(folder.images), counts)
+        counts = folder.objects()
+        logger.info(
+            "%s: %s, %d images, %d objects of %d classes",
+            root, folder.format, len(folder.images), counts.total(), len(counts),
+        )  # fmt: skip
         notes = remarks(folder.problems)
         if folder.left_out:
             notes.append(f"files left out by data.skip_bad: {folder.left_out}")
         if notes:
-            warnings.warn(f"{root}: {'; '.join(notes)}", UserWarning, stacklevel=2)
+            text = "\n  ".join([*notes, f"`sppdet check {root}` lists them all"])
+            warnings.warn(f"{root}: look at these:\n  {text}", UserWarning, stacklevel=2)
     return _last_folder[key]
 
 

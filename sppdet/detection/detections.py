@@ -224,11 +224,28 @@ class Detections:
             for bbox, label, score in rows
         ]
 
-    def draw(self, image: ImageLike) -> np.ndarray:
+    def one_per_place(self, iou: float = 0.7) -> Detections:
+        """Return the detections without those that overlap a better one of another class by more than ``iou``.
+
+        Examples:
+            >>> box = [0, 0, 10, 10]
+            >>> detections = Detections([box, box, [20, 0, 30, 10]], [0, 1, 1], [0.9, 0.5, 0.1], ("cat", "dog"))
+            >>> detections.one_per_place().names
+            ['cat', 'dog']
+        """
+        shown: list[int] = []
+        overlaps = geometry.iou(self.xyxy, self.xyxy) > iou
+        for i in range(len(self)):
+            if not (overlaps[i, shown] & (self.labels[shown] != self.labels[i])).any():
+                shown.append(i)
+        return self[shown]
+
+    def draw(self, image: ImageLike, labels: bool = True) -> np.ndarray:
         """Draw the detections into a copy of their image; see `sppdet.detection.draw_detections`.
 
         Args:
             image: the image, as `sppdet.Detector.predict` takes it.
+            labels: whether class and score are written.
 
         Returns:
             The copy, RGB uint8 ``(H, W, 3)``.
@@ -236,4 +253,4 @@ class Detections:
         from sppdet.data import to_rgb
         from sppdet.detection.drawing import draw_detections
 
-        return draw_detections(to_rgb(image), self)
+        return draw_detections(to_rgb(image), self, labels)

@@ -11,14 +11,16 @@ from PIL import Image, ImageDraw, ImageFont
 from sppdet.detection.detections import Detections
 from sppdet.ops import boxes as geometry
 
-_GOLDEN_RATIO = 0.6180339887  # of the colour circle: with this step each new hue falls into the largest gap left
-_TONES = ((0.85, 1.0), (1.0, 0.65), (0.45, 0.95))  # saturation and value, in turn: with many classes hues come close
+# Degrees of the colour circle: red, blue, yellow, magenta, green, orange, cyan, violet. Eight classes have eight hues.
+_HUES = (0, 215, 54, 310, 130, 28, 180, 268)
+_TONES = ((0.85, 1.0), (1.0, 0.6), (0.4, 1.0))  # saturation and value; the next eight classes have the next tone
+_GOLDEN_RATIO = 0.6180339887  # of the colour circle, by which hues turn after these 24 classes
 _Box = tuple[int, int, int, int]  # x1, y1, x2, y2: pixel edges
 _Colour = tuple[int, int, int]  # red, green, blue: 0..255
 _Font = ImageFont.FreeTypeFont
 
 
-def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
+def draw_detections(image: np.ndarray, detections: Detections, labels: bool = True) -> np.ndarray:
     """Draw detections into a copy of their image, the best on top.
 
     Frames lie inside their boxes. Each has a label such as ``dog 0.71``: the class and the SVM margin, which is not a
@@ -27,6 +29,7 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
     Args:
         image: RGB uint8 ``(H, W, 3)``.
         detections: those of the image, best first.
+        labels: whether class and score are written; colours alone tell the classes apart otherwise.
 
     Returns:
         The copy, RGB uint8 ``(H, W, 3)``.
@@ -41,17 +44,17 @@ def draw_detections(image: np.ndarray, detections: Detections) -> np.ndarray:
     size = float(np.sqrt(width * height))
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
-    font = cast(_Font, ImageFont.load_default(size=max(11, round(size * 0.03))))
+    font = cast(_Font, ImageFont.load_default(size=_letter_size(detections, size)))
     boxes = np.rint(geometry.clip(detections.xyxy, width, height)).astype(int).tolist()
     colours = [class_colour(label) for label in detections.labels.tolist()]
     texts = [_label_text(name, score, font, width) for name, score in zip(detections.names, detections.scores.tolist())]
     label_boxes: list[_Box] = []
     for box, text in zip(boxes, texts):  # the label of the best detection comes first and chooses freely
-        label_boxes.append(_label_box(box, _text_size(text, font), (width, height), label_boxes))
+        label_boxes.append(_label_box(box, _text_size(text, font), (width, height), label_boxes, boxes))
     # All frames are drawn before all labels, so that no line crosses a text.
     for box, colour in reversed(list(zip(boxes, colours))):
         _draw_frame(pen, box, colour, max(1, round(size / 200)))
-    for (x1, y1, x2, y2), text, colour in reversed(list(zip(label_boxes, texts, colours))):
+    for (x1, y1, x2, y2), text, colour in reversed(list(zip(label_boxes, texts, colours)) if labels else []):
         pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
         pen.text((x1 + _label_margin(font), y1), text, fill=text_colour(colour), font=font)
     return np.array(canvas)
@@ -64,8 +67,10 @@ def class_colour(label: int) -> tuple[int, int, int]:
         >>> class_colour(0)
         (255, 38, 38)
     """
-    saturation, value = _TONES[label % len(_TONES)]
-    red, green, blue = colorsys.hsv_to_rgb(label * _GOLDEN_RATIO % 1, saturation, value)
+    turn, position = divmod(label, len(_HUES))
+    saturation, value = _TONES[turn % len(_TONES)]
+    hue = _HUES[position] / 360 + turn // len(_TONES) * _GOLDEN_RATIO
+    red, green, blue = colorsys.hsv_to_rgb(hue % 1, saturation, value)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
@@ -82,6 +87,13 @@ def text_colour(background: tuple[int, int, int]) -> tuple[int, int, int]:
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     luminance = linear @ (0.2126, 0.7152, 0.0722)
     return (0, 0, 0) if (luminance + 0.05) ** 2 > 1.05 * 0.05 else (255, 255, 255)
+
+
+def _letter_size(detections: Detections, size: float) -> int:
+    """Return the size of letters in an image of ``size`` squared pixels; small objects get small letters."""
+    widths, heights = (detections.xyxy[:, 2:] - detections.xyxy[:, :2]).T
+    objects = float(np.median(np.minimum(widths, heights))) if len(detections) else size
+    return max(11, round(min(0.03 * size, 0.3 * objects)))
 
 
 def _draw_frame(pen: ImageDraw.ImageDraw, box: _Box, colour: _Colour, line: int) -> None:
@@ -113,19 +125,21 @@ def _label_margin(font: _Font) -> int:
     return max(2, round(font.size / 5))
 
 
-def _label_box(box: _Box, text_size: tuple[int, int], image_size: tuple[int, int], taken: list[_Box]) -> _Box:
-    """Choose where a label lies: at the upper or the lower edge of its box, inside the image.
+def _label_box(
+    box: _Box, text_size: tuple[int, int], image_size: tuple[int, int], taken: list[_Box], objects: list[_Box]
+) -> _Box:
+    """Choose where a label lies: above or below its box, or in it at the upper or the lower edge, inside the image.
 
-    The first position that overlaps no label in ``taken``; if all do, above the box if the image allows.
-    Sizes are ``(width, height)``.
+    Of the positions that overlap no label in ``taken``, or of all if there is none, the one that overlaps the fewest
+    of all boxes in ``objects``; of equals, the first. Sizes are ``(width, height)``.
     """
     (x1, y1, _, y2), (width, height) = box, text_size
     left = max(0, min(x1, image_size[0] - width))
-    tops = [top for top in (y1 - height, y1, y2, y2 - height) if 0 <= top <= image_size[1] - height]
+    tops = [top for top in (y1 - height, y2, y1, y2 - height) if 0 <= top <= image_size[1] - height]
     tops = tops or [max(0, min(y1 - height, image_size[1] - height))]
     positions = [(left, top, left + width, top + height) for top in tops]
-    free = (position for position in positions if not any(_overlap(position, other) for other in taken))
-    return next(free, positions[0])
+    free = [position for position in positions if not any(_overlap(position, other) for other in taken)]
+    return min(free or positions[:1], key=lambda position: sum(_overlap(position, other) for other in objects))
 
 
 def _overlap(a: _Box, b: _Box) -> bool:

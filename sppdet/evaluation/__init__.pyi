@@ -14,6 +14,7 @@ from .in_memory import evaluate_detections as evaluate_detections
 from .in_memory import evaluate_detector as evaluate_detector
 from .report.page import write_report as write_report
 from .run import LastEvaluation as LastEvaluation
+from .run import evaluate_folds as evaluate_folds
 from .run import evaluate_run as evaluate_run
 from .run import read_last_evaluation as read_last_evaluation
 from .run import summary as summary

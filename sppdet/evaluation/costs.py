@@ -35,15 +35,25 @@ def forget_cost(folder: Path, stage: str) -> None:
         write_json(folder / _FILE, costs)
 
 
-def stage_line(stage: str, cost: dict) -> str:
+def stage_line(stage: str, cost: dict, computed: bool = True) -> str:
     """Format the cost of a stage for a terminal.
+
+    Args:
+        stage: its name.
+        cost: an entry of `read_costs`.
+        computed: whether the stage was run now; otherwise its result is of an earlier training.
 
     Examples:
         >>> stage_line("maps", {"seconds": 24.4, "peak_memory_mb": 3217, "disk_mb": 266.2})
         'maps          24.4 s   3217 MB memory  266 MB disk'
+        >>> stage_line("maps", {"seconds": 24.4}, computed=False)
+        'maps       finished earlier'
     """
-    columns = [f"{stage:<10} {cost.get('seconds', 0):7.1f} s {cost.get('peak_memory_mb', 0):6.0f} MB memory"]
-    if "disk_mb" in cost:
+    if not computed:
+        columns = [f"{stage:<10} finished earlier"]
+    else:
+        columns = [f"{stage:<10} {cost.get('seconds', 0):7.1f} s {cost.get('peak_memory_mb', 0):6.0f} MB memory"]
+    if computed and "disk_mb" in cost:
         columns.append(f"{cost['disk_mb']:.0f} MB disk")
     for split in ("train", "test"):
         if split in cost:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
 
 from sppdet.evaluation.diagnosis import KINDS
 
+if TYPE_CHECKING:  # imported late: it takes a third of a second to import
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Neighbours in a bar differ in lightness as well as in hue.
 _COLOURS = {
     "correct": "#4c9a52",
     "localisation": "#2f6db3",
@@ -20,13 +25,11 @@ _COLOURS = {
     "undetected": "#a05195",
     "unproposed": "#33363b",
 }
-# All in pixels.
-_ROW, _BAR = 26, 18  # from one row to the next, and the height of the row's bar
-_NAMES, _WIDTH, _GAP = 130, 420, 40  # width of a panel's names and of its bars, and the gap between panels
-_TOP = 100
+_ROW = 0.28  # inches per class
+_NAME = 20  # letters of a name
 
 
-def draw_diagnosis(result: dict) -> Image.Image:
+def draw_diagnosis(result: dict) -> Figure:
     """Draw a diagnosis as three panels.
 
     Args:
@@ -36,69 +39,67 @@ def draw_diagnosis(result: dict) -> Image.Image:
         The gain in mAP without each error; the detections with the highest scores by outcome, a bar per class; the
         objects by state, a bar per class. Classes without objects are left out.
     """
+    from matplotlib.figure import Figure  # without pyplot: no window, no state
+
     classes = {name: figures for name, figures in result["classes"].items() if sum(figures["objects"].values())}
-    height = _TOP + _ROW * max(len(classes), len(result["errors"])) + 25
-    image = Image.new("RGB", (_GAP + 3 * (_NAMES + _WIDTH + _GAP), height), "white")
-    pen = ImageDraw.Draw(image)
-    pen.font = ImageFont.load_default(size=14)
-    gains, detections, objects = (_GAP + i * (_NAMES + _WIDTH + _GAP) for i in range(3))
-    _draw_gains(pen, gains, result)
-    _draw_shares(pen, detections, "Detections of the highest scores, as many as objects", classes, "detections")
-    _draw_shares(pen, objects, "The objects", classes, "objects")
-    return image
+    rows = max(len(classes), len(result["errors"]))
+    figure = Figure(figsize=(17, 2 + _ROW * rows), dpi=100, layout="constrained")
+    gains, detections, objects = figure.subplots(1, 3)
+    _draw_gains(gains, result)
+    _draw_shares(detections, "The surest detections, as many as objects", classes, "detections")
+    _draw_shares(objects, "The objects", classes, "objects")
+    return figure
 
 
-def _draw_gains(pen: ImageDraw.ImageDraw, left: int, result: dict) -> None:
-    """Draw a bar for the gain in mAP without each error, in the panel that begins at ``left``."""
-    now = result["mAP"]
-    title = "mAP without one kind of error" + ("" if now is None else f" (now {now:.1f})")
-    pen.text((left, 15), title, "black", font=ImageFont.load_default(size=17))
+def _draw_gains(axes: Axes, result: dict) -> None:
+    """Draw a bar for the gain in mAP without each error."""
+    now, errors = result["mAP"], result["errors"]
+    axes.set_title("mAP without one kind of error" + ("" if now is None else f" (now {now:.1f})"), loc="left")
     if now is None:
+        axes.set_axis_off()
         return
-    gains = {error: row["mAP"] - now for error, row in result["errors"].items()}
-    unit = (_WIDTH - 180) / max(*gains.values(), 1)
-    for i, (error, gain) in enumerate(gains.items()):
-        middle = _draw_name(pen, left, i, error)
-        x = left + _NAMES
-        pen.rectangle((x, middle - _BAR // 2, x + gain * unit, middle + _BAR // 2), _COLOURS[error])
-        share = result["errors"][error]["share"]
-        pen.text((x + gain * unit + 6, middle), f"{gain:+.1f}", "black", anchor="lm")
-        group = "detections" if error in KINDS else "objects"
-        pen.text((x + _WIDTH, middle), f"{100 * share:.0f}% of {group}", "#8a8f98", anchor="rm")
+    gains = [row["mAP"] - now for row in errors.values()]
+    bars = axes.barh(list(errors), gains, color=[_COLOURS[error] for error in errors])
+    texts = [
+        f"{gain:+.1f}  ({100 * row['share']:.0f}% of {'detections' if error in KINDS else 'objects'})"
+        for gain, (error, row) in zip(gains, errors.items())
+    ]
+    axes.bar_label(bars, texts, padding=4)
+    axes.set_xlim(0, 1.8 * max(*gains, 1))  # room for the texts
+    axes.set_xlabel("points of mAP")
+    _tidy(axes)
 
 
-def _draw_shares(pen: ImageDraw.ImageDraw, left: int, title: str, classes: dict[str, dict], key: str) -> None:
+def _draw_shares(axes: Axes, title: str, classes: dict[str, dict], key: str) -> None:
     """Draw a bar per class, all of the same length, divided by the counts under ``key``."""
-    pen.text((left, 15), title, "black", font=ImageFont.load_default(size=17))
+    axes.set_title(title, loc="left", pad=46 if classes else None)
     if not classes:
+        axes.set_axis_off()
         return
-    _draw_legend(pen, left, next(iter(classes.values()))[key])
-    for i, (name, figures) in enumerate(classes.items()):
-        middle = _draw_name(pen, left, i, f"{name} {sum(figures['objects'].values())}")
-        total, x = sum(figures[key].values()), float(left + _NAMES)
-        for outcome, count in figures[key].items():
-            if count:
-                end = x + _WIDTH * count / total
-                pen.rectangle((x, middle - _BAR // 2, end, middle + _BAR // 2), _COLOURS[outcome])
-                x = end
+    names = [f"{_shortened(name)} ({sum(figures['objects'].values())})" for name, figures in classes.items()]
+    counts = np.array([list(figures[key].values()) for figures in classes.values()], float)
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    left = np.zeros(len(names))
+    for outcome, share in zip(next(iter(classes.values()))[key], shares.T):
+        axes.barh(range(len(names)), share, left=left, color=_COLOURS[outcome], label=outcome)
+        left += share
+    axes.set_yticks(range(len(names)), names)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("%")
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, handlelength=1)
+    legend.set_in_layout(False)  # the bars keep their width; the title's distance leaves the room above them
+    _tidy(axes)
 
 
-def _draw_name(pen: ImageDraw.ImageDraw, left: int, row: int, text: str) -> int:
-    """Write the name of a row, cut to the room there is, and return the y coordinate of the row's middle."""
-    middle = _TOP + row * _ROW + _ROW // 2
-    while text and pen.textlength(text) > _NAMES - 10:
-        text = text[:-1]
-    pen.text((left + _NAMES - 8, middle), text, "black", anchor="rm")
-    return middle
+def _shortened(name: str) -> str:
+    """Return a name that leaves room for the bars."""
+    return name if len(name) <= _NAME else name[: _NAME - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _draw_legend(pen: ImageDraw.ImageDraw, left: int, names: Iterable[str]) -> None:
-    """Draw the colour of each outcome with its name, in as many lines as needed."""
-    x, y = float(left), 50
-    for name in names:
-        width = pen.textlength(name) + 32
-        if x + width > left + _NAMES + _WIDTH:
-            x, y = float(left), y + 24
-        pen.rectangle((x, y, x + 13, y + 13), _COLOURS[name])
-        pen.text((x + 19, y + 7), name, "black", anchor="lm")
-        x += width
+def _tidy(axes: Axes) -> None:
+    """Put the first row on top and the grid behind the bars, and leave out the frame."""
+    axes.invert_yaxis()
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", color="#dddddd")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

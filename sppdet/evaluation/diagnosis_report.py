@@ -18,6 +18,23 @@ _ADVICE = {
 }
 
 
+def report_text(result: dict) -> str:
+    """Format a diagnosis for a terminal: what each kind of error costs, the dearest first, and what to do about it.
+
+    Args:
+        result: as `sppdet.evaluation.diagnosis.diagnose` returns it.
+    """
+    gains = {error: _gain(result["mAP"], row["mAP"]) for error, row in result["errors"].items()}
+    lines = [f"{result['pictures']} images, mAP {_number(result['mAP'])} (11-point, IoU 0.5)", ""]
+    lines.append(f"{'without':<13} {'mAP gains':>9}  {'share':<19} look at")
+    for error in sorted(gains, key=lambda error: -(gains[error] or 0)):
+        share = f"{100 * result['errors'][error]['share']:.1f}% of {'detections' if error in KINDS else 'objects'}"
+        lines.append(f"{error:<13} {_number(gains[error], '+'):>9}  {share:<19} {_ADVICE[error]}")
+    meanings = (KINDS | MISSED).items()
+    lines += ["", *(f"{error}: {meaning}" for error, meaning in meanings if error in gains)]
+    return "\n".join(lines)
+
+
 def report_markdown(result: dict) -> str:
     """Format a diagnosis as Markdown.
 

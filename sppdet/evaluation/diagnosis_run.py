@@ -10,7 +10,7 @@ import numpy as np
 
 from sppdet.evaluation.diagnosis import diagnose
 from sppdet.evaluation.diagnosis_plot import draw_diagnosis
-from sppdet.evaluation.diagnosis_report import report_markdown
+from sppdet.evaluation.diagnosis_report import report_markdown, report_text
 from sppdet.evaluation.run import LastEvaluation, read_last_evaluation
 from sppdet.features import entry_names, proposal_store
 from sppdet.proposals import SelectiveSearch
@@ -26,7 +26,7 @@ def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> st
             ``run.cache=...``.
 
     Returns:
-        The text of diagnosis.md.
+        The diagnosis in a few lines; diagnosis.md has all tables.
 
     Raises:
         SppdetError: if a file is missing or belongs to another evaluation.
@@ -38,8 +38,8 @@ def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> st
     write_json(folder / "diagnosis.json", result)
     text = report_markdown(result)
     atomic_write(folder / "diagnosis.md", lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    atomic_write(folder / "diagnosis.png", draw_diagnosis(result).save)
-    return text
+    atomic_write(folder / "diagnosis.png", draw_diagnosis(result).savefig)
+    return f"{report_text(result)}\nper class: {folder / 'diagnosis.md'}, {folder / 'diagnosis.png'}"
 
 
 def stored_proposals(last: LastEvaluation) -> Iterable[np.ndarray]:

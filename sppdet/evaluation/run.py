@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import mean, stdev
 
 from sppdet.config import Config, from_dict, in_folder, override, to_dict
 from sppdet.config import load as load_config
@@ -16,8 +18,8 @@ from sppdet.evaluation.coco import write_coco_results
 from sppdet.evaluation.costs import read_costs, record_cost
 from sppdet.evaluation.devkit_files import check_names, read_devkit_results, write_devkit_results
 from sppdet.evaluation.in_memory import evaluate_detections
-from sppdet.evaluation.voc import evaluate_voc, table
-from sppdet.features import FeatureSplit, fill_maps, open_split
+from sppdet.evaluation.voc import evaluate_voc, mean_over_known, table
+from sppdet.features import FeatureSplit, entry_names, fill_maps, open_split
 from sppdet.proposals import recall_line
 from sppdet.utils import Meter, SppdetError, file_digest, fingerprint, parallel_map, read_json, write_json
 
@@ -26,8 +28,13 @@ logger = logging.getLogger(__name__)
 _RESULTS = "detections"  # the folder of the devkit's and COCO's result files in a run's folder
 
 
-def evaluate_run(run: Config | str | os.PathLike, force: bool = False, overrides: Iterable[str] = ()) -> dict:
-    """Evaluate a run's detector on its test split; write metrics.json, detections/ and report.html.
+def evaluate_run(
+    run: Config | str | os.PathLike,
+    force: bool = False,
+    overrides: Iterable[str] = (),
+    dataset: Dataset | None = None,
+) -> dict:
+    """Evaluate a run's detector on its test split (``data.test_split``); write metrics.json, detections/, report.html.
 
     Proposals and feature maps are read from the run's cache (``run.cache``); the missing ones are computed and stored
     there. If metrics.json was written for the same model, images and settings of detection, it is returned as it is. A
@@ -37,11 +44,13 @@ def evaluate_run(run: Config | str | os.PathLike, force: bool = False, overrides
         run: the folder of a run, whose config.json has the settings; or the settings, with the folder as ``run.dir``.
         force: evaluate even if metrics.json is up to date.
         overrides: ``key=value`` settings to change, such as ``data.test_split=val`` or ``detection.nms=0.4``.
+        dataset: the test images; by default those that the settings name.
 
     Returns:
         The content of metrics.json: the figures of `sppdet.evaluation.evaluate_detections`, with box regression
         where the model has it; ``without_bbox``, VOC's figures before box regression; ``proposals`` (their recall);
-        ``pictures`` (the number of images); ``stages`` (see `sppdet.evaluation.read_costs`); ``config``; ``key``.
+        ``pictures`` (the number of images); ``objects`` (to be found, by class name); ``stages`` (see
+        `sppdet.evaluation.read_costs`); ``config``; ``key``.
 
     Raises:
         SppdetError: if there is no run, model or data set, or a file cannot be read.
@@ -51,18 +60,25 @@ def evaluate_run(run: Config | str | os.PathLike, force: bool = False, overrides
     detector = load(folder, config.device).with_detection(config.detection)
     if config.data.classes is not None and tuple(config.data.classes) != detector.classes:
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
-    dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
+    if dataset is None:
+        dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
     check_names(dataset, config.data.test_split)  # now: at the end the results of an hour's work would be lost
     splits = [
         open_split(dataset, config.run.cache, detector.search, part.backbone, part.features) for part in detector.parts
     ]
     split = splits[0]
-    key = _metrics_key(folder, split, config.data.test_split, asdict(config.detection))
+    key = _metrics_key(config, split.names, dataset)
     path = folder / "metrics.json"
-    if not force and path.exists() and read_json(path).get("key") == key:
+    last = read_json(path) if path.exists() else {}
+    if last.get("key") == key and (not force or "folds" in last):
         if not (folder / "report.html").exists():
             _write_report(folder)
-        return read_json(path)
+        return last
+    if "folds" in last and to_dict(config)["data"] == last["config"]["data"]:
+        raise SppdetError(
+            f"{folder}: was measured by cross-validation and has learned from all of {config.data.root}; train with "
+            "--folds and the changed settings, or give other images: data.root=FOLDER data.test_split=all"
+        )
     split.fill_proposals(detector.search, config.workers)
     for part, part_split in zip(detector.parts, splits):
         fill_maps([part_split], part.backbone, config.workers)
@@ -76,10 +92,53 @@ def evaluate_run(run: Config | str | os.PathLike, force: bool = False, overrides
             "proposals": split.recall(),
         }
     record_cost(folder, "evaluate", meter.cost())
-    metrics |= {"pictures": len(split), "stages": read_costs(folder), "config": to_dict(config), "key": key}
-    write_devkit_results(folder / _RESULTS, dataset, regressed, config.data.test_split)
-    write_coco_results(folder / _RESULTS / "coco_results.json", dataset, regressed)
-    write_json(path, metrics)
+    return _write(config, dataset, regressed, metrics, key)
+
+
+def evaluate_folds(config: Config, dataset: Dataset, folds: Sequence[tuple[Dataset, Path]]) -> dict:
+    """Evaluate a run by the detections of cross-validation: each image's are of a model that did not learn from it.
+
+    Args:
+        config: the settings of the run in ``run.dir``, whose model has learned from all images.
+        dataset: all images.
+        folds: the images of each fold, and the folder of the run that was evaluated on them.
+
+    Returns:
+        The content of the run's metrics.json: the figures of `evaluate_run` of all detections together, where those
+        without box regression and the recall of proposals are means over the folds; ``folds`` has ``mAP`` and ``AP75``
+        of each fold.
+    """
+    names = entry_names(dataset)
+    every = [read_json(folder / "metrics.json") for _, folder in folds]
+    key = _metrics_key(config, names, dataset)
+    found: dict[str, Detections] = {}
+    for part, folder in folds:
+        of_part = read_devkit_results(folder / _RESULTS, part, config.data.test_split)
+        found |= {sample.id: detections for sample, detections in zip(part, of_part)}
+    detections = [found[sample.id] for sample in dataset]
+    figures = evaluate_detections(dataset, detections)
+    metrics = {name: value for name, value in figures.items() if name != "coco"} | {
+        "without_bbox": _mean([metrics["without_bbox"] for metrics in every]),
+        "coco": figures["coco"],
+        "proposals": _mean([metrics["proposals"] for metrics in every]),
+        "folds": {
+            "mAP": [metrics["mAP"] for metrics in every],
+            "AP75": [metrics["coco"]["AP75"] for metrics in every],
+        },
+    }
+    return _write(config, dataset, detections, metrics, key)
+
+
+def _write(config: Config, dataset: Dataset, detections: list[Detections], metrics: dict, key: str) -> dict:
+    """Write the files of an evaluation; return the content of metrics.json."""
+    folder, split = Path(config.run.dir), config.data.test_split
+    counts = Counter(int(label) for sample in dataset for label in sample.labels[~sample.difficult])
+    objects = {name: counts[k] for k, name in enumerate(dataset.classes)}
+    metrics |= {"pictures": len(dataset), "objects": objects, "stages": read_costs(folder)}
+    metrics |= {"config": to_dict(config), "key": key}
+    write_devkit_results(folder / _RESULTS, dataset, detections, split)
+    write_coco_results(folder / _RESULTS / "coco_results.json", dataset, detections)
+    write_json(folder / "metrics.json", metrics)
     _write_report(folder)
     return metrics
 
@@ -93,6 +152,16 @@ def _write_report(folder: Path) -> None:
         logger.info("report: %s", write_report(folder))
     except (SppdetError, OSError) as error:
         logger.warning("no report: %s", error)
+
+
+def _mean(entries: list[dict]) -> dict:
+    """Return the means of the numbers of nested dicts that have the same keys; None counts for nothing."""
+    return {
+        name: _mean([entry[name] for entry in entries])
+        if isinstance(first, dict)
+        else mean_over_known({str(i): entry[name] for i, entry in enumerate(entries)})
+        for name, first in entries[0].items()
+    }
 
 
 def _run_config(folder: Path, overrides: Iterable[str]) -> Config:
@@ -190,22 +259,44 @@ def read_last_evaluation(folder: str | os.PathLike, overrides: Iterable[str] = (
 
 def summary(metrics: dict) -> str:
     """Format the content of a metrics.json for a terminal: a table by class, proposals and means."""
-    proposals = metrics["proposals"]
-    figures = {**metrics["coco"], "mAP": metrics["mAP"], "without": metrics["without_bbox"]["mAP"]}
+    proposals, coco = metrics["proposals"], metrics["coco"]
+    figures = {**coco, "mAP": metrics["mAP"], "without": metrics["without_bbox"]["mAP"]}
     text = {name: "-" if value is None else f"{value:.1f}" for name, value in figures.items()}
-    return "\n".join(
-        [
-            table(metrics),
-            f"{metrics['pictures']} images; {proposals['windows']:.0f} proposals per image, {recall_line(proposals)}",
-            f"mAP {text['mAP']} (11-point; {text['without']} without box regression), "
-            f"COCO AP {text['AP']}, AP50 {text['AP50']}, AP75 {text['AP75']}",
-        ]
-    )
+    lines = [
+        table(metrics),
+        f"{metrics['pictures']} images; {proposals['windows']:.0f} proposals per image, {recall_line(proposals)}",
+        f"mAP {text['mAP']} at IoU 0.5 (11-point; {text['without']} without box regression); "
+        f"COCO AP {text['AP']}, AP50 {text['AP50']}, AP75 {text['AP75']}",
+    ]
+    if "folds" in metrics:
+        of_folds = ", ".join(f"{name} {_spread(values)}" for name, values in metrics["folds"].items())
+        lines.append(f"{len(metrics['folds']['mAP'])} folds, mean and spread: {of_folds}")
+    return "\n".join(lines)
 
 
-def _metrics_key(folder: Path, split: FeatureSplit, name: str, detection: dict) -> str:
-    """Return the key of metrics.json: model, split ``name``, images, ground truth and settings of detection."""
+def _spread(values: list[float | None]) -> str:
+    """Return mean and standard deviation of the values that are known.
+
+    Examples:
+        >>> _spread([50.0, 52.0, None])
+        '51.0 ± 1.4'
+    """
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    return f"{mean(known):.1f}" + (f" ± {stdev(known):.1f}" if len(known) > 1 else "")
+
+
+def _metrics_key(config: Config, names: list[str], dataset: Dataset) -> str:
+    """Return the key of metrics.json: model, split, images, ground truth and settings of detection.
+
+    Args:
+        config: the run's.
+        names: the store entries of the images.
+        dataset: the images.
+    """
+    folder = Path(config.run.dir)
     # An ensemble's model.json names the digests of its members' files.
     model = [file_digest(folder / name) for name in MODEL_FILES if (folder / name).exists()]
-    objects = [[s.boxes.tolist(), s.labels.tolist(), s.difficult.tolist()] for s in split.dataset]
-    return fingerprint([model, name, split.names, objects, detection])
+    objects = [[s.boxes.tolist(), s.labels.tolist(), s.difficult.tolist()] for s in dataset]
+    return fingerprint([model, config.data.test_split, names, objects, asdict(config.detection)])

@@ -348,15 +348,19 @@ def check_detections(dataset: Dataset, detections: Sequence[Detections]) -> None
 def table(result: dict) -> str:
     """Format the result of `evaluate_voc` for a terminal: one line per class, then the means.
 
-    A value that is ``None`` is shown as ``-``.
+    A value that is ``None`` is shown as ``-``. With an entry ``objects``, the number of objects of each class is shown.
     """
-    width = max(len(name) for name in ["class", *result["AP"]])
-    lines = [f"{'class':<{width}} {'AP 11-pt':>8} {'AP area':>8} {'recall':>8}"]
+    width, counts = max(len(name) for name in ["class", *result["AP"]]), result.get("objects")
+
+    def line(name: str, columns: str, objects: object) -> str:
+        return f"{name:<{width}} " + (f"{objects:>8} " if counts else "") + columns
+
+    lines = [line("class", f"{'AP 11-pt':>8} {'AP area':>8} {'recall':>8}", "objects")]
     for name in result["AP"]:
         values = (result[key][name] for key in ("AP", "AP_area", "recall"))
-        lines.append(f"{name:<{width}} " + " ".join(_percent(value) for value in values))
-    lines.append(f"{'mean':<{width}} {_percent(result['mAP'])} {_percent(result['mAP_area'])}")
-    return "\n".join(lines)
+        lines.append(line(name, " ".join(_percent(value) for value in values), counts and counts[name]))
+    means = f"{_percent(result['mAP'])} {_percent(result['mAP_area'])}"
+    return "\n".join([*lines, line("mean", means, counts and sum(counts.values()))])
 
 
 def _percent(value: float | None) -> str:

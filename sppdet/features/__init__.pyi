@@ -9,6 +9,7 @@ from .cached_split import open_split as open_split
 from .cached_split import proposal_store as proposal_store
 from .crop_features import CropFeatures as CropFeatures
 from .pyramid_features import PyramidFeatures as PyramidFeatures
+from .regions import choose_scales as choose_scales
 from .regions import project as project
 from .regions import scale_factor as scale_factor
 from .warp import Crop as Crop

@@ -6,7 +6,6 @@ steps, learning rates, a progress bar, log lines, and checkpoints from which an 
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -19,16 +18,16 @@ import numpy as np
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
-from tqdm import tqdm
 
 from sppdet.config import EndToEndSettings, FinetuneSettings
-from sppdet.utils import Checkpoint, SppdetError, checkpoints, entries_under
+from sppdet.utils import Checkpoint, SppdetError, bar, checkpoints, entries_under
 
 logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
-_CHECKPOINT_SECONDS = 60.0  # between two checkpoints; to write one takes seconds (VGG16's fc layers: 1.4 GB)
+# Seconds between two checkpoints: these, or more where to write one takes long (VGG16's fc layers: 1.4 GB).
+_CHECKPOINT_SECONDS, _WRITING = 5.0, 20
 _TAIL = 10  # the loss of a training is the mean over its last tenth of the steps
 _MOMENTUM = 0.9  # of SGD, as in both papers' programs
 
@@ -69,6 +68,16 @@ def mean_losses(step: int, losses: dict[str, list[float]]) -> dict[str, Any]:
     return {"step": step, **{name: round(float(np.mean(values)), 4) for name, values in losses.items()}}
 
 
+def as_text(record: dict[str, Any]) -> str:
+    """Return a record as a line for people.
+
+    Examples:
+        >>> as_text({"epoch": 3, "loss": 0.25})
+        'epoch 3, loss 0.25'
+    """
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in record.items())
+
+
 def train_network(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -98,9 +107,9 @@ def train_network(
         learn: computes the gradients of a batch and returns its losses and other numbers, by name.
         name: of the training, beside the progress bar.
         rate_setting: the setting to lower where the loss is not finite, such as ``finetune.learning_rate``.
-        report_every: steps between two records in the log, each one line of JSON.
+        report_every: steps between two records in the log, each one line.
         report: returns the record, from the number of finished steps and the values since the last record.
-        checkpoint: the file to resume from and to write once a minute; None writes none.
+        checkpoint: the file to resume from and to write every few seconds; None writes none.
 
     Raises:
         SppdetError: a number that ``learn`` returned is not finite.
@@ -108,8 +117,8 @@ def train_network(
     progress = Progress()
     if checkpoint:
         _resume(checkpoint, network, optimizer, schedule, progress)
-    saved = time.monotonic()
-    with tqdm(total=steps, initial=progress.step, desc=name, mininterval=1, unit="") as bar:
+    saved, interval = time.monotonic(), _CHECKPOINT_SECONDS
+    with bar(steps, name, progress.step) as count:
         for batch in islice(batches(progress.step), steps - progress.step):
             network.train()
             optimizer.zero_grad()
@@ -119,13 +128,15 @@ def train_network(
             optimizer.step()
             schedule.step()
             progress.add(losses)
-            bar.update()
+            count()
             if progress.step % report_every == 0:
                 progress.reports.append(report(progress.step, progress.last(report_every)))
-                logger.info(json.dumps(progress.reports[-1]))
-            if checkpoint and progress.step < steps and time.monotonic() - saved > _CHECKPOINT_SECONDS:
+                logger.info("%s: %s", name, as_text(progress.reports[-1]))
+            if checkpoint and progress.step < steps and time.monotonic() - saved > interval:
+                begun = time.monotonic()
                 _save(checkpoint, network, optimizer, schedule, progress)
                 saved = time.monotonic()
+                interval = max(_CHECKPOINT_SECONDS, _WRITING * (saved - begun))
     network.eval()
     return progress
 

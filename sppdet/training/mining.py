@@ -394,8 +394,8 @@ class Miner:
         fits = [fitted for classes in self._class_groups() for fitted in self._fit_classes(classes)]
         self.cache.collect()
         negatives = self.cache.held[self.cache.positives :].sum(axis=0)
-        logger.info(
-            "  %d negative windows, each of one class or more: %d to %d per class",
+        logger.debug(
+            "%d negative windows, each of one class or more: %d to %d per class",
             len(self.cache),
             negatives.min(),
             negatives.max(),

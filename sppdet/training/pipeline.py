@@ -19,21 +19,22 @@ depend on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sppdet.config import STAGES, Config, load, override, to_dict
+from sppdet.config import STAGES, Config, to_dict
+from sppdet.data import Dataset
 from sppdet.detection import Detector, is_ensemble
 from sppdet.evaluation import check_names, evaluate_run, forget_cost, read_costs, record_cost, stage_line, summary
 from sppdet.features import FeatureSplit, WindowFeatures, fill_each, fill_maps
 from sppdet.networks import Cut, check_network
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune, image_svms
-from sppdet.training.cached_result import checkpoint_of, invalidate, write_result
+from sppdet.training.cached_result import checkpoint_of, invalidate, is_done, write_result
+from sppdet.training.estimates import estimate, log_plan, map_splits, measure_speed, missing_maps
 from sppdet.training.mining import Miner
 from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
@@ -41,7 +42,9 @@ from sppdet.utils import (
     Checkpoint,
     Execution,
     Meter,
+    Progress,
     SppdetError,
+    active,
     fingerprint,
     read_json,
     require_writable,
@@ -56,39 +59,6 @@ logger = logging.getLogger(__name__)
 TrainClasses = Callable[[FeatureSplit, WindowFeatures, float, list[int], Execution], tuple[np.ndarray, np.ndarray]]
 
 
-def train_detector(
-    config: Config | str | Path | None = None, overrides: Iterable[str] = (), *, keep: bool = False
-) -> Detector:
-    """Run all stages of training that are not done yet, evaluation included, and return the detector.
-
-    An interrupted training resumes when it is called again. Progress is logged to the logger ``sppdet``; unless
-    logging is configured, only progress bars and warnings are printed.
-
-    Args:
-        config: the settings, a YAML file, or a run's config.json; None takes the defaults.
-        overrides: changes such as ``data.root=photos`` or ``regions.scales=[480,688]``.
-        keep: leave classes that were learned with these settings as they are, though images or objects have changed;
-            only new classes are learned.
-
-    Returns:
-        The detector, which is also saved in ``run.dir``; `sppdet.load` loads it from there.
-
-    Raises:
-        SppdetError: settings, images or annotations that cannot be used; the message says what to do.
-
-    Examples:
-        >>> import logging
-        >>> from sppdet.training import train_detector
-        >>> logging.basicConfig(level=logging.INFO)  # doctest: +SKIP
-        >>> detector = train_detector("configs/demo.yaml", ["run.dir=runs/mine"])  # doctest: +SKIP
-        >>> detector.predict("photo.jpg")  # doctest: +SKIP
-    """
-    settings = override(config, overrides) if isinstance(config, Config) else load(config, overrides)
-    pipeline = Pipeline(settings, keep)
-    pipeline.run()
-    return pipeline.detector()
-
-
 @dataclass(frozen=True)
 class _Outcome:
     """What a stage did.
@@ -96,13 +66,17 @@ class _Outcome:
     Attributes:
         computed: whether anything had to be computed.
         cost: what it cost besides time and memory, for stages.json.
+        recorded: whether the cost is in stages.json already.
     """
 
     computed: bool
     cost: dict[str, Any] = field(default_factory=dict)
+    recorded: bool = False
 
 
 _SKIPPED = _Outcome(computed=False)
+_TRAINS_NETWORK = {"pretrain", "end_to_end", "finetune"}
+_CLASSES = 30  # named with their number of objects; the others are counted
 
 
 class Pipeline:
@@ -111,6 +85,8 @@ class Pipeline:
     Args:
         config: all settings.
         keep: whether results learned with the same settings stay valid, though from other images or objects.
+        data: training and test images; by default those that ``config.data`` names.
+        name: of this run among several, in front of the names of its stages; such a run logs nothing of its stages.
 
     Attributes:
         inputs: what the stages read, and the files and keys of their results.
@@ -120,14 +96,14 @@ class Pipeline:
             run, or, with ``keep``, a run of other settings. Nothing has been written then.
     """
 
-    def __init__(self, config: Config, keep: bool = False):
+    def __init__(self, config: Config, keep: bool = False, data: tuple[Dataset, Dataset] | None = None, name: str = ""):
         if keep and (config.classifier == "softmax" or (config.bbox.enabled and config.bbox.kind == "joint")):
             raise SppdetError(
                 "--keep: a softmax and joint boxes are learned for all classes at once; with classifier=svm and "
                 "bbox.kind=ridge a class can be added"
             )
         check_network(config)
-        self.config, self.inputs = config, StageInputs(config, keep)
+        self.config, self.name, self.inputs = config, name, StageInputs(config, keep, data)
         self._files, self._keys = self.inputs.files, self.inputs.keys
         folder = self.inputs.folder
         if is_ensemble(folder):
@@ -145,7 +121,7 @@ class Pipeline:
         check_names(self.inputs.test, config.data.test_split)  # now: at the end all results would be lost
 
     def run(self, last: str = STAGES[-1], force: bool = False) -> None:
-        """Run every stage up to ``last`` whose result is not valid any more.
+        """Run every stage up to ``last`` whose result is not valid any more; log what will run, and the result.
 
         Args:
             last: one of `sppdet.config.STAGES`.
@@ -154,7 +130,81 @@ class Pipeline:
         Raises:
             SppdetError: a stage cannot do its work.
         """
-        folder = self.inputs.folder
+        self.prepare(last)
+        self.log_data()
+        stages = self.waiting(last, force)
+        if stages:
+            speed = measure_speed(self.inputs) if self._can_measure(stages) else None
+            estimates = estimate(self.inputs, stages, speed, force)
+            log_plan(stages, estimates, self.config.workers)
+            with Progress(estimates):
+                self.run_stages(last, force)
+        else:
+            self.run_stages(last, force)
+        if last == STAGES[-1]:
+            self.log_result(read_json(self.inputs.folder / "metrics.json"))
+
+    def prepare(self, last: str = STAGES[-1]) -> None:
+        """Check that the network can be made and the run's folder written, before the work of hours.
+
+        Raises:
+            SppdetError: weights that are missing or do not fit, a missing device, or a folder that cannot be written.
+        """
+        if STAGES.index(last) > STAGES.index("proposals") and self.config.backbone.weights != "pretrain":
+            _ = self.inputs.initial_backbone
+        require_writable("run.dir", self.inputs.folder)
+
+    def waiting(self, last: str = STAGES[-1], force: bool = False) -> list[str]:
+        """Return the stages up to ``last`` that have something to do, in order.
+
+        A stage that learns from the results of another one that is waiting counts as waiting, too.
+        """
+        stages: list[str] = []
+        for stage in STAGES[: STAGES.index(last) + 1]:
+            if not self._has(stage):
+                continue
+            forced = force and last in (stage, STAGES[-1])
+            unknown = (stage != "proposals" and _TRAINS_NETWORK & {*stages}) or (stage == "evaluate" and stages)
+            if forced or unknown or not self._is_valid(stage, stages):
+                stages.append(stage)
+        return stages
+
+    def _has(self, stage: str) -> bool:
+        """Whether this run has a stage."""
+        if stage == "pretrain":
+            return self.config.backbone.weights == "pretrain"
+        if stage == "end_to_end":
+            return self.config.end_to_end.enabled
+        return stage in ("proposals", "maps", "evaluate", *self.inputs.stages_with_maps())
+
+    def _is_valid(self, stage: str, waiting: list[str]) -> bool:
+        """Whether a stage has nothing to do, as none of those before it trains a network."""
+        c, inputs, keys, files = self.config, self.inputs, self._keys, self._files
+        if stage == "pretrain":
+            return keys.is_done(files.pretrained, keys.pretrain())
+        if stage == "proposals":
+            return not any(split.proposal_store.missing(split.names) for split in inputs.proposal_splits)
+        if stage == "end_to_end":
+            return keys.is_done(files.end_to_end, keys.end_to_end(inputs.network_head(c.end_to_end.dropout)))
+        if stage == "maps":  # those of R-CNN's crops depend on the proposals
+            return not (c.regions.crop != "none" and waiting) and not missing_maps(inputs)[0]
+        if stage == "finetune":
+            return keys.is_done(files.fine_tuned, keys.finetune(inputs.network_head(c.finetune.dropout)))
+        if stage == "evaluate":
+            return (inputs.folder / "metrics.json").exists()
+        if c.features == "pool5+fc7" and waiting:  # fc7's factor is measured on maps that are not there yet
+            return False
+        return all(keys.is_done(files.of_class(stage, k), keys.of_class(stage, k)) for k in inputs.labels)
+
+    def _can_measure(self, stages: list[str]) -> bool:
+        """Whether the time of these stages can be told from a second of this machine."""
+        c = self.config
+        simple = c.regions.crop == "none" and c.features == "pool5"
+        return simple and not _TRAINS_NETWORK & {*stages} and len(stages) > 1
+
+    def run_stages(self, last: str = STAGES[-1], force: bool = False, first: str = STAGES[0]) -> None:
+        """Run the stages from ``first`` on as `run` does, within the progress that is active."""
+        folder, progress = self.inputs.folder, active()
         stages: dict[str, Callable[[bool], _Outcome | None]] = {
             "pretrain": self._pretrain,
             "proposals": self._proposals,
@@ -166,26 +216,33 @@ class Pipeline:
             "bbox": self._bbox,
             "evaluate": self._evaluate,
         }
-        require_writable("run.dir", folder)
-        self._log_data()
-        if STAGES.index(last) > STAGES.index("proposals") and self.config.backbone.weights != "pretrain":
-            _ = self.inputs.initial_backbone  # missing weights are an error now, not after an hour of proposals
-        for stage in STAGES[: STAGES.index(last) + 1]:
+        for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
+            if progress and self._has(stage):
+                progress.begin(self.name + stage)
             with Meter() as meter:
                 outcome = stages[stage](force and last in (stage, STAGES[-1]))
+            if progress and self._has(stage):
+                progress.end()
             if outcome is None:
                 forget_cost(folder, stage)  # that of an earlier configuration
                 if stage == last:
                     logger.info("%s: this configuration has no such stage", stage)
                 continue
             cost = outcome.cost
-            if outcome.computed:
+            if outcome.computed and not outcome.recorded:
                 record_cost(folder, stage, meter.cost() | cost)
             elif stage == last == "proposals":
                 cost = self._recall()  # the user asked for the proposals: tell how good they are
-            logger.info(stage_line(stage, read_costs(folder).get(stage, {}) | cost))
-        if last == STAGES[-1]:
-            logger.info(summary(read_json(folder / "metrics.json")))
+            if not self.name:
+                logger.info(stage_line(stage, read_costs(folder).get(stage, {}) | cost, outcome.computed))
+            if outcome.computed and stage in _TRAINS_NETWORK:
+                self._estimate_rest(last)
+
+    def _estimate_rest(self, last: str) -> None:
+        """Estimate the stages after the training of a network, which alone tells how long the maps take."""
+        stages, progress = self.waiting(last), active()
+        if progress and self._can_measure(stages):
+            progress.add(estimate(self.inputs, stages, measure_speed(self.inputs)))
 
     def detector(self) -> Detector:
         """Return the detector that the results of the stages make."""
@@ -202,15 +259,31 @@ class Pipeline:
             image_svms=files.svms("context") if "context" in inputs.stages_with_maps() else None,
         )
 
-    def _log_data(self) -> None:
+    def save(self) -> None:
+        """Save the detector and its settings in the run's folder."""
+        self.detector().save(self.inputs.folder)
+        write_json(self.inputs.folder / "config.json", to_dict(self.config) | {"versions": versions()})
+
+    def log_result(self, metrics: dict) -> None:
+        """Log the content of metrics.json, where the model is, and what to do next."""
+        folder = self.inputs.folder
+        logger.info(summary(metrics))
+        logger.info("the model is in %s; what to do next:", folder)
+        logger.info("  sppdet detect PHOTO.jpg --model %s", folder)
+        logger.info("  sppdet evaluate %s --diagnose    which errors cost how much", folder)
+
+    def log_data(self) -> None:
         """Log the number of images and of objects per class of both splits, and images that are in both."""
         data, train, test = self.config.data, self.inputs.train, self.inputs.test
-        for split, name in ((train, data.train_split), (test, data.test_split)):
+        for split, name in ((train, data.train_split), (test, data.test_split))[: 1 if test is train else 2]:
             labels = np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in split)])
             counts = np.bincount(labels, minlength=len(train.classes))
-            per_class = ", ".join(f"{class_name} {count}" for class_name, count in zip(train.classes, counts))
+            shown = [f"{class_name} {count}" for class_name, count in zip(train.classes[:_CLASSES], counts)]
+            more = len(counts) - len(shown)
+            per_class = ", ".join([*shown, *([f"and {more} more classes"] if more else [])])
             logger.info("%s: %d images, %d objects: %s", name, len(split), len(labels), per_class)
-        if shared := len({sample.path for sample in train} & {sample.path for sample in test}):
+        shared = 0 if test is train else len({sample.path for sample in train} & {sample.path for sample in test})
+        if shared:
             logger.warning(
                 "%d images are both in %s and in %s: mAP will be too high",
                 shared, data.train_split, data.test_split,
@@ -274,9 +347,7 @@ class Pipeline:
         return _Outcome(True, {"loss": round(loss, 4)})
 
     def _maps(self, forced: bool) -> _Outcome:
-        # Training images only if a stage learns from their maps; with mirror images they include those without.
-        learned_from = [self.inputs.split_of(stage) for stage in self.inputs.stages_with_maps()]
-        splits = [*sorted(learned_from, key=len)[-1:], self.inputs.splits[1]]
+        splits = map_splits(self.inputs)
         computed = fill_maps(splits, self.inputs.backbone, self.config.workers, again=forced)
         if not computed:
             return _SKIPPED
@@ -342,6 +413,15 @@ class Pipeline:
                 invalidate(path)
         missing = [k for k in inputs.labels if not self._keys.is_done(paths[k], keys[k])]
         if not missing:
+            if (
+                self._keys.keep
+                and stage == "svm"
+                and not all(is_done(path, key, False) for path, key in zip(paths, keys))
+            ):
+                logger.warning(
+                    "--keep: there is no new class, so that nothing is learned from new or changed images; leave "
+                    "--keep out to learn from them"
+                )
             return _SKIPPED
         if len(missing) < len(names):
             logger.info("%s: learning only %s", stage, ", ".join(names[k] for k in missing))
@@ -353,11 +433,11 @@ class Pipeline:
         return _Outcome(True, {"classes": len(missing)})
 
     def _evaluate(self, forced: bool) -> _Outcome:
-        folder = self.inputs.folder
-        self.detector().save(folder)
-        write_json(folder / "config.json", to_dict(self.config) | {"versions": versions()})  # the saved model's
-        evaluate_run(self.config, force=forced)
-        return _SKIPPED  # evaluate_run records the cost itself
+        path = self.inputs.folder / "metrics.json"
+        before = path.stat().st_mtime_ns if path.exists() else None
+        self.save()
+        evaluate_run(self.config, force=forced, dataset=self.inputs.test)
+        return _Outcome(path.stat().st_mtime_ns != before, recorded=True)
 
 
 def _megabytes(count: int) -> float:

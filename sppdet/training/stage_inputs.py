@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from sppdet.config import Config
-from sppdet.data import load_split
+from sppdet.data import Dataset, load_split
 from sppdet.features import (
     CachedSplit,
     CropFeatures,
@@ -37,6 +37,7 @@ class StageInputs:
     Args:
         config: all settings.
         keep: whether results learned with the same settings stay valid, though from other images or objects.
+        data: training and test images; by default those that ``config.data`` names.
 
     Attributes:
         train: the training images and their objects.
@@ -50,10 +51,9 @@ class StageInputs:
         SppdetError: the images or their annotations cannot be read.
     """
 
-    def __init__(self, config: Config, keep: bool = False):
+    def __init__(self, config: Config, keep: bool = False, data: tuple[Dataset, Dataset] | None = None):
         self.config = config
-        self.train = load_split(config, config.data.train_split, limit=config.data.limit_train)
-        self.test = load_split(config, config.data.test_split, self.train.classes, config.data.limit_test)
+        self.train, self.test = data or _load(config)
         self.labels = list(range(len(self.train.classes)))
         self.folder = Path(config.run.dir)
         self.files = StageFiles(self.folder / "stages", self.train.classes)
@@ -202,3 +202,9 @@ class StageInputs:
             fc7 = replace(self.pooled_features.under(head), concat_pooled=False)
             write_result(path, key, {"balance": self._scale(fc7) / self.scale})
         return float(load_file(path)["balance"])
+
+
+def _load(config: Config) -> tuple[Dataset, Dataset]:
+    """Read the training and the test images that a configuration names."""
+    train = load_split(config, config.data.train_split, limit=config.data.limit_train)
+    return train, load_split(config, config.data.test_split, train.classes, config.data.limit_test)

@@ -23,3 +23,8 @@ from .parallel import share as share
 from .parallel import side_by_side as side_by_side
 from .parallel import thread_count as thread_count
 from .parallel import worker_count as worker_count
+from .progress import Estimate as Estimate
+from .progress import Progress as Progress
+from .progress import active as active
+from .progress import bar as bar
+from .progress import duration as duration

@@ -12,7 +12,7 @@ from functools import partial
 from threading import Thread, local
 from typing import Any, TypeVar
 
-from tqdm import tqdm
+from sppdet.utils.progress import bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -100,10 +100,9 @@ def parallel_map(
         [3, 2, 1]
     """
     workers = min(worker_count(workers), max(1, len(items)))
-    progress = tqdm(total=len(items), desc=description, disable=not items, mininterval=0.5, unit="")
-    with progress:
+    with bar(len(items), description) as count:
         for result in _results(function, items, workers, threads):
-            progress.update()
+            count()
             yield result
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from log_records import records_of
 from PIL import Image
 
 from sppdet import config
@@ -57,7 +57,7 @@ def train(images: LabelledImages, *overrides: str, prepare=lambda network: None,
 def records(caplog):
     """Return the records that a training has logged, one per epoch."""
     caplog.set_level(logging.INFO, "sppdet")
-    return lambda: [json.loads(line) for line in caplog.messages]
+    return lambda: records_of(caplog.messages)
 
 
 # Views

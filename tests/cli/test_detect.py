@@ -382,3 +382,13 @@ def test_help_does_not_wait_for_torch():
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
     assert "argparse" in imported and not imported & {"torch", "numpy", "PIL"}
     assert "margins, not probabilities" in result.stdout and "pixel edges" in result.stdout
+
+
+def test_of_two_classes_in_one_place_the_better_is_shown_unless_all_are_asked_for(folder, capsys, detector):
+    save(folder / "a.png")
+    every = detector.predict("a.png")
+    shown = every.one_per_place()
+    assert 0 < len(shown) < len(every)
+    for options, expected in (([], shown), (["--all-classes"], every)):
+        assert main(["a.png", "--no-pictures", *options]) == 0
+        assert f"a.png: {len(expected)} found" in capsys.readouterr().out

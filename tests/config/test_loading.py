@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,23 @@ def test_every_config_is_read(path):
 def test_every_config_has_another_run_folder():
     folders = [config.load(path).run.dir for path in CONFIGS]
     assert len({*folders, Config().run.dir}) == len(CONFIGS) + 1 > 1
+
+
+@pytest.mark.parametrize("name", config.PRESETS)
+def test_a_preset_is_the_base_that_other_keys_change(tmp_path, name):
+    path = yaml_file(tmp_path, f"preset: {name}\nsvm: {{C: 0.5}}\n")
+    preset = config.load_preset(name)
+    assert config.load(path) == replace(preset, svm=replace(preset.svm, C=0.5))
+
+
+def test_the_saved_settings_of_a_preset_are_complete(tmp_path):
+    write_json(tmp_path / "config.json", config.to_dict(config.load_preset("best")))
+    assert config.load(tmp_path / "config.json") == config.load_preset("best")
+
+
+def test_an_unknown_preset_is_named_with_its_file(tmp_path):
+    with pytest.raises(SppdetError, match=r"c\.yaml: preset: expected one of quick, default, best, found 'fast'"):
+        config.load(yaml_file(tmp_path, "preset: fast"))
 
 
 def leaves(values: dict, prefix: str = "") -> dict:

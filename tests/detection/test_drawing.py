@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+
 import numpy as np
 import pytest
 
@@ -149,3 +151,28 @@ def test_text_can_be_read_on_every_colour():
     for label in range(300):
         low, high = sorted([luminance(class_colour(label)), luminance(text_colour(class_colour(label)))])
         assert (high + 0.05) / (low + 0.05) >= 4.5
+
+
+def test_without_labels_frames_alone_are_drawn():
+    drawn = draw_detections(grey(200, 100), detected(((20, 50, 190, 90), 1, 0.5)), labels=False)
+    assert (drawn[:50] == 128).all() and has_colour(drawn, 1)[60:90, 20].all()
+
+
+def test_a_label_avoids_other_objects():
+    # Above the lower box lies the upper one, of a lower score: the label goes below.
+    boxes = [((20, 60, 100, 100), 1, 0.9), ((20, 20, 100, 58), 0, 0.1)]
+    drawn = draw_detections(grey(200, 200), detected(*boxes))
+    assert has_colour(drawn, 1)[101:115, 20:60].sum() > 200
+
+
+def test_labels_of_small_objects_are_small():
+    def height(side):
+        box = (300, 300, 300 + side, 300 + side)
+        return has_colour(draw_detections(grey(1000, 1000), detected((box, 0, 0.5))), 0)[:300].any(axis=1).sum()
+
+    assert height(30) < height(300) / 2
+
+
+def test_the_first_classes_have_hues_that_are_far_apart():
+    hues = np.sort([360 * colorsys.rgb_to_hsv(*np.array(class_colour(label)) / 255)[0] for label in range(8)])
+    assert np.diff(hues, append=hues[0] + 360).min() > 20

@@ -1,40 +1,63 @@
-"""The plot of a diagnosis: bars of the right colour and length."""
+"""The plot of a diagnosis: bars of the right length and order."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from evaluation_data import ELSEWHERE, HERE, THERE, dataset_of, detections_of, image_of
-from PIL import Image, ImageColor
 
 from sppdet.evaluation.diagnosis import diagnose
-from sppdet.evaluation.diagnosis_plot import _BAR, _COLOURS, _GAP, _NAMES, _ROW, _TOP, _WIDTH, draw_diagnosis
+from sppdet.evaluation.diagnosis_plot import _shortened, draw_diagnosis
 
 NOTHING = np.zeros((0, 4), np.float32)
 CLASSES = ("car", "cow", "sheep")
 
 
-def bar_colours(plot: Image.Image, panel: int, row: int) -> dict[str, int]:
-    """Count the pixels of each colour in the middle of a row's bar."""
-    left = _GAP + panel * (_NAMES + _WIDTH + _GAP) + _NAMES
-    middle = _TOP + row * _ROW + _ROW // 2
-    pixels = [plot.getpixel((x, middle)) for x in range(left, left + _WIDTH)]
-    names = {ImageColor.getrgb(colour): name for name, colour in _COLOURS.items() if name not in ("found", "outranked")}
-    names[ImageColor.getrgb(_COLOURS["outranked"])] = "outranked"
-    return {names[pixel]: pixels.count(pixel) for pixel in dict.fromkeys(pixels)}
+def bars(axes):
+    """Return, by outcome, the length of the bar of each class."""
+    return {bar.get_label(): [patch.get_width() for patch in bar] for bar in axes.containers}
 
 
-def test_bars_are_divided_as_the_counts_are():
+@pytest.fixture
+def plot():
     dataset = dataset_of(image_of("a", (HERE, 1), (THERE, 1), (ELSEWHERE, 2)), classes=CLASSES)
     detections = detections_of((HERE, 1, 3.0), (ELSEWHERE, 1, 2.0), (THERE, 1, 1.0))
-    plot = draw_diagnosis(diagnose(dataset, [detections], [NOTHING]))
+    return draw_diagnosis(diagnose(dataset, [detections], [NOTHING]))
+
+
+def test_bars_are_divided_as_the_counts_are(plot):
     # Rows: cow, then sheep; a car has no object. Of the cow's two detections one is right, one on a sheep.
-    for panel, halves in ((1, {"correct", "similar"}), (2, {"correct", "outranked"})):  # found is drawn as correct
-        counts = bar_colours(plot, panel, 0)
-        assert set(counts) == halves
-        assert all(abs(count - _WIDTH / 2) <= 1 for count in counts.values())
-    assert set(bar_colours(plot, 2, 1)) == {"unproposed"}
+    _, detections, objects = plot.axes
+    assert [text.get_text() for text in objects.get_yticklabels()] == ["cow (2)", "sheep (1)"]
+    assert {name: lengths for name, lengths in bars(detections).items() if any(lengths)} == {
+        "correct": [50, 0],
+        "similar": [50, 0],
+    }
+    assert {name: lengths for name, lengths in bars(objects).items() if any(lengths)} == {
+        "found": [50, 0],
+        "outranked": [50, 0],
+        "unproposed": [0, 100],
+    }
 
 
-def test_without_objects_the_plot_has_titles_alone():
+def test_gains_are_written_beside_their_bars(plot):
+    gains = plot.axes[0]
+    (bar,) = gains.containers
+    names = [text.get_text() for text in gains.get_yticklabels()]
+    assert bar[names.index("similar")].get_width() == pytest.approx(50 - 42.4, abs=0.05)
+    assert "+7.6  (50% of detections)" in [text.get_text() for text in gains.texts]
+
+
+def test_the_first_row_is_on_top_and_the_grid_behind_the_bars(plot):
+    assert all(axes.yaxis_inverted() and axes.get_axisbelow() is True for axes in plot.axes)
+
+
+def test_without_objects_the_plot_has_titles_alone(tmp_path):
     plot = draw_diagnosis(diagnose(dataset_of(image_of("a"), classes=CLASSES), [detections_of()], [NOTHING]))
-    assert np.asarray(plot)[_TOP - _BAR :].min() == 255
+    assert not any(axes.axison or axes.patches for axes in plot.axes)
+    plot.savefig(tmp_path / "empty.png")
+
+
+def test_long_names_are_shortened():
+    assert _shortened("x" * 20) == "x" * 20
+    assert len(_shortened("x" * 21)) == 20

@@ -6,7 +6,7 @@ import numpy as np
 from evaluation_data import ELSEWHERE, HERE, THERE, dataset_of, detections_of, image_of
 
 from sppdet.evaluation.diagnosis import diagnose
-from sppdet.evaluation.diagnosis_report import report_markdown
+from sppdet.evaluation.diagnosis_report import report_markdown, report_text
 
 NOTHING = np.zeros((0, 4), np.float32)
 CLASSES = ("car", "cow", "sheep")
@@ -34,3 +34,17 @@ def test_a_class_without_objects_has_no_figures():
 def test_classes_without_similar_ones_have_no_such_column():
     dataset = dataset_of(image_of("a", (HERE, 0)), classes=("disc", "bar"))
     assert "similar" not in report_markdown(diagnose(dataset, [detections_of()], [NOTHING]))
+
+
+def test_the_text_has_the_dearest_error_first():
+    dataset = dataset_of(image_of("a", (HERE, 1), (THERE, 1), (ELSEWHERE, 2)), classes=CLASSES)
+    detections = detections_of((HERE, 1, 3.0), (ELSEWHERE, 1, 2.0), (THERE, 1, 1.0))
+    lines = report_text(diagnose(dataset, [detections], [NOTHING])).splitlines()
+    assert lines[0] == "1 images, mAP 42.4 (11-point, IoU 0.5)"
+    assert lines[3].split()[:2] == ["similar", "+7.6"]
+    assert "50.0% of detections better features" in lines[3]
+
+
+def test_the_text_without_objects():
+    text = report_text(diagnose(dataset_of(image_of("a"), classes=CLASSES), [detections_of()], [NOTHING]))
+    assert text.startswith("1 images, mAP - (11-point")

@@ -68,10 +68,12 @@ def test_the_figures_are_those_of_the_detections_that_are_written(trained):
     assert metrics["pictures"] == 6 and metrics["proposals"]["windows"] > 0
     assert metrics["config"] == json.loads(json.dumps(config.to_dict(trained)))
     assert list(metrics) == [
-        "mAP", "mAP_area", "AP", "AP_area", "recall", "without_bbox", "coco", "proposals", "pictures", "stages",
-        "config", "key",
+        "mAP", "mAP_area", "AP", "AP_area", "recall", "without_bbox", "coco", "proposals", "pictures", "objects",
+        "stages", "config", "key",
     ]  # fmt: skip
     assert list(metrics["stages"]["evaluate"]) == ["seconds", "peak_memory_mb"]
+    labels = np.concatenate([sample.labels[~sample.difficult] for sample in last.dataset])
+    assert [*metrics["objects"].values()] == np.bincount(labels, minlength=len(metrics["AP"])).tolist()
     results = read_json(folder / "detections" / "coco_results.json")
     assert len(results) == sum(map(len, last.detections))
 
@@ -164,5 +166,14 @@ def test_the_summary_has_means_and_proposals():
         "dog          -        -        -",
         "mean      61.8     63.0",
         "7 images; 409 proposals per image, recall@0.5 0.996, @0.7 0.961, average best overlap 0.905",
-        "mAP 61.8 (11-point; 60.0 without box regression), COCO AP 30.0, AP50 61.0, AP75 -",
+        "mAP 61.8 at IoU 0.5 (11-point; 60.0 without box regression); COCO AP 30.0, AP50 61.0, AP75 -",
     ]
+    metrics |= {"objects": {"cat": 12, "dog": 0}, "folds": {"mAP": [60.0, 62.0, None], "AP75": [30.0, 30.0, 30.0]}}
+    lines = summary(metrics).splitlines()
+    assert lines[:4] == [
+        "class  objects AP 11-pt  AP area   recall",
+        "cat         12     61.8     63.0     90.0",
+        "dog          0        -        -        -",
+        "mean        12     61.8     63.0",
+    ]
+    assert lines[-1] == "3 folds, mean and spread: mAP 61.0 ± 1.4, AP75 30.0 ± 0.0"

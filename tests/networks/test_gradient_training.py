@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections.abc import Iterator
 
 import pytest
 import torch
+from log_records import records_of
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
@@ -55,7 +55,7 @@ def test_means_are_logged_every_few_steps(caplog):
     with caplog.at_level(logging.INFO, "sppdet"):
         _, progress = train_weight(7, report_every=3)
     expected = [{"step": 3, "loss": 1.0, "square": 1.6667}, {"step": 6, "loss": 4.0, "square": 16.6667}]
-    assert [json.loads(line) for line in caplog.messages] == progress.reports == expected
+    assert records_of(caplog.messages) == progress.reports == expected
 
 
 def test_the_caller_may_choose_what_is_reported():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from end_to_end_images import QUICK, Workplace
+from log_records import records_of
 from torch import nn
 
 from sppdet.config.settings import EndToEndSettings
@@ -35,7 +35,7 @@ def records(caplog, monkeypatch):
     """Return the records that a training has logged, one every ten steps."""
     monkeypatch.setattr(end_to_end, "_REPORT_EVERY", 10)
     caplog.set_level(logging.INFO, "sppdet")
-    return lambda: [json.loads(line) for line in caplog.messages]
+    return lambda: records_of(caplog.messages)
 
 
 def network_and_images(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 
 import numpy as np
 import pytest
 import torch
+from log_records import records_of
 from torch import nn
 
 from sppdet.config.settings import FinetuneSettings
@@ -37,7 +37,7 @@ def train(tmp_path):
 def records(caplog):
     """Return the records that a training has logged."""
     caplog.set_level(logging.INFO, "sppdet")
-    return lambda: [json.loads(line) for line in caplog.messages]
+    return lambda: records_of(caplog.messages)
 
 
 def test_one_step_of_sgd_by_hand(train, random_split, tiny_features):

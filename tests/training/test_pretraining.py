@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import numpy as np
 import pytest
 import torch
+from log_records import records_of
 from PIL import Image
 
 from sppdet.config.settings import PretrainSettings
@@ -95,7 +95,7 @@ def pretrain(tmp_path):
 def records(caplog):
     """Return the records that a training has logged, one per epoch."""
     caplog.set_level(logging.INFO, "sppdet")
-    return lambda: [json.loads(line) for line in caplog.messages]
+    return lambda: records_of(caplog.messages)
 
 
 def test_epochs_take_the_sizes_in_turn(dataset, pretrain, records):

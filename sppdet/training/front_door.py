@@ -1,0 +1,132 @@
+"""From a folder of labelled images, or a config, to a trained detector: what the command and Python call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from sppdet.config import STAGES, Config, in_folder, is_folder, preset_settings, settings_for
+from sppdet.data import Dataset, divide_dataset, load_split
+from sppdet.detection import Detector
+from sppdet.training.data_settings import choices_of_run, choose_settings
+from sppdet.training.folds import cross_validate
+from sppdet.training.pipeline import Pipeline
+from sppdet.utils import SppdetError
+
+logger = logging.getLogger(__name__)
+
+_IN_MEMORY = "(in memory)"  # data.root of a data set that was not read from a folder
+
+
+def settings_following_data(
+    source: Config | str | Path | None,
+    overrides: Iterable[str] = (),
+    preset: str | None = None,
+    output: str | Path | None = None,
+) -> Config:
+    """Return the settings of `settings_for`; for a folder, what `choose_settings` chooses replaces the preset's.
+
+    A run that exists keeps its choices, so that its results stay valid when images are added.
+    """
+    overrides = [*overrides]
+    settings = settings_for(source, overrides, preset, output)
+    if not is_folder(source):
+        return settings
+    fixed = {override.partition("=")[0].strip() for override in overrides}
+    choices = choices_of_run(settings, fixed)
+    if not choices:
+        choices = choose_settings(settings, load_split(settings, settings.data.train_split), fixed)
+        for choice in choices:
+            logger.info("%s: %s", choice.override, choice.reason)
+    return settings_for(source, [*(choice.override for choice in choices), *overrides], preset, output)
+
+
+def run_training(
+    config: Config,
+    *,
+    keep: bool = False,
+    folds: int = 0,
+    last: str = STAGES[-1],
+    force: bool = False,
+    data: tuple[Dataset, Dataset] | None = None,
+) -> Pipeline:
+    """Run the stages of a training that are not done yet.
+
+    Args:
+        config: all settings.
+        keep: leave classes that were learned as they are.
+        folds: measure by cross-validation with this many folds; 0 measures on ``data.test_split``.
+        last: the last stage.
+        force: run stage ``last`` even if its result is valid.
+        data: training and test images; by default those that ``config.data`` names.
+
+    Returns:
+        The pipeline of the trained detector.
+
+    Raises:
+        SppdetError: settings, images or annotations that cannot be used; the message says what to do.
+    """
+    if not folds:
+        pipeline = Pipeline(config, keep, data)
+        pipeline.run(last, force)
+        return pipeline
+    if keep or force or last != STAGES[-1] or data is not None:
+        raise SppdetError(
+            "--folds: goes with neither --keep, --force and --stage nor a data set in memory; leave out one"
+        )
+    return cross_validate(config, folds)
+
+
+def train_detector(
+    source: Config | Dataset | str | Path | None = None,
+    overrides: Iterable[str] = (),
+    *,
+    preset: str | None = None,
+    output: str | Path | None = None,
+    folds: int = 0,
+    keep: bool = False,
+    test: Dataset | None = None,
+) -> Detector:
+    """Run all stages of training that are not done yet, evaluation included, and return the detector.
+
+    An interrupted training resumes when it is called again. Progress is logged to the logger ``sppdet``; unless
+    logging is configured, only progress bars and warnings are printed.
+
+    Args:
+        source: a folder of labelled images, or a data set; or settings, a YAML file, or a run's config.json; None
+            takes the default settings.
+        overrides: changes such as ``regions.scales=[480,688]``.
+        preset: ``quick``, ``default`` or ``best``, for a folder or data set; ``default`` by default.
+        output: the run's folder; by default ``runs/NAME`` for a folder NAME, and ``run.dir`` of the settings otherwise.
+        folds: measure by cross-validation with this many folds, and learn from all images.
+        keep: leave classes that were learned with these settings as they are, though images or objects have changed;
+            only new classes are learned.
+        test: images to measure on, with a data set as source; by default a fifth of it.
+
+    Returns:
+        The detector, which is also saved in ``run.dir``; `sppdet.load` loads it from there.
+
+    Raises:
+        SppdetError: settings, images or annotations that cannot be used; the message says what to do.
+
+    Examples:
+        >>> import logging
+        >>> import sppdet
+        >>> logging.basicConfig(level=logging.INFO, format="%(message)s")  # doctest: +SKIP
+        >>> detector = sppdet.train_detector("photos", preset="quick")  # doctest: +SKIP
+        >>> detector.predict("photo.jpg")  # doctest: +SKIP
+    """
+    if not isinstance(source, Dataset):
+        if test is not None:
+            raise SppdetError("test: goes with a data set; a folder or config names its own, as data.test_split")
+        settings = settings_following_data(source, overrides, preset, output)
+        return run_training(settings, keep=keep, folds=folds).detector()
+    settings = preset_settings(preset, _IN_MEMORY, overrides)
+    if output is not None:
+        settings = in_folder(settings, output)
+    if test is None:
+        source, test = divide_dataset(source, settings.data.test_share or 0.2, settings.run.seed)
+    elif test.classes != source.classes:
+        raise SppdetError("test: its classes are not those of the training images; give both data sets the same")
+    return run_training(settings, keep=keep, folds=folds, data=(source, test)).detector()
