@@ -141,7 +141,8 @@ class Training:
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch) -> Checkpoint:
     """A place for a checkpoint, which is written after every step."""
-    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step,
+    monkeypatch.setattr(gradient_training, "_WRITING", 0)  # however long it takes to write
     return Checkpoint(tmp_path / "network.checkpoint", "key")
 
 
