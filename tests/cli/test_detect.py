@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -382,3 +383,15 @@ def test_help_does_not_wait_for_torch():
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
     assert "argparse" in imported and not imported & {"torch", "numpy", "PIL"}
     assert "margins, not probabilities" in result.stdout and "pixel edges" in result.stdout
+
+
+def test_one_image_needs_neither_torch_nor_scipy(folder):
+    random_image().save("a.png")
+    main(["a.png", "--no-pictures"])  # writes the network into the cache, if it is not there
+    code = (
+        "import sys; from sppdet.cli.detect import main; main(['a.png', '--model', 'runs/x']); "
+        "print(sorted({'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert output.stdout.splitlines()[-1] == "[]" and "detections" in output.stdout
