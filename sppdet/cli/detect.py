@@ -100,10 +100,11 @@ def detect(options: argparse.Namespace) -> int:
     if not options.model:
         print(f"model: {model}, the newest in {model.parent}", file=sys.stderr)
 
-    from sppdet.detection import load  # imported late: errors in the arguments come before the wait for torch
     from sppdet.utils import few_or_many
 
     with _quick_imports():
+        from sppdet.detection import load  # imported late: errors in the arguments come before the wait
+
         detector = load(model, options.device)
         detector.search.warm_up()
     detect_one = partial(_detect_one, detector, options)
@@ -133,6 +134,7 @@ def _quick_imports() -> Iterator[None]:
     try:
         yield
     finally:
+        gc.freeze()  # what was loaded stays
         gc.enable()
         if hidden:
             del sys.modules["scipy"]

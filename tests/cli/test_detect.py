@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -392,3 +393,15 @@ def test_of_two_classes_in_one_place_the_better_is_shown_unless_all_are_asked_fo
     for options, expected in (([], shown), (["--all-classes"], every)):
         assert main(["a.png", "--no-pictures", *options]) == 0
         assert f"a.png: {len(expected)} found" in capsys.readouterr().out
+
+
+def test_one_image_needs_neither_torch_nor_scipy(folder):
+    random_image().save("a.png")
+    main(["a.png", "--no-pictures"])  # writes the network into the cache, if it is not there
+    code = (
+        "import sys; from sppdet.cli.detect import main; main(['a.png', '--model', 'runs/x']); "
+        "print(sorted({'torch', 'torchvision', 'sklearn', 'scipy', 'matplotlib'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
+    assert output.stdout.splitlines()[-1] == "[]" and "detections" in output.stdout
