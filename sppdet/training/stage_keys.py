@@ -77,13 +77,9 @@ class StageKeys:
         data = [self.inputs.split_of("finetune").names, self._objects()]
         return self._key(settings, [self._final_features, _digest(start)], data)
 
-    def balance(self, head: Head) -> Key:
-        """Return the key of the factor of fc7 for features ``pool5+fc7``.
-
-        Args:
-            head: the fc layers.
-        """
-        depends = [self._final_features, weights_digest(head)]
+    def balance(self) -> Key:
+        """Return the key of the factor of fc7 for features ``pool5+fc7``."""
+        depends = [self._final_features, self.inputs.head_digest]
         return self._key({"balance": 1}, depends, [self.inputs.split.names])
 
     def of_class(self, stage: str, k: int) -> Key:
