@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -17,6 +19,9 @@ from sppdet.utils import SppdetError
 
 if TYPE_CHECKING:  # imported late: only a program that has imported torch can give a tensor
     import torch
+
+# The image that the thread reads, for the warnings of Pillow, which do not say.
+being_read: ContextVar[str | os.PathLike | None] = ContextVar("being_read", default=None)
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor"
 
@@ -71,6 +76,17 @@ def image_size(path: str | os.PathLike) -> tuple[int, int]:
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
+def check_image(path: str | os.PathLike) -> None:
+    """Decode all of an image, of a JPEG file at an eighth of its size, to see whether it can be read.
+
+    Raises:
+        SppdetError: an error of `read_image`.
+    """
+    with _opened(path) as image:
+        image.draft(None, (1, 1))
+        image.load()
+
+
 def to_rgb(image: ImageLike, bgr: bool = False) -> np.ndarray:
     """Convert an image to a C-contiguous ``(H, W, 3)`` uint8 RGB array.
 
@@ -113,15 +129,22 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     """Open an image with Pillow and close it again."""
     # Not Image.open(path): with a path, Pillow maps an uncompressed grey TIFF into memory and, where an orientation
     # swaps the sides, takes rows for columns (seen with Pillow 13.0).
-    with _errors_naming(path), open(path, "rb") as file, Image.open(file) as image:
-        yield image
+    with _errors_naming(path):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a pipe would wait for ever
+            raise SppdetError(f"{path}: is a pipe or a device, no file; give an image file")
+        with open(path, "rb") as file, Image.open(file) as image:
+            yield image
 
 
 @contextmanager
 def _errors_naming(path: str | os.PathLike) -> Iterator[None]:
     """Turn every error about an image into a `SppdetError` of one line that names the file."""
+    token = being_read.set(path)
     try:
         yield
+    except SppdetError:
+        raise
     except FileNotFoundError:
         raise SppdetError(f"{path}: no such image; check the path") from None
     except Image.DecompressionBombError:
@@ -139,6 +162,8 @@ def _errors_naming(path: str | os.PathLike) -> Iterator[None]:
         raise SppdetError(
             f"{path}: cannot be read ({' '.join(reason.split())}); copy it again or save it anew"
         ) from error
+    finally:
+        being_read.reset(token)
 
 
 def _orientation(image: Image.Image) -> int:

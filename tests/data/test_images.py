@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from sppdet.data.images import image_size, read_image, scaled_size, to_rgb
+from sppdet.data.images import check_image, image_size, read_image, scaled_size, to_rgb
 from sppdet.utils.errors import SppdetError
 
 RED, WHITE = [255, 0, 0], [255, 255, 255]
@@ -250,3 +251,20 @@ def test_scaled_sizes_are_rounded_and_at_least_1():
     assert scaled_size(500, 375, 0.5) == (250, 188)  # 187.5 to the even number
     assert scaled_size(333, 500, 1.5) == (500, 750)
     assert scaled_size(1000, 3, 0.1) == (100, 1)
+
+
+@pytest.mark.parametrize("read", [read_image, image_size, check_image])
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(SppdetError, match=r"a\.jpg: is a pipe or a device, no file; give an image file"):
+        read(tmp_path / "a.jpg")
+
+
+def test_the_check_of_an_image_sees_that_its_end_is_missing(tmp_path):
+    for name in ("a.jpg", "a.png"):
+        noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+        path = save(tmp_path / name, Image.fromarray(noise))
+        check_image(path)
+        path.write_bytes(path.read_bytes()[:-600])
+        with pytest.raises(SppdetError, match=f"{name}: cannot be read"):
+            check_image(path)
