@@ -15,7 +15,7 @@ from sppdet.evaluation.diagnosis_report import report_markdown
 from sppdet.evaluation.run import read_last_evaluation
 from sppdet.features import entry_names, proposal_store
 from sppdet.proposals import SelectiveSearch
-from sppdet.utils import SppdetError, atomic_write, read_json, write_json
+from sppdet.utils import SppdetError, atomic_write, errors_naming, read_json, write_json
 
 
 def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> str:
@@ -34,7 +34,9 @@ def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> st
     """
     folder = Path(folder)
     last = read_last_evaluation(folder, overrides)
-    search = SelectiveSearch(**read_json(folder / "model.json")["proposals"])
+    model = folder / "model.json"
+    with errors_naming(model, "train again, or copy the model's folder again"):
+        search = SelectiveSearch(**read_json(model, proposals=dict)["proposals"])
     proposals = _stored_proposals(last.dataset, last.config.run.cache, search, folder)
     result = diagnose(last.dataset, last.detections, proposals)
     last.check_map(result["mAP"])

@@ -23,7 +23,15 @@ import blosc2
 import numpy as np
 import torch
 
-from sppdet.utils import SppdetError, atomic_write, fingerprint, parallel_map, read_json, write_json
+from sppdet.utils import (
+    SppdetError,
+    atomic_write,
+    fingerprint,
+    parallel_map,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
 _FLOAT16_MAX = float(np.finfo(np.float16).max)
 
@@ -47,6 +55,7 @@ class Store:
     def __init__(self, root: str | Path, kind: str, settings: dict[str, Any], suffix: str):
         self.folder = Path(root) / kind / fingerprint(settings)
         self.suffix = suffix
+        remove_leftovers(self.folder)
         if not (self.folder / "settings.json").exists():
             write_json(self.folder / "settings.json", settings)
         elif read_json(self.folder / "settings.json") != settings:
@@ -80,6 +89,10 @@ class Store:
         path = self.path(name)
         try:
             return _READERS[self.suffix](path)
+        except FileNotFoundError:
+            raise SppdetError(
+                f"{path}: is missing; where another command fills this cache, run again when it has ended"
+            ) from None
         except (OSError, EOFError, ValueError, RuntimeError) as error:
             raise SppdetError(f"{path}: the stored file is damaged ({error}); delete it and run again") from None
 

@@ -26,7 +26,7 @@ from sppdet.training.cached_result import write_result
 from sppdet.training.mining import feature_scale
 from sppdet.training.stage_files import StageFiles
 from sppdet.training.stage_keys import StageKeys
-from sppdet.utils import Execution, entries_under, fingerprint, read_json
+from sppdet.utils import Execution, entries_under, errors_naming, fingerprint, read_json
 
 
 class StageInputs:
@@ -84,9 +84,11 @@ class StageInputs:
         if self.config.features == "pool5":
             return None
         path = self.files.end_to_end if self.config.end_to_end.enabled else self.files.fine_tuned
-        description = read_json(path.with_suffix(".json"))["head"] | {"layer": self.config.features}
+        note = path.with_suffix(".json")
+        description = read_json(note, head=dict)["head"] | {"layer": self.config.features}
         inputs, tensors = self.pooled_features.pooled_dimension, entries_under(load_file(path), "head.")
-        return Head.restore(inputs, description, tensors, self.backbone.bfloat16_on_cpu)
+        with errors_naming(note, "remove it, and the same command learns the layers again"):
+            return Head.restore(inputs, description, tensors, self.backbone.bfloat16_on_cpu)
 
     @cached_property
     def head(self) -> Head | None:

@@ -114,7 +114,7 @@ class StageKeys:
         if self._changes():
             raise self._other_settings(self.inputs.folder)
         model = self.inputs.folder / "model.json"
-        known = read_json(model)["classes"] if model.exists() else []
+        known = read_json(model, classes=list)["classes"] if model.exists() else []
         if lost := [name for name in known if name not in self.inputs.train.classes]:
             raise SppdetError(
                 f"--keep: {', '.join(lost)}: learned before, but not among the classes any more, so it would be lost; "

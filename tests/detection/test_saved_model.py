@@ -56,8 +56,8 @@ def test_the_kind_of_pooling_is_saved(tmp_path):
 
 
 def test_a_loaded_softmax_is_a_softmax(tmp_path, tiny_features):
-    softmax = Softmax(np.eye(3, 2, dtype=np.float32), np.arange(3, dtype=np.float32))
-    replace(hand_made_detector(tiny_features), classifier=softmax).save(tmp_path)
+    softmax = Softmax(np.eye(3, 128, dtype=np.float32), np.arange(3, dtype=np.float32))
+    replace(hand_made_detector(tiny_features, channels=128), classifier=softmax).save(tmp_path)
     loaded = load(tmp_path, "cpu").classifier
     assert isinstance(loaded, Softmax)
     np.testing.assert_array_equal(loaded.weight, softmax.weight)
@@ -120,8 +120,8 @@ def test_a_model_of_another_version(tmp_path):
 @pytest.fixture
 def runs(tmp_path, tiny_features) -> Path:
     """The folder of two runs, a and b; b has box regression."""
-    detector = hand_made_detector(tiny_features)
-    regressors = BoxRegressors(np.zeros((2, 4, 2), np.float32), np.zeros((2, 4), np.float32))
+    detector = hand_made_detector(tiny_features, channels=128)
+    regressors = BoxRegressors(np.zeros((2, 4, 128), np.float32), np.zeros((2, 4), np.float32))
     save_run(tmp_path / "runs/a", detector)
     save_run(tmp_path / "runs/b", replace(detector, regressors=regressors))
     return tmp_path / "runs"
