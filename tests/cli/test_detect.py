@@ -382,3 +382,28 @@ def test_help_does_not_wait_for_torch():
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
     assert "argparse" in imported and not imported & {"torch", "numpy", "PIL"}
     assert "margins, not probabilities" in result.stdout and "pixel edges" in result.stdout
+
+
+def test_detections_survive_a_drawing_that_fails(folder, capsys, monkeypatch):
+    save(folder / "a.png")
+    monkeypatch.setattr("sppdet.cli.detect._JPEG_SIDE", 10)
+    assert main(["a.png", "--threshold", "-100", "--max-detections", "1"]) == 2
+    printed = capsys.readouterr()
+    assert "a.png: 1 found\n" in printed.out
+    assert "error: a.png: not drawn, as JPEG ends at 10 pixels per side and the image has more" in printed.err
+    assert main(["a.png", "--json", "--output", "out", "--threshold", "-100"]) == 2
+    (entry,) = json.loads(capsys.readouterr().out)["images"]
+    assert entry["detections"] and "not drawn" in entry["error"]
+
+
+def test_files_of_a_folder_that_are_not_taken_are_told(folder, capsys):
+    save(folder / "photos" / "a.png")
+    for name in ("b.heic", "c.heic", "d.psd"):
+        (folder / "photos" / name).touch()
+    assert main(["photos", "--no-pictures"]) == 0
+    assert "warning: photos: passed over 2 .heic, 1 .psd; name files" in capsys.readouterr().err
+
+
+def test_long_names_are_shortened(tmp_path):
+    a, b = (output_paths([f"{'ü' * 120}{letter}.png"], tmp_path)[0] for letter in "ab")
+    assert a != b and len(os.fsencode(a.name)) <= 210

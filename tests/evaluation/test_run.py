@@ -72,7 +72,7 @@ def test_the_figures_are_those_of_the_detections_that_are_written(trained):
         "config", "key",
     ]  # fmt: skip
     assert list(metrics["stages"]["evaluate"]) == ["seconds", "peak_memory_mb"]
-    results = read_json(folder / "detections" / "coco_results.json")
+    results = json.loads((folder / "detections" / "coco_results.json").read_text())
     assert len(results) == sum(map(len, last.detections))
 
 
