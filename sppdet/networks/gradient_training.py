@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from sppdet.config import EndToEndSettings, FinetuneSettings
-from sppdet.utils import Checkpoint, SppdetError, bar, checkpoints, entries_under
+from sppdet.utils import Checkpoint, SppdetError, bar, checkpoints, entries_under, errors_naming
 
 logger = logging.getLogger(__name__)
 
@@ -170,13 +170,14 @@ def _resume(
     if saved is None:
         return
     tensors, notes = saved
-    schedule.load_state_dict(notes["schedule"])
-    progress.losses = {name: values.tolist() for name, values in entries_under(tensors, "losses.").items()}
-    progress.reports = notes["reports"]
-    torch.set_rng_state(tensors["random"])
-    device = next(network.parameters()).device
-    if device.type == "cuda" and "cuda_random" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda_random"], device)
+    with errors_naming(checkpoint.path, "delete it, and training starts from the beginning"):
+        schedule.load_state_dict(notes["schedule"])
+        progress.losses = {name: values.tolist() for name, values in entries_under(tensors, "losses.").items()}
+        progress.reports = notes["reports"]
+        torch.set_rng_state(tensors["random"])
+        device = next(network.parameters()).device
+        if device.type == "cuda" and "cuda_random" in tensors:
+            torch.cuda.set_rng_state(tensors["cuda_random"], device)
 
 
 def warm_cosine(step: int, steps: int) -> float:
