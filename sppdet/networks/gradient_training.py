@@ -26,8 +26,9 @@ logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
-# Seconds between two checkpoints: these, or more where to write one takes long (VGG16's fc layers: 1.4 GB).
-_CHECKPOINT_SECONDS, _WRITING = 5.0, 20
+# Seconds between two checkpoints, and how much longer where writing one takes a second, such as VGG16's fc layers (1.4
+# GB): a twentieth of the time at most is spent on writing.
+_CHECKPOINT_SECONDS, _LONGER = 5.0, 4
 _TAIL = 10  # the loss of a training is the mean over its last tenth of the steps
 _MOMENTUM = 0.9  # of SGD, as in both papers' programs
 
@@ -136,7 +137,7 @@ def train_network(
                 begun = time.monotonic()
                 _save(checkpoint, network, optimizer, schedule, progress)
                 saved = time.monotonic()
-                interval = max(_CHECKPOINT_SECONDS, _WRITING * (saved - begun))
+                interval = _CHECKPOINT_SECONDS * max(1, _LONGER * (saved - begun))
     network.eval()
     return progress
 
