@@ -26,14 +26,14 @@ def hand_made_map() -> np.ndarray:
     return values
 
 
-def hand_made_detector(tiny_features) -> Detector:
-    """Class k scores the highest value of channel k, less 1."""
+def hand_made_detector(tiny_features, channels: int = 2) -> Detector:
+    """Class k scores the highest value of channel k, less 1; to be saved, it needs the 128 channels of its network."""
     return Detector(
         classes=("red", "blue"),
         backbone=Backbone.create("small", "random", "cpu", "float32", seed=3),  # not run: tests give the feature maps
-        features=tiny_features(2, (1,)),
+        features=tiny_features(channels, (1,)),
         search=SelectiveSearch(),
-        classifier=LinearSVMs(np.eye(2, dtype=np.float32), np.array([-1, -1], np.float32)),
+        classifier=LinearSVMs(np.eye(2, channels, dtype=np.float32), np.array([-1, -1], np.float32)),
         regressors=None,
         detection=DetectionSettings(nms=0.3, min_margin=-0.5),
     )

@@ -32,9 +32,9 @@ def write_trunk(path: Path, shift: int = 0) -> Path:
     return path
 
 
-def write_networks(inputs: StageInputs, shift: int = 0) -> None:
+def write_networks(inputs: StageInputs, shift: int = 0, units: int = UNITS) -> None:
     """Write what stages `finetune` and `end_to_end` would have learned for the run of ``inputs``."""
-    head = Head(inputs.pooled_features.pooled_dimension, UNITS, "fc7")
+    head = Head(inputs.pooled_features.pooled_dimension, units, "fc7")
     tensors = {f"head.{name}": value for name, value in exact_weights(head, shift).items()}
     write_result(inputs.files.fine_tuned, _ANY_KEY, tensors, head=head.description())
     trunk = exact_weights(build_trunk("small", 0), shift + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -80,3 +81,16 @@ def test_named_voc_root_is_never_downloaded_to(tmp_path):
     commands = make("-n", "train-voc", f"VOC_ROOT={tmp_path / 'absent'}", f"VENV={tmp_path / 'venv'}")
     assert f"data.root={tmp_path / 'absent'}" in commands
     assert "get_voc" not in commands
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")],
+)
+def test_threads_of_openmp_wait_asleep_unless_the_user_says_otherwise(given, expected):
+    """The variable has no effect once torch has loaded OpenMP."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("GOMP_", "OMP_WAIT"))}
+    code = "import sppdet, os, sys; print('torch' in sys.modules, os.environ.get('GOMP_SPINCOUNT'))"
+    command = [sys.executable, "-c", code]
+    output = subprocess.run(command, env=environment | given, capture_output=True, text=True, check=True).stdout
+    assert output == f"False {expected}\n"

@@ -18,12 +18,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sppdet.config import ViewSettings
+from sppdet.config import ClassifierConfig, ViewSettings
 from sppdet.data import ImageLike, LabelledImages, read_image, scaled_size, to_rgb
 from sppdet.features import project, scale_factor
 from sppdet.networks import Backbone, Cut, Head, build_trunk
 from sppdet.ops import SpatialPyramidPooling
-from sppdet.utils import SppdetError, atomic_write, parallel_map, read_json, write_json
+from sppdet.utils import SppdetError, atomic_write, errors_naming, parallel_map, read_json, write_json
 
 _FORMAT = 1
 _UNBOUNDED = 10**9  # pixels: no limit to the longer side
@@ -214,24 +214,32 @@ def load_classifier(folder: str | Path, device: str = "auto") -> Classifier:
         raise SppdetError(
             f"{folder}/classifier.json: format {description.get('format')}, this version reads {_FORMAT}; train again"
         )
+    note = folder / "classifier.json"
+    description = read_json(note, classes=list, backbone=dict, levels=list, units=int, test=dict)
     path = folder / "classifier.safetensors"
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
         raise SppdetError(f"{path}: cannot be read ({error}); train again") from None
-    name, precision = description["backbone"]["name"], description["backbone"]["precision"]
+    classes = description["classes"]
+    with errors_naming(note, "train again, or copy the folder again"):
+        name, precision = description["backbone"]["name"], description["backbone"]["precision"]
+        cut = Cut.restore(description["backbone"])
+        trunk = build_trunk(name, cut=cut)
+        settings = ClassifierConfig(
+            levels=description["levels"], units=description["units"], test=ViewSettings(**description["test"])
+        )
+        if not all(isinstance(entry, str) for entry in classes):
+            raise TypeError("the names of classes are text")
     # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.
-    cut = Cut.restore(description["backbone"])
-    trunk = build_trunk(name, cut=cut)
     backbone = Backbone.wrap(name, trunk, device, "auto" if precision == "bfloat16" else precision, cut)
-    classes, levels, units = description["classes"], description["levels"], description["units"]
-    network = SPPClassifier(backbone.trunk, backbone.channels, len(classes), levels, units=units)
+    network = SPPClassifier(backbone.trunk, backbone.channels, len(classes), settings.levels, units=settings.units)
     try:
         network.load_state_dict(tensors)
     except RuntimeError:
         raise SppdetError(f"{path}: its weights do not fit this version's {name}; train again") from None
     network.eval().requires_grad_(False).to(backbone.device)
-    return Classifier(tuple(classes), backbone, network, ViewSettings(**description["test"]))
+    return Classifier(tuple(classes), backbone, network, settings.test)
 
 
 def resized(image: np.ndarray, side: int) -> np.ndarray:

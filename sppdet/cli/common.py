@@ -5,16 +5,24 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import TextIO
 
 from sppdet.utils import SppdetError
 
 # The exit status of a command: all is well, the user's mistake, interrupted from the keyboard (128 + SIGINT).
-OK, FAILED, INTERRUPTED = 0, 2, 130
+# and ended by SIGTERM (128 + SIGTERM).
+OK, FAILED, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which takes the same care as an interruption from the keyboard."""
 
 
 def run(
@@ -28,24 +36,29 @@ def run(
         interrupted: printed if the user interrupts the command.
 
     Returns:
-        The exit status: that of the command; 2 for `SppdetError` and for an ``OSError`` that names a file; 130
-        if interrupted. Other errors are bugs, and raised.
+        The exit status: that of the command; 2 for `SppdetError`, for an ``OSError`` that names a file and where memory
+        is short; 130 if interrupted, 143 if ended by SIGTERM. Other errors are bugs, and raised.
     """
     warnings.showwarning = _show_warning
+    warnings.filterwarnings("always", module=r"PIL\.")  # by default one file's warning silences those of the others
+    _say_once.cache_clear()
     for stream in (sys.stdout, sys.stderr):  # a name of a file or class may not fit the terminal's encoding
         reconfigure = getattr(stream, "reconfigure", None)  # a stream that replaces the real one may lack it
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     try:
-        with _logging_to_terminal():
+        with _logging_to_terminal(), _sigterm_raises():
             return command(options) or OK
     except SppdetError as error:
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interruption:
         print(f"\n{interrupted}", file=sys.stderr)
-        return INTERRUPTED
+        return TERMINATED if isinstance(interruption, _Terminated) else INTERRUPTED
+    except MemoryError as error:
+        print(f"error: not enough memory ({error or 'none left'}); see memory_gb, workers and scales", file=sys.stderr)
+        return FAILED
     except BrokenPipeError:
         return OK
     except OSError as error:
@@ -53,6 +66,23 @@ def run(
             raise
         print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
         return FAILED
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise `_Terminated` in the main thread for as long as a command runs."""
+
+    def terminate(*_: object) -> None:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():  # only there can it be set
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager
@@ -90,8 +120,19 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """Print a warning as one line, without a line of our source: warnings are about the user's files."""
-    print(f"warning: {message}", file=sys.stderr)
+    """Print a warning as one line, once, without a line of our source: warnings are about the user's files.
+
+    Those of Pillow do not say which file; it is the one that this thread reads.
+    """
+    images = sys.modules.get("sppdet.data.images")
+    file_read = images.being_read.get() if images is not None else None
+    text = " ".join(str(message).split())
+    _say_once(f"warning: {file_read}: {text}" if file_read and str(file_read) not in text else f"warning: {text}")
+
+
+@cache
+def _say_once(line: str) -> None:
+    say(line, sys.stderr)
 
 
 def add_overrides(parser: argparse.ArgumentParser, example: str = "regions.scales=[480,688]") -> None:

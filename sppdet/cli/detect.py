@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 
 from sppdet.cli import common as cli
 from sppdet.config import DEFAULT_THRESHOLD
-from sppdet.data import find_images
-from sppdet.utils import SppdetError, atomic_write
+from sppdet.data import find_images, passed_over
+from sppdet.utils import SppdetError, atomic_write, fingerprint, remove_leftovers
 
 if TYPE_CHECKING:  # imported late: --help does not wait for torch
     import numpy as np
@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # imported late: --help does not wait for torch
     from sppdet.detection import Detector, Ensemble
 
 OUTPUT = "detections"
+_LONGEST_STEM = 200  # bytes; file systems limit a name to 255, and temporary files add to it
+_JPEG_SIDE = 65_500  # pixels per side that JPEG libraries write
 
 _EPILOG = """\
 Scores are SVM margins, not probabilities: 0 is the decision boundary, and they are not bounded. With a softmax they are
@@ -34,7 +36,8 @@ Boxes are x1 y1 x2 y2, pixel edges counted from 0, of the image as displayed (EX
 the top left pixel is 0 0 1 1, and a width is x2 - x1.
 Where no detection reaches the threshold, the best one below it is named ("nearest" in JSON).
 
---json prints one document, best detections first; an image that could not be read or drawn has "error" instead:
+--json prints one document, best detections first; an image that could not be read has "error" instead, one that could
+not be drawn has it too:
   {"model": "runs/demo", "classes": ["cat", "dog"], "threshold": -0.5,
    "images": [{"path": "a.jpg", "width": 640, "height": 480,
                "detections": [{"label": "dog", "score": 0.71, "box": [48.0, 120.0, 195.5, 371.0]}]}]}
@@ -94,6 +97,8 @@ def _finite(text: str) -> float:
 def detect(options: argparse.Namespace) -> int:
     """Detect objects in every image, print and draw them, and return the exit status."""
     images = find_images(options.images)
+    for line in passed_over(options.images):
+        print(f"warning: {line}", file=sys.stderr)
     model = Path(options.model) if options.model else newest_run()
     output = options.output or (None if options.json or options.no_pictures else OUTPUT)
     targets: Sequence[Path | None] = output_paths(images, Path(output)) if output else [None] * len(images)
@@ -112,8 +117,8 @@ def detect(options: argparse.Namespace) -> int:
     for entry, target in zip(few_or_many(detect_one, list(zip(images, targets)), "detecting"), targets):
         if "error" in entry:
             cli.say(f"error: {entry['error']}", sys.stderr)
-        elif not options.json:
-            cli.say(_report(entry, target))
+        if "detections" in entry and not options.json:
+            cli.say(_report(entry, None if "error" in entry else target))
         entries.append(entry)
     if options.json:
         document = {"model": str(model), "classes": list(detector.classes), "threshold": options.threshold}
@@ -167,7 +172,8 @@ def output_paths(images: Sequence[str], folder: Path) -> list[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SppdetError(f"{folder}: cannot be made ({error.strerror}); give another --output") from None
-    paths = [folder / f"{name}.jpg" for name in _unique([Path(image).stem for image in images])]
+    remove_leftovers(folder, below=False)
+    paths = [folder / f"{name}.jpg" for name in _unique([_fitting(Path(image).stem) for image in images])]
     existing = [Path(image) for image in images if Path(image).exists()]
     originals = {_identity(image) for image in existing}
     folders_of_images = {_identity(image.parent) for image in existing}
@@ -177,6 +183,14 @@ def output_paths(images: Sequence[str], folder: Path) -> list[Path]:
         if _identity(folder) in folders_of_images:
             raise SppdetError(f"{path}: would be overwritten, and may be an image of yours; give another --output")
     return paths
+
+
+def _fitting(stem: str) -> str:
+    """Return a stem, or its beginning and a digest where it is too long for a name with a number and a suffix."""
+    encoded = os.fsencode(stem)
+    if len(encoded) <= _LONGEST_STEM:
+        return stem
+    return encoded[: _LONGEST_STEM - 17].decode("utf-8", "ignore") + f"-{fingerprint(stem)}"
 
 
 def _unique(stems: Sequence[str]) -> list[str]:
@@ -213,29 +227,36 @@ def _detect_one(detector: Detector | Ensemble, options: argparse.Namespace, item
         image = read_image(path)
         # Detections below the threshold, too: the nearest may have to be named.
         every = detector.predict(image, min(options.threshold, detector.detection.min_margin))
-        shown = every.above(options.threshold)
-        if not (options.all_classes or options.json):  # a program that reads JSON gets what `predict` returns
-            shown = shown.one_per_place()
-        shown = shown[: options.max_detections]
-        if target is not None:
-            _write(target, shown.draw(image, labels=not options.no_labels))
     except SppdetError as error:
         text = str(error)
         return {"path": path, "error": text if text.startswith(path) else f"{path}: {text}"}
+    shown = every.above(options.threshold)
+    if not (options.all_classes or options.json):  # a program that reads JSON gets what `predict` returns
+        shown = shown.one_per_place()
+    shown = shown[: options.max_detections]
     height, width = image.shape[:2]
     entry = {"path": path, "width": width, "height": height, "detections": shown.to_list()}
-    return entry if len(shown) or not len(every) else entry | {"nearest": every[:1].to_list()[0]}
+    if not len(shown) and len(every):
+        entry["nearest"] = every[:1].to_list()[0]
+    if target is not None:
+        try:
+            _write(target, shown.draw(image, labels=not options.no_labels))
+        except SppdetError as error:
+            entry["error"] = f"{path}: {error}"  # the detections stay
+    return entry
 
 
 def _write(target: Path, drawing: np.ndarray) -> None:
     """Write an RGB array as a JPEG file."""
     from PIL import Image
 
+    if max(drawing.shape) > _JPEG_SIDE:
+        raise SppdetError(f"not drawn, as JPEG ends at {_JPEG_SIDE} pixels per side and the image has more")
     image = Image.fromarray(drawing)
     try:
         atomic_write(target, lambda temporary: image.save(temporary, quality=92))
     except OSError as error:
-        raise SppdetError(f"{target} cannot be written ({error.strerror or error})") from None
+        raise SppdetError(f"{target} cannot be written ({error.strerror or error}); give another --output") from None
 
 
 def _report(entry: dict, target: Path | None) -> str:

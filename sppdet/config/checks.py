@@ -115,8 +115,8 @@ def _check_crops(config: Config) -> None:
         raise SppdetError(
             "detection.context: whole images are scored on feature maps, which are not computed with crops; set it to 0"
         )
-    if regions.crop_size < MIN_CROP:
-        raise SppdetError(f"regions.crop_size: expected {MIN_CROP} or more, found {regions.crop_size}")
+    if not MIN_CROP <= regions.crop_size <= 10_000:
+        raise SppdetError(f"regions.crop_size: expected {MIN_CROP} to 10000, found {regions.crop_size}")
     if not 0 <= 2 * regions.context < regions.crop_size:
         raise SppdetError(
             f"regions.context: {regions.context} pixels on each side of {regions.crop_size} leave no room for a "

@@ -12,12 +12,16 @@ import re
 import types
 import typing
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sppdet.utils import SppdetError
+
+_LARGEST = 2**32 - 1  # whole number of a setting; more is no valid seed
+_SHOWN = 200  # characters of a value in a message
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,10 @@ def above(low: float) -> Limit:
     return Limit(f"more than {low}", lambda value: value > low)
 
 
-def positive_numbers() -> Limit:
-    """Return the limit to lists of one or more positive whole numbers."""
-    return Limit("one or more positive whole numbers", lambda values: bool(values) and min(values) >= 1)
+def positive_numbers(high: float = math.inf) -> Limit:
+    """Return the limit to lists of one or more positive whole numbers, up to ``high``."""
+    expected = "one or more positive whole numbers" + (f" up to {high}" if math.isfinite(high) else "")
+    return Limit(expected, lambda values: bool(values) and min(values) >= 1 and max(values) <= high)
 
 
 def distinct_names() -> Limit:
@@ -131,15 +136,27 @@ def checked(key: str, value: Any, annotation: Any, source: str = "") -> Any:
         return None
     if isinstance(value, float) and not math.isfinite(value):
         raise SppdetError(f"{source}{key}: expected a number, found {value!r}")
+    whole_numbers = value if isinstance(value, tuple) else (value,)
+    if any(isinstance(number, int) and abs(number) > _LARGEST for number in whole_numbers):
+        raise SppdetError(f"{source}{key}: expected whole numbers up to {_LARGEST}, found {shortened(value)}")
     for limit in limits:
         if not limit.allows(value):
-            raise SppdetError(f"{source}{key}: expected {limit.expected}, found {_shown(value)}")
+            raise SppdetError(f"{source}{key}: expected {limit.expected}, found {shortened(value)}")
     return value
 
 
-def _shown(value: Any) -> str:
-    """Return a value as a user writes it."""
-    return repr(list(value) if isinstance(value, tuple) else value)
+def shortened(value: Any) -> str:
+    """Return a value as a user writes it, of a long one the beginning.
+
+    Examples:
+        >>> shortened((480, 688))
+        '[480, 688]'
+    """
+    try:
+        text = repr(list(value) if isinstance(value, tuple) else value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, or values nested thousands deep
+        text = f"a {type(value).__name__} that is too long to show"
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
 
 def _converted(key: str, value: Any, kind: Any, source: str) -> Any:
@@ -151,20 +168,21 @@ def _converted(key: str, value: Any, kind: Any, source: str) -> Any:
     if typing.get_origin(kind) is tuple:
         item_kind = typing.get_args(kind)[0]  # with limits of each item, or without
         if item_kind is int and isinstance(value, str) and "," in value:
-            raise SppdetError(f"{source}{key}: expected a list such as [480,688], found {value!r}")
+            raise SppdetError(f"{source}{key}: expected a list such as [480,688], found {shortened(value)}")
         items = value if isinstance(value, list | tuple) else [value]
         return tuple(checked(key, item, item_kind, source) for item in items)
     if kind is float and isinstance(value, int | str) and not isinstance(value, bool):
         try:
             return float(value)
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
-    if kind is str and isinstance(value, int | float) and not isinstance(value, bool):
+    if kind is str and isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300:
         return str(value)
     if kind is str and isinstance(value, str) and value.startswith("~/"):  # the shell leaves it in key=~/folder
-        return str(Path(value).expanduser())
+        with suppress(RuntimeError):  # there is no home folder
+            return str(Path(value).expanduser())
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise SppdetError(f"{source}{key}: expected {kind.__name__}, found {_shown(value)}")
+        raise SppdetError(f"{source}{key}: expected {kind.__name__}, found {shortened(value)}")
     return value
 
 

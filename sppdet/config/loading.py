@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,14 @@ from typing import Any, TypeVar
 import yaml
 
 from sppdet.config.checks import check
-from sppdet.config.limits import checked, field_types, section_class
+from sppdet.config.limits import checked, field_types, section_class, shortened
 from sppdet.config.settings import RENAMED, ClassifierConfig, Config
 from sppdet.utils import SppdetError
+
+_LONGEST = 1_000_000  # characters of a file of settings
+_MOST_VALUES = 10_000  # in a file of settings, where an alias counts as all that it stands for
+# Lists of names: YAML would read 0017 in them as 15, 12:30 as 750 and no as false.
+_NAME_LISTS = ("data.classes",)
 
 Settings = TypeVar("Settings", Config, ClassifierConfig)
 
@@ -87,14 +93,14 @@ def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
     """Return the values of a YAML file, and the same with every scalar as it is written."""
     try:
-        content = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(content) or {}
-        texts = yaml.load(content, yaml.BaseLoader)
+        with open(path, encoding="utf-8") as file:
+            content = file.read(_LONGEST + 1)
+        values, texts = _parse_yaml(content) or {}, _parse_yaml(content, _AsWritten)
     except OSError as error:
         reason = (error.strerror or "unreadable").lower()
         raise SppdetError(f"{path}: {reason}; give a YAML file, such as one of configs/") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
         raise SppdetError(f"{path}: not YAML ({reason}); correct it, or name a file of configs/") from None
     if not isinstance(values, dict):
         raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
@@ -134,26 +140,61 @@ def _parsed(key: str, value: str, old_value: Any) -> Any:
     """Return the value that the text ``value`` stands for."""
     # Text stays as it is: YAML reads a name such as 0010 as a number, and the end of 'run #2' as a comment.
     text = value.strip()
-    if key.strip() in _NAME_LISTS:
-        return _names_as_written(key, value)
     if isinstance(old_value, str) and text not in ("", "null") and text[0] not in "'\"[{":
         return text
     try:
-        return yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
-
-
-# Lists of names: YAML would read 0017 in them as 15, 12:30 as 750 and no as false.
-_NAME_LISTS = ("data.classes",)
-
-
-def _names_as_written(key: str, value: str) -> Any:
-    """Return the list of names that YAML text holds, each as it is written; None for null."""
-    try:
-        return None if yaml.safe_load(value) is None else yaml.load(value, yaml.BaseLoader)
+        parsed = _parse_yaml(value)
+        return _parse_yaml(value, _AsWritten) if parsed is not None and key.strip() in _NAME_LISTS else parsed
     except (yaml.YAMLError, ValueError):
-        raise SppdetError(f"{key}: '{value}' is not a YAML value") from None
+        raise SppdetError(f"{key}: {shortened(value)} is not a YAML value") from None
+
+
+class _AsWritten(yaml.SafeLoader):
+    """Reads every scalar as the text that is written; merged keys are merged."""
+
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012
+
+
+def _parse_yaml(text: str, reader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """Return the value of a YAML document.
+
+    Args:
+        text: the document.
+        reader: how scalars become values.
+
+    Raises:
+        yaml.YAMLError: it is none, or nested too deeply.
+        ValueError: it is too large, its aliases stand for too many values, or a value cannot be converted.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError(f"longer than {_LONGEST:,} characters")
+    try:
+        loader = reader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _count_values(node, {}) > _MOST_VALUES:
+            raise ValueError(f"stands for more than {_MOST_VALUES:,} values")
+        return loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except (TypeError, AttributeError, LookupError) as error:  # of constructors, such as that of !!timestamp
+        raise ValueError(f"a value that YAML cannot convert: {error}") from None
+
+
+def _count_values(node: yaml.Node, counts: dict[int, float]) -> float:
+    """Return how many values a node stands for, each alias counted; infinite for a node that holds itself.
+
+    Args:
+        node: of the document.
+        counts: by id, the numbers of the nodes counted so far.
+    """
+    if id(node) not in counts:
+        counts[id(node)] = math.inf
+        children = node.value if isinstance(node, yaml.CollectionNode) else []
+        flat = [child for pair in children for child in (pair if isinstance(pair, tuple) else [pair])]
+        counts[id(node)] = 1 + sum(_count_values(child, counts) for child in flat)
+    return counts[id(node)]
 
 
 def _keep_names(kind: type, values: dict[str, Any], texts: Any) -> None:
@@ -173,8 +214,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Return settings as nested dicts of JSON's types.
 
     Examples:
-        >>> to_dict(Config().pooling)
-        {'kind': 'max', 'levels': [6, 3, 2, 1], 'layer_levels': [], 'layer_weights': [], 'samples': 0}
+        >>> to_dict(Config().run)
+        {'dir': 'runs/default', 'cache': 'cache', 'seed': 3}
     """
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 
@@ -226,15 +267,15 @@ def _build(kind: type, values: Any, prefix: str = "", source: str = "", root: ty
     """
     root = root or kind
     if not isinstance(values, dict):
-        raise SppdetError(f"{source}{prefix.rstrip('.')}: expected keys below it, found {values!r}")
+        raise SppdetError(f"{source}{prefix.rstrip('.')}: expected keys below it, found {shortened(values)}")
     annotations = field_types(kind)
     arguments = {}
     for name, value in ((RENAMED.get(name, name), value) for name, value in values.items()):
-        key = f"{prefix}{name}"
+        key = f"{prefix}{name}" if isinstance(name, str) else f"{prefix}{shortened(name)}"
         if name not in annotations:
             raise SppdetError(f"{source}{_unknown_key(key, root)}")
         if section := section_class(annotations[name]):
-            arguments[name] = _build(section, value or {}, f"{key}.", source, root)
+            arguments[name] = _build(section, {} if value is None else value, f"{key}.", source, root)
         else:
             arguments[name] = checked(key, value, annotations[name], source)
     return kind(**arguments)

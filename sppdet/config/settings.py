@@ -55,7 +55,13 @@ CountFromZero = Annotated[int, at_least(0)]
 Share = Annotated[float, between(0, 1)]
 Positive = Annotated[float, above(0)]
 FromZero = Annotated[float, at_least(0)]
-SizeList = Annotated[tuple[int, ...], positive_numbers()]
+# Sides of images in pixels, and counts that memory or threads are set aside for: beyond these limits nothing works.
+Side = Annotated[int, between(1, 100_000)]
+SideOrNone = Annotated[int | None, between(1, 10_000)]
+SideList = Annotated[tuple[int, ...], positive_numbers(10_000)]
+Levels = Annotated[tuple[int, ...], positive_numbers(100)]
+Workers = Annotated[int, between(0, 1000)]
+Units = Annotated[int, between(1, 100_000)]
 Margin = Annotated[float, any_value("a margin can be any number")]
 Name = Annotated[str, any_value("files, folders and splits are looked up when they are read")]
 Optimizer = Annotated[str, one_of("adamw", "sgd")]
@@ -106,7 +112,7 @@ class ProposalSettings(Checked):
     mode: Annotated[str, one_of("fast", "quality", "balanced")] = "fast"
     base_k: Annotated[int, above(0)] = 50
     inc_k: CountFromZero = 50
-    sigma: FromZero = 0.8
+    sigma: Annotated[float, between(0, 100)] = 0.8
     max_side: CountFromZero = 500
     min_size: FromZero = 20.0
     max_windows: CountFromZero = 0
@@ -143,7 +149,7 @@ class BackboneSettings(Checked):
 class PretrainSettings(Checked):
     """Classification of the training objects by SPP-net, for ``backbone.weights: pretrain``."""
 
-    sizes: SizeList = (224, 180)  # pixels per side, in alternate epochs as in section 3.1.2 of the paper
+    sizes: SideList = (224, 180)  # pixels per side, in alternate epochs as in section 3.1.2 of the paper
     epochs: Count = 12
     batch_size: Count = 32
     learning_rate: Positive = 2e-3
@@ -159,11 +165,11 @@ class RegionSettings(Checked):
     crop_size: Annotated[int, any_value("checked with crop, in sppdet.config.checks")] = 227  # pixels per side
     # pixels of a crop between each of its sides and the window
     context: Annotated[int, any_value("checked with crop, in sppdet.config.checks")] = 16
-    scales: SizeList = (688,)  # lengths of the image's shorter side, in pixels
-    max_side: Count = 2500  # longest side of a scaled image, in pixels, which reduces the scale of long images
-    target: Count = 224  # a window is read at the scale that brings it nearest to target x target pixels
+    scales: SideList = (688,)  # lengths of the image's shorter side, in pixels
+    max_side: Side = 2500  # longest side of a scaled image, in pixels, which reduces the scale of long images
+    target: Side = 224  # a window is read at the scale that brings it nearest to target x target pixels
     # pixels by which each edge moves inwards before it is rounded to cells (the program's 'offset')
-    shrink: Annotated[float, any_value("a negative number moves edges outwards")] = 6.5
+    shrink: Annotated[float, between(-1000, 1000)] = 6.5
 
 
 @dataclass(frozen=True)
@@ -172,13 +178,13 @@ class PoolingSettings(Checked):
 
     # max: the maximum of a bin's whole cells; align: RoIAlign, the mean of sample points of the unrounded window
     kind: Annotated[str, one_of("max", "align")] = "max"
-    levels: SizeList = (6, 3, 2, 1)  # bins per side of each level of the pyramid
+    levels: Levels = (6, 3, 2, 1)  # bins per side of each level of the pyramid
     # the levels of each of backbone.layers, such as [[6,3,2,1],[3,2,1]]; []: `levels` for every layer
-    layer_levels: Annotated[tuple[SizeList, ...], any_value("checked with backbone.layers, in checks")] = ()
+    layer_levels: Annotated[tuple[Levels, ...], any_value("checked with backbone.layers, in checks")] = ()
     # the factor of the numbers of each of backbone.layers, such as [1,0.5]; []: 1 for every layer
     layer_weights: Annotated[tuple[Positive, ...], any_value("checked with backbone.layers, in checks")] = ()
     # sample points per side of each bin, for align; 0: as many as the bin is cells long, rounded up
-    samples: CountFromZero = 0
+    samples: Annotated[int, between(0, 100)] = 0
     # float16: maps are stored in half precision; uint8: rounded to 256 levels per map and channel, stored and pooled so
     map_type: Annotated[str, one_of("float16", "uint8")] = "float16"
 
@@ -189,7 +195,7 @@ class FinetuneSettings(Checked):
 
     # random, or imagenet: fc6 and fc7 of alexnet or vgg16, from backbone.weights; end_to_end starts from them too
     init: Annotated[str, one_of("random", "imagenet")] = "random"
-    units: Count = 1024  # outputs of fc6 and of fc7
+    units: Units = 1024  # outputs of fc6 and of fc7
     dropout: Share = 0.5
     optimizer: Optimizer = "adamw"  # adamw or sgd (momentum 0.9); fc layers with random weights need adamw
     learning_rate: Positive = 3e-4
@@ -219,10 +225,10 @@ class EndToEndSettings(Checked):
     # 0: train on all windows that are drawn; n: draw n per image and train on the windows_per_image hardest
     hard_of: CountFromZero = 0
     focal: FromZero = 0.0  # exponent of the focal loss; 0: cross entropy
-    scales: SizeList = (480, 576, 688)  # lengths of the shorter side, one of which is drawn for each image
+    scales: SideList = (480, 576, 688)  # lengths of the shorter side, one of which is drawn for each image
     flip: bool = True
     frozen_stride: CountFromZero = 4  # layers whose cells are at most this many pixels apart are fixed; 0 trains all
-    units: Count = 1024  # outputs of fc6 and of fc7
+    units: Units = 1024  # outputs of fc6 and of fc7
     dropout: Share = 0.5
     box_weight: FromZero = 1.0  # weight of the box loss relative to the classification loss
     optimizer: Optimizer = "adamw"  # adamw or sgd (momentum 0.9); fc layers with random weights need adamw
@@ -247,7 +253,8 @@ class SvmSettings(Checked):
     # of the time
     tolerance: Positive = 0.01
     passes: Count = 1  # over the training images
-    rounds: Count = 5  # fits in the first pass: after 1/16, 1/8, 1/4, 1/2 and all of the images
+    # fits in the first pass: after 1/16, 1/8, 1/4, 1/2 and all of the images
+    rounds: Annotated[int, between(1, 60)] = 5
     hard_margin: Margin = -1.0001  # negatives that score above this are hard
     evict_margin: Margin = -1.2  # negatives that score below this after a fit are dropped
     duplicate_overlap: Share = 0.7  # of hard negatives of an image with a larger IoU, the hardest is kept
@@ -324,7 +331,7 @@ class Config(Checked):
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     run: RunSettings = field(default_factory=RunSettings)
     device: Device = "auto"  # auto, cpu, cuda, cuda:1, ...
-    workers: CountFromZero = 0  # 0: every core
+    workers: Workers = 0  # 0: every core
     # memory for window vectors while SVMs and boxes are trained; with more, feature maps are read less often
     memory_gb: Positive = 2.0
 
@@ -350,10 +357,10 @@ class ViewSettings(Checked):
 
     # crop: the centre; full: the whole image; multi: windows on the feature maps of several scales
     views: Annotated[str, one_of("crop", "full", "multi")] = "crop"
-    view: CountOrNone = None  # pixels per side of the crop and of the windows; null: the largest of sizes
-    side: CountOrNone = None  # shorter side of the image for crop and full; null: as in training
+    view: SideOrNone = None  # pixels per side of the crop and of the windows; null: the largest of sizes
+    side: SideOrNone = None  # shorter side of the image for crop and full; null: as in training
     # shorter sides of the image for multi; null: 224 256 300 360 448 560 for views of 224
-    scales: Annotated[tuple[int, ...] | None, positive_numbers()] = None
+    scales: Annotated[tuple[int, ...] | None, positive_numbers(10_000)] = None
 
 
 @dataclass(frozen=True)
@@ -370,12 +377,12 @@ class ClassifierConfig(Checked):
 
     data: FolderSettings = field(default_factory=FolderSettings)
     backbone: BackboneSettings = field(default_factory=BackboneSettings)
-    levels: SizeList = (6, 3, 2, 1)  # bins per side of each level of the pyramid; [6] is a single level
-    units: CountFromZero = 0  # outputs of fc6 and fc7; 0: one linear layer on the pyramid
+    levels: Levels = (6, 3, 2, 1)  # bins per side of each level of the pyramid; [6] is a single level
+    units: Annotated[int, between(0, 100_000)] = 0  # outputs of fc6 and fc7; 0: one linear layer on the pyramid
     dropout: Share = 0.5
-    sizes: SizeList = (224, 180)  # pixels per side of the network's input, in alternate epochs; [224] is one size
+    sizes: SideList = (224, 180)  # pixels per side of the network's input, in alternate epochs; [224] is one size
     # shorter side of the images from which training crops are cut; null: 256 for sizes of 224
-    side: CountOrNone = None
+    side: SideOrNone = None
     flip: bool = True
     epochs: Count = 20
     batch_size: Count = 32
@@ -387,7 +394,7 @@ class ClassifierConfig(Checked):
     test: ViewSettings = field(default_factory=ViewSettings)
     run: ClassifierRunSettings = field(default_factory=ClassifierRunSettings)
     device: Device = "auto"
-    workers: CountFromZero = 0
+    workers: Workers = 0
 
     @property
     def crop(self) -> int:

@@ -4,6 +4,7 @@ from .dataset import Sample as Sample
 from .folders import LabelledImages as LabelledImages
 from .folders import read_folders as read_folders
 from .image_files import find_images as find_images
+from .image_files import passed_over as passed_over
 from .images import ImageLike as ImageLike
 from .images import read_image as read_image
 from .images import scaled_size as scaled_size

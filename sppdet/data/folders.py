@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sppdet.data.image_files import SUFFIXES, is_image_name
-from sppdet.data.images import image_size
+from sppdet.data.images import check_image
 from sppdet.utils import SppdetError, in_threads, worker_count
 
 _SHOWN = 10  # unreadable images that one error names; the others are counted
@@ -45,13 +45,13 @@ class LabelledImages:
 def read_folders(folder: str | os.PathLike, classes: Sequence[str] | None = None, workers: int = 0) -> LabelledImages:
     """Find the images below the folder of each class, sorted by class and path.
 
-    The header of every file is read, so that a broken image is reported before hours of training, not after.
+    Every file is decoded, so that all broken images are reported at once and before hours of training, not after.
 
     Args:
         folder: holds one folder per class; images may lie in sub-folders of it. Hidden files and folders of classes
             whose names begin with a dot are passed over.
         classes: names that the labels index. By default the names of the folders, sorted.
-        workers: threads that read headers; 0 chooses by the machine.
+        workers: threads that decode; 0 chooses by the machine.
 
     Raises:
         SppdetError: the folder is missing or has no class, a class has no images or is not in ``classes``, or images
@@ -94,11 +94,11 @@ def _images_below(folder: Path) -> list[Path]:
 
 
 def _check_readable(paths: Sequence[Path], workers: int) -> None:
-    """Raise one error that names the images whose headers cannot be read."""
+    """Raise one error that names the images that cannot be read."""
 
     def problem(path: Path) -> str | None:
         try:
-            image_size(path)
+            check_image(path)
         except SppdetError as error:
             return str(error)
         return None

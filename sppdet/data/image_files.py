@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from sppdet.utils import SppdetError
 
@@ -69,8 +72,54 @@ def _matches(argument: str) -> list[str]:
         return [os.path.join(argument, name) for name in names]
     if os.path.exists(argument):  # before patterns are tried: the file `a[1].jpg` looks like one
         return [argument]
-    paths = sorted(path for path in glob.glob(argument, recursive=True) if os.path.isfile(path))
+    paths = sorted({os.path.normpath(path) for path in _expanded(argument) if os.path.isfile(path)})
     if not paths:
         what = "no image matches this pattern" if glob.has_magic(argument) else "no such image or folder"
         raise SppdetError(f"{argument or repr('')}: {what}; check the path")
     return paths
+
+
+def _expanded(pattern: str) -> Iterator[str]:
+    """Yield what a pattern matches. Other than with `glob.glob`, ``**`` enters each folder once, also through links."""
+    before, stars, after = re.fullmatch(r"(.*?)(?:(?<![^/])(\*\*)(?![^/])(.*))?", pattern, re.DOTALL).groups()  # type: ignore[union-attr]
+    if not stars:
+        yield from glob.glob(pattern)
+        return
+    for root in glob.glob(before) if before else ["."]:
+        for folder in _folders_below(root, set()):
+            yield from _expanded(os.path.join(glob.escape(folder), after.strip("/") or "*"))
+
+
+def _folders_below(folder: str, entered: set[tuple[int, int]]) -> Iterator[str]:
+    """Yield a folder and all below it that are not hidden and not yet ``entered`` (device and inode)."""
+    with suppress(OSError):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            return
+        entered.add((status.st_dev, status.st_ino))
+        yield folder
+        with os.scandir(folder) as entries:
+            below = sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        for path in below:
+            yield from _folders_below(path, entered)
+
+
+def passed_over(arguments: Sequence[str]) -> list[str]:
+    """Return a line per folder among ``arguments`` with files that `find_images` does not take, counted by suffix.
+
+    Hidden files do not count, and folders are not entered.
+    """
+    lines = []
+    for folder in dict.fromkeys(argument for argument in arguments if os.path.isdir(argument)):
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".")]
+            below = sum(os.path.isdir(os.path.join(folder, name)) for name in names)
+        files = [name for name in names if not os.path.isdir(os.path.join(folder, name)) and not is_image_name(name)]
+        counts = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in files)
+        kinds = [f"{count} {suffix}" for suffix, count in sorted(counts.items())]
+        kinds += [f"{below} folder{'s' * (below > 1)}"] if below else []
+        if kinds:
+            lines.append(
+                f"{folder}: passed over {', '.join(kinds)}; name files, or a pattern such as '{folder}/**/*.jpg'"
+            )
+    return lines

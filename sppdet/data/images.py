@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from sppdet.utils import SppdetError
 
 if TYPE_CHECKING:  # imported late: only a program that has imported torch can give a tensor
     import torch
+
+# The image that the thread reads, for the warnings of Pillow, which do not say.
+being_read: ContextVar[str | os.PathLike | None] = ContextVar("being_read", default=None)
+
+_JPEG = ("JPEG", "MPO")  # Pillow's names of the formats that are decoded as far as they go
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor"
 
@@ -36,10 +43,17 @@ _TURNS = {
 def read_image(path: str | os.PathLike) -> np.ndarray:
     """Read the image in a file.
 
-    EXIF orientation is applied. Grey is repeated in the three channels. Transparency is laid over white. 16-bit grey
-    (also where Pillow holds it as 32-bit integers) is scaled so that 65535 becomes 255. Float grey counts as 0 to 1
-    if no value is larger, else as 0 to 255. An animation gives its first frame. A JPEG that is cut off at the end is
-    decoded as far as it goes, with a warning.
+    EXIF orientation is applied. Grey is repeated in the three channels. Transparency is laid over white, and ignored
+    where all pixels are transparent. An animation gives its first frame. A JPEG that is cut off at the end is decoded
+    as far as it goes, with a warning.
+
+    Values of more than 8 bits become 8 bits as follows, all channels of an image by one rule:
+
+    - Values from 0 to 255 stay as they are (rounded); for floating point that is so if the largest is above 1.
+    - Values that span at least half of 0 to 65535, or half of 0 to 1 (floating point), are scaled so that 65535, or
+      1, becomes 255. An image of one value counts among these.
+    - Other values, such as 12 bits stored as 16, are scaled by their own range: the smallest becomes 0, the
+      largest 255. NaN and infinities count as the smallest or largest.
 
     Returns:
         RGB uint8 array ``(H, W, 3)``, C-contiguous.
@@ -64,7 +78,7 @@ def decode_image(path: str | os.PathLike) -> tuple[np.ndarray, bool]:
         try:
             return _as_array(image), False
         except OSError:
-            if image.format not in ("JPEG", "MPO"):
+            if image.format not in _JPEG:
                 raise
     # libjpeg fills what is missing with grey where it meets the mark of the image's end.
     with _errors_naming(path):
@@ -99,6 +113,23 @@ def image_header(path: str | os.PathLike) -> tuple[int, int, int]:
         (width, height), orientation = image.size, _orientation(image)
         # Orientations from 5 on swap the sides.
         return (height, width, orientation) if orientation >= 5 else (width, height, orientation)
+
+
+def check_image(path: str | os.PathLike) -> None:
+    """Decode all of an image, of a whole JPEG file at an eighth of its size, to see whether `read_image` can read it.
+
+    Raises:
+        SppdetError: an error of `read_image`.
+    """
+    with _opened(path) as image:
+        try:
+            image.draft(None, (1, 1))
+            image.load()
+            return
+        except OSError:
+            if image.format not in _JPEG:
+                raise
+    decode_image(path)
 
 
 def to_rgb(image: ImageLike, bgr: bool = False) -> np.ndarray:
@@ -143,15 +174,22 @@ def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
     """Open an image with Pillow and close it again."""
     # Not Image.open(path): with a path, Pillow maps an uncompressed grey TIFF into memory and, where an orientation
     # swaps the sides, takes rows for columns (seen with Pillow 13.0).
-    with _errors_naming(path), open(path, "rb") as file, Image.open(file) as image:
-        yield image
+    with _errors_naming(path):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a pipe would wait for ever
+            raise SppdetError(f"{path}: is a pipe or a device, no file; give an image file")
+        with open(path, "rb") as file, Image.open(file) as image:
+            yield image
 
 
 @contextmanager
 def _errors_naming(path: str | os.PathLike) -> Iterator[None]:
     """Turn every error about an image into a `SppdetError` of one line that names the file."""
+    token = being_read.set(path)
     try:
         yield
+    except SppdetError:
+        raise
     except FileNotFoundError:
         raise SppdetError(f"{path}: no such image; check the path") from None
     except Image.DecompressionBombError:
@@ -169,6 +207,8 @@ def _errors_naming(path: str | os.PathLike) -> Iterator[None]:
         raise SppdetError(
             f"{path}: cannot be read ({' '.join(reason.split())}); copy it again or save it anew"
         ) from error
+    finally:
+        being_read.reset(token)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -187,17 +227,56 @@ def _orientation(image: Image.Image) -> int:
 def _as_array(image: Image.Image) -> np.ndarray:
     """Return a Pillow image as an RGB uint8 array ``(H, W, 3)``."""
     turn = _TURNS.get(_orientation(image))
+    deep = _deep_colours(image)
+    if deep is not None:
+        image = Image.fromarray(deep)
     if turn is not None:
         image = image.transpose(turn)
-    if image.mode.startswith("I"):
-        return _array_as_rgb(_bytes_of(np.asarray(image) / 257))
-    if image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        return _array_as_rgb(_bytes_of(values * 255 if values.max() <= 1 else values))
+    if image.mode.startswith("I") or image.mode == "F":
+        return _array_as_rgb(_as_bytes(np.asarray(image)))
     if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("LA") if image.mode == "La" else image
         return _array_as_rgb(np.asarray(image.convert("RGBA")))
     return np.array(image.convert("RGB"))
+
+
+def _deep_colours(image: Image.Image) -> np.ndarray | None:
+    """Return the 8-bit form ``(H, W, 3 or 4)`` of a file of 16-bit colours, of which Pillow keeps the upper 8 bits.
+
+    None for all other images.
+    """
+    if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not image.tile or image.tell():
+        return None
+    arguments: Any = image.tile[0].args  # how the decoder stores values: a name, or a tuple that begins with it
+    stored_as, highest = (*arguments, 0)[:2] if isinstance(arguments, tuple) else (arguments, 0)
+    has_16_bits = ";16" in str(stored_as) or (image.format == "PPM" and highest > 255)
+    if not has_16_bits or image.format not in ("PNG", "TIFF", "PPM") or image.mode not in ("LA", "RGB", "RGBA"):
+        return None
+    import cv2
+
+    image.fp.seek(0)
+    content = np.frombuffer(image.fp.read(), np.uint8)
+    image.load()  # an error where the file is cut short, of which OpenCV returns a part
+    stored = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
+    if stored is None or stored.dtype != np.uint16 or stored.ndim != 3:
+        return None  # a form that OpenCV does not know: Pillow's 8 bits
+    colours = _as_bytes(stored[..., 2::-1])
+    return colours if stored.shape[2] == 3 else np.dstack([colours, _bytes_of(stored[..., 3] / 257)])
+
+
+def _as_bytes(values: np.ndarray) -> np.ndarray:
+    """Convert values of more than 8 bits to uint8 by the rules of `read_image`."""
+    is_float = values.dtype.kind == "f"
+    values = values.astype(np.float64)
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    full = 1 if is_float and high <= 1 else 65535
+    if low >= 0 and high <= 255 and full != 1:
+        return _bytes_of(values)
+    if low == high or (low >= 0 and high <= full and high - low >= full / 2):
+        return _bytes_of(values * (255 / full))
+    return _bytes_of((values - low) * (255 / (high - low)))
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:
@@ -231,6 +310,8 @@ def _array_as_rgb(array: np.ndarray) -> np.ndarray:
     if channels == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     if channels == 4:
+        if not array[..., 3].any():  # a file that says nothing of opacity, such as many a BMP
+            return np.ascontiguousarray(array[..., :3])
         opacity = array[..., 3:] / np.float32(255)
         return _bytes_of(array[..., :3] * opacity + 255 * (1 - opacity))
     return np.ascontiguousarray(array)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import colorsys
+import logging
+import os
+import unicodedata
+from functools import cache
 from typing import cast
 
 import numpy as np
@@ -11,10 +15,14 @@ from PIL import Image, ImageDraw, ImageFont
 from sppdet.detection.detections import Detections
 from sppdet.ops import boxes as geometry
 
+logger = logging.getLogger(__name__)
+
 # Degrees of the colour circle: red, blue, yellow, magenta, green, orange, cyan, violet. Eight classes have eight hues.
 _HUES = (0, 215, 54, 310, 130, 28, 180, 268)
 _TONES = ((0.85, 1.0), (1.0, 0.6), (0.4, 1.0))  # saturation and value; the next eight classes have the next tone
 _GOLDEN_RATIO = 0.6180339887  # of the colour circle, by which hues turn after these 24 classes
+_DEFAULT = ""  # stands for the font that Pillow brings, which draws Latin letters
+_MOST_FONTS = 300  # fonts of the machine that are tried
 _Box = tuple[int, int, int, int]  # x1, y1, x2, y2: pixel edges
 _Colour = tuple[int, int, int]  # red, green, blue: 0..255
 _Font = ImageFont.FreeTypeFont
@@ -44,17 +52,21 @@ def draw_detections(image: np.ndarray, detections: Detections, labels: bool = Tr
     size = float(np.sqrt(width * height))
     canvas = Image.fromarray(image)
     pen = ImageDraw.Draw(canvas)
-    font = cast(_Font, ImageFont.load_default(size=_letter_size(detections, size)))
+    letters = _letter_size(detections, size)
+    names = [_drawable(name) for name in detections.names]
+    fonts = [_font_of(name, letters) for name in names]
     boxes = np.rint(geometry.clip(detections.xyxy, width, height)).astype(int).tolist()
     colours = [class_colour(label) for label in detections.labels.tolist()]
-    texts = [_label_text(name, score, font, width) for name, score in zip(detections.names, detections.scores.tolist())]
+    scores = detections.scores.tolist()
+    texts = [_label_text(name, score, font, width) for name, score, font in zip(names, scores, fonts)]
     label_boxes: list[_Box] = []
-    for box, text in zip(boxes, texts):  # the label of the best detection comes first and chooses freely
+    for box, text, font in zip(boxes, texts, fonts):  # the label of the best detection comes first and chooses freely
         label_boxes.append(_label_box(box, _text_size(text, font), (width, height), label_boxes, boxes))
     # All frames are drawn before all labels, so that no line crosses a text.
     for box, colour in reversed(list(zip(boxes, colours))):
         _draw_frame(pen, box, colour, max(1, round(size / 200)))
-    for (x1, y1, x2, y2), text, colour in reversed(list(zip(label_boxes, texts, colours)) if labels else []):
+    drawn = reversed(list(zip(label_boxes, texts, fonts, colours))) if labels else ()
+    for (x1, y1, x2, y2), text, font, colour in drawn:
         pen.rectangle((x1, y1, x2 - 1, y2 - 1), fill=colour)
         pen.text((x1 + _label_margin(font), y1), text, fill=text_colour(colour), font=font)
     return np.array(canvas)
@@ -96,6 +108,74 @@ def _letter_size(detections: Detections, size: float) -> int:
     return max(11, round(min(0.03 * size, 0.3 * objects)))
 
 
+def _drawable(name: str) -> str:
+    """Return a name as one line that a font of this machine can draw; in ASCII, said once, where none can."""
+    # A font cannot draw a lone surrogate, which JSON can hold.
+    name = " ".join(name.encode("utf-8", "replace").decode().split())
+    if _font_file(name) is not None:
+        return name
+    return _in_ascii(name)
+
+
+@cache
+def _in_ascii(name: str) -> str:
+    """Return a name without accents, with the codes of other letters, and log that no font draws it."""
+    letters = unicodedata.normalize("NFKD", name)
+    text = "".join(c for c in letters if not unicodedata.combining(c)).encode("ascii", "backslashreplace").decode()
+    logger.warning("no font of this machine draws '%s': labels show %s; install a font, such as Noto Sans", name, text)
+    return text
+
+
+def _font_of(text: str, size: int) -> _Font:
+    """Return a font of ``size`` pixels that draws ``text``."""
+    return _load(_font_file(text) or _DEFAULT, size)
+
+
+@cache
+def _font_file(text: str) -> str | None:
+    """Return the first font that draws every letter of ``text``; None if there is none."""
+    return next((file for file in (_DEFAULT, *_font_files()) if _draws(file, text)), None)
+
+
+@cache
+def _load(file: str, size: int) -> _Font:
+    """Load a font of this machine, or Pillow's for the name ``""``."""
+    return ImageFont.truetype(file, size) if file else cast(_Font, ImageFont.load_default(size))
+
+
+@cache
+def _draws(file: str, text: str) -> bool:
+    """Whether a font has a glyph of its own for every letter of ``text``."""
+    try:
+        font = _load(file, 16)
+        missing = bytes(font.getmask("\uffff"))  # the empty box, as no font has this code
+        return all(bytes(font.getmask(letter)) != missing for letter in set(text) if not letter.isspace())
+    except (OSError, ValueError):
+        return False
+
+
+@cache
+def _font_files() -> tuple[str, ...]:
+    """Return the fonts of this machine for labels: upright and regular, fonts of many scripts first."""
+    folders = ["/usr/share/fonts", "/usr/local/share/fonts", "/System/Library/Fonts", "/Library/Fonts"]
+    folders += [os.path.join(os.environ.get("WINDIR", r"C:\Windows"), "Fonts")]
+    folders += [os.path.expanduser(folder) for folder in ("~/.fonts", "~/.local/share/fonts", "~/Library/Fonts")]
+    files = [
+        os.path.join(parent, name)
+        for folder in folders
+        for parent, _, names in os.walk(folder)
+        for name in names
+        if name.lower().endswith((".ttf", ".otf", ".ttc"))
+        and not any(word in name.lower() for word in ("bold", "italic", "oblique", "black", "thin", "mono", "light"))
+    ]
+    many_scripts = ("dejavusans.", "notosans", "arial", "unifont", "wqy", "droidsans")
+
+    def rank(file: str) -> tuple[bool, str]:
+        return not os.path.basename(file).lower().startswith(many_scripts), file
+
+    return tuple(sorted(files, key=rank)[:_MOST_FONTS])
+
+
 def _draw_frame(pen: ImageDraw.ImageDraw, box: _Box, colour: _Colour, line: int) -> None:
     """Draw the frame of a box with lines of ``line`` pixels, or fewer if the box is smaller."""
     x1, y1, x2, y2 = box
@@ -106,8 +186,6 @@ def _draw_frame(pen: ImageDraw.ImageDraw, box: _Box, colour: _Colour, line: int)
 
 def _label_text(name: str, score: float, font: _Font, width: int) -> str:
     """Return one line of name and score; the name is shortened until the line fits into ``width`` pixels."""
-    # A font cannot draw a lone surrogate, which JSON can hold.
-    name = " ".join(name.encode("utf-8", "replace").decode().split())
     text = f"{name} {score:.2f}"
     while name and _text_size(text, font)[0] > width:
         name = name[:-1]

@@ -16,14 +16,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from sppdet.config import DetectionSettings
+from sppdet.config import Config, DetectionSettings, PoolingSettings, RegionSettings, check
 from sppdet.detection.detector import Detector
 from sppdet.detection.ensemble import Ensemble
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
@@ -44,9 +43,11 @@ from sppdet.utils import (
     SppdetError,
     atomic_write,
     entries_under,
+    errors_naming,
     file_digest,
     multiplies_bfloat16,
     read_json,
+    temporary_folder,
     write_json,
 )
 
@@ -54,8 +55,21 @@ if TYPE_CHECKING:  # not every detector needs torch
     import torch
     from torch import nn
 
+    from sppdet.networks import Head
+
 MODEL_FILES = ("model.json", "model.safetensors")
 _FORMAT, _PACKAGE_FORMAT = 2, 3  # the latter without the weights of the trunk, which are a package's
+_REMEDY = "train again, or copy the model's folder again"
+_ENTRIES: dict[str, Any] = {  # of model.json
+    "classes": list,
+    "classifier": str,
+    "backbone": dict,
+    "features": dict,
+    "proposals": dict,
+    "head": (dict, type(None)),
+    "bbox_of_head": (bool, type(None)),
+    "detection": dict,
+}
 _ENSEMBLE_FORMAT = "combination 1"
 _CLASSIFIERS: dict[str, type[LinearSVMs] | type[Softmax]] = {"svm": LinearSVMs, "softmax": Softmax}
 
@@ -78,12 +92,16 @@ def load(folder: str | Path, device: str = "auto") -> Detector | Ensemble:
     folder = Path(folder)
     if not is_ensemble(folder):
         return load_detector(folder, device)
-    description = _read_description(folder)
-    return Ensemble(
-        detectors=tuple(load_detector(folder / part["folder"], device) for part in description["parts"]),
-        weights=tuple(part["share"] for part in description["parts"]),
-        detection=DetectionSettings(**description["detection"]),
-    )
+    path = folder / "model.json"
+    description = read_json(path, parts=list, detection=dict)
+    with errors_naming(path, _REMEDY):
+        folders = [folder / part["folder"] for part in description["parts"]]
+        weights = tuple(float(part["share"]) for part in description["parts"])
+        detection = DetectionSettings(**description["detection"])
+        if not folders or not all(np.isfinite(weights)) or min(weights) <= 0:
+            raise SppdetError(f"{path}: 'parts' are {len(folders)} with the shares {list(weights)}; {_REMEDY}")
+    detectors = tuple(load_detector(part, device) for part in folders)
+    return Ensemble(detectors=detectors, weights=weights, detection=detection)
 
 
 def load_detector(folder: str | Path, device: str = "auto") -> Detector:
@@ -91,42 +109,90 @@ def load_detector(folder: str | Path, device: str = "auto") -> Detector:
     folder = Path(folder)
     if not (folder / "model.json").is_file():
         raise SppdetError(f"{folder}: no finished model (model.json) here; train one with python -m sppdet.train")
-    description = read_json(folder / "model.json")
+    path = folder / "model.json"
+    description = read_json(path)
     if description.get("format") not in (_FORMAT, _PACKAGE_FORMAT):
         raise SppdetError(
-            f"{folder}/model.json: format {description.get('format')}, this version reads {_FORMAT} and "
-            f"{_PACKAGE_FORMAT}; install a newer version of sppdet, or train again"
+            f"{path}: format {description.get('format')}, this version reads {_FORMAT} and {_PACKAGE_FORMAT}; "
+            "install a newer version of sppdet, or train again"
         )
     try:
         tensors = load_file(folder / "model.safetensors")
     except (OSError, SafetensorError) as error:
         raise SppdetError(f"{folder}/model.safetensors: cannot be read ({error}); train again") from None
 
-    backbone = _load_backbone(folder, description["backbone"], entries_under(tensors, "trunk."), device)
-    features = _restore_features(description["features"], backbone)
-    if not isinstance(features, PyramidFeatures) or features.kind != "max":
-        import torch  # noqa: F401  # which they need, before there are threads
+    description = read_json(path, **_ENTRIES)
+    with errors_naming(path, _REMEDY):
+        _check_classes(path, description["classes"])
+        search = SelectiveSearch(**description["proposals"])
+        detection = DetectionSettings(**description["detection"])
+        kind = _CLASSIFIERS[description["classifier"]]
+        described = _checked_backbone(description["backbone"])
+    backbone = _load_backbone(folder, described, entries_under(tensors, "trunk."), device)
+    with errors_naming(path, _REMEDY):
+        features = _restore_features(description["features"], backbone)
+        if not isinstance(features, PyramidFeatures) or features.kind != "max":
+            import torch  # noqa: F401  # which they need, before there are threads
 
-    head = None
-    if description["head"]:
-        from sppdet.networks import Head
+        head = None
+        if description["head"]:
+            head = _restore_head(description["head"], features, entries_under(tensors, "head."), backbone)
+            features = features.under(head)
+        bbox, image_svms = entries_under(tensors, "bbox."), entries_under(tensors, "context.")
+        bbox = {key: value.astype(np.float32, copy=False) for key, value in bbox.items()}
+        detector = Detector(
+            classes=tuple(description["classes"]),
+            backbone=backbone,
+            features=features,
+            search=search,
+            classifier=kind(**entries_under(tensors, "classifier.")),
+            regressors=BoxRegressors(**bbox, of_head=bool(description["bbox_of_head"])) if bbox else None,
+            detection=detection,
+            head=head,
+            image_svms=LinearSVMs(**image_svms) if image_svms else None,
+        )
+        _check_shapes(path, detector)
+    return detector
 
-        head_tensors = _as_tensors(entries_under(tensors, "head."))
-        head = Head.restore(features.pooled_dimension, description["head"], head_tensors, backbone.bfloat16_on_cpu)
-        features = features.under(head)
-    bbox, image_svms = entries_under(tensors, "bbox."), entries_under(tensors, "context.")
-    bbox = {key: value.astype(np.float32, copy=False) for key, value in bbox.items()}
-    return Detector(
-        classes=tuple(description["classes"]),
-        backbone=backbone,
-        features=features,
-        search=SelectiveSearch(**description["proposals"]),
-        classifier=_CLASSIFIERS[description["classifier"]](**entries_under(tensors, "classifier.")),
-        regressors=BoxRegressors(**bbox, of_head=description["bbox_of_head"]) if bbox else None,
-        detection=DetectionSettings(**description["detection"]),
-        head=head,
-        image_svms=LinearSVMs(**image_svms) if image_svms else None,
-    )
+
+def _checked_backbone(described: dict) -> dict:
+    """Return a description of a backbone whose entries were checked for their types.
+
+    Raises:
+        TypeError, KeyError: an entry is missing or of another type.
+    """
+    package = described.get("package")
+    texts = [described["name"], described["precision"]]
+    texts += [] if package is None else [package[key] for key in ("name", "version", "sha256", "trunk")]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("the entries of 'backbone' are text")
+    return described
+
+
+def _check_classes(path: Path, classes: list) -> None:
+    """Refuse names of classes that are no text, or that repeat."""
+    if not classes or not all(isinstance(name, str) for name in classes) or len(set(classes)) < len(classes):
+        raise SppdetError(f"{path}: 'classes' are not a list of different names; {_REMEDY}")
+
+
+def _check_shapes(path: Path, detector: Detector) -> None:
+    """Refuse linear layers that do not fit the classes and the features of the description."""
+    classes, features = len(detector.classes), detector.features
+    rows = classes + isinstance(detector.classifier, Softmax)
+    expected: dict[str, tuple[Any, tuple[int, ...]]]
+    expected = {"classifier": (detector.classifier, (rows, features.dimension))}
+    if detector.regressors is not None:
+        of_head = detector.regressors.of_head
+        inputs = features.dimension if of_head else features.pooled_dimension
+        expected["bbox"] = (detector.regressors, (classes, 4, inputs))
+    if detector.image_svms is not None:
+        expected["context"] = (detector.image_svms, (classes, features.dimension))
+    for name, (layer, shape) in expected.items():
+        if layer.weight.shape != shape or layer.bias.shape != shape[:-1]:
+            raise SppdetError(
+                f"{path}: the weights '{name}' are {layer.weight.shape}, but classes and features need {shape}; "
+                f"{_REMEDY}"
+            )
 
 
 def _load_backbone(folder: Path, described: dict, state: dict[str, np.ndarray], device: str) -> Backbone:
@@ -195,15 +261,48 @@ def _as_tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 def _restore_features(description: dict, backbone: Backbone) -> WindowFeatures:
     """Build the features that `WindowFeatures.description` describes, on the feature maps of ``backbone``."""
-    values: dict[str, Any] = {
-        key: tuple(value) if isinstance(value, list) else value for key, value in description.items()
-    }
+    values = _checked_features(description, len(backbone.layer_channels))
     values |= {"channels": backbone.channels, "layer_channels": backbone.layer_channels}
-    if "layer_levels" in values:
-        values["layer_levels"] = tuple(map(tuple, values["layer_levels"]))
     if "crop" in values:
         return CropFeatures(**values | {"crop": Crop(**values["crop"])})
     return PyramidFeatures(grid=backbone.grid, half=backbone.bfloat16_on_cpu, **values)
+
+
+def _checked_features(description: dict, layers: int) -> dict[str, Any]:
+    """Return a description of features with its values checked, and converted, by the classes of the settings.
+
+    Args:
+        description: in model.json.
+        layers: of the backbone.
+    """
+    values = dict(description)
+    names: dict[type[RegionSettings] | type[PoolingSettings], tuple[str, ...]] = {
+        RegionSettings: ("scales", "max_side", "target", "shrink"),
+        PoolingSettings: ("levels", "layer_levels", "layer_weights", "samples", "map_type"),
+    }
+    for kind in names:
+        present = [name for name in names[kind] if name in values]
+        settings = kind(**{name: values[name] for name in present})
+        values |= {name: getattr(settings, name) for name in present}
+    for name in ("layer_levels", "layer_weights"):
+        if len(values.get(name, ())) not in (0, layers):
+            raise ValueError(f"{name} has {len(values[name])} entries for {layers} layers of the backbone")
+    if "crop" in values:
+        keys = {"kind": "crop", "size": "crop_size", "context": "context"}
+        check(Config(regions=RegionSettings(**{keys[name]: value for name, value in values["crop"].items()})))
+    return values
+
+
+def _restore_head(
+    description: dict, features: WindowFeatures, arrays: dict[str, np.ndarray], backbone: Backbone
+) -> Head:
+    """Build the fc layers that `Head.description` describes."""
+    from sppdet.networks import Head
+
+    if not np.isfinite([description["scale"], description.get("balance", 1)]).all():
+        raise ValueError("the scale or the balance of the head is no number")
+    Config(features=description["layer"])  # checks the name
+    return Head.restore(features.pooled_dimension, description, _as_tensors(arrays), backbone.bfloat16_on_cpu)
 
 
 def save_detector(detector: Detector, folder: Path) -> None:
@@ -272,8 +371,8 @@ def combine_runs(folders: Sequence[Path], weights: Sequence[float], output: Path
     shares = [weight / sum(weights) for weight in weights]
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as temporary:
-            unfinished = Path(temporary) / output.name
+        with temporary_folder(output.parent) as temporary:
+            unfinished = temporary / output.name
             _write_ensemble(folders, detectors[0], shares, unfinished, output)
             unfinished.rename(output)
     except OSError as error:
@@ -301,7 +400,7 @@ def _write_ensemble(
     parts = [
         _copy_part(folder, unfinished, f"parts/{n}", share) for n, (folder, share) in enumerate(zip(folders, shares))
     ]
-    settings = read_json(folders[0] / "config.json")
+    settings = read_json(folders[0] / "config.json", run=dict)
     write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
     description = {
         "format": _ENSEMBLE_FORMAT,
@@ -331,8 +430,9 @@ def is_ensemble(folder: Path) -> bool:
 
 def is_ensemble_of(ensemble: Path, folders: Sequence[Path]) -> bool:
     """Whether the folder ``ensemble`` was made of these runs as they are now."""
-    parts = _read_description(ensemble).get("parts", [])
-    return [part["digests"] for part in parts] == [_digests(folder) for folder in folders]
+    with errors_naming(ensemble / "model.json", _REMEDY):
+        parts = _read_description(ensemble).get("parts", [])
+        return [part["digests"] for part in parts] == [_digests(folder) for folder in folders]
 
 
 def _digests(folder: Path) -> list[str]:

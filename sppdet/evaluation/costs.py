@@ -20,7 +20,10 @@ def read_costs(folder: Path) -> dict[str, dict]:
         SppdetError: if the file cannot be read.
     """
     path = folder / _FILE
-    return read_json(path) if path.exists() else {}
+    if not path.exists():
+        return {}
+    costs = read_json(path)
+    return read_json(path, **dict.fromkeys(costs, dict))
 
 
 def record_cost(folder: Path, stage: str, cost: dict) -> None:

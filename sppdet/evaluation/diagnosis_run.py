@@ -14,7 +14,7 @@ from sppdet.evaluation.diagnosis_report import report_markdown, report_text
 from sppdet.evaluation.run import LastEvaluation, read_last_evaluation
 from sppdet.features import entry_names, proposal_store
 from sppdet.proposals import SelectiveSearch
-from sppdet.utils import SppdetError, atomic_write, read_json, write_json
+from sppdet.utils import SppdetError, atomic_write, errors_naming, read_json, write_json
 
 
 def diagnose_run(folder: str | os.PathLike, overrides: Iterable[str] = ()) -> str:
@@ -49,7 +49,9 @@ def stored_proposals(last: LastEvaluation) -> Iterable[np.ndarray]:
         SppdetError: if the cache does not exist or misses some.
     """
     cache, folder = last.config.run.cache, last.folder
-    search = SelectiveSearch(**read_json(folder / "model.json")["proposals"])
+    model = folder / "model.json"
+    with errors_naming(model, "train again, or copy the model's folder again"):
+        search = SelectiveSearch(**read_json(model, proposals=dict)["proposals"])
     if not Path(cache).is_dir():
         raise SppdetError(f"run.cache: {cache} does not exist; say where the run's cache is with run.cache=FOLDER")
     store, names = proposal_store(cache, search), entry_names(last.dataset)

@@ -21,7 +21,17 @@ from sppdet.evaluation.in_memory import evaluate_detections
 from sppdet.evaluation.voc import evaluate_voc, mean_over_known, table
 from sppdet.features import FeatureSplit, entry_names, fill_maps, open_split
 from sppdet.proposals import recall_line
-from sppdet.utils import Meter, SppdetError, file_digest, fingerprint, parallel_map, read_json, write_json
+from sppdet.utils import (
+    Meter,
+    SppdetError,
+    errors_naming,
+    file_digest,
+    fingerprint,
+    parallel_map,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +67,7 @@ def evaluate_run(
     """
     config = override(run, overrides) if isinstance(run, Config) else _run_config(Path(run), overrides)
     folder = Path(config.run.dir)
+    remove_leftovers(folder)
     detector = load(folder, config.device).with_detection(config.detection)
     if config.data.classes is not None and tuple(config.data.classes) != detector.classes:
         raise SppdetError(f"data.classes: {folder} was trained on {', '.join(detector.classes)}; leave the key out")
@@ -250,8 +261,11 @@ def read_last_evaluation(folder: str | os.PathLike, overrides: Iterable[str] = (
     for name in ("metrics.json", "model.json"):
         if not (folder / name).is_file():
             raise SppdetError(f"{folder / name}: does not exist; python -m sppdet.evaluate {folder} evaluates the run")
-    metrics = read_json(folder / "metrics.json")
-    config = in_folder(override(from_dict(metrics["config"]), overrides), folder)
+    path = folder / "metrics.json"
+    metrics = read_json(path, config=dict, AP=dict, mAP=(float, int, type(None)))
+    with errors_naming(path, f"python -m sppdet.evaluate {folder} --force writes it again"):
+        settings = from_dict(metrics["config"])
+    config = in_folder(override(settings, overrides), folder)
     dataset = load_split(config, config.data.test_split, list(metrics["AP"]), config.data.limit_test)
     detections = read_devkit_results(folder / _RESULTS, dataset, config.data.test_split)
     return LastEvaluation(folder, config, dataset, detections, metrics)

@@ -30,13 +30,22 @@ logger = logging.getLogger(__name__)
 
 _SAMPLE = 8  # images of a split whose maps tell what all of them will take on disk
 _MIRRORED = "-mirrored"
+_LONGEST_ID = 200  # bytes; digests and suffixes follow
 
 Split = TypeVar("Split", bound="CachedSplit")
 
 
 def entry_names(dataset: Dataset) -> list[str]:
-    """Return the store entry of each image: its id and a digest of the file."""
-    return [f"{sample.id}-{file_digest(sample.path)}" for sample in dataset]
+    """Return the store entry of each image: its id, or the beginning of a long one, and a digest of the file."""
+    return [f"{_short(sample.id)}-{file_digest(sample.path)}" for sample in dataset]
+
+
+def _short(name: str) -> str:
+    """Return an id as it can stand in the name of a file: file systems limit names to 255 bytes."""
+    encoded = name.encode()
+    if len(encoded) <= _LONGEST_ID:
+        return name
+    return f"{encoded[: _LONGEST_ID - 17].decode(errors='ignore')}-{fingerprint(name)}"
 
 
 def proposal_store(cache: str, search: SelectiveSearch) -> Store:
@@ -158,11 +167,11 @@ class CachedSplit:
             search.warm_up()
         return fill(self.proposal_store, images, search, workers, "proposals")
 
-    def recall(self) -> dict[str, float]:
+    def recall(self) -> dict[str, float | None]:
         """Compute the recall of the proposals for the objects that count in the evaluation, not the difficult ones."""
         targets = (sample.boxes[~sample.difficult] for sample in self.dataset)
         table = proposal_recall((self.proposals(i) for i in range(len(self))), targets)
-        return {key: round(value, 4) for key, value in table.items()}
+        return {key: None if value is None else round(value, 4) for key, value in table.items()}
 
 
 @dataclass(frozen=True, eq=False)

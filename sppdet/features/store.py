@@ -31,7 +31,15 @@ import numpy as np
 import torch
 
 from sppdet.ops import CodedMap, encode_map
-from sppdet.utils import SppdetError, atomic_write, fingerprint, parallel_map, read_json, write_json
+from sppdet.utils import (
+    SppdetError,
+    atomic_write,
+    fingerprint,
+    parallel_map,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +71,7 @@ class Store:
     def __init__(self, root: str | Path, kind: str, settings: dict[str, Any], suffix: str):
         self.folder = Path(root) / kind / fingerprint(settings)
         self.suffix = suffix
+        remove_leftovers(self.folder)
         if not (self.folder / "settings.json").exists():
             write_json(self.folder / "settings.json", settings)
         elif read_json(self.folder / "settings.json") != settings:
@@ -96,24 +105,29 @@ class Store:
         path = self.path(name)
         try:
             return _READERS[self.suffix](_verified(path.read_bytes()))
+        except FileNotFoundError:
+            raise DamagedEntry(
+                f"{path}: is missing; where another command fills this cache, run again when it has ended"
+            ) from None
         except Exception as error:  # libraries raise errors of any kind for bytes that are not theirs
             reason = str(error).partition("\n")[0]
             raise DamagedEntry(f"{path}: the stored file is damaged ({reason}); delete it and run again") from None
 
     def read_or_compute(self, name: str, compute: Callable[[], np.ndarray]) -> Any:
-        """Read an entry as `read` does; compute and store a damaged one anew, and warn.
+        """Read an entry as `read` does; compute and store a missing or damaged one anew, and warn.
 
         Args:
             name: the entry.
             compute: returns the value to store.
 
         Raises:
-            SppdetError: the entry is damaged, and cannot be computed or written.
+            SppdetError: the entry is missing or damaged, and cannot be computed or written.
         """
         try:
             return self.read(name)
         except DamagedEntry:
-            logger.warning("%s: the stored file is damaged; computing it anew", self.path(name))
+            state = "damaged" if self.path(name).exists() else "missing"
+            logger.warning("%s: the stored file is %s; computing it anew", self.path(name), state)
         value = compute()
         try:
             self.write(name, value)

@@ -20,14 +20,15 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from sppdet.config import EndToEndSettings, FinetuneSettings
-from sppdet.utils import Checkpoint, SppdetError, bar, checkpoints, entries_under
+from sppdet.utils import Checkpoint, SppdetError, bar, checkpoints, entries_under, errors_naming
 
 logger = logging.getLogger(__name__)
 
 Batch = TypeVar("Batch")
 
-# Seconds between two checkpoints: these, or more where to write one takes long (VGG16's fc layers: 1.4 GB).
-_CHECKPOINT_SECONDS, _WRITING = 5.0, 20
+# Seconds between two checkpoints, and how much longer where writing one takes a second, such as VGG16's fc layers (1.4
+# GB): a twentieth of the time at most is spent on writing.
+_CHECKPOINT_SECONDS, _LONGER = 5.0, 4
 _TAIL = 10  # the loss of a training is the mean over its last tenth of the steps
 _MOMENTUM = 0.9  # of SGD, as in both papers' programs
 
@@ -136,7 +137,7 @@ def train_network(
                 begun = time.monotonic()
                 _save(checkpoint, network, optimizer, schedule, progress)
                 saved = time.monotonic()
-                interval = max(_CHECKPOINT_SECONDS, _WRITING * (saved - begun))
+                interval = _CHECKPOINT_SECONDS * max(1, _LONGER * (saved - begun))
     network.eval()
     return progress
 
@@ -170,13 +171,14 @@ def _resume(
     if saved is None:
         return
     tensors, notes = saved
-    schedule.load_state_dict(notes["schedule"])
-    progress.losses = {name: values.tolist() for name, values in entries_under(tensors, "losses.").items()}
-    progress.reports = notes["reports"]
-    torch.set_rng_state(tensors["random"])
-    device = next(network.parameters()).device
-    if device.type == "cuda" and "cuda_random" in tensors:
-        torch.cuda.set_rng_state(tensors["cuda_random"], device)
+    with errors_naming(checkpoint.path, "delete it, and training starts from the beginning"):
+        schedule.load_state_dict(notes["schedule"])
+        progress.losses = {name: values.tolist() for name, values in entries_under(tensors, "losses.").items()}
+        progress.reports = notes["reports"]
+        torch.set_rng_state(tensors["random"])
+        device = next(network.parameters()).device
+        if device.type == "cuda" and "cuda_random" in tensors:
+            torch.cuda.set_rng_state(tensors["cuda_random"], device)
 
 
 def warm_cosine(step: int, steps: int) -> float:

@@ -48,8 +48,12 @@ class Cut:
 
     @classmethod
     def restore(cls, description: dict[str, Any]) -> Cut:
-        """Return the cut of a `description`, which may hold other entries."""
-        return cls(tuple(description.get("layers", ())), description.get("dilate", False))
+        """Return the cut of a `description`, which may hold other entries.
+
+        Raises:
+            SppdetError: its layers or its dilation are of another type.
+        """
+        return cls.of(BackboneSettings(layers=description.get("layers", ()), dilate=description.get("dilate", False)))
 
 
 WHOLE = Cut()  # to the network's last output

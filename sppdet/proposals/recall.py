@@ -29,7 +29,7 @@ def best_overlaps(proposals: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return geometry.iou(targets, proposals).max(axis=1)
 
 
-def proposal_recall(proposals: Iterable[np.ndarray], targets: Iterable[np.ndarray]) -> dict[str, float]:
+def proposal_recall(proposals: Iterable[np.ndarray], targets: Iterable[np.ndarray]) -> dict[str, float | None]:
     """Compute the recall of the proposals of many images.
 
     Args:
@@ -44,7 +44,7 @@ def proposal_recall(proposals: Iterable[np.ndarray], targets: Iterable[np.ndarra
     return recall_table(np.concatenate(overlaps), float(np.mean(counts)))
 
 
-def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float]:
+def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float | None]:
     """Summarise how well all targets are covered.
 
     Args:
@@ -53,10 +53,10 @@ def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float]:
 
     Returns:
         ``windows``; ``recall@0.5`` and ``recall@0.7``, the share of targets with at least this overlap; and
-        ``average_best_overlap``. All three are 0 without targets.
+        ``average_best_overlap``. All three are None without targets.
     """
     if not len(overlaps):
-        return {"windows": windows, "recall@0.5": 0.0, "recall@0.7": 0.0, "average_best_overlap": 0.0}
+        return {"windows": windows, "recall@0.5": None, "recall@0.7": None, "average_best_overlap": None}
     return {
         "windows": float(windows),
         "recall@0.5": float((overlaps >= 0.5).mean()),
@@ -65,14 +65,15 @@ def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float]:
     }
 
 
-def recall_line(table: Mapping[str, float]) -> str:
-    """Return the recalls and the overlap of a `recall_table` as text.
+def recall_line(table: Mapping[str, float | None]) -> str:
+    """Return the recalls and the overlap of a `recall_table` as text, ``-`` where they are None.
 
     Examples:
         >>> recall_line({"recall@0.5": 0.958, "recall@0.7": 0.792, "average_best_overlap": 0.796})
         'recall@0.5 0.958, @0.7 0.792, average best overlap 0.796'
     """
-    return (
-        f"recall@0.5 {table['recall@0.5']:.3f}, @0.7 {table['recall@0.7']:.3f}, "
-        f"average best overlap {table['average_best_overlap']:.3f}"
+    half, strict, overlap = (
+        "-" if table[name] is None else f"{table[name]:.3f}"
+        for name in ("recall@0.5", "recall@0.7", "average_best_overlap")
     )
+    return f"recall@0.5 {half}, @0.7 {strict}, average best overlap {overlap}"

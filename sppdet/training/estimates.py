@@ -17,7 +17,7 @@ from sppdet.features import FeatureSplit
 from sppdet.ops import Products
 from sppdet.proposals import SelectiveSearch
 from sppdet.training.stage_inputs import StageInputs
-from sppdet.utils import Estimate, duration, in_threads, worker_count
+from sppdet.utils import Estimate, SppdetError, duration, in_threads, worker_count
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +38,18 @@ class Speed:
     pooling: float
 
 
-def measure_speed(inputs: StageInputs) -> Speed:
-    """Time a few training images; nothing is stored."""
+def measure_speed(inputs: StageInputs) -> Speed | None:
+    """Time a few training images; nothing is stored. None if one of them cannot be read, which the stages will say."""
     logger.info("measuring the speed of this machine (the first time, code is compiled: up to a minute)")
     config, features, backbone = inputs.config, inputs.pooled_features, inputs.backbone
     workers = worker_count(config.workers)
     search = SelectiveSearch.of(config.proposals)
     count = min(len(inputs.train), workers * _IMAGES)
     samples = [inputs.train[int(i)] for i in np.linspace(0, len(inputs.train) - 1, count)]
-    images = [sample.read() for sample in samples]
+    try:
+        images = [sample.read() for sample in samples]
+    except SppdetError:
+        return None
     weights = Products(np.zeros((len(inputs.labels), features.dimension), np.float32), half=features.half)
     search.warm_up()
 

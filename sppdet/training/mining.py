@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from sppdet.config import SvmSettings
@@ -290,13 +290,19 @@ class Miner:
         """Take over the checkpoint's cache; return the number of rounds done and their SVMs, or None without any."""
         if not checkpoint.path.exists():
             return 0, None
-        with safe_open(checkpoint.path, "numpy") as stored:
-            metadata = stored.metadata()
-            if metadata.get("key") != checkpoint.key:
-                return 0, None
-            tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-        self.cache = SampleCache.restore(entries_under(tensors, "cache."))
-        return int(metadata["done"]), LinearSVMs(tensors["weight"], tensors["bias"])
+        try:
+            with safe_open(checkpoint.path, "numpy") as stored:
+                metadata = stored.metadata() or {}
+                if metadata.get("key") != checkpoint.key:
+                    return 0, None
+                tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+            done, svms = int(metadata["done"]), LinearSVMs(tensors["weight"], tensors["bias"])
+            cache = SampleCache.restore(entries_under(tensors, "cache."))
+        except (SafetensorError, OSError, KeyError, TypeError, ValueError):
+            logger.warning("%s: damaged checkpoint; training starts from the beginning", checkpoint.path)
+            return 0, None
+        self.cache = cache
+        return done, svms
 
     def _start(self, order: np.ndarray) -> SampleCache:
         """Return a cache of the positives of every class and of random windows, the same ones for all classes."""

@@ -322,7 +322,7 @@ class Pipeline:
         disk = sum(split.proposal_store.size(split.names) for split in splits)
         return _Outcome(True, {"pictures": computed, "disk_mb": _megabytes(disk), **self._recall()})
 
-    def _recall(self) -> dict[str, dict[str, float]]:
+    def _recall(self) -> dict[str, dict[str, float | None]]:
         """Compute the recall of the proposals of both splits, which takes seconds on all of VOC."""
         train, test = self.inputs.proposal_splits
         return {"train": train.recall(), "test": test.recall()}

@@ -68,7 +68,8 @@ class StageFiles:
             return BoxRegressors(*self._joint_boxes(features, head), of_head=True)
         weight, bias = self._stacked("bbox")
         if kind == "ridge+joint":
-            learned_jointly = read_json(self.end_to_end.with_suffix(".json"))["classes"]  # --keep adds later classes
+            # --keep adds later classes
+            learned_jointly = read_json(self.end_to_end.with_suffix(".json"), classes=list)["classes"]
             common = [k for k, name in enumerate(self.classes) if name in learned_jointly]
             rows = [learned_jointly.index(self.classes[k]) for k in common]
             for ridge, joint in zip((weight, bias), self._joint_boxes(features, head)):

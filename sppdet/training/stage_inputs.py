@@ -25,7 +25,7 @@ from sppdet.training.cached_result import write_result
 from sppdet.training.mining import feature_scale
 from sppdet.training.stage_files import StageFiles
 from sppdet.training.stage_keys import StageKeys
-from sppdet.utils import Execution, entries_under, read_json
+from sppdet.utils import Execution, entries_under, errors_naming, fingerprint, read_json
 
 
 class StageInputs:
@@ -80,17 +80,26 @@ class StageInputs:
         return Backbone.wrap(name, trunk, self.config.device, settings.precision, cut, settings.engine)
 
     @cached_property
+    def _whole_head(self) -> Head | None:
+        """The trained fc layers before they are truncated; None for features ``pool5``."""
+        if self.config.features == "pool5":
+            return None
+        path = self.files.end_to_end if self.config.end_to_end.enabled else self.files.fine_tuned
+        note = path.with_suffix(".json")
+        description = read_json(note, head=dict)["head"] | {"layer": self.config.features}
+        inputs, tensors = self.pooled_features.pooled_dimension, entries_under(load_file(path), "head.")
+        with errors_naming(note, "remove it, and the same command learns the layers again"):
+            return Head.restore(inputs, description, tensors, self.backbone.bfloat16_on_cpu)
+
+    @cached_property
     def head(self) -> Head | None:
         """The trained fc layers that the classifier sees; None for features ``pool5``.
 
         Truncated to ``svd_ranks`` at once: SVMs and boxes are learned from the vectors that detection will compute.
         """
-        if self.config.features == "pool5":
+        head = self._whole_head
+        if head is None:
             return None
-        path = self.files.end_to_end if self.config.end_to_end.enabled else self.files.fine_tuned
-        description = read_json(path.with_suffix(".json"))["head"] | {"layer": self.config.features}
-        inputs, tensors = self.pooled_features.pooled_dimension, entries_under(load_file(path), "head.")
-        head = Head.restore(inputs, description, tensors, self.backbone.bfloat16_on_cpu)
         if ranks := self.config.svd_ranks:
             head = head.truncated([*ranks, 0][:2])
         if head.concat_pooled:
@@ -99,8 +108,14 @@ class StageInputs:
 
     @cached_property
     def head_digest(self) -> str | None:
-        """The digest of the head's weights; None without a head."""
-        return None if self.head is None else weights_digest(self.head)
+        """The digest of the trained fc layers and their ranks; None without a head.
+
+        Not of the truncated layers, whose last bits depend on the machine and its number of threads.
+        """
+        if self._whole_head is None:
+            return None
+        digest, ranks = weights_digest(self._whole_head), self.config.svd_ranks
+        return fingerprint([digest, ranks]) if ranks else digest
 
     def network_head(self, dropout: float) -> Head | None:
         """Return the network's own fc layers, which training begins with; None where it begins with random weights."""
@@ -197,7 +212,7 @@ class StageInputs:
 
         Saved, because trained SVMs are valid only with it.
         """
-        path, key = self.files.balance, self.keys.balance(head)
+        path, key = self.files.balance, self.keys.balance()
         if not self.keys.is_done(path, key):
             fc7 = replace(self.pooled_features.under(head), concat_pooled=False)
             write_result(path, key, {"balance": self._scale(fc7) / self.scale})

@@ -78,13 +78,9 @@ class StageKeys:
         data = [self.inputs.split_of("finetune").names, self._objects()]
         return self._key(settings, [self._final_features, _digest(start)], data)
 
-    def balance(self, head: Head) -> Key:
-        """Return the key of the factor of fc7 for features ``pool5+fc7``.
-
-        Args:
-            head: the fc layers.
-        """
-        depends = [self._final_features, weights_digest(head)]
+    def balance(self) -> Key:
+        """Return the key of the factor of fc7 for features ``pool5+fc7``."""
+        depends = [self._final_features, self.inputs.head_digest]
         return self._key({"balance": 1}, depends, [self.inputs.split.names])
 
     def of_class(self, stage: str, k: int) -> Key:
@@ -119,7 +115,7 @@ class StageKeys:
         if self._changes():
             raise self._other_settings(self.inputs.folder)
         model = self.inputs.folder / "model.json"
-        known = read_json(model)["classes"] if model.exists() else []
+        known = read_json(model, classes=list)["classes"] if model.exists() else []
         if lost := [name for name in known if name not in self.inputs.train.classes]:
             raise SppdetError(
                 f"--keep: {', '.join(lost)}: learned before, but not among the classes any more, so it would be lost; "

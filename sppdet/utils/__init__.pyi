@@ -8,10 +8,13 @@ from .execution import Checkpoint as Checkpoint
 from .execution import Execution as Execution
 from .files import atomic_write as atomic_write
 from .files import entries_under as entries_under
+from .files import errors_naming as errors_naming
 from .files import file_digest as file_digest
 from .files import fingerprint as fingerprint
 from .files import read_json as read_json
+from .files import remove_leftovers as remove_leftovers
 from .files import require_writable as require_writable
+from .files import temporary_folder as temporary_folder
 from .files import write_json as write_json
 from .files import write_lines as write_lines
 from .meter import Meter as Meter

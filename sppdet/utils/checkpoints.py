@@ -67,21 +67,52 @@ def restore(
     if content is None:
         return None
     tensors, metadata = content
-    network.load_state_dict(entries_under(tensors, "network."))
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name, value in entries_under(tensors, "optimizer.").items():
-        number, entry = name.split(".", 1)
-        state.setdefault(int(number), {})[entry] = value
-    groups = optimizer.state_dict()["param_groups"]
-    for group, saved in zip(groups, json.loads(metadata["groups"])):
-        group |= {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    weights, before = entries_under(tensors, "network."), optimizer.state_dict()
+    try:
+        notes = json.loads(metadata["notes"])
+        state, groups = _optimizer_state(tensors, metadata, optimizer)
+        current = {name: value.shape for name, value in network.state_dict().items()}
+        fits = {name: value.shape for name, value in weights.items()} == current and isinstance(notes, dict)
+        if fits:
+            optimizer.load_state_dict({"state": state, "param_groups": groups})
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, RecursionError):
+        fits = False
+    if not fits:
+        optimizer.load_state_dict(before)
+        logger.warning(f"{checkpoint.path}: damaged checkpoint; training starts from the beginning")
+        return None
+    network.load_state_dict(weights)
     for parameter, entries in optimizer.state.items():
         for entry, value in entries.items():
             if value.shape == parameter.shape:
                 # In the parameter's memory order, which the fused kernels take for granted.
                 entries[entry] = torch.empty_like(parameter, requires_grad=False).copy_(value)
-    return entries_under(tensors, "extra."), json.loads(metadata["notes"])
+    return entries_under(tensors, "extra."), notes
+
+
+def _optimizer_state(
+    tensors: dict[str, torch.Tensor], metadata: dict[str, str], optimizer: torch.optim.Optimizer
+) -> tuple[dict[int, dict[str, torch.Tensor]], list[dict[str, Any]]]:
+    """Return the optimizer's state by parameter, and its settings per group of parameters.
+
+    Raises:
+        ValueError: the file holds other parameters than the optimizer; or KeyError, TypeError, AttributeError.
+    """
+    groups = optimizer.state_dict()["param_groups"]
+    known = {number for group in groups for number in group["params"]}
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in entries_under(tensors, "optimizer.").items():
+        number, entry = name.split(".", 1)
+        state.setdefault(int(number), {})[entry] = value
+    saved_groups = json.loads(metadata["groups"])
+    if not state.keys() <= known or len(saved_groups) != len(groups):
+        raise ValueError("the checkpoint holds other parameters than the optimizer")
+    for group, saved in zip(groups, saved_groups):
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+        if any(type(value) is not type(group.get(name, value)) for name, value in values.items()):
+            raise ValueError("the checkpoint holds other settings than the optimizer")
+        group |= values
+    return state, groups
 
 
 def _read(checkpoint: Checkpoint) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:

@@ -6,17 +6,30 @@ import errno
 import hashlib
 import json
 import os
+import platform
+import re
+import shutil
 import threading
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import psutil
 from safetensors import SafetensorError
 
 from sppdet.utils.errors import SppdetError
 
 Value = TypeVar("Value")
+
+_DAY = 24 * 3600.0  # seconds
+_HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()  # which machine a temporary file is of
+_TEMPORARY = ".sppdet-"  # beginning of the names of temporary files
+# Names of temporary files; those of version 0.1.0 are `.STEM.PID-THREAD.SUFFIX`.
+_LEFTOVER = re.compile(r"\.sppdet-(?P<host>[0-9a-f]{8})-(?P<pid>\d+)-|\..+\.\d+-\d{9,}\.\w+$")
 
 
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -31,8 +44,9 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays last: numpy and Pillow read the format from it.
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_ident()}{path.suffix}")
+    # The suffix stays last: numpy and Pillow read the format from it. The name is short, however long that of `path`.
+    writer = f"{_HOST}-{os.getpid()}-{threading.get_ident()}"
+    temporary = path.with_name(f"{_TEMPORARY}{writer}-{fingerprint(path.name)}{path.suffix}")
     try:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -42,11 +56,45 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
     except SafetensorError as error:
         raise OSError(errno.EIO, str(error), str(path)) from None
     except OSError as error:
-        error.filename = error.filename or str(path)  # the error of a full disk names no file
+        # The error of a full disk names no file; that of a folder that cannot be written, the temporary one.
+        error.filename = str(path) if error.filename in (None, str(temporary)) else error.filename
         raise
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """Make a folder in ``parent``, and delete it at the end; what killed processes have left there goes first."""
+    remove_leftovers(parent, below=False)
+    with TemporaryDirectory(dir=parent, prefix=f"{_TEMPORARY}{_HOST}-{os.getpid()}-") as folder:
+        yield Path(folder)
+
+
+def remove_leftovers(folder: str | os.PathLike[str], below: bool = True) -> None:
+    """Delete the temporary files that killed processes have left in a folder and, if ``below``, in the folders in it.
+
+    A file stays while the process that writes it may be alive: one of this machine that runs, or one of another machine
+    for a day. Once per process and folder.
+    """
+    _remove_leftovers(os.path.abspath(folder), below)
+
+
+@cache
+def _remove_leftovers(folder: str, below: bool) -> None:
+    for parent, folders, names in os.walk(folder):
+        entries = [*names, *folders]
+        folders[:] = folders if below else []
+        for name in entries:
+            match = _LEFTOVER.match(name)
+            if match is None:
+                continue
+            path = os.path.join(parent, name)
+            with suppress(OSError):
+                here = match["host"] == _HOST and not psutil.pid_exists(int(match["pid"]))
+                if here or time.time() - os.stat(path).st_mtime > _DAY:
+                    shutil.rmtree(path) if os.path.isdir(path) else os.unlink(path)
 
 
 def require_writable(key: str, folder: Path) -> None:
@@ -61,6 +109,7 @@ def require_writable(key: str, folder: Path) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)
         atomic_write(folder / "writable", lambda temporary: temporary.write_text("yes"))
         (folder / "writable").unlink()
     except OSError as error:
@@ -77,16 +126,56 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     atomic_write(path, lambda temporary: temporary.write_text(text))
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return the content of a JSON file.
+def read_json(path: str | os.PathLike[str], **types: type | tuple[type, ...]) -> dict[str, Any]:
+    """Return the content of a JSON file that holds an object.
+
+    Args:
+        path: the file.
+        **types: the entries that the object must have, each with its type; ``type(None)`` is that of null.
 
     Raises:
-        SppdetError: the file is missing or damaged.
+        SppdetError: the file is missing or damaged, holds no object, or an entry is missing or of another type.
+    """
+    remedy = "remove it and run the command again"
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SppdetError(f"{path}: not readable as JSON ({error}); {remedy}") from None
+    if not isinstance(values, dict):
+        raise SppdetError(f"{path}: expected an object, {{...}}, found {_JSON_NAMES[type(values)]}; {remedy}")
+    for name, expected in types.items():
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        if name not in values:
+            raise SppdetError(f"{path}: has no '{name}'; {remedy}")
+        if type(values[name]) not in expected:
+            names = " or ".join(_JSON_NAMES[kind] for kind in expected)
+            actual = _JSON_NAMES[type(values[name])]
+            raise SppdetError(f"{path}: '{name}' is {actual}, not {names}; {remedy}")
+    return values
+
+
+_JSON_NAMES = {
+    dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number", bool: "true or false",
+    type(None): "null",
+}  # fmt: skip
+
+
+@contextmanager
+def errors_naming(path: str | os.PathLike[str], remedy: str) -> Iterator[None]:
+    """Turn errors about the content of a file, such as a missing entry, into a `SppdetError` that names the file.
+
+    Args:
+        path: the file whose content is used in the block.
+        remedy: what to do, the end of the message.
     """
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SppdetError(f"{path}: not readable as JSON ({error}); remove it and run the command again") from None
+        yield
+    except SppdetError as error:
+        text = str(error)
+        raise (error if Path(path).name in text else SppdetError(f"{path}: {text}")) from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, MemoryError) as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise SppdetError(f"{path}: holds something else than expected ({reason}); {remedy}") from error
 
 
 def write_lines(path: str | os.PathLike[str], lines: Iterable[str]) -> None:

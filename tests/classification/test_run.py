@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 
@@ -65,7 +66,7 @@ def test_a_run_is_trained_once_and_measured(root, caplog):
         name: metrics[name] for name in ("pictures", "top1_error", "error")
     }
     assert run.saved_settings(root / "run") == settings
-    assert read_json(root / "run" / "history.json")[0]["top1_error"] == metrics["top1_error"]
+    assert json.loads((root / "run" / "history.json").read_text())[0]["top1_error"] == metrics["top1_error"]
     assert run.train_run(settings) == metrics
     assert caplog.messages[-1] == f"{root / 'run'}: trained already; --force begins anew"
 

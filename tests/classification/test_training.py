@@ -222,8 +222,7 @@ def test_a_runaway_learning_rate_is_an_error(images):
 @pytest.mark.parametrize("stop_at", [1, 2, 5])  # in an epoch, between two epochs, later
 def test_a_resumed_training_ends_with_the_same_weights(images, tmp_path, monkeypatch, stop_at):
     whole, history = train(images, "epochs=4", measure=lambda: {"top1_error": 1.0})
-    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step,
-    monkeypatch.setattr(gradient_training, "_WRITING", 0)  # however long it takes to write
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
     checkpoint, learn, calls = Checkpoint(tmp_path / "c.safetensors", "key"), training._learn, []
 
     def interrupted(*arguments) -> dict[str, float]:

@@ -98,8 +98,7 @@ def test_a_finished_training_is_not_repeated(finished, capsys):
 
 
 def test_an_interrupted_training_resumes(workplace, capsys, monkeypatch, trained):
-    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step,
-    monkeypatch.setattr(gradient_training, "_WRITING", 0)  # however long it takes to write
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
     learn, calls = classifier_training._learn, []
 
     def interrupted(*arguments) -> dict[str, float]:

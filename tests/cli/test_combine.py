@@ -19,12 +19,12 @@ from sppdet.utils.files import write_json
 def runs(tmp_path, monkeypatch, tiny_features) -> Path:
     """A working folder with ``runs/a``, ``runs/b``, and runs that do not fit them."""
     monkeypatch.chdir(tmp_path)
-    detector = hand_made_detector(tiny_features)
+    detector = hand_made_detector(tiny_features, channels=128)
     others = {
         "a": detector,
         "b": detector,
         "names": replace(detector, classes=("red", "green")),
-        "softmax": replace(detector, classifier=Softmax(np.eye(3, 2, dtype=np.float32), np.zeros(3, np.float32))),
+        "softmax": replace(detector, classifier=Softmax(np.eye(3, 128, dtype=np.float32), np.zeros(3, np.float32))),
     }
     for name, model in others.items():
         model.save(f"runs/{name}")

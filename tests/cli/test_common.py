@@ -5,13 +5,17 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import time
 import warnings
 
 import pytest
+from PIL import Image
 from tqdm import tqdm
 
 from sppdet.cli import common as cli
+from sppdet.data.images import read_image
 from sppdet.utils.errors import SppdetError
 
 NO_OPTIONS = argparse.Namespace()
@@ -168,3 +172,39 @@ def test_an_unknown_command_is_named(capsys):
     assert cli.choose("tool", COMMANDS, ["detekt", "a.jpg"]) == 2
     line = "error: tool has no command 'detekt'; give one of train, detect\n"
     assert capsys.readouterr() == ("", line + USAGE)
+
+
+def test_sigterm_ends_a_command_as_the_keyboard_does(capsys):
+    before, cleaned = signal.getsignal(signal.SIGTERM), []
+
+    def command(options: argparse.Namespace) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        finally:
+            cleaned.append(True)
+
+    assert cli.run(command, NO_OPTIONS, interrupted="stopped, go on later") == 143
+    assert capsys.readouterr().err == "\nstopped, go on later\n" and cleaned == [True]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_too_little_memory_is_one_line(capsys):
+    assert cli.run(failing(MemoryError("Unable to allocate 1.1 PiB")), NO_OPTIONS) == 2
+    assert capsys.readouterr().err.startswith("error: not enough memory (Unable to allocate 1.1 PiB); ")
+
+
+def test_warnings_of_pillow_name_their_files_and_come_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90)
+    for name in ("a.png", "b.png"):
+        Image.new("L", (10, 10)).save(tmp_path / name)
+
+    def command(options: argparse.Namespace) -> None:
+        for name in ("a.png", "b.png", "a.png"):
+            read_image(tmp_path / name)
+
+    with warnings.catch_warnings():
+        assert cli.run(command, NO_OPTIONS) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(f"warning: {tmp_path / 'a.png'}: Image size (100 pixels) exceeds limit of 90 pixels")
+    assert second.startswith(f"warning: {tmp_path / 'b.png'}: Image size")

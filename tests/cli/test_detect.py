@@ -405,3 +405,28 @@ def test_one_image_needs_neither_torch_nor_scipy(folder):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, env=environment)
     assert output.stdout.splitlines()[-1] == "[]" and "detections" in output.stdout
+
+
+def test_detections_survive_a_drawing_that_fails(folder, capsys, monkeypatch):
+    save(folder / "a.png")
+    monkeypatch.setattr("sppdet.cli.detect._JPEG_SIDE", 10)
+    assert main(["a.png", "--threshold", "-100", "--max-detections", "1"]) == 2
+    printed = capsys.readouterr()
+    assert "a.png: 1 found\n" in printed.out
+    assert "error: a.png: not drawn, as JPEG ends at 10 pixels per side and the image has more" in printed.err
+    assert main(["a.png", "--json", "--output", "out", "--threshold", "-100"]) == 2
+    (entry,) = json.loads(capsys.readouterr().out)["images"]
+    assert entry["detections"] and "not drawn" in entry["error"]
+
+
+def test_files_of_a_folder_that_are_not_taken_are_told(folder, capsys):
+    save(folder / "photos" / "a.png")
+    for name in ("b.heic", "c.heic", "d.psd"):
+        (folder / "photos" / name).touch()
+    assert main(["photos", "--no-pictures"]) == 0
+    assert "warning: photos: passed over 2 .heic, 1 .psd; name files" in capsys.readouterr().err
+
+
+def test_long_names_are_shortened(tmp_path):
+    a, b = (output_paths([f"{'ü' * 120}{letter}.png"], tmp_path)[0] for letter in "ab")
+    assert a != b and len(os.fsencode(a.name)) <= 210

@@ -159,7 +159,7 @@ def test_fc_layers_that_do_not_exist_are_refused(overrides, message):
             "detection.context: whole images are scored on feature maps, which are not computed with crops; "
             "set it to 0",
         ),
-        (["regions.crop_size=63"], "regions.crop_size: expected 64 or more, found 63"),
+        (["regions.crop_size=63"], "regions.crop_size: expected 64 to 10000, found 63"),
         (
             ["regions.context=114"],
             "regions.context: 114 pixels on each side of 227 leave no room for a window; set 0 to less than half of "

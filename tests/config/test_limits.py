@@ -33,6 +33,7 @@ from sppdet.utils.errors import SppdetError
         (one_of("max", "align"), ["max", "align"], ["average", "", "ma"], "one of max, align"),
         (between(0, 1), [0.0, 0.5, 1.0], [-1e-9, 1.000001], "0 to 1"),
         (at_least(1), [1, 2], [0, -1], "1 or more"),
+        (positive_numbers(9), [(1, 9)], [(10,), (0,)], "one or more positive whole numbers up to 9"),
         (above(0), [1e-9, 1], [0, -1], "more than 0"),
         (positive_numbers(), [(1,), (480, 688)], [(), (0,), (480, -1)], "one or more positive whole numbers"),
         (distinct_names(), [(), ("cat",), ("cat", "dog")], [("cat", "dog", "cat")], "each name once"),

@@ -164,12 +164,12 @@ def test_an_override_leaves_the_original_settings_alone():
         ("regions.scales=[4.5]", "regions.scales: expected int, found 4.5"),
         (
             "pooling.layer_levels=[[6],[]]",
-            "pooling.layer_levels: expected one or more positive whole numbers, found",
+            "pooling.layer_levels: expected one or more positive whole numbers up to 100, found",
         ),
         ("pooling.layer_weights=[0]", "pooling.layer_weights: expected more than 0, found 0.0"),
         ("pooling.levels=[a]", "pooling.levels: expected int, found 'a'"),
         ("pooling.kind=roi_align", "pooling.kind: expected one of max, align, found 'roi_align'"),
-        ("pooling.samples=-1", "pooling.samples: expected 0 or more, found -1"),
+        ("pooling.samples=-1", "pooling.samples: expected 0 to 100, found -1"),
         ("workers=two", "workers: expected int, found 'two'"),
         ("workers=true", "workers: expected int, found True"),
         ("svm.C=true", "svm.C: expected float, found True"),
@@ -189,7 +189,7 @@ def test_an_override_leaves_the_original_settings_alone():
         ("memory_gb=0", "memory_gb: expected more than 0, found 0"),
         ("proposals.sigma=.nan", "proposals.sigma: expected a number, found nan"),
         ("proposals.base_k=-50", "proposals.base_k: expected more than 0, found -50"),
-        ("regions.max_side=0", "regions.max_side: expected 1 or more, found 0"),
+        ("regions.max_side=0", "regions.max_side: expected 1 to 100000, found 0"),
         ("regions.scales=480,688", r"regions.scales: expected a list such as \[480,688\], found '480,688'"),
         ("run.seed=-1", "run.seed: expected 0 or more, found -1"),
         ("data.classes=[cat,dog,cat]", "data.classes: expected each name once, found"),
@@ -276,7 +276,7 @@ def test_the_settings_of_a_classifier_are_read_by_the_rules_for_detectors(tmp_pa
         ("sizes=[]", "sizes: expected one or more positive whole numbers"),
         ("test.views=some", "test.views: expected one of crop, full, multi, found 'some'"),
         ("learning_rate=0", "learning_rate: expected more than 0"),
-        ("units=-3", "units: expected 0 or more"),
+        ("units=-3", "units: expected 0 to 100000"),
         ("trunk_rate=-1", "trunk_rate: expected 0 or more"),
     ):
         with pytest.raises(SppdetError, match=message):
@@ -288,7 +288,69 @@ def test_names_in_lists_stay_as_they_are_written(tmp_path):
     assert config.override(Config(), ["data.classes=[0017, 12:30, no, 1.50, 'null', 2001-01-01]"]).data.classes == names
     (tmp_path / "c.yaml").write_text("data:\n  classes: [0017, 12:30, no, 1.50, 'null', 2001-01-01]\n")
     assert config.load(tmp_path / "c.yaml").data.classes == names
+    (tmp_path / "merged.yaml").write_text("data:\n  <<: {classes: [0017, 12:30, no]}\n")
+    assert config.load(tmp_path / "merged.yaml").data.classes == names[:3]
     (tmp_path / "none.yaml").write_text("data:\n  classes: null\n")
     assert config.load(tmp_path / "none.yaml").data.classes is None
     assert config.override(Config(), ["data.classes=null"]).data.classes is None
     assert config.override(Config(), ["data.classes=007"]).data.classes == ("007",)
+
+
+ALIAS_BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "\n".join(
+    f"{new}: &{new} [{','.join([f'*{old}'] * 9)}]" for old, new in zip("abcdefgh", "bcdefghi")
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ALIAS_BOMB, "svm: &a {C: *a}", "[" * 5000, "{a: " * 5000, "svm: {C: " + "9" * 5000 + "}",
+        "run: {seed: 2024-13-45}",
+        "svm: {C: !!float x}", "workers: !!int x", "run: {dir: 0x" + "f" * 9000 + "}", "x" * 2_000_000, "svm: []",
+        "? [1]\n: 2", "run: {seed: 1.0e+400}", "workers: 0x" + "f" * 9000,
+    ],
+)  # fmt: skip
+def test_extremes_of_yaml_are_refused_in_one_short_line(tmp_path, text):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(SppdetError, match=r"a\.yaml: ") as caught:
+        config.load(tmp_path / "a.yaml")
+    assert len(str(caught.value)) < 1000 and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.seed=" + "9" * 30, "run.seed: expected whole numbers up to 4294967295, found 9999"),
+        (
+            "pooling.levels=[100000]",
+            "pooling.levels: expected one or more positive whole numbers up to 100, found [100000]",
+        ),
+        (
+            "pooling.layer_levels=[[6],[100000]]",
+            "pooling.layer_levels: expected one or more positive whole numbers up to 100, found [100000]",
+        ),
+        ("pooling.layer_weights=[1,.inf]", "pooling.layer_weights: expected a number, found inf"),
+        ("svm.tolerance=.inf", "svm.tolerance: expected a number, found inf"),
+        ("data.classes=[" + "[" * 5000, "data.classes: '[[["),
+        ("proposals.sigma=1e9", "proposals.sigma: expected 0 to 100, found 1000000000.0"),
+        (
+            "regions.scales=[1000000000]",
+            "regions.scales: expected one or more positive whole numbers up to 10000, found",
+        ),
+        ("workers=1000000000", "workers: expected 0 to 1000, found 1000000000"),
+        ("regions.scales=[" + "[" * 5000, "regions.scales: '[[["),
+        ("svm.C=!!float x", "svm.C: '!!float x' is not a YAML value"),
+        ("svm.C=2024-13-45", "svm.C: '2024-13-45' is not a YAML value"),
+        ("svm.C=" + "9" * 400, "svm.C: expected float, found 9999"),
+    ],
+)
+def test_extremes_of_overrides_are_refused_in_one_short_line(override, message):
+    with pytest.raises(SppdetError) as caught:
+        config.load(None, [override])
+    assert str(caught.value).startswith(message) and len(str(caught.value)) < 1000
+
+
+def test_aliases_and_merged_keys_are_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("finetune: &a {steps: 7}\nend_to_end: {scales: &s [96]}\nregions: {scales: *s}")
+    settings = config.load(tmp_path / "a.yaml")
+    assert settings.regions.scales == (96,) and settings.finetune.steps == 7

@@ -59,3 +59,19 @@ def test_unreadable_images_are_named_together(root):
     lines = str(caught.value).splitlines()
     assert "ant/x00.jpg: is no image Pillow knows" in lines[0] and "ant/x01.jpg: is empty" in lines[1]
     assert len(lines) == 11 and lines[-1] == "and 2 more"
+
+
+def test_truncated_images_are_all_named_at_once(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for name in ("a/1.jpg", "a/2.jpg", "b/3.jpg", "b/4.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        noise.save(tmp_path / name)
+    for name in ("a/2.jpg", "b/4.png"):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 3])
+    with pytest.raises(SppdetError) as caught:
+        read_folders(tmp_path, workers=1)
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == [
+        str(tmp_path / "a" / "2.jpg"), str(tmp_path / "b" / "4.png")
+    ]  # fmt: skip

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from sppdet.data.image_files import find_images
+from sppdet.data.image_files import find_images, passed_over
 from sppdet.utils.errors import SppdetError
 
 
@@ -47,3 +49,25 @@ def test_arguments_name_files_folders_and_patterns(arguments, images):
 def test_arguments_without_images_are_named(argument, message):
     with pytest.raises(SppdetError, match=message):
         find_images(["d", argument])
+
+
+@pytest.mark.parametrize("pattern", ["d/**/*.PNG", "**/c.PNG", "d/**"])
+def test_links_to_the_folder_itself_are_entered_once(tmp_path, pattern):
+    for name in ("loop", "again", "e/up"):
+        os.symlink(tmp_path / "d", tmp_path / "d" / name)
+    assert "d/e/c.PNG" in find_images([pattern])
+
+
+def test_links_to_other_folders_are_entered(tmp_path):
+    (tmp_path / "else").mkdir()
+    (tmp_path / "else" / "x.jpg").touch()
+    os.symlink(tmp_path / "else", tmp_path / "d" / "link")
+    assert find_images(["d/**/*.jpg"]) == ["d/a.jpg", "d/link/x.jpg"]
+
+
+def test_files_of_a_folder_that_are_no_images_are_counted(tmp_path):
+    for name in ("a.heic", "b.HEIC", "README"):
+        (tmp_path / "d" / name).touch()
+    assert passed_over(["d", "d", "d/e", "f[1].png"]) == [
+        "d: passed over 2 .heic, 1 .txt, 1 no suffix, 1 folder; name files, or a pattern such as 'd/**/*.jpg'"
+    ]

@@ -7,6 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
+from sppdet.detection import drawing
 from sppdet.detection.detections import Detections
 from sppdet.detection.drawing import class_colour, draw_detections, text_colour
 
@@ -176,3 +177,33 @@ def test_labels_of_small_objects_are_small():
 def test_the_first_classes_have_hues_that_are_far_apart():
     hues = np.sort([360 * colorsys.rgb_to_hsv(*np.array(class_colour(label)) / 255)[0] for label in range(8)])
     assert np.diff(hues, append=hues[0] + 360).min() > 20
+
+
+class TestLettersOfOtherScripts:
+    """A label never shows the empty box of a letter that the font lacks."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_remembered(self):
+        for function in (drawing._font_file, drawing._in_ascii):
+            function.cache_clear()
+        yield
+        for function in (drawing._font_file, drawing._in_ascii):
+            function.cache_clear()
+
+    @pytest.mark.parametrize("name", ["собака", "γάτα", "قط", "猫", "straße"])
+    def test_different_names_look_different(self, name):
+        """Of two names of as many letters, the empty boxes would be equal."""
+        other = "".join(chr(ord(letter) + 1) for letter in name)
+        drawn = [
+            draw_detections(grey(200, 60), detected(([20, 20, 90, 50], 0, 0.5), classes=(n,))) for n in (name, other)
+        ]
+        assert (drawn[0] != drawn[1]).any()
+
+    def test_without_a_font_the_label_is_ascii_and_that_is_said_once(self, monkeypatch, caplog):
+        monkeypatch.setattr(drawing, "_font_files", tuple)
+        for _ in range(2):
+            assert drawing._drawable("猫") == "\\u732b" and drawing._drawable("Ősz") == "Osz"
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+            "no font of this machine draws '猫'", "no font of this machine draws 'Ősz'"
+        ]  # fmt: skip
+        assert drawing._drawable("cat…") == "cat…"

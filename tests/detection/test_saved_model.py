@@ -31,7 +31,7 @@ from sppdet.detection.saved_model import (
 from sppdet.networks.backbone import Backbone
 from sppdet.networks.trunk_output import Cut
 from sppdet.utils.errors import SppdetError
-from sppdet.utils.files import write_json
+from sppdet.utils.files import read_json, write_json
 
 # A detector
 
@@ -188,9 +188,35 @@ def test_layers_and_their_pyramids_are_saved(tmp_path, layer):
     np.testing.assert_array_equal(detections.scores, expected.scores)
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("features", "map_type", "uint4", "map_type: expected one of float16, uint8, found 'uint4'"),
+        ("features", "layer_levels", [[3, 1], [10**9]], "layer_levels: expected one or more positive whole numbers"),
+        ("features", "layer_levels", [[3, 1]], "layer_levels has 1 entries for 2 layers"),
+        ("features", "layer_weights", [1, -1], "layer_weights: expected more than 0, found -1"),
+        ("features", "layer_weights", [1, 1, 1], "layer_weights has 3 entries for 2 layers"),
+        ("features", "scales", "688", "scales: expected int, found '688'"),
+        ("features", "crop", {"kind": "warp", "size": 10**6}, "regions.crop_size: expected 64 to 10000"),
+        ("backbone", "layers", [1.5, None], "layers: expected str, found None"),
+        ("backbone", "dilate", "yes", "dilate: expected bool, found 'yes'"),
+    ],
+)
+def test_layers_and_pyramids_of_a_damaged_description_are_refused(tmp_path, section, key, value, message):
+    pyramids = {"layer_levels": ((3, 1), (2,)), "layer_weights": (1.0, 0.5), "map_type": "uint8"}
+    random_detector(cut=Cut(("features.11", "features.14")), **pyramids).save(tmp_path)
+    assert load(tmp_path, "cpu").features.map_type == "uint8"
+    description = read_json(tmp_path / "model.json")
+    description[section][key] = value
+    write_json(tmp_path / "model.json", description)
+    with pytest.raises(SppdetError, match=message) as caught:
+        load(tmp_path, "cpu")
+    assert str(caught.value).startswith(f"{tmp_path / 'model.json'}: ") and "\n" not in str(caught.value)
+
+
 def test_a_loaded_softmax_is_a_softmax(tmp_path, tiny_features):
-    softmax = Softmax(np.eye(3, 2, dtype=np.float32), np.arange(3, dtype=np.float32))
-    replace(hand_made_detector(tiny_features), classifier=softmax).save(tmp_path)
+    softmax = Softmax(np.eye(3, 128, dtype=np.float32), np.arange(3, dtype=np.float32))
+    replace(hand_made_detector(tiny_features, channels=128), classifier=softmax).save(tmp_path)
     loaded = load(tmp_path, "cpu").classifier
     assert isinstance(loaded, Softmax)
     np.testing.assert_array_equal(loaded.weight, softmax.weight)
@@ -253,8 +279,8 @@ def test_a_model_of_another_version(tmp_path):
 @pytest.fixture
 def runs(tmp_path, tiny_features) -> Path:
     """The folder of two runs, a and b; b has box regression."""
-    detector = hand_made_detector(tiny_features)
-    regressors = BoxRegressors(np.zeros((2, 4, 2), np.float32), np.zeros((2, 4), np.float32))
+    detector = hand_made_detector(tiny_features, channels=128)
+    regressors = BoxRegressors(np.zeros((2, 4, 128), np.float32), np.zeros((2, 4), np.float32))
     save_run(tmp_path / "runs/a", detector)
     save_run(tmp_path / "runs/b", replace(detector, regressors=regressors))
     return tmp_path / "runs"

@@ -74,7 +74,7 @@ def test_the_figures_are_those_of_the_detections_that_are_written(trained):
     assert list(metrics["stages"]["evaluate"]) == ["seconds", "peak_memory_mb"]
     labels = np.concatenate([sample.labels[~sample.difficult] for sample in last.dataset])
     assert [*metrics["objects"].values()] == np.bincount(labels, minlength=len(metrics["AP"])).tolist()
-    results = read_json(folder / "detections" / "coco_results.json")
+    results = json.loads((folder / "detections" / "coco_results.json").read_text())
     assert len(results) == sum(map(len, last.detections))
 
 

@@ -197,6 +197,14 @@ def test_a_damaged_entry_is_computed_anew_with_one_warning(tmp_path, suffix, cap
     assert caplog.messages == [f"{store.path('a')}: the stored file is damaged; computing it anew"]
 
 
+def test_a_missing_entry_is_not_called_damaged(tmp_path, caplog):
+    store = Store(tmp_path, "proposals", {}, ".npy")
+    with pytest.raises(SppdetError, match=r"a\.npy: is missing; where another command fills this cache, run again"):
+        store.read("a")
+    np.testing.assert_array_equal(store.read_or_compute("a", lambda: BOXES), BOXES)
+    assert caplog.messages == [f"{store.path('a')}: the stored file is missing; computing it anew"]
+
+
 def test_a_damaged_entry_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     store = stored_values(tmp_path, ".npy")
     store.path("a").write_bytes(b"")

@@ -141,8 +141,7 @@ class Training:
 @pytest.fixture
 def checkpoint(tmp_path, monkeypatch) -> Checkpoint:
     """A place for a checkpoint, which is written after every step."""
-    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step,
-    monkeypatch.setattr(gradient_training, "_WRITING", 0)  # however long it takes to write
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
     return Checkpoint(tmp_path / "network.checkpoint", "key")
 
 

@@ -33,9 +33,9 @@ def test_the_table_counts_overlaps_that_reach_the_bound():
     }
 
 
-def test_the_table_without_targets_is_0():
-    zeros = {"recall@0.5": 0.0, "recall@0.7": 0.0, "average_best_overlap": 0.0}
-    assert recall_table(np.zeros(0), 7.0) == {"windows": 7.0, **zeros}
+def test_the_table_without_targets_is_undefined():
+    undefined = {"recall@0.5": None, "recall@0.7": None, "average_best_overlap": None}
+    assert recall_table(np.zeros(0), 7.0) == {"windows": 7.0, **undefined}
 
 
 def test_recall_of_images_weighs_targets_and_not_images():

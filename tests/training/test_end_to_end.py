@@ -191,8 +191,7 @@ def test_the_number_of_steps_and_their_rates(workplace, monkeypatch):
 
 def test_a_resumed_training_ends_with_the_same_weights(workplace, monkeypatch):
     whole, loss = workplace.train(dropout=0.5)
-    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step,
-    monkeypatch.setattr(gradient_training, "_WRITING", 0)  # however long it takes to write
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
     learn, calls = end_to_end.learn, []
 
     def interrupted(*arguments) -> dict[str, float]:
@@ -214,8 +213,7 @@ def test_a_resumed_training_ends_with_the_same_weights(workplace, monkeypatch):
 
 
 def test_a_checkpoint_of_other_settings_is_not_resumed_from(workplace, monkeypatch):
-    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step,
-    monkeypatch.setattr(gradient_training, "_WRITING", 0)  # however long it takes to write
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
     _, loss = workplace.train(key="one")
     stored = workplace.checkpoint.read_bytes()
     _, again = workplace.train(key="other")

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from tiny_run import TinyRun
 
+from sppdet.data.dataset import Sample
 from sppdet.training.estimates import Speed, estimate, log_plan, measure_speed
+from sppdet.utils.errors import SppdetError
 from sppdet.utils.progress import Estimate
 
 STAGES = ["proposals", "maps", "svm", "bbox", "evaluate"]
@@ -38,7 +40,17 @@ def test_without_a_speed_the_time_is_unknown(run, log_lines):
 
 def test_speed_is_measured_on_the_runs_images(run):
     speed = measure_speed(run.pipeline().inputs)
-    assert min(speed.proposals, speed.maps, speed.pooling) > 0
+    assert speed is not None and min(speed.proposals, speed.maps, speed.pooling) > 0
+
+
+def test_an_image_that_cannot_be_read_does_not_stop_the_measurement(run, monkeypatch):
+    inputs = run.pipeline().inputs
+
+    def broken(self):
+        raise SppdetError("broken")
+
+    monkeypatch.setattr(Sample, "read", broken)
+    assert measure_speed(inputs) is None
 
 
 def test_what_is_waiting_is_what_would_be_computed(run, tmp_path, shapes_root):

@@ -102,8 +102,7 @@ def test_a_resumed_training_ends_with_the_same_head(train, random_split, tiny_fe
     whole, loss = train(split, features, steps=30)
     draw = finetune._Draw(split, FinetuneSettings(**QUICK), seed=3, number=0)
     assert 3 < draw.count_batches(1) < 11
-    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step,
-    monkeypatch.setattr(gradient_training, "_WRITING", 0)  # however long it takes to write
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
     batches, steps = finetune._Draw.batches, []
 
     def interrupted(self, *arguments):
@@ -124,8 +123,7 @@ def test_a_resumed_training_ends_with_the_same_head(train, random_split, tiny_fe
 def test_a_checkpoint_of_another_training_is_not_resumed_from(train, random_split, tiny_features, monkeypatch):
     split, features = random_split(images=6), tiny_features(8)
     _, loss = train(split, features)
-    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step,
-    monkeypatch.setattr(gradient_training, "_WRITING", 0)  # however long it takes to write
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
     train(split, features, key="other", learning_rate=1e-4)
     assert train(split, features)[1] == loss
 

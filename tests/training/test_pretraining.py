@@ -118,8 +118,7 @@ def test_equal_seeds_give_equal_trunks(dataset, pretrain):
 @pytest.mark.parametrize("stop_at", [1, 2, 5])
 def test_a_resumed_training_ends_with_the_same_trunk(dataset, pretrain, monkeypatch, stop_at):
     whole, accuracy = pretrain(dataset, epochs=4, batch_size=7)  # two batches per epoch
-    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step,
-    monkeypatch.setattr(gradient_training, "_WRITING", 0)  # however long it takes to write
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1)  # after every step
     batches, steps = pretraining._batches, []
 
     def interrupted(*arguments):

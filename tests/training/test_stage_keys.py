@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
+import torch
 from annotations import narrow_first_object, rename_class
 from PIL import Image
 from stage_results import write_networks, write_trunk
@@ -263,15 +265,45 @@ def test_fc_layers_that_training_begins_with_are_part_of_its_key(runs):
 
 def test_the_balance_depends_on_the_head_and_the_features_but_on_no_norm(runs):
     def key(changes: str, shift: int = 0):
-        inputs = runs.inputs(changes)
+        inputs = runs.inputs(f"{changes} features=fc7")
         write_networks(inputs, shift)
-        head = runs.inputs(f"{changes} features=fc7").head
-        return inputs.keys.balance(head)
+        return inputs.keys.balance()
 
     assert key("") == key("svm.norm=10 svm.C=1")
     assert (
         len({key("").data, key("", shift=1).data, key("regions.target=100").data, key("data.limit_train=5").data}) == 4
     )
+
+
+def test_no_key_depends_on_the_number_of_threads(runs):
+    """Products of several threads are rounded otherwise than those of one; fc layers must be large to have any."""
+
+    def keys(threads: int, changes: str):
+        torch.set_num_threads(threads)
+        try:
+            inputs = runs.inputs(changes)
+            write_networks(inputs, units=200)
+            return [inputs.keys.balance(), inputs.keys.of_class("svm", 0), inputs.keys.of_class("bbox", 0)]
+        finally:
+            torch.set_num_threads(1)
+
+    for changes in ("features=fc7 svd_ranks=[20,20]", "features=fc6 svd_ranks=[20]", "features=pool5+fc7"):
+        assert keys(1, changes) == keys(2, changes)
+
+
+def test_no_key_depends_on_how_truncated_layers_are_rounded(runs, monkeypatch):
+    def keys():
+        inputs = runs.inputs("features=fc7 svd_ranks=[4,4]")
+        write_networks(inputs)
+        return inputs.keys.of_class("svm", 0), inputs.keys.balance(), inputs.head.fc6[1].weight
+
+    *before, weight = keys()
+    eigh = torch.linalg.eigh
+    monkeypatch.setattr(
+        torch.linalg, "eigh", lambda matrix: SimpleNamespace(eigenvectors=eigh(matrix).eigenvectors * (1 + 1e-6))
+    )
+    *after, rounded = keys()
+    assert before == after and not torch.equal(weight, rounded)
 
 
 # Settings of regions and pooling that are not in the description of a kind of features: they cannot change the vectors.

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
+from sppdet.utils import files
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import (
     BY_HAND,
@@ -16,6 +21,7 @@ from sppdet.utils.files import (
     file_digest,
     fingerprint,
     read_json,
+    remove_leftovers,
     require_writable,
     write_document,
     write_json,
@@ -152,3 +158,73 @@ def test_a_file_digest_depends_on_the_content_alone(tmp_path):
     assert file_digest(a) != file_digest(b)
     with pytest.raises(SppdetError, match="gone: cannot be read"):
         file_digest(tmp_path / "gone")
+
+
+class TestLeftovers:
+    """Temporary files of processes that have been killed."""
+
+    def test_only_files_that_no_process_can_still_be_writing_are_deleted(self, tmp_path):
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        (tmp_path / "below").mkdir()
+        gone = [
+            tmp_path / f".sppdet-{files._HOST}-{dead.pid}-1-0123456789abcdef.npy",
+            tmp_path / "below" / f".sppdet-{files._HOST}-{dead.pid}-1-0123456789abcdef",
+            tmp_path / ".sppdet-00000000-1-1-old.json",  # of another machine, a week ago
+            tmp_path / ".model.123-140000000000.json",  # of version 0.1.0
+        ]
+        kept = [
+            tmp_path / f".sppdet-{files._HOST}-{os.getpid()}-1-0123456789abcdef.npy",
+            tmp_path / ".sppdet-00000000-1-1-new.json",
+            tmp_path / ".hidden.json",
+            tmp_path / "a.npy",
+        ]
+        for path in (*gone, *kept):
+            path.touch()
+        for path in (*gone[2:], *kept[2:]):
+            os.utime(path, (0, 0))
+        remove_leftovers(tmp_path)
+        assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+    def test_a_killed_write_leaves_nothing_behind_the_next_one(self, tmp_path):
+        code = (
+            "import os, signal, sys; from pathlib import Path; from sppdet.utils import atomic_write\n"
+            "atomic_write(Path(sys.argv[1]), lambda path: (path.write_text('x'), os.kill(os.getpid(), signal.SIGKILL)))"
+        )
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.json")], check=False)
+        assert len(list(tmp_path.iterdir())) == 1
+        require_writable("run.dir", tmp_path)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_the_error_of_a_folder_that_cannot_be_written_names_the_file(tmp_path, monkeypatch):
+    def read_only(self):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(self))
+
+    monkeypatch.setattr(Path, "touch", read_only)
+    with pytest.raises(OSError) as caught:
+        atomic_write(tmp_path / "a.json", lambda path: None)
+    assert caught.value.filename == str(tmp_path / "a.json")
+
+
+def test_a_file_of_a_name_of_250_bytes_can_be_written(tmp_path):
+    path = tmp_path / ("n" * 245 + ".json")
+    write_json(path, {"a": 1})
+    assert read_json(path) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "expected an object, {...}, found a list"),
+        ("null", "expected an object, {...}, found null"),
+        ("[" * 100_000, "not readable as JSON"),
+        ("9" * 5000, "not readable as JSON"),
+        ('{"head": 1}', "'head' is a whole number, not an object or null"),
+        ("{}", "has no 'head'"),
+    ],
+)
+def test_json_of_another_form_is_refused(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(SppdetError, match=re.escape(f"a.json: {message}")):
+        read_json(tmp_path / "a.json", head=(dict, type(None)))

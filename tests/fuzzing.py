@@ -1,0 +1,320 @@
+"""A seeded fuzzer: inputs of every kind are changed at random, and must be read or refused in one line.
+
+A mutant passes if its reader returns, or raises `SppdetError` with messages of one line. Any other exception, or more
+than 20 seconds of the processor, fails. ``python tests/fuzzing.py 10000`` tries that many mutants;
+tests/test_fuzzing.py some.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import random
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from sppdet import config
+from sppdet.config import ClassifierConfig, Config
+from sppdet.utils import SppdetError
+
+_SLOWEST = 20.0  # seconds of the processor that one mutant may take, however busy the machine is
+
+# Values of other types than expected, and beyond all limits.
+_VALUES: list[Any] = [
+    None, True, False, 0, -1, 1, 10**9, 10**30, -(10**400), 0.5, -1e300, 1e400, float("nan"), "", "x", "1e999", "auto",
+    "../..", "\0", "\ud800", [], [1], ["a", "a"], [[1]], {}, {"a": 1}, [None], "9" * 5000, [0] * 100,
+]  # fmt: skip
+_YAML = [
+    "2024-13-45", "2024-02-30 25:61:61", "!!float x", "!!int x", "!!timestamp x", "!!python/object:os.system x",
+    "!!binary $", "!!set {a: 1}", "!!omap [a]", "9" * 5000, "0x" + "f" * 9000, "-" + "9" * 400, ".inf", ".nan",
+    "[" * 5000, "{a: " * 5000, "&a [*a]", "*a", "{<<: 1}", "{<<: [*a]}", "? [1]\n: 2", "{1: 2}", "{[1]: 2}", "~",
+    "\x00", "\ud800", "'", "1:2:3", "12:30", "{}", "[]", "[{}]", "0o17", "017", "1_000", "=", "<<", "on", "%",
+    "[&a [x,x,x,x,x,x,x,x], &b [*a,*a,*a,*a,*a,*a,*a,*a], &c [*b,*b,*b,*b,*b,*b,*b,*b], &d [*c,*c,*c,*c,*c,*c,*c,*c],"
+    " &e [*d,*d,*d,*d,*d,*d,*d,*d], &f [*e,*e,*e,*e,*e,*e,*e,*e], &g [*f,*f,*f,*f,*f,*f,*f,*f]]",
+]  # fmt: skip
+
+
+def mutated_bytes(rng: random.Random, content: bytes) -> bytes:
+    """Return the content with bits flipped, cut short, or with a piece zeroed, repeated or replaced."""
+    data = bytearray(content)
+    for _ in range(rng.choice([1, 1, 1, 2, 8])):
+        at = rng.randrange(len(data) + 1)
+        size = rng.choice([1, 4, 64, 512])
+        how = rng.randrange(5)
+        if how == 0 and at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        elif how == 1:
+            del data[at:]
+        elif how == 2:
+            data[at : at + size] = bytes(len(data[at : at + size]))
+        elif how == 3:
+            data[at:at] = data[at : at + size]
+        else:
+            data[at : at + size] = rng.randbytes(size)
+    return bytes(data)
+
+
+def mutated_json(rng: random.Random, value: Any) -> Any:
+    """Return a JSON value of which one entry, at any depth, is replaced, removed, renamed or wrapped."""
+    value = copy.deepcopy(value)
+    places: list[tuple[Any, Any]] = []
+
+    def collect(node: Any) -> None:
+        keys = node.keys() if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
+        for key in keys:
+            places.append((node, key))
+            collect(node[key])
+
+    collect(value)
+    if not places or rng.random() < 0.03:
+        return rng.choice(_VALUES)
+    node, key = rng.choice(places)
+    how = rng.randrange(6)
+    if how == 0:
+        del node[key]
+    elif how == 1:
+        node[key] = [node[key]]
+    elif how == 2 and isinstance(node, dict):
+        node[rng.choice(["x", "", *node])] = node.pop(key)
+    else:
+        node[key] = rng.choice(_VALUES)
+    return value
+
+
+def mutated_text(rng: random.Random, text: str) -> str:
+    """Return YAML with a value replaced, or with bytes changed."""
+    lines = text.splitlines()
+    if rng.random() < 0.3:
+        return mutated_bytes(rng, text.encode()).decode("utf-8", "replace")
+    at = rng.randrange(len(lines))
+    key = lines[at].partition(":")[0] if rng.random() < 0.8 else rng.choice(["x", "- ", "? ", ""])
+    lines[at] = f"{key}: {rng.choice(_YAML)}" if rng.random() < 0.7 else f"{key}: {rng.choice(_VALUES)!r}"
+    return "\n".join(lines)
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.write_bytes(json.dumps(value).encode("utf-8", "surrogatepass"))
+
+
+# A kind of input: (rng) -> what was tried, for the report, and a function that reads it.
+Case = tuple[object, Callable[[], object]]
+
+
+def override_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield the kinds: overrides and files of settings, of detectors and of classifiers."""
+    path = folder / "settings.yaml"
+    for kind in (Config, ClassifierConfig):
+        keys, text = config.keys(kind), config.to_yaml(kind())
+
+        def override(rng: random.Random, kind=kind, keys=keys) -> Case:
+            value = rng.choice(_YAML) if rng.random() < 0.5 else str(rng.choice(_VALUES[:8] + _VALUES[14:]))
+            key = rng.choice(keys) if rng.random() < 0.9 else rng.choice(["", ".", "svm", "svm.C.x", "x.y", "\0"])
+            return f"{key}={value}", lambda: config.load(None, [f"{key}={value}"], kind)
+
+        def file(rng: random.Random, kind=kind, text=text) -> Case:
+            mutant = mutated_text(rng, text)
+            path.write_bytes(mutant.encode("utf-8", "surrogatepass"))
+            return mutant, lambda: config.load(path, (), kind)
+
+        yield override
+        yield file
+
+
+def image_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield a kind per format of images."""
+    from sppdet.data.images import image_size, read_image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 31, 3), np.uint8)
+    for form, image in [
+        ("JPEG", Image.fromarray(pixels)), ("PNG", Image.fromarray(pixels)), ("BMP", Image.fromarray(pixels)),
+        ("TIFF", Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)), ("GIF", Image.fromarray(pixels[..., 0])),
+        ("WEBP", Image.fromarray(pixels)), ("PPM", Image.fromarray(pixels)), ("PNG", Image.new("RGBA", (9, 9))),
+    ]:  # fmt: skip
+        stream = io.BytesIO()
+        image.save(stream, form)
+        content = stream.getvalue()
+
+        def case(rng: random.Random, content=content, form=form) -> Case:
+            path = folder / f"image.{form.lower()}"
+            path.write_bytes(mutated_bytes(rng, content))
+            return path.read_bytes(), lambda: (image_size(path), read_image(path))
+
+        yield case
+
+
+def model_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield the kinds: model.json of detectors and of an ensemble, and their use on an image."""
+    from detectors import random_detector, two_rectangles
+
+    from sppdet.detection.saved_model import combine_runs, load, save_detector
+    from sppdet.networks import Cut
+
+    image = two_rectangles()
+    cut, pyramids = Cut(("features.11", "features.14")), {"layer_levels": ((2, 1), (1,)), "layer_weights": (1.0, 0.5)}
+    for number, detector in enumerate([
+        random_detector(), random_detector("fc6", False), random_detector("pool5+fc7"),
+        random_detector(cut=cut, map_type="uint8", **pyramids),
+    ]):  # fmt: skip
+        model = folder / f"model{number}"
+        save_detector(detector, model)
+        load(model, "cpu").predict(image)  # compiles kernels, which would count as the time of a mutant
+        write_json(model / "config.json", config.to_dict(Config()))
+    combine_runs([folder / "model0", folder / "model0"], [1, 2], folder / "ensemble")
+    for model in [*sorted(folder.glob("model?")), folder / "ensemble"]:
+        description = json.loads((model / "model.json").read_text())
+
+        def case(rng: random.Random, model=model, description=description) -> Case:
+            mutant = mutated_json(rng, description)
+            if isinstance(mutant, dict):
+                mutant.setdefault("proposals", {})
+            write_json(model / "model.json", mutant)
+            return mutant, lambda: load(model, "cpu").predict(image)
+
+        yield case
+    tensors = load_file(folder / "model0" / "model.safetensors")
+
+    def weights(rng: random.Random) -> Case:
+        write_json(folder / "model0" / "model.json", json.loads((folder / "ensemble/parts/0/model.json").read_text()))
+        changed, name = dict(tensors), rng.choice([name for name in tensors if not name.startswith("trunk")])
+        value = changed.pop(name)
+        if rng.random() < 0.7:
+            changed[name] = rng.choice([value[:1], value.flatten(), value[None]])
+        save_file({name: value.contiguous() for name, value in changed.items()}, folder / "model0/model.safetensors")
+        return name, lambda: load(folder / "model0", "cpu").predict(image)
+
+    yield weights
+
+
+def classifier_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield the kind classifier.json."""
+    from sppdet.classification.classifier import Classifier, SPPClassifier, load_classifier
+    from sppdet.networks import Backbone
+
+    settings = ClassifierConfig(levels=(2, 1), sizes=(64,))
+    backbone = Backbone.create("small", "random", "cpu", "float32")
+    network = SPPClassifier(backbone.trunk, backbone.channels, 2, settings.levels)
+    Classifier(("a", "b"), backbone, network.eval(), settings.tested).save(folder / "classifier")
+    description = json.loads((folder / "classifier" / "classifier.json").read_text())
+
+    def case(rng: random.Random) -> Case:
+        mutant = mutated_json(rng, description)
+        write_json(folder / "classifier" / "classifier.json", mutant)
+        return mutant, lambda: load_classifier(folder / "classifier", "cpu")
+
+    yield case
+
+
+def record_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield the kinds: records of stages and their costs, and checkpoints."""
+    import torch
+    from torch import nn
+
+    from sppdet.evaluation.costs import read_costs, record_cost
+    from sppdet.training.cached_result import Key, is_done, write_result
+    from sppdet.utils import checkpoints
+    from sppdet.utils.execution import Checkpoint
+
+    key = Key.of(["settings"], ["images"])
+    result = folder / "result.safetensors"
+    write_result(result, key, {"weight": np.zeros(3)}, head={"units": 3})
+    record = json.loads(result.with_suffix(".json").read_text())
+
+    def stage(rng: random.Random) -> Case:
+        mutant = mutated_json(rng, record)
+        write_json(result.with_suffix(".json"), mutant)
+        return mutant, lambda: is_done(result, key, keep=rng.random() < 0.5)
+
+    def cost(rng: random.Random) -> Case:
+        mutant = mutated_json(rng, {"svm": {"seconds": 1.0}, "maps": {"seconds": 2.0, "disk_mb": 3}})
+        write_json(folder / "stages.json", mutant)
+        return mutant, lambda: (read_costs(folder), record_cost(folder, "bbox", {"seconds": 1}))
+
+    network = nn.Linear(2, 2)
+    optimizer = torch.optim.AdamW(network.parameters())
+    network(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    checkpoint = Checkpoint(folder / "fuzz.checkpoint", "key")
+    checkpoints.save(checkpoint, network, optimizer, {"losses": torch.ones(2)}, {"reports": []})
+    content, tensors = checkpoint.path.read_bytes(), load_file(checkpoint.path)
+    from safetensors import safe_open
+
+    with safe_open(checkpoint.path, "pt") as stored:
+        metadata = stored.metadata()
+
+    def bytes_of_checkpoint(rng: random.Random) -> Case:
+        checkpoint.path.write_bytes(mutated_bytes(rng, content))
+        return "bytes", lambda: checkpoints.restore(checkpoint, network, optimizer)
+
+    def content_of_checkpoint(rng: random.Random) -> Case:
+        changed, notes = dict(tensors), dict(metadata)
+        if rng.random() < 0.4:
+            changed.pop(rng.choice(list(changed)))
+        else:
+            name = rng.choice(["groups", "notes", "groups"])
+            notes[name] = rng.choice(["", "{", "null", "[]", json.dumps(mutated_json(rng, json.loads(notes[name])))])
+        save_file(changed, checkpoint.path, metadata=notes)
+        return (sorted(changed), notes), lambda: checkpoints.restore(checkpoint, network, optimizer)
+
+    yield from (stage, cost, bytes_of_checkpoint, content_of_checkpoint)
+
+
+FAMILIES = {
+    "settings": override_cases,
+    "images": image_cases,
+    "models": model_cases,
+    "classifiers": classifier_cases,
+    "records": record_cases,
+}
+
+
+def fuzz(family: str, mutants: int, folder: Path, seed: int = 0) -> list[str]:
+    """Try mutants of one family of inputs, each kind in turn.
+
+    Args:
+        family: one of FAMILIES.
+        mutants: how many.
+        folder: where files are written.
+        seed: of all that is drawn.
+
+    Returns:
+        A report of each mutant that fails.
+    """
+    rng, kinds, failures = random.Random(seed), list(FAMILIES[family](folder)), []
+    for number in range(mutants):
+        tried, read = kinds[number % len(kinds)](rng)
+        start = time.process_time()
+        try:
+            read()
+        except SppdetError as error:
+            if len(str(error)) > 2000 or str(error).count("\n") > 12:
+                failures.append(f"{number}: a message of {len(str(error))} characters\n{str(error)[:300]}")
+        except Exception:
+            failures.append(f"{number}: {str(tried)[:1500]}\n{traceback.format_exc()[-1500:]}")
+        if (seconds := time.process_time() - start) > _SLOWEST:
+            failures.append(f"{number}: {seconds:.0f} s for {str(tried)[:300]}")
+    return failures
+
+
+def main(mutants: int, seed: int = 0) -> int:
+    """Try mutants of all families, print what fails, and return how many do."""
+    failed = 0
+    for family in FAMILIES:
+        with tempfile.TemporaryDirectory() as folder:
+            failures = fuzz(family, mutants // len(FAMILIES), Path(folder), seed)
+        print(f"{family}: {mutants // len(FAMILIES)} mutants, {len(failures)} fail", *failures, sep="\n")
+        failed += len(failures)
+    return failed
+
+
+if __name__ == "__main__":
+    sys.exit(main(*map(int, sys.argv[1:])) > 0)
