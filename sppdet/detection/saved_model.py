@@ -128,7 +128,8 @@ def load_detector(folder: str | Path, device: str = "auto") -> Detector:
         detection = DetectionSettings(**description["detection"])
         kind = _CLASSIFIERS[description["classifier"]]
         described = _checked_backbone(description["backbone"])
-    backbone = _load_backbone(folder, described, entries_under(tensors, "trunk."), device)
+        cut = Cut.restore(described)
+    backbone = _load_backbone(folder, described, cut, entries_under(tensors, "trunk."), device)
     with errors_naming(path, _REMEDY):
         features = _restore_features(description["features"], backbone)
         if not isinstance(features, PyramidFeatures) or features.kind != "max":
@@ -195,7 +196,7 @@ def _check_shapes(path: Path, detector: Detector) -> None:
             )
 
 
-def _load_backbone(folder: Path, described: dict, state: dict[str, np.ndarray], device: str) -> Backbone:
+def _load_backbone(folder: Path, described: dict, cut: Cut, state: dict[str, np.ndarray], device: str) -> Backbone:
     """Load the backbone that model.json describes; ``state`` is the trunk's, empty where a package has the weights.
 
     Raises:
@@ -205,7 +206,6 @@ def _load_backbone(folder: Path, described: dict, state: dict[str, np.ndarray], 
     if package:
         _check_package(folder, package)
     digest = package["trunk"] if package else arrays_digest(state)
-    cut = Cut.restore(described)
 
     def restore() -> nn.Module:
         from sppdet.networks import build_trunk, load_weights, restore_trunk
