@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from sppdet.config import load_preset
 from sppdet.data.splits import read_dataset
 from sppdet.training import front_door
 from sppdet.training.front_door import train_detector
@@ -14,6 +15,7 @@ from sppdet.utils.errors import SppdetError
 # Settings of a training of seconds, on any preset.
 TINY = (
     "backbone.name=small", "backbone.weights=random", "backbone.layers=[]", "pooling.layer_weights=[]",
+    "pooling.map_type=float16",
     "regions.scales=[160]", "regions.target=64", "pooling.levels=[3,1]", "svm.random_negatives=60",
     "svm.max_negatives=60", "bbox.max_windows=100", "proposals.mode=fast", "backbone.precision=float32",
     "proposals.max_side=500", "proposals.min_size=20", "regions.max_side=2500", "device=cpu", "workers=1",
@@ -58,7 +60,7 @@ def test_a_data_set_is_divided_or_measured_on_another(trained, tmp_path):
         test = read_dataset(trained.root, "test", data.classes)
         train_detector(data, TINY, test=test)
     (config, (train, held_out)), (_, second) = calls
-    assert config.run.dir == str(tmp_path / "run") and config.svm.C == 0.01
+    assert config.run.dir == str(tmp_path / "run") and config.svm.C == load_preset("default").svm.C
     assert len(train) + len(held_out) == 12 and not {s.id for s in train} & {s.id for s in held_out}
     assert second == (data, test)
 
