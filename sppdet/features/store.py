@@ -125,9 +125,10 @@ class Store:
         """
         try:
             return self.read(name)
-        except DamagedEntry:
+        except DamagedEntry as error:
             state = "damaged" if self.path(name).exists() else "missing"
             logger.warning("%s: the stored file is %s; computing it anew", self.path(name), state)
+            logger.debug("%s", error)
         value = compute()
         try:
             self.write(name, value)

@@ -85,7 +85,8 @@ class TestAFinishedRun:
         assert costs["proposals"]["test"] == trained.json("metrics.json")["proposals"]
 
     def test_leaves_proposals_and_maps_in_the_cache_and_no_temporary_files(self, trained):
-        assert len(trained.stored("proposals", ".npy")) == len(trained.stored("maps", ".b2nd")) == 18
+        # Other tests may add maps of other settings to the same cache.
+        assert len(set(trained.stored("proposals", ".npy"))) == len(set(trained.stored("maps", ".b2nd"))) == 18
         assert not list(trained.yaml.parent.rglob(".*.*"))
 
     def test_leaves_a_model_that_detects(self, trained, shapes_root):
