@@ -24,6 +24,7 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import blosc2
@@ -244,6 +245,10 @@ def _to_npy(array: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+# NumPy reads a header by Python's parser, which in two threads at once may fail: a sound file would count as damaged.
+_ONE_HEADER = Lock()
+
+
 def _from_npy(content: bytes) -> np.ndarray:
     """Return the array of `_to_npy`.
 
@@ -251,7 +256,8 @@ def _from_npy(content: bytes) -> np.ndarray:
         ValueError: the content is damaged, or longer than its header says.
     """
     file = io.BytesIO(content)
-    array = np.load(file, allow_pickle=False)
+    with _ONE_HEADER:
+        array = np.load(file, allow_pickle=False)
     if file.read():
         raise ValueError("it is longer than its header says")
     return array
