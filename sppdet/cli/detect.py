@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from sppdet.cli import common as cli
 from sppdet.config import DEFAULT_THRESHOLD
 from sppdet.data import find_images, passed_over
-from sppdet.utils import SppdetError, atomic_write, fingerprint, remove_leftovers
+from sppdet.utils import SppdetError, atomic_write, remove_leftovers, short_name
 
 if TYPE_CHECKING:  # imported late: --help does not wait for torch
     import numpy as np
@@ -26,7 +26,6 @@ if TYPE_CHECKING:  # imported late: --help does not wait for torch
     from sppdet.detection import Detector, Ensemble
 
 OUTPUT = "detections"
-_LONGEST_STEM = 200  # bytes; file systems limit a name to 255, and temporary files add to it
 _JPEG_SIDE = 65_500  # pixels per side that JPEG libraries write
 
 _EPILOG = """\
@@ -173,7 +172,7 @@ def output_paths(images: Sequence[str], folder: Path) -> list[Path]:
     except OSError as error:
         raise SppdetError(f"{folder}: cannot be made ({error.strerror}); give another --output") from None
     remove_leftovers(folder, below=False)
-    paths = [folder / f"{name}.jpg" for name in _unique([_fitting(Path(image).stem) for image in images])]
+    paths = [folder / f"{name}.jpg" for name in _unique([short_name(Path(image).stem) for image in images])]
     existing = [Path(image) for image in images if Path(image).exists()]
     originals = {_identity(image) for image in existing}
     folders_of_images = {_identity(image.parent) for image in existing}
@@ -183,14 +182,6 @@ def output_paths(images: Sequence[str], folder: Path) -> list[Path]:
         if _identity(folder) in folders_of_images:
             raise SppdetError(f"{path}: would be overwritten, and may be an image of yours; give another --output")
     return paths
-
-
-def _fitting(stem: str) -> str:
-    """Return a stem, or its beginning and a digest where it is too long for a name with a number and a suffix."""
-    encoded = os.fsencode(stem)
-    if len(encoded) <= _LONGEST_STEM:
-        return stem
-    return encoded[: _LONGEST_STEM - 17].decode("utf-8", "ignore") + f"-{fingerprint(stem)}"
 
 
 def _unique(stems: Sequence[str]) -> list[str]:

@@ -24,28 +24,19 @@ from sppdet.networks import Backbone
 from sppdet.ops import CodedMap
 from sppdet.ops import boxes as geometry
 from sppdet.proposals import SelectiveSearch, proposal_recall
-from sppdet.utils import SppdetError, file_digest, fingerprint
+from sppdet.utils import SppdetError, file_digest, fingerprint, short_name
 
 logger = logging.getLogger(__name__)
 
 _SAMPLE = 8  # images of a split whose maps tell what all of them will take on disk
 _MIRRORED = "-mirrored"
-_LONGEST_ID = 200  # bytes; digests and suffixes follow
 
 Split = TypeVar("Split", bound="CachedSplit")
 
 
 def entry_names(dataset: Dataset) -> list[str]:
     """Return the store entry of each image: its id, or the beginning of a long one, and a digest of the file."""
-    return [f"{_short(sample.id)}-{file_digest(sample.path)}" for sample in dataset]
-
-
-def _short(name: str) -> str:
-    """Return an id as it can stand in the name of a file: file systems limit names to 255 bytes."""
-    encoded = name.encode()
-    if len(encoded) <= _LONGEST_ID:
-        return name
-    return f"{encoded[: _LONGEST_ID - 17].decode(errors='ignore')}-{fingerprint(name)}"
+    return [f"{short_name(sample.id)}-{file_digest(sample.path)}" for sample in dataset]
 
 
 def proposal_store(cache: str, search: SelectiveSearch) -> Store:

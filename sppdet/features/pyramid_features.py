@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -95,13 +95,6 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
             map_type=pooling.map_type,
             half=backbone.bfloat16_on_cpu,
         )
-
-    def description(self) -> dict[str, Any]:
-        """Return every setting that the pooled vectors depend on; ``float16``, as it is in older files, is left out."""
-        description = super().description()
-        if self.map_type == "float16":
-            del description["map_type"]
-        return description
 
     @property
     def pyramids(self) -> list[LayerPyramid]:

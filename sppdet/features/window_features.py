@@ -26,8 +26,8 @@ _BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so an image's v
 
 # Fields of features that the backbone or the head decides. All others are settings: the vectors depend on them.
 _NOT_SETTINGS = {"head", "head_dimension", "concat_pooled", "half", "grid", "channels", "layer_channels"}
-# Left out of the description where they are empty: keys and model files are then those of versions without them.
-_OPTIONAL = {"layer_levels", "layer_weights"}
+# Left out of the description at their defaults: keys and model files are then those of versions without them.
+_OPTIONAL = {"layer_levels", "layer_weights", "map_type"}
 
 Maps = TypeVar("Maps")  # what windows are read from: a list of feature maps, or the vectors of crops
 
@@ -161,9 +161,12 @@ class WindowFeatures(ABC, Generic[Maps]):
 
         A model file holds it, and keys of cached and learned results are made from it.
         """
-        names = [field.name for field in fields(self) if field.name not in _NOT_SETTINGS]
-        names = [name for name in names if name not in _OPTIONAL or getattr(self, name)]
-        return {name: _json_like(getattr(self, name)) for name in names}
+        values = {field: getattr(self, field.name) for field in fields(self) if field.name not in _NOT_SETTINGS}
+        return {
+            field.name: _json_like(value)
+            for field, value in values.items()
+            if field.name not in _OPTIONAL or value != field.default
+        }
 
     @property
     def dimension(self) -> int:

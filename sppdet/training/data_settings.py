@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, combinations
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -128,17 +129,12 @@ def choices_of_run(config: Config, fixed: Collection[str] = ()) -> list[Choice]:
     run = load(path)
     if len(run.regions.scales) != len(config.regions.scales):
         return []
-    values = {f"{section}.{name}": getattr(getattr(run, section), name) for section, name in map(_split, KEYS)}
+    values = {key: attrgetter(key)(run) for key in KEYS}
     return [
         Choice(key, list(value) if isinstance(value, tuple) else value, f"as {path} has it")
         for key, value in values.items()
         if key not in fixed
     ]
-
-
-def _split(key: str) -> list[str]:
-    """Return section and name of a setting."""
-    return key.split(".")
 
 
 def _objects(sample: Sample) -> np.ndarray:

@@ -32,6 +32,8 @@ _NAMES_IN_KEYS = {
     "end_to_end": {"images_per_step": "pictures_per_step", "windows_per_image": "windows_per_picture"},
     "svm": {"hard_per_image": "hard_per_picture"},
 }
+# Settings that the first results did not have, with the values that these had in effect.
+_AS_BEFORE = {"positive_overlap": 1, "tolerance": 0.01}
 
 
 class StageKeys:
@@ -161,8 +163,8 @@ class StageKeys:
     def _settings(self, stage: str) -> dict:
         """Return the settings of a stage as its key holds them.
 
-        ``flip`` is left out, as the names of the stage's images tell it; so are ``positive_overlap`` at 1, where it has
-        no effect, and the ``tolerance`` of versions without this setting. Results of these versions stay valid.
+        ``flip`` is left out, as the names of the stage's images tell it; so are settings at the value of
+        ``_AS_BEFORE``. Results that are older than these settings stay valid.
         """
         if stage == "context":
             return {name: getattr(self.config.svm, name) for name in image_svms.SETTINGS}
@@ -170,10 +172,9 @@ class StageKeys:
         settings = {names.get(name, name): value for name, value in asdict(getattr(self.config, stage)).items()}
         if stage != "end_to_end":  # this training draws mirror images by itself
             settings.pop("flip")
-        if settings.get("positive_overlap") == 1:
-            settings.pop("positive_overlap")
-        if settings.get("tolerance") == 0.01:
-            settings.pop("tolerance")
+        for name, value in _AS_BEFORE.items():
+            if settings.get(name) == value:
+                settings.pop(name)
         return settings
 
     def _features_of(self, backbone: Backbone) -> dict:

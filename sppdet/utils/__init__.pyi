@@ -14,6 +14,7 @@ from .files import fingerprint as fingerprint
 from .files import read_json as read_json
 from .files import remove_leftovers as remove_leftovers
 from .files import require_writable as require_writable
+from .files import short_name as short_name
 from .files import temporary_folder as temporary_folder
 from .files import write_json as write_json
 from .files import write_lines as write_lines

@@ -25,6 +25,7 @@ from sppdet.utils.errors import SppdetError
 
 Value = TypeVar("Value")
 
+_LONGEST_NAME = 200  # bytes: file systems limit a name to 255, and digests, numbers and suffixes follow
 _DAY = 24 * 3600.0  # seconds
 _HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()  # which machine a temporary file is of
 _TEMPORARY = ".sppdet-"  # beginning of the names of temporary files
@@ -219,6 +220,19 @@ def entries_under(values: Mapping[str, Value], prefix: str) -> dict[str, Value]:
         {'fc6': 1, 'fc7': 2}
     """
     return {name.removeprefix(prefix): value for name, value in values.items() if name.startswith(prefix)}
+
+
+def short_name(name: str) -> str:
+    """Return a name, or its beginning and a digest where it is too long to stand in the name of a file.
+
+    Examples:
+        >>> short_name("photo"), len(short_name(300 * "x"))
+        ('photo', 200)
+    """
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_NAME:
+        return name
+    return f"{encoded[: _LONGEST_NAME - 17].decode('utf-8', 'ignore')}-{fingerprint(name)}"
 
 
 def fingerprint(value: object) -> str:
