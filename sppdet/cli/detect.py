@@ -59,8 +59,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--model",
         metavar="RUN",
-        help="a run's folder, or voc07; default: the newest finished run in runs/, or else voc07, the detector of VOC's "
-        "20 classes that comes with sppdet",
+        help="a run's folder, or voc07, the detector of VOC's 20 classes that comes with sppdet; default: the newest "
+        "finished run in runs/, or else voc07",
     )
     drawing = parser.add_mutually_exclusive_group()
     drawing.add_argument(
