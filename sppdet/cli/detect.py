@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from sppdet.cli import common as cli
 from sppdet.config import DEFAULT_THRESHOLD
 from sppdet.data import find_images, passed_over
+from sppdet.detection import model_folder, shipped_model
 from sppdet.utils import SppdetError, atomic_write, remove_leftovers, short_name
 
 if TYPE_CHECKING:  # imported late: --help does not wait for torch
@@ -55,7 +56,12 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, a folder of images, or a quoted pattern")
-    parser.add_argument("--model", metavar="RUN", help="a run's folder; default: the newest finished one in runs/")
+    parser.add_argument(
+        "--model",
+        metavar="RUN",
+        help="a run's folder, or voc07, the detector of VOC's 20 classes that comes with sppdet; default: the newest "
+        "finished run in runs/, or else voc07",
+    )
     drawing = parser.add_mutually_exclusive_group()
     drawing.add_argument(
         "--output",
@@ -98,11 +104,11 @@ def detect(options: argparse.Namespace) -> int:
     images = find_images(options.images)
     for line in passed_over(options.images):
         print(f"warning: {line}", file=sys.stderr)
-    model = Path(options.model) if options.model else newest_run()
+    model, remark = (model_folder(options.model), None) if options.model else default_model()
     output = options.output or (None if options.json or options.no_pictures else OUTPUT)
     targets: Sequence[Path | None] = output_paths(images, Path(output)) if output else [None] * len(images)
-    if not options.model:
-        print(f"model: {model}, the newest in {model.parent}", file=sys.stderr)
+    if remark:
+        print(f"model: {remark}", file=sys.stderr)
 
     from sppdet.utils import few_or_many
 
@@ -144,19 +150,17 @@ def _quick_imports() -> Iterator[None]:
             del sys.modules["scipy"]
 
 
-def newest_run(folder: str | Path = "runs") -> Path:
-    """Return the finished run (``model.json`` and ``metrics.json``) in ``folder`` that was evaluated last.
+def default_model(folder: str | Path = "runs") -> tuple[Path, str]:
+    """Return the model that is used without ``--model``, and a line that names it.
 
-    Raises:
-        SppdetError: if no run is finished.
+    It is the finished run (``model.json`` and ``metrics.json``) in ``folder`` that was evaluated last; without any, the
+    detector that is part of the package.
     """
     finished = [path.parent for path in Path(folder).glob("*/metrics.json") if (path.parent / "model.json").exists()]
     if not finished:
-        raise SppdetError(
-            f"{folder}/: no finished run here; make one with `make demo` (minutes) or `make train-voc`, "
-            "or give --model RUN"
-        )
-    return max(finished, key=lambda run: ((run / "metrics.json").stat().st_mtime_ns, run.name))
+        return shipped_model(), "the detector of VOC's 20 classes that comes with sppdet (no finished run in runs/)"
+    newest = max(finished, key=lambda run: ((run / "metrics.json").stat().st_mtime_ns, run.name))
+    return newest, f"{newest}, the newest in {newest.parent}"
 
 
 def output_paths(images: Sequence[str], folder: Path) -> list[Path]:

@@ -13,3 +13,7 @@ from .saved_model import is_ensemble as is_ensemble
 from .saved_model import is_ensemble_of as is_ensemble_of
 from .saved_model import load as load
 from .saved_model import load_detector as load_detector
+from .saved_model import save_detector as save_detector
+from .shipped import SHIPPED as SHIPPED
+from .shipped import model_folder as model_folder
+from .shipped import shipped_model as shipped_model

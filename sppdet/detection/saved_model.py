@@ -23,9 +23,11 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sppdet.config import Config, DetectionSettings, PoolingSettings, RegionSettings, check
+from sppdet.detection.compact import compact_regressors, compact_svms, expand
 from sppdet.detection.detector import Detector
 from sppdet.detection.ensemble import Ensemble
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
+from sppdet.detection.shipped import model_folder
 from sppdet.features import Crop, CropFeatures, PyramidFeatures, WindowFeatures
 from sppdet.networks import (
     Backbone,
@@ -78,7 +80,8 @@ def load(folder: str | Path, device: str = "auto") -> Detector | Ensemble:
     """Load a trained detector or an ensemble.
 
     Args:
-        folder: a run's folder, such as ``runs/demo``, or the folder that ``sppdet combine`` wrote.
+        folder: a run's folder, such as ``runs/demo``, or the folder that ``sppdet combine`` wrote; ``voc07`` for the
+            detector of VOC's 20 classes that is part of the package.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
@@ -89,7 +92,7 @@ def load(folder: str | Path, device: str = "auto") -> Detector | Ensemble:
         >>> detector.predict("street.jpg")  # doctest: +SKIP
         Detections(3: dog 2, cat 1; scores 1.21 to -0.04)
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
     if not is_ensemble(folder):
         return load_detector(folder, device)
     path = folder / "model.json"
@@ -139,14 +142,14 @@ def load_detector(folder: str | Path, device: str = "auto") -> Detector:
         if description["head"]:
             head = _restore_head(description["head"], features, entries_under(tensors, "head."), backbone)
             features = features.under(head)
-        bbox, image_svms = entries_under(tensors, "bbox."), entries_under(tensors, "context.")
-        bbox = {key: value.astype(np.float32, copy=False) for key, value in bbox.items()}
+        layers = {name: expand(entries_under(tensors, f"{name}.")) for name in ("classifier", "bbox", "context")}
+        bbox, image_svms = layers["bbox"], layers["context"]
         detector = Detector(
             classes=tuple(description["classes"]),
             backbone=backbone,
             features=features,
             search=search,
-            classifier=kind(**entries_under(tensors, "classifier.")),
+            classifier=kind(**layers["classifier"]),
             regressors=BoxRegressors(**bbox, of_head=bool(description["bbox_of_head"])) if bbox else None,
             detection=detection,
             head=head,
@@ -305,8 +308,14 @@ def _restore_head(
     return Head.restore(features.pooled_dimension, description, _as_tensors(arrays), backbone.bfloat16_on_cpu)
 
 
-def save_detector(detector: Detector, folder: Path) -> None:
-    """Write ``model.json`` and ``model.safetensors`` into ``folder``."""
+def save_detector(detector: Detector, folder: Path, compact: bool = False) -> None:
+    """Write ``model.json`` and ``model.safetensors`` into ``folder``.
+
+    Args:
+        detector: the detector to save.
+        folder: an existing folder.
+        compact: whether SVMs and box regression are rounded as in `sppdet.detection.compact`.
+    """
     import torch
     from safetensors.torch import save_file
 
@@ -329,6 +338,10 @@ def save_detector(detector: Detector, folder: Path) -> None:
         "bbox": _in_half(_weight_and_bias(detector.regressors)) if package else _weight_and_bias(detector.regressors),
         "context": _weight_and_bias(detector.image_svms),
     }
+    if compact:
+        groups["classifier"] = compact_svms(groups["classifier"])
+        groups["bbox"] = compact_regressors(_weight_and_bias(detector.regressors)) if detector.regressors else {}
+        groups["context"] = compact_svms(groups["context"]) if detector.image_svms else {}
     tensors = {
         f"{group}.{key}": torch.as_tensor(value).cpu().contiguous()
         for group, values in groups.items()

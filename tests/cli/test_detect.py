@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from sppdet.cli.detect import main, newest_run, output_paths
+from sppdet.cli.detect import default_model, main, output_paths
 from sppdet.config.settings import DetectionSettings
 from sppdet.detection.detector import Detector
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs
@@ -349,20 +349,20 @@ def test_the_newest_finished_run_is_taken_and_named(folder, capsys, detector):
     (folder / "runs/empty").mkdir()
     (folder / "runs/empty/metrics.json").write_text("{}")
     os.utime(folder / "runs/x/metrics.json", (1, 1))
-    assert newest_run().name == "y"
+    assert default_model()[0].name == "y"
     os.utime(folder / "runs/x/metrics.json", (4e9, 4e9))
-    assert newest_run().name == "x"
+    assert default_model()[0].name == "x"
     main(["a.png"])
     assert f"model: {os.path.join('runs', 'x')}" in capsys.readouterr().err
 
 
-def test_without_a_run_the_error_says_how_to_make_one(tmp_path, monkeypatch, capsys):
+def test_without_a_run_the_detector_of_the_package_is_taken_and_named(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "a.png")
-    assert main(["a.png"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
-    assert "make demo" in error and "make train-voc" in error
+    assert main(["a.png", "--json"]) == 0
+    printed = capsys.readouterr()
+    assert "VOC's 20 classes that comes with sppdet" in printed.err
+    assert len(json.loads(printed.out)["classes"]) == 20
 
 
 def test_a_folder_without_a_model(folder, capsys):

@@ -1,0 +1,31 @@
+"""The detector of VOC's 20 classes that is part of the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sppdet.detection import load
+from sppdet.detection.shipped import model_folder, shipped_model
+
+VOC = Path(__file__).resolve().parents[3] / "shared" / "VOCdevkit" / "VOC2007" / "JPEGImages"
+
+
+def test_its_files_are_small():
+    assert sum(file.stat().st_size for file in shipped_model().iterdir()) < 6e6
+
+
+def test_a_folder_of_its_name_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_folder("voc07") == shipped_model()
+    (tmp_path / "voc07").mkdir()
+    assert model_folder("voc07") == Path("voc07")
+
+
+@pytest.mark.skipif(not VOC.is_dir(), reason="needs VOC2007 in ../shared, beside the checkout")
+def test_it_finds_the_dog_of_a_photograph():
+    best = load("voc07", "cpu").predict(VOC / "000029.jpg")[0]
+    assert best.names[0] == "dog" and best.scores[0] > 0.5
+    np.testing.assert_allclose(best.xyxy[0], [81, 35, 288, 274], atol=8)
