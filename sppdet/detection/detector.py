@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sppdet.config import DetectionSettings
+from sppdet.detection.calibration import Calibration
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.detection.predictor import Predictor, WindowScores
 from sppdet.features import CropFeatures, PyramidFeatures, WindowFeatures, Windows
@@ -43,6 +44,7 @@ class Detector(Predictor):
         detection: settings of the steps from scored windows to detections.
         head: the fc layers whose output the classifier sees; None if it sees the pooled features.
         image_svms: SVMs of whole images, see `sppdet.training.image_svms`; None if none were trained.
+        calibration: the probabilities of margins; None if they are not known.
 
     Raises:
         SppdetError: if ``detection.context`` is above 0 and there are no SVMs of whole images.
@@ -64,6 +66,7 @@ class Detector(Predictor):
     detection: DetectionSettings
     head: Head | None = None
     image_svms: LinearSVMs | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.detection.context and self.image_svms is None:
