@@ -16,6 +16,7 @@ from .settings import RENAMED as RENAMED
 from .settings import STAGES as STAGES
 from .settings import BackboneSettings as BackboneSettings
 from .settings import BoxRegressionSettings as BoxRegressionSettings
+from .settings import CalibrationSettings as CalibrationSettings
 from .settings import ClassifierConfig as ClassifierConfig
 from .settings import ClassifierRunSettings as ClassifierRunSettings
 from .settings import Config as Config

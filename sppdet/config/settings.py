@@ -20,6 +20,7 @@ from typing import Annotated
 
 from sppdet.config.limits import (
     Checked,
+    Limit,
     above,
     any_value,
     at_least,
@@ -32,7 +33,9 @@ from sppdet.config.limits import (
 from sppdet.utils import SppdetError
 
 # The stages of training, in order.
-STAGES = ("pretrain", "proposals", "end_to_end", "maps", "finetune", "svm", "context", "bbox", "evaluate")
+STAGES = (
+    "pretrain", "proposals", "end_to_end", "maps", "finetune", "svm", "context", "bbox", "calibration", "evaluate",
+)  # fmt: skip
 
 # Names of settings in files and results of earlier versions -> names today.
 RENAMED = {
@@ -279,6 +282,15 @@ class BoxRegressionSettings(Checked):
 
 
 @dataclass(frozen=True)
+class CalibrationSettings(Checked):
+    """Probabilities of SVM margins, from images that the SVMs did not learn from: sppdet/training/calibration.py."""
+
+    # parts of the training images, each left out of a fit of the SVMs and detected in; 0: margins have no probabilities
+    folds: Annotated[int, Limit("0, or 2 to 20", lambda folds: folds == 0 or 2 <= folds <= 20)] = 4
+    images: Count = 400  # detected in at most; with more training images fewer or smaller folds are used
+
+
+@dataclass(frozen=True)
 class DetectionSettings(Checked):
     """From scored windows to detections."""
 
@@ -328,6 +340,7 @@ class Config(Checked):
     end_to_end: EndToEndSettings = field(default_factory=EndToEndSettings)
     svm: SvmSettings = field(default_factory=SvmSettings)
     bbox: BoxRegressionSettings = field(default_factory=BoxRegressionSettings)
+    calibration: CalibrationSettings = field(default_factory=CalibrationSettings)
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     run: RunSettings = field(default_factory=RunSettings)
     device: Device = "auto"  # auto, cpu, cuda, cuda:1, ...

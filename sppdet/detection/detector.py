@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sppdet.config import DetectionSettings
+from sppdet.config import DEFAULT_THRESHOLD, DetectionSettings
+from sppdet.detection.calibration import Calibration
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.detection.predictor import Predictor, WindowScores
 from sppdet.features import CropFeatures, PyramidFeatures, WindowFeatures, Windows
@@ -43,6 +44,7 @@ class Detector(Predictor):
         detection: settings of the steps from scored windows to detections.
         head: the fc layers whose output the classifier sees; None if it sees the pooled features.
         image_svms: SVMs of whole images, see `sppdet.training.image_svms`; None if none were trained.
+        calibration: the probabilities of margins; None if they are not known.
 
     Raises:
         SppdetError: if ``detection.context`` is above 0 and there are no SVMs of whole images.
@@ -64,6 +66,7 @@ class Detector(Predictor):
     detection: DetectionSettings
     head: Head | None = None
     image_svms: LinearSVMs | None = None
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         if self.detection.context and self.image_svms is None:
@@ -80,6 +83,13 @@ class Detector(Predictor):
     @property
     def part_weights(self) -> tuple[float, ...]:
         return (1.0,)
+
+    @property
+    def calibrated(self) -> Calibration | None:
+        log_odds = isinstance(self.classifier, Softmax) and not self.detection.context
+        if self.calibration is None and log_odds:
+            return Calibration.of_log_odds(len(self.classes), DEFAULT_THRESHOLD)
+        return self.calibration
 
     def with_detection(self, settings: DetectionSettings | None = None, **changes: Any) -> Detector:
         return replace(self, detection=replace(settings or self.detection, **changes))

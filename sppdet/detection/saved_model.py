@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from sppdet.config import Config, DetectionSettings, PoolingSettings, RegionSettings, check
+from sppdet.detection.calibration import Calibration
 from sppdet.detection.compact import compact_regressors, compact_svms, expand
 from sppdet.detection.detector import Detector
 from sppdet.detection.ensemble import Ensemble
@@ -154,6 +155,8 @@ def load_detector(folder: str | Path, device: str = "auto") -> Detector:
             detection=detection,
             head=head,
             image_svms=LinearSVMs(**image_svms) if image_svms else None,
+            # Models of earlier versions have none.
+            calibration=Calibration.restore(description["calibration"]) if description.get("calibration") else None,
         )
         _check_shapes(path, detector)
     return detector
@@ -182,6 +185,9 @@ def _check_classes(path: Path, classes: list) -> None:
 def _check_shapes(path: Path, detector: Detector) -> None:
     """Refuse linear layers that do not fit the classes and the features of the description."""
     classes, features = len(detector.classes), detector.features
+    if detector.calibration is not None and len(detector.calibration.curves) != classes:
+        curves = len(detector.calibration.curves)
+        raise SppdetError(f"{path}: 'calibration' has {curves} classes, and the model {classes}; {_REMEDY}")
     rows = classes + isinstance(detector.classifier, Softmax)
     expected: dict[str, tuple[Any, tuple[int, ...]]]
     expected = {"classifier": (detector.classifier, (rows, features.dimension))}
@@ -330,6 +336,7 @@ def save_detector(detector: Detector, folder: Path, compact: bool = False) -> No
         "head": detector.head.description() if detector.head else None,
         "bbox_of_head": detector.regressors.of_head if detector.regressors else None,
         "detection": asdict(detector.detection),
+        "calibration": detector.calibration.description() if detector.calibration else None,
     }
     groups: dict[str, dict[str, Any]] = {
         "trunk": {} if package else detector.backbone.trunk.state_dict(),

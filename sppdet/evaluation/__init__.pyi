@@ -14,6 +14,7 @@ from .in_memory import evaluate_detections as evaluate_detections
 from .in_memory import evaluate_detector as evaluate_detector
 from .report.page import write_report as write_report
 from .run import LastEvaluation as LastEvaluation
+from .run import detect_all as detect_all
 from .run import evaluate_folds as evaluate_folds
 from .run import evaluate_run as evaluate_run
 from .run import read_last_evaluation as read_last_evaluation
@@ -21,3 +22,6 @@ from .run import summary as summary
 from .significance import compare_runs as compare_runs
 from .voc import average_precision as average_precision
 from .voc import evaluate_voc as evaluate_voc
+from .voc import flatten_detections as flatten_detections
+from .voc import flatten_ground_truth as flatten_ground_truth
+from .voc import match_label as match_label

@@ -25,8 +25,8 @@ _IMAGES = 1  # timed per worker
 _START = 4.0  # seconds until the processes that search for proposals have started
 # Times that pooling and scoring all windows of an image take, per image of a stage. Hard-negative mining pools each
 # image once to score it, and reads it again for each fit. Measured on `boards` and BCCD.
-_SVM, _BBOX, _DETECTION = 3.0, 0.6, 1.2
-_PER_CLASS = {"svm": 1.0, "bbox": 1.0, "context": 0.2}  # seconds, of the fits
+_SVM, _BBOX, _DETECTION, _CALIBRATION = 3.0, 0.6, 1.2, 0.2
+_PER_CLASS = {"svm": 1.0, "bbox": 1.0, "context": 0.2, "calibration": 0.5}  # seconds, of the fits
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,11 @@ def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again:
             mirrored = speed.maps if inputs.config.detection.flip else 0.0  # the maps of mirror images are not stored
             seconds = 1 + (speed.pooling * _DETECTION + mirrored) * items
         elif speed and stage in _PER_CLASS:
-            images, pooling = len(inputs.split_of(stage)), {"svm": _SVM, "bbox": _BBOX}.get(stage, 0.1)
+            images = len(inputs.split_of(stage))
+            pooling = {"svm": _SVM, "bbox": _BBOX, "calibration": _CALIBRATION}.get(stage, 0.1)
             seconds = speed.pooling * pooling * images + _PER_CLASS[stage] * len(inputs.labels)
+            if stage == "calibration":
+                seconds += speed.pooling * _DETECTION * min(len(inputs.train), inputs.config.calibration.images)
         estimates[stage] = Estimate(seconds, items)
     return estimates
 

@@ -19,7 +19,7 @@ from sppdet.utils import Progress, SppdetError, read_json
 
 logger = logging.getLogger(__name__)
 
-_AFTER_MAPS = ("svm", "context", "bbox")
+_AFTER_MAPS = ("svm", "context", "bbox", "calibration")
 
 
 def cross_validate(config: Config, folds: int) -> Pipeline:
@@ -42,7 +42,7 @@ def cross_validate(config: Config, folds: int) -> Pipeline:
     final = Pipeline(config, data=(every, every))
     pipelines = [
         Pipeline(
-            in_folder(config, folder / "folds" / str(number)),
+            in_folder(override(config, ["calibration.folds=0"]), folder / "folds" / str(number)),
             data=(_without(every, part), part),
             name=f"fold {number} of {folds}: ",
         )
@@ -65,7 +65,7 @@ def _run(final: Pipeline, pipelines: list[Pipeline]) -> None:
     stages = {
         name: [stage for stage in names if stage in (*_AFTER_MAPS, "evaluate")] for name, names in waiting.items()
     }
-    of_final = final.waiting("bbox")
+    of_final = final.waiting("calibration")
     speed = measure_speed(final.inputs) if of_final or any(stages.values()) else None
     estimates = estimate(final.inputs, of_final, speed)
     for pipeline in pipelines:
@@ -83,7 +83,7 @@ def _run(final: Pipeline, pipelines: list[Pipeline]) -> None:
             metrics = read_json(pipeline.inputs.folder / "metrics.json")
             mean = "-" if metrics["mAP"] is None else f"{metrics['mAP']:.1f}"
             logger.info("%smAP %s on %d images", pipeline.name, mean, metrics["pictures"])
-        final.run_stages("bbox", first="svm")
+        final.run_stages("calibration", first="svm")
 
 
 def _without(every: Dataset, part: Dataset) -> Dataset:

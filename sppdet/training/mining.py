@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 
 import numpy as np
@@ -77,6 +78,39 @@ _STORED_NAMES = {"image": "picture", "scale": "scale", "cells": "window"}
 _NEAR_PER_OBJECT, _NEAR_PER_CLASS = 20, 10_000
 _GROWTH = 2048  # rows by which the cache grows
 _TRIM_SLACK = 4  # a class may hold 1/4 more negatives than its limit before they are sorted and trimmed
+
+
+@dataclass(frozen=True, eq=False)
+class ClassWindows:
+    """The windows that the SVM of one class was fitted to, and their dual variables: enough to fit it again.
+
+    Attributes:
+        locations: ``(n,)`` of `LOCATION`, positives first.
+        positives: how many of them are positives.
+        alpha: ``(n,)`` float32, the dual variables; zeros where they are not known.
+    """
+
+    locations: np.ndarray
+    positives: int
+    alpha: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """``(n,)`` +1 for positives, -1 for negatives."""
+        return np.where(np.arange(len(self.locations)) < self.positives, 1, -1)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return the values as arrays without fields, for a file."""
+        fields = {name: self.locations[name] for name in _STORED_NAMES}
+        return fields | {"alpha": self.alpha, "positives": np.array(self.positives)}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, np.ndarray]) -> ClassWindows:
+        """Return the windows that `tensors` described."""
+        locations = np.empty(len(tensors["alpha"]), LOCATION)
+        for name in _STORED_NAMES:
+            locations[name] = tensors[name]
+        return cls(locations, int(tensors["positives"]), tensors["alpha"])
 
 
 class SampleCache:
@@ -261,6 +295,21 @@ class Miner:
         self._warn_of_lost_classes()
         return fitted
 
+    def windows(self, k: int) -> ClassWindows:
+        """Return the windows of class ``labels[k]`` after `train` or `collect_windows`."""
+        index, labels = self.cache.problem(k)
+        alpha = self.cache.alpha[index, k].astype(np.float32)
+        return ClassWindows(self.cache.locations[index], int((labels > 0).sum()), alpha)
+
+    def collect_windows(self, svms: LinearSVMs) -> None:
+        """Collect windows for trained SVMs: positives, random negatives, and those that are hard for ``svms``.
+
+        For SVMs of an earlier version, whose own windows were not kept. One pass over the images, no fit.
+        """
+        order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
+        self.cache = self._start(order)
+        self._mine(order.tolist(), svms)
+
     def _warn_of_lost_classes(self) -> None:
         """Name the classes whose SVM puts all objects on the side of the negatives.
 
@@ -429,7 +478,7 @@ class Miner:
         cache = self.cache
         solve = svm.SOLVERS[self.settings.solver]
         rows = np.flatnonzero(cache.held[:, classes].any(axis=1))
-        vectors = self._vectors(rows)
+        vectors = pool_locations(self.split, self.features, cache.locations[rows], self.execution.workers)
         position = np.zeros(len(cache.locations), np.int64)
         position[rows] = np.arange(len(rows))
 
@@ -447,22 +496,32 @@ class Miner:
 
         return list(parallel_map(fit_class, classes, self.execution.workers, "fitting SVMs", threads=True))
 
-    def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Pool the windows of the cache's ``rows`` again, image by image: float16 ``(len(rows), D)``."""
-        locations = self.cache.locations[rows]
-        vectors = np.empty((len(rows), self.features.dimension), np.float16)
-        order = np.argsort(locations["image"], kind="stable")
-        images = np.split(order, np.flatnonzero(np.diff(locations["image"][order])) + 1) if len(rows) else []
 
-        def fill(image_rows: np.ndarray) -> None:
-            every, of_image = np.arange(len(image_rows)), locations[image_rows]
-            windows = Windows(of_image["scale"], of_image["cells"], every)
-            maps = self.split.maps(int(of_image["image"][0]))
-            vectors[image_rows] = self.features.vectors(maps, windows, every, np.float16)
+def pool_locations(split: FeatureSplit, features: WindowFeatures, locations: np.ndarray, workers: int) -> np.ndarray:
+    """Pool windows again, image by image.
 
-        for _ in parallel_map(fill, images, self.execution.workers, "vectors", threads=True):
-            pass
-        return vectors
+    Args:
+        split: the images that the locations number.
+        features: how windows become vectors of D features.
+        locations: ``(n,)`` of `LOCATION`.
+        workers: threads; 0 is every core.
+
+    Returns:
+        float16 ``(n, D)``.
+    """
+    vectors = np.empty((len(locations), features.dimension), np.float16)
+    order = np.argsort(locations["image"], kind="stable")
+    images = np.split(order, np.flatnonzero(np.diff(locations["image"][order])) + 1) if len(locations) else []
+
+    def fill(image_rows: np.ndarray) -> None:
+        every, of_image = np.arange(len(image_rows)), locations[image_rows]
+        windows = Windows(of_image["scale"], of_image["cells"], every)
+        maps = split.maps(int(of_image["image"][0]))
+        vectors[image_rows] = features.vectors(maps, windows, every, np.float16)
+
+    for _ in parallel_map(fill, images, workers, "vectors", threads=True):
+        pass
+    return vectors
 
 
 def _locations(image: int, windows: Windows, rows: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@
     svm         per-class SVMs with hard-negative mining                                stages/svm/CLASS.safetensors
     context     per-class SVMs of whole images (detection.context)                      stages/context/CLASS.safetensors
     bbox        per-class box regression                                                stages/bbox/CLASS.safetensors
+    calibration detections in images that the SVMs have not seen               stages/calibration/CLASS.safetensors
     evaluate    detection on the test split                                             metrics.json, detections
 
 All but the cache is written in the run's folder, where stages.json records what each stage cost.
@@ -20,22 +21,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from sppdet.config import STAGES, Config, to_dict
 from sppdet.data import Dataset
-from sppdet.detection import Detector, is_ensemble
+from sppdet.detection import Detector, LinearSVMs, is_ensemble
 from sppdet.evaluation import check_names, evaluate_run, forget_cost, read_costs, record_cost, stage_line, summary
 from sppdet.features import FeatureSplit, WindowFeatures, fill_each, fill_maps
 from sppdet.networks import Cut, check_network
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune, image_svms
 from sppdet.training.cached_result import checkpoint_of, invalidate, is_done, write_result
+from sppdet.training.calibration import fit_calibration, hold_out, of_classes
 from sppdet.training.estimates import estimate, log_plan, map_splits, measure_speed, missing_maps
-from sppdet.training.mining import Miner
+from sppdet.training.mining import ClassWindows, Miner
 from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
 from sppdet.utils import (
@@ -54,9 +56,9 @@ from sppdet.utils import (
 
 logger = logging.getLogger(__name__)
 
-# Trains the classes of one stage: (images, features, scale of their vectors, classes, execution) -> weights and biases,
-# an entry of each per class.
-TrainClasses = Callable[[FeatureSplit, WindowFeatures, float, list[int], Execution], tuple[np.ndarray, np.ndarray]]
+# Trains the classes of one stage: (images, features, scale of their vectors, classes, execution) -> the arrays of each
+# class, by name.
+TrainClasses = Callable[[FeatureSplit, WindowFeatures, float, list[int], Execution], list[dict[str, np.ndarray]]]
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,7 @@ class Pipeline:
             "svm": self._svm,
             "context": self._context,
             "bbox": self._bbox,
+            "calibration": self._calibration,
             "evaluate": self._evaluate,
         }
         for stage in STAGES[STAGES.index(first) : STAGES.index(last) + 1]:
@@ -246,6 +249,12 @@ class Pipeline:
 
     def detector(self) -> Detector:
         """Return the detector that the results of the stages make."""
+        inputs, files = self.inputs, self._files
+        calibrated = "calibration" in inputs.stages_with_maps()
+        calibration = fit_calibration([files.held_out(k) for k in inputs.labels]) if calibrated else None
+        return replace(self._without_calibration(), calibration=calibration)
+
+    def _without_calibration(self) -> Detector:
         c, inputs, files = self.config, self.inputs, self._files
         return Detector(
             classes=inputs.train.classes,
@@ -376,29 +385,61 @@ class Pipeline:
     def _svm(self, forced: bool) -> _Outcome | None:
         def train(
             split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
-        ) -> tuple[np.ndarray, np.ndarray]:
-            svms = Miner(split, features, classes, self.config.svm, scale, execution).train()
-            return svms.weight, svms.bias[:, None]
+        ) -> list[dict[str, np.ndarray]]:
+            miner = Miner(split, features, classes, self.config.svm, scale, execution)
+            svms = miner.train()
+            for number, k in enumerate(classes):
+                windows = miner.windows(number).tensors()
+                write_result(self._files.of_class("windows", k), self._keys.of_class("svm", k), windows)
+            return _by_class(svms.weight, svms.bias[:, None])
 
         return self._train_classes("svm", forced, train)
 
     def _context(self, forced: bool) -> _Outcome | None:
         def train(
             split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
-        ) -> tuple[np.ndarray, np.ndarray]:
+        ) -> list[dict[str, np.ndarray]]:
             svms = image_svms.train(split, features, classes, self.config.svm, scale, execution)
-            return svms.weight, svms.bias[:, None]
+            return _by_class(svms.weight, svms.bias[:, None])
 
         return self._train_classes("context", forced, train)
 
     def _bbox(self, forced: bool) -> _Outcome | None:
         def train(
             split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
-        ) -> tuple[np.ndarray, np.ndarray]:
+        ) -> list[dict[str, np.ndarray]]:
             regressors = bbox_regression.train(split, features, classes, self.config.bbox, scale, execution)
-            return regressors.weight, regressors.bias
+            return _by_class(regressors.weight, regressors.bias)
 
         return self._train_classes("bbox", forced, train)
+
+    def _calibration(self, forced: bool) -> _Outcome | None:
+        def train(
+            split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
+        ) -> list[dict[str, np.ndarray]]:
+            miner = Miner(split, features, classes, self.config.svm, scale, execution)
+            detector = of_classes(self._without_calibration(), classes)
+            held_out = hold_out(
+                split, len(self.inputs.train), detector, self._windows(miner, detector), features, miner.problem,
+                self.config.calibration, execution,
+            )  # fmt: skip
+            return [of_class.tensors() for of_class in held_out]
+
+        return self._train_classes("calibration", forced, train)
+
+    def _windows(self, miner: Miner, detector: Detector) -> list[ClassWindows]:
+        """Return the windows that the SVMs were fitted to; for SVMs of earlier versions they are collected anew.
+
+        Args:
+            miner: of these classes; its cache is not used yet.
+            detector: of these classes.
+        """
+        files, keys = self._files, self._keys
+        if all(is_done(files.of_class("windows", k), keys.of_class("svm", k), False) for k in miner.labels):
+            return [files.windows(k) for k in miner.labels]
+        assert isinstance(detector.classifier, LinearSVMs)
+        miner.collect_windows(detector.classifier)
+        return [miner.windows(number) for number in range(len(miner.labels))]
 
     def _train_classes(self, stage: str, forced: bool, train: TrainClasses) -> _Outcome | None:
         """Run a stage with one result per class: train the classes whose result is missing or not valid."""
@@ -427,9 +468,9 @@ class Pipeline:
             logger.info("%s: learning only %s", stage, ", ".join(names[k] for k in missing))
         features, scale = inputs.learns_from(stage)
         with checkpoint_of(folder, fingerprint([keys[k].data for k in missing])) as checkpoint:
-            weights, biases = train(inputs.split_of(stage), features, scale, missing, self._execution(checkpoint))
-            for k, weight, bias in zip(missing, weights, biases):
-                write_result(paths[k], keys[k], {"weight": weight, "bias": bias})
+            results = train(inputs.split_of(stage), features, scale, missing, self._execution(checkpoint))
+            for k, arrays in zip(missing, results):
+                write_result(paths[k], keys[k], arrays)
         return _Outcome(True, {"classes": len(missing)})
 
     def _evaluate(self, forced: bool) -> _Outcome:
@@ -438,6 +479,11 @@ class Pipeline:
         self.save()
         evaluate_run(self.config, force=forced, dataset=self.inputs.test)
         return _Outcome(path.stat().st_mtime_ns != before, recorded=True)
+
+
+def _by_class(weights: np.ndarray, biases: np.ndarray) -> list[dict[str, np.ndarray]]:
+    """Return the weights and biases of each class as the arrays of its result."""
+    return [{"weight": weight, "bias": bias} for weight, bias in zip(weights, biases)]
 
 
 def _megabytes(count: int) -> float:

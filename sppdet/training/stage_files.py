@@ -7,11 +7,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from safetensors.numpy import load_file as load_arrays
 from safetensors.torch import load_file
 
 from sppdet.detection import BoxRegressors, LinearSVMs, Softmax
 from sppdet.features import WindowFeatures
 from sppdet.networks import Head
+from sppdet.training.calibration import HeldOut
+from sppdet.training.mining import ClassWindows
 from sppdet.utils import entries_under, fingerprint, read_json
 
 _LONGEST_NAME = 150  # characters of a class's name in a file's; file systems limit the whole to 255 bytes
@@ -41,7 +44,10 @@ class StageFiles:
         self.balance = folder / "balance.safetensors"
 
     def of_class(self, stage: str, k: int) -> Path:
-        """Return the file of class k of stage ``svm``, ``context`` or ``bbox``."""
+        """Return the file of class k of stage ``svm``, ``context``, ``bbox`` or ``calibration``.
+
+        Those of ``windows`` are written with the SVMs: the windows that these were fitted to.
+        """
         name = quote(self.classes[k], safe=" ")
         if len(name) > _LONGEST_NAME:
             name = f"{name[:_LONGEST_NAME]}-{fingerprint(self.classes[k])}"
@@ -51,6 +57,14 @@ class StageFiles:
         """Read the SVMs of all classes of stage ``svm`` or ``context``."""
         weight, bias = self._stacked(stage)
         return LinearSVMs(weight, bias[:, 0])
+
+    def windows(self, k: int) -> ClassWindows:
+        """Read the windows that the SVM of class k was fitted to."""
+        return ClassWindows.restore(load_arrays(self.of_class("windows", k)))
+
+    def held_out(self, k: int) -> HeldOut:
+        """Read the detections of class k in images that its SVM did not learn from."""
+        return HeldOut.restore(load_arrays(self.of_class("calibration", k)))
 
     def softmax(self) -> Softmax:
         """Read the softmax classifier of the end-to-end training."""

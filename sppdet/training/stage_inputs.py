@@ -158,6 +158,7 @@ class StageInputs:
             "svm": c.classifier == "svm",
             "context": c.detection.context > 0,
             "bbox": c.bbox.enabled and c.bbox.kind != "joint",
+            "calibration": c.classifier == "svm" and c.calibration.folds > 0,
         }
         return [stage for stage, enabled in stages.items() if enabled]
 
@@ -191,7 +192,7 @@ class StageInputs:
         return self._scale(self.features)
 
     def sees_head(self, stage: str) -> bool:
-        """Whether stage ``svm``, ``context`` or ``bbox`` learns from the vectors of the head.
+        """Whether stage ``svm``, ``context``, ``bbox`` or ``calibration`` learns from the vectors of the head.
 
         Box regression learns from pooled vectors, as in the original programs. With ``pool5+fc7`` it learns from the
         vectors of the SVMs, so that detection multiplies each vector once, by the weights of both.

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from sppdet.training.stage_inputs import StageInputs
 
 # Settings, or their beginnings, that the results of no class depend on.
-_INDEPENDENT = ("data.", "run.dir", "run.cache", "detection.", "workers", "memory_gb", "device", "backbone.engine")
+_INDEPENDENT = (
+    "data.", "run.dir", "run.cache", "calibration.", "detection.", "workers", "memory_gb", "device", "backbone.engine",
+)  # fmt: skip
 
 # Settings enter the keys under the names that they had when the first results were made: these are still valid.
 _NAMES_IN_KEYS = {
@@ -86,8 +88,10 @@ class StageKeys:
         return self._key({"balance": 1}, depends, [self.inputs.split.names])
 
     def of_class(self, stage: str, k: int) -> Key:
-        """Return the key of what stage ``svm``, ``context`` or ``bbox`` learns for class k."""
+        """Return the key of what stage ``svm``, ``context``, ``bbox`` or ``calibration`` learns for class k."""
         inputs = self.inputs
+        if stage == "calibration":
+            return self._calibration(k)
         settings = self._settings(stage) | {"stage": stage, "norm": self.config.svm.norm}
         if stage == "bbox":
             settings["kind"] = "ridge"  # with joint boxes beside it or not
@@ -96,6 +100,16 @@ class StageKeys:
         objects = [sample.boxes[sample.labels == k].tolist() for sample in inputs.train]
         depends = [self._final_features, head_key, inputs.train.classes[k]]
         return self._key(settings, depends, [inputs.split_of(stage).names, objects])
+
+    def _calibration(self, k: int) -> Key:
+        """Return the key of the detections that the probabilities of class k are learned from.
+
+        With ``--keep`` they stay valid whatever the settings of detection and calibration are.
+        """
+        stages = [stage for stage in self.inputs.stages_with_maps() if stage in ("svm", "context", "bbox")]
+        keys = [self.of_class(stage, k) for stage in stages]
+        settings = [asdict(self.config.calibration), asdict(self.config.detection), asdict(self.config.bbox)]
+        return self._key({"stage": "calibration"}, [key.recipe for key in keys], [[key.data for key in keys], settings])
 
     def is_done(self, path: Path, key: Key) -> bool:
         """Whether the result at ``path`` is valid for ``key``.
