@@ -33,7 +33,9 @@ def read_looked_for(path: Path, classes: Sequence[str]) -> dict[str, np.ndarray]
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeError) as error:
-        raise SppdetError(f"data.labelled_classes: {path} cannot be read ({error}); give a file of lines image,class")
+        raise SppdetError(
+            f"data.labelled_classes: {path} cannot be read ({error}); give a file of lines image,class"
+        ) from None
     looked_for: dict[str, np.ndarray] = {}
     for number, row in enumerate(csv.reader(text.splitlines()), 1):
         image, *names = (field.strip() for field in row) if row else ("",)
