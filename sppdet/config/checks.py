@@ -57,6 +57,11 @@ def _check_detection(config: Config) -> None:
 
 def _check_classifier_and_boxes(config: Config) -> None:
     """Refuse layers on fc7 that end-to-end training does not learn, or whose input is not among the features."""
+    if config.data.labelled_classes and (config.classifier == "softmax" or config.end_to_end.enabled):
+        raise SppdetError(
+            "data.labelled_classes: only SVMs learn from images in which some classes were not looked for; set "
+            "classifier=svm and end_to_end.enabled=false, or null"
+        )
     if config.classifier == "softmax":
         _require_fc7(config, "classifier", "softmax", ("fc7",), "svm")
     if config.bbox.kind == "joint":

@@ -87,6 +87,8 @@ class DataSettings(Checked):
     skip_bad: bool = False  # leave out images that cannot be used, or whose annotation cannot, instead of stopping
     # share of the images for `test` in a new split, whatever splits the folder has; null: the folder's, else 0.2
     test_share: Annotated[float | None, between(0.01, 0.99)] = None
+    # a file of lines `image,class,...`: the classes that were looked for in images where it was not all of them
+    labelled_classes: Annotated[str | None, any_value("the file is looked up when it is read")] = None
 
 
 @dataclass(frozen=True)

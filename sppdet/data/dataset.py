@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -28,6 +28,8 @@ class Sample:
         labels: int64 ``(N,)`` classes of the objects, from 0 to K - 1.
         difficult: bool ``(N,)`` objects that VOC marks as difficult: they count neither as hits nor as misses.
         mirrored: whether `read` flips the image left to right. ``boxes`` are those of the flipped image.
+        looked_for: bool ``(K,)`` classes that were annotated in this image; of the others nobody knows whether it holds
+            them. None: all were.
 
     Examples:
         >>> cat = np.array([[10, 20, 60, 80]], np.float32)
@@ -46,6 +48,7 @@ class Sample:
     labels: np.ndarray
     difficult: np.ndarray
     mirrored: bool = False
+    looked_for: np.ndarray | None = None
 
     def __repr__(self) -> str:
         mirrored = ", mirrored" if self.mirrored else ""
@@ -61,6 +64,10 @@ class Sample:
         """
         image = read_image(self.path)
         return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image
+
+    def was_looked_for(self, labels: Sequence[int]) -> np.ndarray:
+        """Return bool ``(len(labels),)``, whether each class was annotated in this image."""
+        return np.ones(len(labels), bool) if self.looked_for is None else self.looked_for[list(labels)]
 
     def mirror(self) -> Sample:
         """Return the sample flipped left to right, with its boxes."""

@@ -18,6 +18,7 @@ from sppdet.data.annotations import Located
 from sppdet.data.dataset import Dataset
 from sppdet.data.labelled_folder import LabelledFolder, duplicate_groups, read_folder
 from sppdet.data.listing import SPLIT_FILE
+from sppdet.data.looked_for import with_looked_for
 from sppdet.data.problems import remarks
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc, voc_folder, voc_lists
@@ -83,10 +84,12 @@ def load_split(config: Config, split: str, classes: Sequence[str] | None = None,
     classes = data.classes if classes is None else classes
     names = [data.train_split, data.test_split, split]
     if data.test_share is None and data.format in (None, "voc") and _has_lists(root, names):
-        return read_voc(root, split, classes, limit, data.skip_bad)
-    folder = _read_once(root, data.format, data.skip_bad)
-    images = _images_of(folder, split, data.test_share, config.run.seed, Path(config.run.cache))
-    return folder.dataset(images, classes, limit)
+        dataset = read_voc(root, split, classes, limit, data.skip_bad)
+    else:
+        folder = _read_once(root, data.format, data.skip_bad)
+        images = _images_of(folder, split, data.test_share, config.run.seed, Path(config.run.cache))
+        dataset = folder.dataset(images, classes, limit)
+    return with_looked_for(dataset, data.labelled_classes)
 
 
 def load_folds(config: Config, folds: int) -> tuple[Dataset, list[Dataset]]:
@@ -104,9 +107,10 @@ def load_folds(config: Config, folds: int) -> tuple[Dataset, list[Dataset]]:
     """
     folder = _read_once(_root(config), config.data.format, config.data.skip_bad)
     folder = replace(folder, images=folder.images[: config.data.limit_train])
-    every = folder.dataset(classes=config.data.classes)
+    every = with_looked_for(folder.dataset(classes=config.data.classes), config.data.labelled_classes)
     parts = fold_folder(folder, folds, config.run.seed, Path(config.run.cache))
-    return every, [folder.dataset(part, every.classes) for part in parts]
+    datasets = [folder.dataset(part, every.classes) for part in parts]
+    return every, [with_looked_for(dataset, config.data.labelled_classes) for dataset in datasets]
 
 
 def divide_dataset(dataset: Dataset, test_share: float = DEFAULT_SHARE, seed: int = 3) -> tuple[Dataset, Dataset]:

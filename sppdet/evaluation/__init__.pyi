@@ -25,3 +25,4 @@ from .voc import evaluate_voc as evaluate_voc
 from .voc import flatten_detections as flatten_detections
 from .voc import flatten_ground_truth as flatten_ground_truth
 from .voc import match_label as match_label
+from .voc import only_looked_for as only_looked_for

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sppdet.data import Dataset
 from sppdet.detection import Detections, Predictor
 from sppdet.evaluation.coco import evaluate_coco
-from sppdet.evaluation.voc import evaluate_voc
+from sppdet.evaluation.voc import check_detections, evaluate_voc, only_looked_for
 from sppdet.utils import SppdetError, parallel_map
 
 
@@ -43,6 +43,8 @@ def evaluate_detections(dataset: Dataset, detections: Sequence[Detections], iou_
         >>> result["mAP"], result["recall"], round(result["coco"]["AP"], 1)  # COCO: 7 of 10 thresholds
         (100.0, {'cat': 100.0}, 70.0)
     """
+    check_detections(dataset, detections)
+    detections = only_looked_for(dataset, detections)
     return {
         **evaluate_voc(dataset, detections, iou_threshold),
         "coco": evaluate_coco(dataset, detections),

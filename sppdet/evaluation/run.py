@@ -19,7 +19,7 @@ from sppdet.evaluation.costs import read_costs, record_cost
 from sppdet.evaluation.devkit_files import check_names, read_devkit_results, write_devkit_results
 from sppdet.evaluation.in_memory import evaluate_detections
 from sppdet.evaluation.reliability import measure_reliability
-from sppdet.evaluation.voc import evaluate_voc, mean_over_known, table
+from sppdet.evaluation.voc import evaluate_voc, mean_over_known, only_looked_for, table
 from sppdet.features import FeatureSplit, entry_names, fill_maps, open_split
 from sppdet.proposals import recall_line
 from sppdet.utils import (
@@ -96,7 +96,7 @@ def evaluate_run(
     for part, part_split in zip(detector.parts, splits):
         fill_maps([part_split], part.backbone, config.workers)
     with Meter() as meter:
-        plain, regressed = detect_all(detector, splits, config.workers)
+        plain, regressed = (only_looked_for(dataset, part) for part in detect_all(detector, splits, config.workers))
         figures = evaluate_detections(dataset, regressed)
         # The order of the keys is that of the file.
         metrics = {name: value for name, value in figures.items() if name != "coco"} | {
@@ -319,4 +319,5 @@ def _metrics_key(config: Config, names: list[str], dataset: Dataset) -> str:
     # An ensemble's model.json names the digests of its members' files.
     model = [file_digest(folder / name) for name in MODEL_FILES if (folder / name).exists()]
     objects = [[s.boxes.tolist(), s.labels.tolist(), s.difficult.tolist()] for s in dataset]
+    objects += [[s.id, s.looked_for.tolist()] for s in dataset if s.looked_for is not None]
     return fingerprint([model, config.data.test_split, names, objects, asdict(config.detection)])

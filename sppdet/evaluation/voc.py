@@ -318,6 +318,11 @@ def flatten_ground_truth(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.n
     )
 
 
+def only_looked_for(dataset: Dataset, detections: Sequence[Detections]) -> list[Detections]:
+    """Leave out the detections of classes that were not looked for in their image: nobody knows if they are right."""
+    return [entry[sample.was_looked_for(entry.labels)] for sample, entry in zip(dataset, detections, strict=True)]
+
+
 def check_detections(dataset: Dataset, detections: Sequence[Detections]) -> None:
     """Refuse detections that do not fit ``dataset`` or that cannot be ranked.
 

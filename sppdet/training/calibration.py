@@ -299,6 +299,9 @@ def _detect(split: FeatureSplit, detector: Detector, fold: np.ndarray, execution
     # The detector may have some of the classes alone.
     in_dataset = np.array([split.dataset.classes.index(name) for name in detector.classes])
     labels = in_dataset[labels]
+    known = [bool(samples[i].was_looked_for([label])[0]) for i, label in zip(images.tolist(), labels.tolist())]
+    rows = np.flatnonzero(known)
+    images, boxes, labels, margins = images[rows], boxes[rows], labels[rows], margins[rows]
     truth = flatten_ground_truth(of_fold.dataset)
     held_out = []
     for label in in_dataset.tolist():

@@ -63,8 +63,10 @@ def train(
 
     def fit_class(label: int) -> svm.Fit:
         positive = np.array([label in split.dataset[int(i)].labels for i in images])
-        if positive.all() or not positive.any():
+        known = positive | [split.dataset[int(i)].was_looked_for([label])[0] for i in images]
+        if positive[known].all() or not positive.any():
             return svm.Fit(np.zeros(features.dimension, np.float32), 0.0, None, 0, True)
-        return svm.SOLVERS[settings.solver](vectors, np.arange(len(vectors)), np.where(positive, 1, -1), problem)
+        signs = np.where(positive[known], 1, -1)
+        return svm.SOLVERS[settings.solver](vectors, np.flatnonzero(known), signs, problem)
 
     return svm.stack(list(parallel_map(fit_class, labels, execution.workers, "fitting SVMs of images", threads=True)))

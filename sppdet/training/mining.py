@@ -406,11 +406,12 @@ class Miner:
     def _may_be_negative(self, i: int, boxes: np.ndarray, windows: Windows) -> np.ndarray:
         """Return ``(U, K)`` whether a window may be a negative of each class.
 
-        Of boxes with equal cells the highest overlap counts.
+        Of boxes with equal cells the highest overlap counts. Where a class was not looked for, no window is one.
         """
         overlap = np.zeros((len(windows.cells), len(self.labels)), np.float32)
         np.maximum.at(overlap, windows.group, self.split.overlaps(i, boxes, self.labels))
-        return overlap < self.settings.negative_overlap
+        looked_for = self.split.dataset[i].was_looked_for(self.labels)
+        return (overlap < self.settings.negative_overlap) & looked_for
 
     def _mine(self, images: list[int], fitted: LinearSVMs) -> None:
         """Add the hard negatives of some images to the cache."""

@@ -98,6 +98,9 @@ class StageKeys:
         head = inputs.head if inputs.sees_head(stage) else None
         head_key = None if head is None else [inputs.head_digest, head.layer]
         objects = [sample.boxes[sample.labels == k].tolist() for sample in inputs.train]
+        not_looked_for = [n for n, sample in enumerate(inputs.train) if not sample.was_looked_for([k])[0]]
+        if stage in ("svm", "context") and not_looked_for:
+            objects.append(not_looked_for)
         depends = [self._final_features, head_key, inputs.train.classes[k]]
         return self._key(settings, depends, [inputs.split_of(stage).names, objects])
 

@@ -24,6 +24,17 @@ def test_figures_of_detections_are_vocs_and_cocos():
     assert result == evaluate_voc(dataset, detections, 0.6)
 
 
+def test_detections_of_classes_that_were_not_looked_for_do_not_count():
+    dataset, detections = random_detections(20, seed=1)
+    unknown = np.zeros(len(dataset.classes), bool)
+    empty = Detections(np.zeros((0, 4)), np.zeros(0, int), np.zeros(0), detections[3].classes)
+    without = evaluate_detections(dataset, [*detections[:3], empty, *detections[4:]])
+    samples = list(dataset.samples)
+    samples[3] = replace(samples[3], looked_for=unknown)
+    assert evaluate_detections(replace(dataset, samples=tuple(samples)), detections) == without
+    assert without != evaluate_detections(dataset, detections)
+
+
 @dataclass
 class Remembering:
     """A stand-in for a detector, which knows the detections of each image by the image's pixels."""

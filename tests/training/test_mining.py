@@ -192,6 +192,18 @@ def test_windows_near_an_object_are_no_negatives(planted, tiny_features):
     assert ((brightest[:, 0] > 0.5) & (brightest[:, 1] > 0.5)).sum() == 1
 
 
+def test_where_a_class_was_not_looked_for_no_window_is_a_negative(planted, tiny_features):
+    samples = list(planted.dataset.samples)
+    samples[9] = replace(samples[9], looked_for=np.array([False]))
+    split = replace(planted, dataset=replace(planted.dataset, samples=tuple(samples)))
+    made = miner(split, tiny_features(4), [0], random_negatives=1000, hard_margin=-1e9, evict_margin=-1e9)
+    made.train()
+    index, labels = made.cache.problem(0)
+    locations = made.cache.locations[index]
+    assert 9 in locations["image"][labels > 0]  # its object is an object all the same
+    assert 9 not in locations["image"][labels < 0] and (labels < 0).sum() > 30
+
+
 @pytest.mark.parametrize(("overlap", "expected"), [(1.0, []), (0.8, []), (0.7, [[8, 8, 24, 20]])])
 def test_windows_that_overlap_an_object_by_enough_are_positives_too(planted, tiny_features, overlap, expected):
     made = miner(planted, tiny_features(4), [0], random_negatives=8, positive_overlap=overlap)

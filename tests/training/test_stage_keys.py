@@ -14,6 +14,7 @@ from PIL import Image
 from stage_results import write_networks, write_trunk
 
 from sppdet import config
+from sppdet.data.splits import read_dataset
 from sppdet.networks.fc_head import Head
 from sppdet.training.cached_result import write_result
 from sppdet.training.stage_inputs import StageInputs
@@ -31,7 +32,8 @@ class Row(NamedTuple):
     """A change of a setting.
 
     Attributes:
-        change: overrides, apart by blanks; COPY and WEIGHTS stand for a copy of the images and for other weights.
+        change: overrides, apart by blanks; COPY, WEIGHTS and LIST stand for a copy of the images, other
+            weights and a list of classes that were looked for.
         stages: whose keys it changes.
         base: overrides of the run that is changed, where the setting has no effect without them.
     """
@@ -58,6 +60,7 @@ ROWS = {
     "data.format": Row("data.format=voc", NOTHING),
     "data.skip_bad": Row("data.skip_bad=true", NOTHING),
     "data.test_share": Row("data.root=COPY data.test_share=0.5", EVERY),
+    "data.labelled_classes": Row("data.labelled_classes=LIST", MARGINS),
     "proposals.mode": Row("proposals.mode=quality", OF_FEATURES),
     "proposals.base_k": Row("proposals.base_k=60", OF_FEATURES),
     "proposals.inc_k": Row("proposals.inc_k=60", OF_FEATURES),
@@ -170,6 +173,8 @@ class Runs:
         self.root = root
         self.weights = write_trunk(folder / "trunk.safetensors")
         self.other_weights = write_trunk(folder / "other.safetensors", shift=1)
+        self.list = folder / "looked_for.csv"  # no class was looked for in the first image
+        self.list.write_text(read_dataset(root, "trainval")[0].id)
         self._keys: dict[str, dict] = {}
 
     def inputs(self, changes: str = "", root: Path | None = None, keep: bool = False) -> StageInputs:
@@ -179,7 +184,7 @@ class Runs:
             "regions.scales=[96]", "regions.target=64", "pooling.levels=[3,1]", "device=cpu",
             f"data.root={root or self.root}", f"run.cache={self.folder / 'cache'}", f"run.dir={self.folder / 'run'}",
         ]  # fmt: skip
-        changes = changes.replace("WEIGHTS", str(self.other_weights))
+        changes = changes.replace("WEIGHTS", str(self.other_weights)).replace("LIST", str(self.list))
         return StageInputs(config.load(None, [*options, *changes.split()]), keep)
 
     def keys(self, changes: str = "", root: Path | None = None) -> dict[str, dict[str, object]]:
