@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     lowest = parser.add_mutually_exclusive_group()
     lowest.add_argument(
         "--threshold",
-        type=_threshold,
+        type=threshold,
         default="auto",
         metavar="P",
         help="lowest probability shown, 0 to 1; default: auto, where F1 of each class was best in images set aside",
@@ -89,7 +89,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _threshold(text: str) -> float | str:
+def threshold(text: str) -> float | str:
     """Convert the value of ``--threshold``, as ``type=`` of argparse."""
     return "auto" if text == "auto" else _finite(text)
 
@@ -122,7 +122,7 @@ def detect(options: argparse.Namespace) -> int:
         from sppdet.detection import load  # imported late: errors in the arguments come before the wait
 
         detector = load(model, options.device)
-        _check_threshold(detector, options, model)
+        check_threshold(detector, options.threshold, model)
         detector.search.warm_up()
     detect_one = partial(_detect_one, detector, options)
     entries = []
@@ -138,16 +138,14 @@ def detect(options: argparse.Namespace) -> int:
     return cli.FAILED if any("error" in entry for entry in entries) else cli.OK
 
 
-def _check_threshold(detector: Detector | Ensemble, options: argparse.Namespace, model: Path) -> None:
+def check_threshold(detector: Detector | Ensemble, threshold: float | str, model: str | Path) -> None:
     """Refuse a threshold that is no probability; say where it is taken for a margin."""
-    if isinstance(options.threshold, str):
+    if isinstance(threshold, str):
         return
     if detector.calibrated is None:
-        cli.say(f"{model} has no probabilities: --threshold {options.threshold:g} is a margin", sys.stderr)
-    elif not 0 <= options.threshold <= 1:
-        raise SppdetError(
-            f"--threshold: {options.threshold:g} is no probability; give 0 to 1, auto, or a margin as --margin"
-        )
+        cli.say(f"{model} has no probabilities: --threshold {threshold:g} is a margin", sys.stderr)
+    elif not 0 <= threshold <= 1:
+        raise SppdetError(f"--threshold: {threshold:g} is no probability; give 0 to 1, or auto")
 
 
 def _limits(detector: Detector | Ensemble, options: argparse.Namespace) -> dict:
