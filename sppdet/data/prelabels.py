@@ -171,7 +171,12 @@ class AnnotationFolder:
     def _yolo_names(self, classes: Sequence[str]) -> tuple[Path, list[str]]:
         """Return the file that names the classes, in the folder or above it, and the names; else what to write."""
         for folder in dict.fromkeys([self.folder, self.images, *self.images.resolve().parents[:2]]):
-            file, names = names_in(folder)
+            try:
+                file, names = names_in(folder)
+            except (SppdetError, OSError):
+                if folder in (self.folder, self.images):
+                    raise
+                continue  # a folder above may hold anything
             if file is not None and names is not None:
                 return file, names
         return self.folder / "classes.txt", list(classes)
