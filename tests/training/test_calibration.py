@@ -6,10 +6,21 @@ import numpy as np
 import pytest
 
 from sppdet.config import DEFAULT_THRESHOLD, CalibrationSettings
-from sppdet.config.settings import SvmSettings
+from sppdet.config.settings import DetectionSettings, SvmSettings
 from sppdet.detection.calibration import Sigmoid, Steps
+from sppdet.detection.detector import Detector
+from sppdet.evaluation.run import detect_all
+from sppdet.proposals.search import SelectiveSearch
 from sppdet.training import svm
-from sppdet.training.calibration import HeldOut, _fit_without, draw_folds, fit_calibration, fit_class
+from sppdet.training.calibration import (
+    HeldOut,
+    _fit_without,
+    draw_folds,
+    fit_calibration,
+    fit_class,
+    hold_out,
+    of_classes,
+)
 from sppdet.training.mining import LOCATION, ClassWindows, Miner, pool_locations
 from sppdet.utils.execution import Execution
 
@@ -120,3 +131,31 @@ def test_windows_survive_being_written(tmp_path):
     restored = ClassWindows.restore(windows.tensors())
     assert (restored.locations == locations).all() and restored.labels.tolist() == [1, -1, -1, -1]
     assert restored.alpha.tolist() == windows.alpha.tolist()
+
+
+def test_detections_in_held_out_images_are_worse_than_those_in_images_that_were_learned(random_split, tiny_features):
+    split, features = random_split(images=16, classes=2), tiny_features(8)
+    settings = SvmSettings(C=0.1, random_negatives=60, max_negatives=80)
+    miner = Miner(split, features, [0, 1], settings, 1.0, Execution(workers=1))
+    svms = miner.train()
+    detector = Detector(
+        classes=split.dataset.classes, backbone=None, features=features, search=SelectiveSearch(), classifier=svms,
+        regressors=None, detection=DetectionSettings(),
+    )  # fmt: skip
+    windows = [miner.windows(k) for k in range(2)]
+    folds = CalibrationSettings(folds=4)
+    held_out = hold_out(split, 16, detector, windows, features, miner.problem, folds, Execution(workers=1))
+    learned = detect_all(detector, [split], 1)[1]
+    for k, of_class in enumerate(held_out):
+        assert of_class.objects == sum((sample.labels == k).sum() for sample in split.dataset)
+        assert set(of_class.images.tolist()) <= set(range(16)) and 0 < of_class.right.sum() <= of_class.objects
+        of_all = np.concatenate([detections.scores[detections.labels == k] for detections in learned])
+        assert not np.array_equal(np.sort(of_all), np.sort(of_class.margins))
+    # A class alone has the same detections.
+    alone = hold_out(
+        split, 16, of_classes(detector, [1]), windows[1:], features, miner.problem, folds, Execution(workers=1)
+    )
+    np.testing.assert_array_equal(alone[0].right, held_out[1].right)
+    np.testing.assert_allclose(alone[0].margins, held_out[1].margins, atol=1e-5)
+    calibration = fit_calibration(held_out)
+    assert calibration is not None and len(calibration.curves) == 2
