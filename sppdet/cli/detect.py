@@ -33,7 +33,7 @@ The number beside a class is the probability that the detection is right: that i
 by an IoU of 0.5 or more. It was learned on training images that the SVMs had not seen. "score" in JSON is the SVM
 margin: 0 is the decision boundary, and it is not bounded. With a softmax it is the log odds.
 Ensembles and models of earlier versions have no probabilities: the margin is shown, --threshold is a margin, and its
-default is %(margin)s. Training such a model again, which takes a minute, adds the probabilities.
+default is %(margin)s. The training command, given again, adds the probabilities to a model of an earlier version.
 Boxes are x1 y1 x2 y2, pixel edges counted from 0, of the image as displayed (EXIF orientation applied):
 the top left pixel is 0 0 1 1, and a width is x2 - x1.
 Where no detection reaches the threshold, the best one below it is named ("nearest" in JSON).
