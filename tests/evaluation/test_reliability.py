@@ -35,7 +35,7 @@ def test_a_probability_of_one_is_in_the_last_bin():
 def test_difficult_objects_do_not_count_and_a_second_detection_of_an_object_is_wrong():
     boxes, difficult = np.array([BOX, HARD], np.float32), np.array([False, True])
     sample = Sample("1", Path("1.jpg"), 100, 100, boxes, np.zeros(2, np.int64), difficult)
-    detections = Detections([BOX, HARD, BOX, OTHER], [0] * 4, [4, 3, 2, 1], ("cat",), [0.9, 0.8, 0.5, 0.05])
+    detections = Detections([BOX, HARD, BOX, OTHER], [0] * 4, [4, 3, 2, 1], ("cat",), [0.95, 0.8, 0.5, 0.05])
     result = measure_reliability(Dataset(("cat",), (sample,)), [detections])
     assert result is not None
     assert [(entry["low"], entry["detections"], entry["right"]) for entry in result["bins"]] == [
@@ -43,8 +43,8 @@ def test_difficult_objects_do_not_count_and_a_second_detection_of_an_object_is_w
         (0.5, 1, 0.0),
         (0.9, 1, 1.0),
     ]
-    assert result["error"] == pytest.approx((0.1 + 0.5) / 2)  # the detection of 0.05 is left out
-    assert result["error_of_all"] == pytest.approx((0.1 + 0.5 + 0.05) / 3)
+    assert result["error"] == pytest.approx((0.05 + 0.5) / 2)  # the detection of 0.05 is left out
+    assert result["error_of_all"] == pytest.approx((0.05 + 0.5 + 0.05) / 3)
 
 
 def test_without_probabilities_there_is_nothing_to_measure():
