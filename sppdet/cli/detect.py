@@ -34,7 +34,7 @@ The number beside a class is the probability that the detection is right: that i
 by an IoU of 0.5 or more. It was learned on training images that the SVMs had not seen. "score" in JSON is the SVM
 margin: 0 is the decision boundary, and it is not bounded. With a softmax it is the log odds.
 Ensembles and models of earlier versions have no probabilities: the margin is shown, --threshold is a margin, and its
-default is %(margin)s. Training such a model again, which takes a minute, adds the probabilities.
+default is %(margin)s. The training command, given again, adds the probabilities to a model of an earlier version.
 Boxes are x1 y1 x2 y2, pixel edges counted from 0, of the image as displayed (EXIF orientation applied):
 the top left pixel is 0 0 1 1, and a width is x2 - x1.
 Where no detection reaches the threshold, the best one below it is named ("nearest" in JSON).
@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     lowest = parser.add_mutually_exclusive_group()
     lowest.add_argument(
         "--threshold",
-        type=_threshold,
+        type=threshold,
         default="auto",
         metavar="P",
         help="lowest probability shown, 0 to 1; default: auto, where F1 of each class was best in images set aside",
@@ -95,7 +95,7 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _threshold(text: str) -> float | str:
+def threshold(text: str) -> float | str:
     """Convert the value of ``--threshold``, as ``type=`` of argparse."""
     return "auto" if text == "auto" else _finite(text)
 
@@ -128,7 +128,7 @@ def detect(options: argparse.Namespace) -> int:
         from sppdet.detection import load  # imported late: errors in the arguments come before the wait
 
         detector = load(model, options.device)
-        _check_threshold(detector, options, model)
+        check_threshold(detector, options.threshold, model)
         detector.search.warm_up()
     detect_one = partial(_detect_one, detector, options)
     entries = []
@@ -144,16 +144,14 @@ def detect(options: argparse.Namespace) -> int:
     return cli.FAILED if any("error" in entry for entry in entries) else cli.OK
 
 
-def _check_threshold(detector: Detector | Ensemble, options: argparse.Namespace, model: Path) -> None:
+def check_threshold(detector: Detector | Ensemble, threshold: float | str, model: str | Path) -> None:
     """Refuse a threshold that is no probability; say where it is taken for a margin."""
-    if isinstance(options.threshold, str):
+    if isinstance(threshold, str):
         return
     if detector.calibrated is None:
-        cli.say(f"{model} has no probabilities: --threshold {options.threshold:g} is a margin", sys.stderr)
-    elif not 0 <= options.threshold <= 1:
-        raise SppdetError(
-            f"--threshold: {options.threshold:g} is no probability; give 0 to 1, auto, or a margin as --margin"
-        )
+        cli.say(f"{model} has no probabilities: --threshold {threshold:g} is a margin", sys.stderr)
+    elif not 0 <= threshold <= 1:
+        raise SppdetError(f"--threshold: {threshold:g} is no probability; give 0 to 1, or auto")
 
 
 def _limits(detector: Detector | Ensemble, options: argparse.Namespace) -> dict:

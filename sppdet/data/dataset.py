@@ -65,9 +65,9 @@ class Sample:
         image = read_image(self.path)
         return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image
 
-    def was_looked_for(self, labels: Sequence[int]) -> np.ndarray:
+    def was_looked_for(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return bool ``(len(labels),)``, whether each class was annotated in this image."""
-        return np.ones(len(labels), bool) if self.looked_for is None else self.looked_for[list(labels)]
+        return np.ones(len(labels), bool) if self.looked_for is None else self.looked_for[np.asarray(labels, np.int64)]
 
     def mirror(self) -> Sample:
         """Return the sample flipped left to right, with its boxes."""
