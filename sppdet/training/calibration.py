@@ -59,8 +59,10 @@ class HeldOut:
     @classmethod
     def join(cls, several: Sequence[HeldOut]) -> HeldOut:
         """Return the detections of several classes, or folds, together."""
-        joined = [np.concatenate([getattr(one, name) for one in several]) for name in ("margins", "right", "images")]
-        return cls(*joined, sum(one.objects for one in several))
+        margins, right, images = (
+            np.concatenate([getattr(one, name) for one in several]) for name in ("margins", "right", "images")
+        )
+        return cls(margins, right, images, sum(one.objects for one in several))
 
     def tensors(self) -> dict[str, np.ndarray]:
         """Return the values as arrays, for a file."""
