@@ -20,12 +20,13 @@ from functools import partial
 import numpy as np
 
 from sppdet.config import DEFAULT_THRESHOLD, CalibrationSettings
-from sppdet.detection import BoxRegressors, Calibration, Curve, Detector, LinearSVMs, Sigmoid, Steps
-from sppdet.evaluation import detect_all, flatten_detections, flatten_ground_truth, match_label
+from sppdet.data import Dataset
+from sppdet.detection import BoxRegressors, Calibration, Curve, Detections, Detector, LinearSVMs, Sigmoid, Steps
+from sppdet.evaluation import detect_all, flatten_detections, flatten_ground_truth, match_label, only_looked_for
 from sppdet.features import FeatureSplit, WindowFeatures
 from sppdet.training import svm
 from sppdet.training.mining import ClassWindows, pool_locations
-from sppdet.utils import Execution, parallel_map
+from sppdet.utils import Execution, SppdetError, parallel_map
 
 # The curve that all classes together are drawn to, and of how many detections it takes the place in a fit.
 _PRIOR, _PRIOR_WEIGHT = Sigmoid(2.0, 0.0), 20.0
@@ -296,21 +297,63 @@ def _detect(split: FeatureSplit, detector: Detector, fold: np.ndarray, execution
     """Detect in the images of a fold, and compare with the objects; return the detections of each class."""
     samples = tuple(split.dataset[int(i)] for i in fold)
     of_fold = replace(split, dataset=replace(split.dataset, samples=samples), names=[split.names[int(i)] for i in fold])
-    images, boxes, labels, margins = flatten_detections(detect_all(detector, [of_fold], execution.workers)[1])
+    detections = detect_all(detector, [of_fold], execution.workers)[1]
     # The detector may have some of the classes alone.
-    in_dataset = np.array([split.dataset.classes.index(name) for name in detector.classes])
-    labels = in_dataset[labels]
-    known = [bool(samples[i].was_looked_for([label])[0]) for i, label in zip(images.tolist(), labels.tolist())]
-    rows = np.flatnonzero(known)
-    images, boxes, labels, margins = images[rows], boxes[rows], labels[rows], margins[rows]
-    truth = flatten_ground_truth(of_fold.dataset)
+    labels = np.array([split.dataset.classes.index(name) for name in detector.classes])
+    in_dataset = [replace(entry, labels=labels[entry.labels], classes=split.dataset.classes) for entry in detections]
+    held_out = compare_with_objects(of_fold.dataset, in_dataset, labels.tolist())
+    return [replace(of_class, images=fold[of_class.images]) for of_class in held_out]
+
+
+def compare_with_objects(
+    dataset: Dataset, detections: Sequence[Detections], labels: Sequence[int] | None = None
+) -> list[HeldOut]:
+    """Tell which detections are right.
+
+    Args:
+        dataset: images that the SVMs did not learn from.
+        detections: those of each image, with labels of the data set.
+        labels: the classes to compare; None: all.
+
+    Returns:
+        The detections of each class.
+    """
+    detected, truth = flatten_detections(only_looked_for(dataset, detections)), flatten_ground_truth(dataset)
+    images, _, detected_labels, margins = detected
     held_out = []
-    for label in in_dataset.tolist():
-        match = match_label((images, boxes, labels, margins), truth, label)
+    for label in range(len(dataset.classes)) if labels is None else labels:
+        match = match_label(detected, truth, label)
         counted = ~match.ignored
-        rows = np.flatnonzero(labels == label)[match.order][counted]
-        held_out.append(HeldOut(margins[rows], match.true_positive[counted], fold[images[rows]], match.positives))
+        rows = np.flatnonzero(detected_labels == label)[match.order][counted]
+        held_out.append(HeldOut(margins[rows], match.true_positive[counted], images[rows], match.positives))
     return held_out
+
+
+def calibrate_detector(detector: Detector, dataset: Dataset, workers: int = 0) -> Detector:
+    """Return a detector with probabilities and thresholds that are learned from images it was not trained on.
+
+    Args:
+        detector: a detector with SVMs.
+        dataset: such images, whose classes are those of the detector.
+        workers: images at a time; 0 for one per core.
+
+    Raises:
+        SppdetError: the classes differ, or nothing is detected.
+    """
+    if dataset.classes != detector.classes:
+        raise SppdetError(
+            f"data set: its classes are {', '.join(dataset.classes)}, those of the detector are "
+            f"{', '.join(detector.classes)}; read it with classes=detector.classes"
+        )
+    lowest = detector.detection.min_margin
+    detections = list(
+        parallel_map(lambda i: detector.predict(dataset[i].read(), margin=lowest), range(len(dataset)), workers,
+                     "detecting", threads=True)
+    )  # fmt: skip
+    calibration = fit_calibration(compare_with_objects(dataset, detections))
+    if calibration is None:
+        raise SppdetError("data set: nothing was detected in its images; give images that hold the classes")
+    return replace(detector, calibration=calibration)
 
 
 def of_classes(detector: Detector, labels: Sequence[int]) -> Detector:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from sppdet.config import DEFAULT_THRESHOLD, CalibrationSettings
 from sppdet.config.settings import DetectionSettings, SvmSettings
-from sppdet.detection.calibration import Sigmoid, Steps
+from sppdet.data.dataset import Dataset, Sample
+from sppdet.detection.calibration import Calibration, Sigmoid, Steps
+from sppdet.detection.detections import Detections
 from sppdet.detection.detector import Detector
 from sppdet.evaluation.run import detect_all
 from sppdet.proposals.search import SelectiveSearch
@@ -15,6 +21,7 @@ from sppdet.training import svm
 from sppdet.training.calibration import (
     HeldOut,
     _fit_without,
+    calibrate_detector,
     draw_folds,
     fit_calibration,
     fit_class,
@@ -22,6 +29,7 @@ from sppdet.training.calibration import (
     of_classes,
 )
 from sppdet.training.mining import LOCATION, ClassWindows, Miner, pool_locations
+from sppdet.utils.errors import SppdetError
 from sppdet.utils.execution import Execution
 
 TRUE = Sigmoid(3.0, -1.0)
@@ -159,3 +167,38 @@ def test_detections_in_held_out_images_are_worse_than_those_in_images_that_were_
     np.testing.assert_allclose(alone[0].margins, held_out[1].margins, atol=1e-5)
     calibration = fit_calibration(held_out)
     assert calibration is not None and len(calibration.curves) == 2
+
+
+# On other images
+
+
+@dataclass
+class Remembering:
+    """A stand-in for a detector: a right detection of margin 1 and a wrong one of margin -1 in every image."""
+
+    classes: tuple[str, ...] = ("cat",)
+    detection: DetectionSettings = field(default_factory=DetectionSettings)
+    calibration: Calibration | None = None
+
+    def predict(self, image: np.ndarray, margin: float) -> Detections:
+        assert margin == self.detection.min_margin
+        return Detections([[0, 0, 8, 8], [20, 20, 30, 30]], [0, 0], [1.0, -1.0], self.classes)
+
+
+def images_of_cats(folder: Path, count: int) -> Dataset:
+    path = folder / "cat.png"
+    Image.new("RGB", (40, 40)).save(path)
+    box, label, difficult = np.array([[0, 0, 8, 8]], np.float32), np.zeros(1, np.int64), np.zeros(1, bool)
+    return Dataset(("cat",), tuple(Sample(str(n), path, 40, 40, box, label, difficult) for n in range(count)))
+
+
+def test_a_detector_is_calibrated_on_other_images(tmp_path):
+    detector = calibrate_detector(Remembering(), images_of_cats(tmp_path, 60), workers=1)
+    wrong, right = detector.calibration.probabilities(np.zeros(2, int), np.array([-1.0, 1.0]))
+    assert right > 0.9 and wrong < 0.1
+    assert detector.calibration.thresholds[0] == pytest.approx(0, abs=0.1)
+
+
+def test_other_classes_are_named(tmp_path):
+    with pytest.raises(SppdetError, match="its classes are cat, those of the detector are dog"):
+        calibrate_detector(Remembering(("dog",)), images_of_cats(tmp_path, 2))
