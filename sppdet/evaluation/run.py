@@ -149,7 +149,7 @@ def _write(config: Config, dataset: Dataset, detections: list[Detections], metri
     metrics |= {"config": to_dict(config), "key": key}
     write_devkit_results(folder / _RESULTS, dataset, detections, split)
     write_coco_results(folder / _RESULTS / "coco_results.json", dataset, detections)
-    write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics, sealed=True)
     _write_report(folder)
     return metrics
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from safetensors.torch import load_file
 
 from sppdet.detection import BoxRegressors, LinearSVMs, Softmax
 from sppdet.features import WindowFeatures
 from sppdet.networks import Head
+from sppdet.training.cached_result import read_result
 from sppdet.utils import entries_under, fingerprint, read_json
 
 _LONGEST_NAME = 150  # characters of a class's name in a file's; file systems limit the whole to 255 bytes
@@ -88,9 +88,9 @@ class StageFiles:
 
     def _layer(self, prefix: str) -> dict[str, np.ndarray]:
         """Return weight and bias of a layer of the end-to-end training."""
-        return {name: value.numpy() for name, value in entries_under(load_file(self.end_to_end), prefix).items()}
+        return {name: value.numpy() for name, value in entries_under(read_result(self.end_to_end), prefix).items()}
 
     def _stacked(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the weights and biases of all classes of a stage, stacked in the classes' order."""
-        tensors = [load_file(self.of_class(stage, k)) for k in range(len(self.classes))]
+        tensors = [read_result(self.of_class(stage, k)) for k in range(len(self.classes))]
         return np.stack([t["weight"].numpy() for t in tensors]), np.stack([t["bias"].numpy() for t in tensors])
