@@ -89,12 +89,14 @@ class Ended:
         status: its exit status; negative for a signal.
         log: what it printed.
         seconds: how long it ran.
+        processor: how many seconds of the processor it took, which do not depend on the load of the machine.
         memory_mb: how much memory it took at most.
     """
 
     status: int
     log: str
     seconds: float
+    processor: float
     memory_mb: float
 
     @property
@@ -162,7 +164,8 @@ class Command:
         _, status, usage = os.wait4(self.pid, 0)
         log = self.log.read_text(errors="replace")
         code = os.waitstatus_to_exitcode(status)
-        return Ended(code, log, time.monotonic() - self.start, usage.ru_maxrss / 1024)
+        processor = usage.ru_utime + usage.ru_stime
+        return Ended(code, log, time.monotonic() - self.start, processor, usage.ru_maxrss / 1024)
 
 
 class Workplace:
