@@ -14,7 +14,7 @@ ARGS ?=
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train-voc data-voc test test-all lint types rooms docs table-voc compare bench clean-cache clean
+.PHONY: help setup demo train-voc data-voc test test-all lint types rooms docs table-voc compare bench reliability clean-cache clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1 - /p' $(firstword $(MAKEFILE_LIST)) | awk -F ' - ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -91,6 +91,9 @@ compare: setup  ## train and measure every system on the same images, and write 
 
 bench: setup  ## measure every stage beside what it replaces, and write docs/experiments/performance.md; half an hour
 	$(python) scripts/bench.py all --voc-root $(VOC_ROOT) --write docs/experiments/performance.md $(ARGS)
+
+reliability: setup  ## kill, interrupt, damage and fuzz it, and write docs/reliability.md; hours
+	$(python) scripts/reliability.py --write docs/reliability.md --json docs/reliability.json $(ARGS)
 
 clean-cache:  ## remove cached proposals, conv maps and drawn images (cache/)
 	rm -rf cache

@@ -106,6 +106,11 @@ def write_json(path: Path, value: Any) -> None:
     path.write_bytes(json.dumps(value).encode("utf-8", "surrogatepass"))
 
 
+def unsealed(path: Path) -> Any:
+    """Return the content of a JSON file without its checksum, which would refuse every mutant."""
+    return {name: value for name, value in json.loads(path.read_text()).items() if name != "checksum"}
+
+
 # A kind of input: (rng) -> what was tried, for the report, and a function that reads it.
 Case = tuple[object, Callable[[], object]]
 
@@ -171,7 +176,7 @@ def model_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
         write_json(model / "config.json", config.to_dict(Config()))
     combine_runs([folder / "model0", folder / "model0"], [1, 2], folder / "ensemble")
     for model in [*sorted(folder.glob("model?")), folder / "ensemble"]:
-        description = json.loads((model / "model.json").read_text())
+        description = unsealed(model / "model.json")
 
         def case(rng: random.Random, model=model, description=description) -> Case:
             mutant = mutated_json(rng, description)
@@ -184,7 +189,7 @@ def model_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
     tensors = load_file(folder / "model0" / "model.safetensors")
 
     def weights(rng: random.Random) -> Case:
-        write_json(folder / "model0" / "model.json", json.loads((folder / "ensemble/parts/0/model.json").read_text()))
+        write_json(folder / "model0" / "model.json", unsealed(folder / "ensemble/parts/0/model.json"))
         changed, name = dict(tensors), rng.choice([name for name in tensors if not name.startswith("trunk")])
         value = changed.pop(name)
         if rng.random() < 0.7:
@@ -204,7 +209,7 @@ def classifier_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
     backbone = Backbone.create("small", "random", "cpu", "float32")
     network = SPPClassifier(backbone.trunk, backbone.channels, 2, settings.levels)
     Classifier(("a", "b"), backbone, network.eval(), settings.tested).save(folder / "classifier")
-    description = json.loads((folder / "classifier" / "classifier.json").read_text())
+    description = unsealed(folder / "classifier" / "classifier.json")
 
     def case(rng: random.Random) -> Case:
         mutant = mutated_json(rng, description)
@@ -227,7 +232,7 @@ def record_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
     key = Key.of(["settings"], ["images"])
     result = folder / "result.safetensors"
     write_result(result, key, {"weight": np.zeros(3)}, head={"units": 3})
-    record = json.loads(result.with_suffix(".json").read_text())
+    record = unsealed(result.with_suffix(".json"))
 
     def stage(rng: random.Random) -> Case:
         mutant = mutated_json(rng, record)
@@ -268,12 +273,94 @@ def record_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
     yield from (stage, cost, bytes_of_checkpoint, content_of_checkpoint)
 
 
+def annotation_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield a kind per format of annotations, each in a folder with an image."""
+    from labelled import voc_xml, write_image
+
+    from sppdet.data.labelled_folder import read_folder
+
+    coco = {
+        "images": [{"id": 1, "file_name": "a.jpg", "width": 40, "height": 30}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 2, "bbox": [3, 4, 10, 12], "iscrowd": 0}],
+        "categories": [{"id": 2, "name": "cat"}],
+    }
+    shape = {"label": "cat", "points": [[3, 4], [13, 16]], "shape_type": "rectangle"}
+    labelme = {"version": "5", "imagePath": "a.jpg", "imageWidth": 40, "imageHeight": 30, "shapes": [shape]}
+    box = {"x": 10, "y": 10, "width": 30, "height": 40, "rotation": 0, "rectanglelabels": ["cat"]}
+    result = {"type": "rectanglelabels", "original_width": 40, "original_height": 30, "value": box}
+    studio = [{"id": 1, "data": {"image": "/data/upload/1/a.jpg"}, "annotations": [{"result": [result]}]}]
+    contents: dict[str, Any] = {
+        "voc/a.xml": voc_xml(("cat", 3, 4, 13, 16)),
+        "coco/a.json": coco,
+        "labelme/a.json": labelme,
+        "labelstudio/export.json": studio,
+        "yolo/a.txt": "0 0.5 0.5 0.25 0.4\n0 0.3 0.3 0.1 0.1\n",
+        "yolo-names/data.yaml": "names:\n  0: cat\nnc: 1\ntrain: .\n",
+        "csv/boxes.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,40,30,cat,3,4,13,16\n",
+    }
+    for name, content in contents.items():
+        path = folder / name
+        write_image(path.parent / "a.jpg")
+        if name.startswith("yolo"):
+            (path.parent / "classes.txt").write_text("cat\n")
+            (path.parent / "a.txt").write_text("0 0.5 0.5 0.25 0.4\n")
+
+        def case(rng: random.Random, path=path, content=content) -> Case:
+            if not isinstance(content, str) and rng.random() < 0.7:
+                write_json(path, mutated_json(rng, content))
+            else:
+                text = content if isinstance(content, str) else json.dumps(content)
+                path.write_bytes(mutated_bytes(rng, text.encode()))
+            return path.read_bytes(), lambda: read_folder(path.parent, skip_bad=rng.random() < 0.5)
+
+        yield case
+
+
+def cache_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield a kind per form of stored arrays, with and without their checksum, and the stored trunk in ONNX form."""
+    from sppdet.features.store import Store
+    from sppdet.networks import Backbone, arrays_digest, cached_trunk
+    from sppdet.networks.onnx_cache import cache_folder, keep_trunk
+
+    rng = np.random.default_rng(0)
+    values = {
+        ".npy": rng.random((20, 4), np.float32), ".rows": rng.random((20, 16), np.float32),
+        ".b2nd": rng.random((5, 6, 8), np.float32), ".codes": rng.random((5, 6, 8), np.float32),
+    }  # fmt: skip
+    for suffix, value in values.items():
+        store = Store(folder, suffix[1:], {}, suffix)
+        store.write("a", value)
+        content = store.path("a").read_bytes()
+
+        def case(rng: random.Random, store=store, content=content) -> Case:
+            kept = content if rng.random() < 0.5 else content[:-8]  # those of earlier versions have no checksum
+            store.path("a").write_bytes(mutated_bytes(rng, kept))
+            return store.suffix, lambda: store.read("a")
+
+        yield case
+    backbone = Backbone.create("small", "random", "cpu", "float32")
+    if backbone.onnx is None:
+        return
+    digest = arrays_digest({name: value.numpy() for name, value in backbone.trunk.state_dict().items()})
+    model = backbone.onnx.model
+
+    def trunk(rng: random.Random) -> Case:
+        keep_trunk("small", digest, model)
+        for path in cache_folder().glob("small-*.onnx"):
+            path.write_bytes(mutated_bytes(rng, model))
+        return "onnx", lambda: cached_trunk("small", digest)
+
+    yield trunk
+
+
 FAMILIES = {
     "settings": override_cases,
     "images": image_cases,
     "models": model_cases,
     "classifiers": classifier_cases,
     "records": record_cases,
+    "annotations": annotation_cases,
+    "caches": cache_cases,
 }
 
 

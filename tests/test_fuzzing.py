@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 from fuzzing import FAMILIES, fuzz
 
-MUTANTS = {"settings": 200, "images": 160, "models": 40, "classifiers": 20, "records": 120}
+MUTANTS = {
+    "settings": 200, "images": 160, "models": 40, "classifiers": 20, "records": 120, "annotations": 70, "caches": 100,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -14,8 +14,6 @@ from typing import Any, TypeVar, overload
 import cv2
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sppdet.config import ClassifierConfig, ViewSettings
@@ -23,7 +21,7 @@ from sppdet.data import ImageLike, LabelledImages, read_image, scaled_size, to_r
 from sppdet.features import project, scale_factor
 from sppdet.networks import Backbone, Cut, Head, build_trunk
 from sppdet.ops import SpatialPyramidPooling
-from sppdet.utils import SppdetError, atomic_write, errors_naming, parallel_map, read_json, write_json
+from sppdet.utils import SppdetError, errors_naming, parallel_map, read_json, read_tensors, write_json, write_tensors
 
 _FORMAT = 1
 _UNBOUNDED = 10**9  # pixels: no limit to the longer side
@@ -192,8 +190,8 @@ class Classifier:
             "test": asdict(self.test),
         }
         tensors = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
-        atomic_write(folder / "classifier.safetensors", lambda path: save_file(tensors, path))
-        write_json(folder / "classifier.json", description)
+        write_tensors(folder / "classifier.safetensors", tensors)
+        write_json(folder / "classifier.json", description, sealed=True)
 
 
 def load_classifier(folder: str | Path, device: str = "auto") -> Classifier:
@@ -217,10 +215,7 @@ def load_classifier(folder: str | Path, device: str = "auto") -> Classifier:
     note = folder / "classifier.json"
     description = read_json(note, classes=list, backbone=dict, levels=list, units=int, test=dict)
     path = folder / "classifier.safetensors"
-    try:
-        tensors = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise SppdetError(f"{path}: cannot be read ({error}); train again") from None
+    tensors = read_tensors(path, "train again, or copy the folder again")
     classes = description["classes"]
     with errors_naming(note, "train again, or copy the folder again"):
         name, precision = description["backbone"]["name"], description["backbone"]["precision"]

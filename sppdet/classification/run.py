@@ -71,7 +71,7 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
         checkpoint.path.unlink(missing_ok=True)
     if force or not _is_done(folder, checkpoint.key):
         classifier, history = _train(settings, images, held_out, backbone, checkpoint)
-        write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()})
+        write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()}, sealed=True)
         write_json(folder / "history.json", history)
         classifier.save(folder, checkpoint.key)
         checkpoint.path.unlink(missing_ok=True)
@@ -101,7 +101,8 @@ def evaluate_run(settings: ClassifierConfig, held_out: LabelledImages | None = N
             raise SppdetError("data.val: null; give a folder of class folders to measure on, data.val=FOLDER")
         held_out = read_folders(settings.data.place(settings.data.val), classifier.classes, settings.workers)
     metrics = measure_classifier(classifier, held_out, settings.workers)
-    write_json(folder / "metrics.json", metrics | {"config": config.to_dict(settings), "versions": versions()})
+    origin = {"config": config.to_dict(settings), "versions": versions()}
+    write_json(folder / "metrics.json", metrics | origin, sealed=True)
     return metrics
 
 

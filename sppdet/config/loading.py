@@ -15,7 +15,7 @@ import yaml
 from sppdet.config.checks import check
 from sppdet.config.limits import checked, field_types, section_class, shortened
 from sppdet.config.settings import RENAMED, ClassifierConfig, Config
-from sppdet.utils import SppdetError
+from sppdet.utils import SppdetError, read_json
 
 _LONGEST = 1_000_000  # characters of a file of settings
 _MOST_VALUES = 10_000  # in a file of settings, where an alias counts as all that it stands for
@@ -50,7 +50,9 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
     if path is None:
         return override(kind(), overrides)
     values, texts = _read_yaml(Path(path))
-    values.pop("versions", None)  # config.json has the versions of the software beside the settings
+    if values.pop("checksum", None) is not None:  # config.json has one
+        read_json(path)
+    values.pop("versions", None)  # and the versions of the software beside the settings
     _keep_names(kind, values, texts)
     if kind is Config and (preset := values.pop("preset", None)) is not None:
         values = _merged(_preset_values(preset, f"{path}: "), values)

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from sppdet.config import Config, DetectionSettings, PoolingSettings, RegionSettings, check
 from sppdet.detection.calibration import Calibration
@@ -44,14 +42,15 @@ from sppdet.networks import (
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import (
     SppdetError,
-    atomic_write,
     entries_under,
     errors_naming,
     file_digest,
     multiplies_bfloat16,
+    read_arrays,
     read_json,
     temporary_folder,
     write_json,
+    write_tensors,
 )
 
 if TYPE_CHECKING:  # not every detector needs torch
@@ -120,11 +119,7 @@ def load_detector(folder: str | Path, device: str = "auto") -> Detector:
             f"{path}: format {description.get('format')}, this version reads {_FORMAT} and {_PACKAGE_FORMAT}; "
             "install a newer version of sppdet, or train again"
         )
-    try:
-        tensors = load_file(folder / "model.safetensors")
-    except (OSError, SafetensorError) as error:
-        raise SppdetError(f"{folder}/model.safetensors: cannot be read ({error}); train again") from None
-
+    tensors = read_arrays(folder / "model.safetensors", _REMEDY)
     description = read_json(path, **_ENTRIES)
     with errors_naming(path, _REMEDY):
         _check_classes(path, description["classes"])
@@ -323,7 +318,6 @@ def save_detector(detector: Detector, folder: Path, compact: bool = False) -> No
         compact: whether SVMs and box regression are rounded as in `sppdet.detection.compact`.
     """
     import torch
-    from safetensors.torch import save_file
 
     package = package_of(detector.backbone.name, detector.backbone.trunk)
     description = {
@@ -354,8 +348,8 @@ def save_detector(detector: Detector, folder: Path, compact: bool = False) -> No
         for group, values in groups.items()
         for key, value in values.items()
     }
-    atomic_write(folder / "model.safetensors", lambda path: save_file(tensors, path))
-    write_json(folder / "model.json", description)
+    write_tensors(folder / "model.safetensors", tensors)
+    write_json(folder / "model.json", description, sealed=True)
     _keep_in_cache(detector.backbone)
 
 
@@ -421,7 +415,7 @@ def _write_ensemble(
         _copy_part(folder, unfinished, f"parts/{n}", share) for n, (folder, share) in enumerate(zip(folders, shares))
     ]
     settings = read_json(folders[0] / "config.json", run=dict)
-    write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
+    write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}}, sealed=True)
     description = {
         "format": _ENSEMBLE_FORMAT,
         "classes": list(first.classes),
@@ -429,7 +423,7 @@ def _write_ensemble(
         "detection": asdict(first.detection),
         "parts": parts,
     }
-    write_json(unfinished / "model.json", description)
+    write_json(unfinished / "model.json", description, sealed=True)
 
 
 def _copy_part(folder: Path, unfinished: Path, name: str, share: float) -> dict:

@@ -28,14 +28,14 @@ def read_costs(folder: Path) -> dict[str, dict]:
 
 def record_cost(folder: Path, stage: str, cost: dict) -> None:
     """Write the cost of ``stage`` into the run in ``folder``; the costs of other stages stay."""
-    write_json(folder / _FILE, read_costs(folder) | {stage: cost})
+    write_json(folder / _FILE, read_costs(folder) | {stage: cost}, sealed=True)
 
 
 def forget_cost(folder: Path, stage: str) -> None:
     """Remove the cost of ``stage``, which the run in ``folder`` no longer has; the file stays as it is without one."""
     costs = read_costs(folder)
     if costs.pop(stage, None) is not None:
-        write_json(folder / _FILE, costs)
+        write_json(folder / _FILE, costs, sealed=True)
 
 
 def stage_line(stage: str, cost: dict, computed: bool = True) -> str:

@@ -153,7 +153,8 @@ def _write(config: Config, dataset: Dataset, detections: list[Detections], metri
     metrics |= {"config": to_dict(config), "key": key}
     write_devkit_results(folder / _RESULTS, dataset, detections, split)
     write_coco_results(folder / _RESULTS / "coco_results.json", dataset, detections)
-    write_json(folder / "metrics.json", metrics)
+    metrics["detections"] = _detections_digest(folder)
+    write_json(folder / "metrics.json", metrics, sealed=True)
     _write_report(folder)
     return metrics
 
@@ -271,8 +272,18 @@ def read_last_evaluation(folder: str | os.PathLike, overrides: Iterable[str] = (
         settings = from_dict(metrics["config"])
     config = in_folder(override(settings, overrides), folder)
     dataset = load_split(config, config.data.test_split, list(metrics["AP"]), config.data.limit_test)
+    if metrics.get("detections") not in (None, _detections_digest(folder)):  # versions before had none
+        raise SppdetError(
+            f"{folder / _RESULTS}: the files of detections are not those of {path}; python -m sppdet.evaluate {folder} "
+            "--force writes both again"
+        )
     detections = read_devkit_results(folder / _RESULTS, dataset, config.data.test_split)
     return LastEvaluation(folder, config, dataset, detections, metrics)
+
+
+def _detections_digest(folder: Path) -> str:
+    """Return a digest of the devkit's files of the run in ``folder``."""
+    return fingerprint([[path.name, file_digest(path)] for path in sorted((folder / _RESULTS).glob("*.txt"))])
 
 
 def summary(metrics: dict) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sppdet.utils import SppdetError
+from sppdet.utils import SppdetError, verify_tensors
 
 if TYPE_CHECKING:  # the digest of a model's weights is known without torch
     import torch
@@ -96,6 +96,7 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
 
         if path.suffix == ".safetensors":
+            verify_tensors(path)  # of stage pretrain
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds; all mean the same to the user

@@ -6,17 +6,20 @@ one of an interrupted run, does not count as a result.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from numpy.typing import ArrayLike
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from sppdet.utils import Checkpoint, atomic_write, fingerprint, read_json, write_json
+from sppdet.utils import Checkpoint, fingerprint, read_json, read_tensors, verify_tensors, write_json, write_tensors
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,31 @@ class Key:
 
 
 def has_result(path: Path) -> bool:
-    """Whether ``path`` holds a readable result with its note, whatever it depends on."""
+    """Whether ``path`` holds an undamaged result with its note, whatever it depends on."""
     if not (path.exists() and path.with_suffix(".json").exists()):
         return False
     try:
+        verify_tensors(path)
         with safe_open(path, "numpy"):  # fails on a file that an interrupted copy has cut short
             return True
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError) as error:
+        _warn(f"{path}: the stored result is damaged ({error}); it is learned anew")
         return False
+
+
+@cache
+def _warn(message: str) -> None:
+    """Warn, the first time only."""
+    logger.warning(message)
+
+
+def read_result(path: Path) -> dict[str, torch.Tensor]:
+    """Return what `write_result` wrote.
+
+    Raises:
+        SppdetError: the file cannot be read, or is damaged.
+    """
+    return read_tensors(path, "run the command again, which learns it anew")
 
 
 def is_done(path: Path, key: Key, keep: bool) -> bool:
@@ -105,5 +125,5 @@ def write_result(path: Path, key: Key, tensors: Mapping[str, torch.Tensor | Arra
     """
     path.with_suffix(".json").unlink(missing_ok=True)
     stored = {name: torch.as_tensor(value).cpu().contiguous() for name, value in tensors.items()}
-    atomic_write(path, lambda temporary: save_file(stored, temporary))
-    write_json(path.with_suffix(".json"), {**asdict(key), **description})
+    write_tensors(path, stored)
+    write_json(path.with_suffix(".json"), {**asdict(key), **description}, sealed=True)

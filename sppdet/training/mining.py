@@ -28,14 +28,13 @@ from itertools import chain
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from sppdet.config import SvmSettings
 from sppdet.detection import LinearSVMs
 from sppdet.features import FeatureSplit, WindowFeatures, Windows
 from sppdet.ops import Products, nms
 from sppdet.training import svm
-from sppdet.utils import Checkpoint, Execution, atomic_write, entries_under, parallel_map
+from sppdet.utils import Checkpoint, Execution, entries_under, parallel_map, verify_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -333,7 +332,7 @@ class Miner:
         tensors = {f"cache.{name}": np.ascontiguousarray(value) for name, value in self.cache.state().items()}
         tensors |= {"weight": fitted.weight, "bias": fitted.bias}
         metadata = {"key": checkpoint.key, "done": str(done)}
-        atomic_write(checkpoint.path, lambda temporary: save_file(tensors, temporary, metadata))
+        write_tensors(checkpoint.path, tensors, metadata)
 
     def _resume(self, checkpoint: Checkpoint) -> tuple[int, LinearSVMs | None]:
         """Take over the checkpoint's cache; return the number of rounds done and their SVMs, or None without any."""
@@ -344,6 +343,7 @@ class Miner:
                 metadata = stored.metadata() or {}
                 if metadata.get("key") != checkpoint.key:
                     return 0, None
+                verify_tensors(checkpoint.path)
                 tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
             done, svms = int(metadata["done"]), LinearSVMs(tensors["weight"], tensors["bias"])
             cache = SampleCache.restore(entries_under(tensors, "cache."))

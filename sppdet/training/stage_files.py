@@ -7,12 +7,11 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-from safetensors.numpy import load_file as load_arrays
-from safetensors.torch import load_file
 
 from sppdet.detection import BoxRegressors, LinearSVMs, Softmax
 from sppdet.features import WindowFeatures
 from sppdet.networks import Head
+from sppdet.training.cached_result import read_result
 from sppdet.training.calibration import HeldOut
 from sppdet.training.mining import ClassWindows
 from sppdet.utils import entries_under, fingerprint, read_json
@@ -60,11 +59,11 @@ class StageFiles:
 
     def windows(self, k: int) -> ClassWindows:
         """Read the windows that the SVM of class k was fitted to."""
-        return ClassWindows.restore(load_arrays(self.of_class("windows", k)))
+        return ClassWindows.restore(_arrays(self.of_class("windows", k)))
 
     def held_out(self, k: int) -> HeldOut:
         """Read the detections of class k in images that its SVM did not learn from."""
-        return HeldOut.restore(load_arrays(self.of_class("calibration", k)))
+        return HeldOut.restore(_arrays(self.of_class("calibration", k)))
 
     def softmax(self) -> Softmax:
         """Read the softmax classifier of the end-to-end training."""
@@ -102,9 +101,14 @@ class StageFiles:
 
     def _layer(self, prefix: str) -> dict[str, np.ndarray]:
         """Return weight and bias of a layer of the end-to-end training."""
-        return {name: value.numpy() for name, value in entries_under(load_file(self.end_to_end), prefix).items()}
+        return entries_under(_arrays(self.end_to_end), prefix)
 
     def _stacked(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the weights and biases of all classes of a stage, stacked in the classes' order."""
-        tensors = [load_file(self.of_class(stage, k)) for k in range(len(self.classes))]
-        return np.stack([t["weight"].numpy() for t in tensors]), np.stack([t["bias"].numpy() for t in tensors])
+        arrays = [_arrays(self.of_class(stage, k)) for k in range(len(self.classes))]
+        return np.stack([of_class["weight"] for of_class in arrays]), np.stack([of_class["bias"] for of_class in arrays])
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Return what `read_result` reads, as arrays."""
+    return {name: value.numpy() for name, value in read_result(path).items()}

@@ -6,8 +6,6 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from safetensors.torch import load_file
-
 from sppdet.config import Config
 from sppdet.data import Dataset, load_split
 from sppdet.features import (
@@ -21,7 +19,7 @@ from sppdet.features import (
 )
 from sppdet.networks import Backbone, Cut, Head, network_state, restore_trunk, weights_digest
 from sppdet.proposals import SelectiveSearch
-from sppdet.training.cached_result import write_result
+from sppdet.training.cached_result import read_result, write_result
 from sppdet.training.mining import feature_scale
 from sppdet.training.stage_files import StageFiles
 from sppdet.training.stage_keys import StageKeys
@@ -76,7 +74,7 @@ class StageInputs:
         if not self.config.end_to_end.enabled:
             return self.initial_backbone
         name, cut, settings = self.initial_backbone.name, self.initial_backbone.cut, self.config.backbone
-        trunk = restore_trunk(name, entries_under(load_file(self.files.end_to_end), "trunk."), cut)
+        trunk = restore_trunk(name, entries_under(read_result(self.files.end_to_end), "trunk."), cut)
         return Backbone.wrap(name, trunk, self.config.device, settings.precision, cut, settings.engine)
 
     @cached_property
@@ -87,7 +85,7 @@ class StageInputs:
         path = self.files.end_to_end if self.config.end_to_end.enabled else self.files.fine_tuned
         note = path.with_suffix(".json")
         description = read_json(note, head=dict)["head"] | {"layer": self.config.features}
-        inputs, tensors = self.pooled_features.pooled_dimension, entries_under(load_file(path), "head.")
+        inputs, tensors = self.pooled_features.pooled_dimension, entries_under(read_result(path), "head.")
         with errors_naming(note, "remove it, and the same command learns the layers again"):
             return Head.restore(inputs, description, tensors, self.backbone.bfloat16_on_cpu)
 
@@ -217,7 +215,7 @@ class StageInputs:
         if not self.keys.is_done(path, key):
             fc7 = replace(self.pooled_features.under(head), concat_pooled=False)
             write_result(path, key, {"balance": self._scale(fc7) / self.scale})
-        return float(load_file(path)["balance"])
+        return float(read_result(path)["balance"])
 
 
 def _load(config: Config) -> tuple[Dataset, Dataset]:

@@ -32,3 +32,7 @@ from .progress import Progress as Progress
 from .progress import active as active
 from .progress import bar as bar
 from .progress import duration as duration
+from .tensor_files import read_arrays as read_arrays
+from .tensor_files import read_tensors as read_tensors
+from .tensor_files import verify_tensors as verify_tensors
+from .tensor_files import write_tensors as write_tensors

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from sppdet.utils.execution import Checkpoint
-from sppdet.utils.files import atomic_write, entries_under
+from sppdet.utils.files import entries_under
+from sppdet.utils.tensor_files import verify_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def save(
     named = {name: value.contiguous() for name, value in named.items()}
     groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
     metadata = {"format": _FORMAT, "key": checkpoint.key, "groups": json.dumps(groups), "notes": json.dumps(notes)}
-    atomic_write(checkpoint.path, lambda temporary: save_file(named, temporary, metadata=metadata))
+    write_tensors(checkpoint.path, named, metadata)
 
 
 def restore(
@@ -124,6 +124,7 @@ def _read(checkpoint: Checkpoint) -> tuple[dict[str, torch.Tensor], dict[str, st
             metadata = stored.metadata() or {}
             if metadata.get("format") != _FORMAT or metadata.get("key") != checkpoint.key:
                 return None
+            verify_tensors(checkpoint.path)
             return {name: stored.get_tensor(name) for name in stored.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError):
         logger.warning(f"{checkpoint.path}: damaged checkpoint; training starts from the beginning")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -16,8 +18,9 @@ from sppdet.utils.files import file_digest, fingerprint
 def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator that compiles a function with ``numba.njit`` and releases the interpreter's lock.
 
-    Machine code is kept beside the source file or in the user's cache folder. Where neither can be written, the
-    function is compiled again in every process, and a warning says so once.
+    Machine code is kept beside the source file or in the user's cache folder. Where neither can be written, or where
+    other users can write, the function is compiled again in every process, and a warning says so once: Numba reads
+    what it keeps as pickles, which run as code.
 
     Args:
         options: further options of ``numba.njit``.
@@ -28,22 +31,45 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
-            return numba.njit(nogil=True, cache=True, **options)(function)
+            dispatcher = numba.njit(nogil=True, cache=True, **options)(function)
+            if not others_may_write(Path(dispatcher.stats.cache_path)):
+                return dispatcher
+            reason = f"{dispatcher.stats.cache_path} can be written by other users, so compiled code is not kept there"
         except RuntimeError:  # Numba has no folder that it can write to
-            _warn_that_nothing_is_kept()
-            return numba.njit(nogil=True, **options)(function)
+            reason = "compiled code can be kept neither beside sppdet nor in your home folder"
+        _warn_that_nothing_is_kept(reason)
+        return numba.njit(nogil=True, **options)(function)
 
     return decorate
 
 
 @cache
-def _warn_that_nothing_is_kept() -> None:
+def _warn_that_nothing_is_kept(reason: str) -> None:
     """Warn, the first time only."""
     warnings.warn(
-        "compiled code can be kept neither beside sppdet nor in your home folder, so every start compiles again; "
-        "set NUMBA_CACHE_DIR to a folder that can be written",
+        f"{reason}, and every start compiles again; set NUMBA_CACHE_DIR to a folder that you alone can write",
         stacklevel=4,
     )
+
+
+@cache
+def others_may_write(folder: Path) -> bool:
+    """Whether users other than this one and root may write into a folder, or may replace it.
+
+    Groups are not looked at: by default each user of many systems is a group.
+    """
+    if os.name != "posix":
+        return False
+    folder = folder.resolve()
+    for place in (folder, *folder.parents):
+        try:
+            status = place.stat()
+        except OSError:
+            continue
+        sticky = status.st_mode & stat.S_ISVTX and place != folder  # what lies in it belongs to its owner
+        if status.st_uid not in (0, os.getuid()) or (status.st_mode & stat.S_IWOTH and not sticky):
+            return True
+    return False
 
 
 def multiplies_bfloat16() -> bool:

@@ -117,25 +117,33 @@ def require_writable(key: str, folder: Path) -> None:
         raise SppdetError(f"{key}: {folder} cannot be written ({error.strerror}); choose another folder") from None
 
 
-def write_json(path: str | os.PathLike[str], value: object) -> None:
+def write_json(path: str | os.PathLike[str], value: object, sealed: bool = False) -> None:
     """Write ``value`` as indented JSON.
+
+    Args:
+        path: the file.
+        value: what JSON can hold.
+        sealed: whether ``checksum`` is added to ``value``, an object: `read_json` then refuses a changed file.
 
     Raises:
         OSError: the file cannot be written.
     """
+    if sealed and isinstance(value, dict):
+        value = value | {"checksum": fingerprint(json.loads(json.dumps(value)))}
     text = json.dumps(value, indent=2) + "\n"
     atomic_write(path, lambda temporary: temporary.write_text(text))
 
 
 def read_json(path: str | os.PathLike[str], **types: type | tuple[type, ...]) -> dict[str, Any]:
-    """Return the content of a JSON file that holds an object.
+    """Return the content of a JSON file that holds an object, without its checksum.
 
     Args:
         path: the file.
         **types: the entries that the object must have, each with its type; ``type(None)`` is that of null.
 
     Raises:
-        SppdetError: the file is missing or damaged, holds no object, or an entry is missing or of another type.
+        SppdetError: the file is missing or damaged, holds no object, or an entry is missing or of another type; or
+            the object's ``checksum`` is not that of its content.
     """
     remedy = "remove it and run the command again"
     try:
@@ -152,6 +160,10 @@ def read_json(path: str | os.PathLike[str], **types: type | tuple[type, ...]) ->
             names = " or ".join(_JSON_NAMES[kind] for kind in expected)
             actual = _JSON_NAMES[type(values[name])]
             raise SppdetError(f"{path}: '{name}' is {actual}, not {names}; {remedy}")
+    if "checksum" in values and values.pop("checksum") != fingerprint(values):
+        raise SppdetError(
+            f"{path}: was changed since it was written; {remedy}, or take its entry 'checksum' out if you edited it"
+        )
     return values
 
 

@@ -228,3 +228,14 @@ def test_json_of_another_form_is_refused(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(SppdetError, match=re.escape(f"a.json: {message}")):
         read_json(tmp_path / "a.json", head=(dict, type(None)))
+
+
+def test_a_sealed_file_is_read_without_its_checksum_and_refused_once_changed(tmp_path):
+    path, value = tmp_path / "model.json", {"scale": 0.1, "names": ["a", "b"], "levels": (3, 1), "none": None}
+    write_json(path, value, sealed=True)
+    assert read_json(path, scale=float) == value | {"levels": [3, 1]}
+    path.write_text(path.read_text().replace("0.1", "0.3"))
+    with pytest.raises(SppdetError, match=r"model\.json: was changed since it was written; .* if you edited it"):
+        read_json(path)
+    path.write_text(re.sub(r',\s*"checksum": "\w+"', "", path.read_text()))
+    assert read_json(path)["scale"] == 0.3

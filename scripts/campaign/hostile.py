@@ -1,0 +1,157 @@
+"""Mutants of every kind of input, bombs, and headers that claim more than there is; and memory over many images."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+import warnings
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import psutil
+
+from campaign.workplace import Command, Outcome, Workplace
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+_CHUNK = 250  # mutants of one process
+_LONGEST = 600.0  # seconds of a process; the fuzzer itself fails a mutant that takes 20
+_MOST_MB = 1500.0  # memory that a process may take beyond the fuzzer's beginning
+
+
+def mutants(workplace: Workplace, count: int, seed: int) -> Outcome:
+    """Try so many mutants, an equal number of each family of tests/fuzzing.py."""
+    import fuzzing
+
+    warnings.filterwarnings("ignore")
+    outcome, tried, peak = Outcome("Mutants: read, or refused in one line"), {}, 0.0
+    beginning = psutil.Process().memory_info().rss / 2**20
+    for family in fuzzing.FAMILIES:
+        tried[family] = 0
+        while tried[family] < count // len(fuzzing.FAMILIES):
+            many = min(_CHUNK, count // len(fuzzing.FAMILIES) - tried[family])
+            report, before = workplace.folder / "failures.json", _others(workplace)
+            with TemporaryDirectory(dir=workplace.folder, prefix="fuzz") as folder:
+
+                def work(family=family, many=many, folder=folder, report=report) -> None:
+                    failures = fuzzing.fuzz(family, many, Path(folder), seed + tried[family])
+                    report.write_text(json.dumps(failures))
+
+                ended = Command(work, workplace.folder / "log", Path(folder)).wait(_LONGEST)
+            if ended.status:
+                outcome.failures.append(f"{family}, from seed {seed + tried[family]}: the process ended with status "
+                                        f"{ended.status} after {ended.seconds:.0f} s: {ended.log[-600:]}")  # fmt: skip
+            else:
+                outcome.failures += [f"{family}: {failure}" for failure in json.loads(report.read_text())]
+            report.unlink(missing_ok=True)
+            if ended.memory_mb - beginning > _MOST_MB:
+                outcome.failures.append(f"{family}: {ended.memory_mb:.0f} MB of memory")
+            if outside := _others(workplace) - before:
+                outcome.failures.append(f"{family}: wrote {sorted(outside)}")
+            peak, tried[family] = max(peak, ended.memory_mb), tried[family] + many
+    counts = ", ".join(f"{family} {number}" for family, number in tried.items())
+    outcome.tried = f"{sum(tried.values())}: {counts}; at most {peak:.0f} MB of memory in a process"
+    return outcome
+
+
+def _others(workplace: Workplace) -> set[str]:
+    """Return the files of the workplace and beside it that a reader has no reason to write."""
+    skipped = ("fuzz", "log", "user_cache", "failures")
+    inside = [path for path in workplace.folder.iterdir() if not path.name.startswith(skipped)]
+    return {str(path) for path in [*inside, *workplace.folder.parent.iterdir(), *Path.home().iterdir()]}
+
+
+def bombs(workplace: Workplace) -> Outcome:
+    """Read files that claim, or unfold to, far more than they hold."""
+    outcome, folder = Outcome("Bombs and headers that claim 2^60 bytes: refused in 20 s of the processor and 500 MB"), workplace.folder
+    outcome.tried = ", ".join(_bombs(folder))
+    before = psutil.Process().memory_info().rss / 2**20
+    for name, read in _bombs(folder).items():
+        ended = Command(lambda read=read: _refuses(read), folder / "log", folder).wait(300)
+        if ended.status != 7 or ended.processor > 20 or ended.memory_mb - before > 500:
+            outcome.failures.append(
+                f"{name}: status {ended.status}, {ended.processor:.0f} s, {ended.memory_mb - before:.0f} MB more: "
+                f"{ended.log[-300:]}"
+            )
+    return outcome
+
+
+def _refuses(read: Callable[[], object]) -> int:
+    from sppdet.utils import SppdetError
+
+    try:
+        read()
+    except SppdetError as error:
+        return 7 if str(error).count("\n") == 0 else 1
+    return 0
+
+
+def _bombs(folder: Path) -> dict[str, Callable[[], object]]:
+    """Return a reader for each bomb, by its name."""
+    from sppdet import config
+    from sppdet.data.images import read_image
+    from sppdet.data.voc_xml import read_voc_xml
+    from sppdet.features.store import Store
+    from sppdet.utils import read_json, read_tensors
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+    entities = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 20))
+    aliases = "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 20))
+    huge = b'{"a":{"dtype":"F32","shape":[288230376151711744],"data_offsets":[0,1152921504606846976]}}'
+    npy = b"{'descr': '<f4', 'fortran_order': False, 'shape': (288230376151711744, 4), }"
+    contents = {
+        "image.png": b"\x89PNG\r\n\x1a\n" + chunks,
+        "entities.xml": f'<!DOCTYPE a [<!ENTITY a0 "x">{entities}]><annotation>&a19;</annotation>'.encode(),
+        "external.xml": b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><annotation>&x;</annotation>',
+        "aliases.yaml": f"a0: &a0 x\n{aliases}\n".encode(),
+        "deep.yaml": b"[" * 100_000,
+        "deep.json": b"[" * 100_000,
+        "length.safetensors": struct.pack("<Q", 2**60) + b"{}",
+        "shape.safetensors": struct.pack("<Q", len(huge)) + huge,
+    }
+    for name, content in contents.items():
+        (folder / f"bomb-{name}").write_bytes(content)
+    readers: dict[str, Callable[[Path], object]] = {
+        ".png": read_image, ".xml": read_voc_xml, ".yaml": config.load, ".json": read_json,
+        ".safetensors": lambda path: read_tensors(path, "train again"),
+    }  # fmt: skip
+    read = {name: lambda name=name: readers[Path(name).suffix](folder / f"bomb-{name}") for name in contents}
+    store = Store(folder / "bombs", "proposals", {}, ".npy")
+    store.path("shape").write_bytes(b"\x93NUMPY\x01\x00" + struct.pack("<H", len(npy)) + npy)
+    return read | {"shape.npy": lambda: store.read("shape")}
+
+
+def flat_memory(workplace: Workplace, count: int) -> Outcome:
+    """Let one loaded detector predict ``count`` images, and look at its memory."""
+    outcome = Outcome("Images through one loaded detector: memory stays flat")
+    place, _, _ = workplace.reference("spp-net")
+    report = workplace.folder / "memory.json"
+
+    def work() -> None:
+        import sppdet
+
+        detector, process, megabytes = sppdet.load(place / "run", device="cpu"), psutil.Process(), []
+        images = sorted((workplace.folder / "shapes/JPEGImages").iterdir())
+        for number in range(count):
+            detector.predict(images[number % len(images)])
+            if number % max(1, count // 10) == 0:
+                megabytes.append(round(process.memory_info().rss / 2**20, 1))
+        report.write_text(json.dumps(megabytes))
+
+    ended = Command(work, workplace.folder / "log", workplace.folder).wait(3600)
+    if ended.status:
+        outcome.failures.append(f"status {ended.status}: {ended.log[-400:]}")
+        return outcome
+    megabytes = json.loads(report.read_text())
+    growth = max(megabytes) - megabytes[2]  # after a fifth, when kernels and buffers exist
+    outcome.tried = f"{count} images; {', '.join(f'{value:.0f}' for value in megabytes)} MB after each tenth"
+    if growth > 20:
+        outcome.failures.append(f"grew by {growth:.0f} MB")
+    return outcome
