@@ -86,7 +86,8 @@ class Pipeline:
         config: all settings.
         keep: whether results learned with the same settings stay valid, though from other images or objects.
         data: training and test images; by default those that ``config.data`` names.
-        name: of this run among several, in front of the names of its stages; such a run logs nothing of its stages.
+        name: of this run among several, in front of the names of its stages; such a run logs nothing of its stages, and
+            writes no report.
 
     Attributes:
         inputs: what the stages read, and the files and keys of their results.
@@ -436,7 +437,7 @@ class Pipeline:
         path = self.inputs.folder / "metrics.json"
         before = path.stat().st_mtime_ns if path.exists() else None
         self.save()
-        evaluate_run(self.config, force=forced, dataset=self.inputs.test)
+        evaluate_run(self.config, force=forced, dataset=self.inputs.test, report=not self.name)
         return _Outcome(path.stat().st_mtime_ns != before, recorded=True)
 
 
