@@ -49,9 +49,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", nargs="+", type=int, default=[0], help="numbers of training images; 0 takes all")
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder of the runs")
     options = parser.parse_intermixed_args(arguments)
-    print(
-        "| images | preset | training images | mAP | AP75 | processor minutes |\n|---|---|---|---|---|---|", flush=True
-    )
+    print("| images | preset | training images | mAP | AP75 | processor minutes |")
+    print("|---|---|---|---|---|---|", flush=True)
     for first in options.first:
         for preset in options.presets:
             run = options.work / f"{options.folder.name}-{preset}-{first or 'all'}"

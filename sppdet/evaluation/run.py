@@ -27,6 +27,7 @@ from sppdet.utils import (
     errors_naming,
     file_digest,
     fingerprint,
+    note,
     parallel_map,
     read_json,
     remove_leftovers,
@@ -97,6 +98,7 @@ def evaluate_run(
         fill_maps([part_split], part.backbone, config.workers)
     with Meter() as meter:
         plain, regressed = detect_all(detector, splits, config.workers)
+        note("figures")
         figures = evaluate_detections(dataset, regressed)
         # The order of the keys is that of the file.
         metrics = {name: value for name, value in figures.items() if name != "coco"} | {
@@ -169,6 +171,7 @@ def _write_report(folder: Path) -> None:
     """Write the report of the evaluation that has just been stored, or say why there is none."""
     from sppdet.evaluation.report.page import write_report  # imported late: it reads evaluations with this module
 
+    note("report")
     try:
         logger.info("report: %s", write_report(folder))
     except (SppdetError, OSError) as error:

@@ -32,3 +32,4 @@ from .progress import Progress as Progress
 from .progress import active as active
 from .progress import bar as bar
 from .progress import duration as duration
+from .progress import note as note

@@ -51,10 +51,9 @@ def expectation(points: Sequence[CurvePoint]) -> str:
     quarter, half, every = points
     gain, before = every.mean_ap - half.mean_ap, half.mean_ap - quarter.mean_ap
     spread = max(half.mean_ap_spread, every.mean_ap_spread)
-    change = (
-        f"{'rose' if gain >= 0 else 'fell'} by {abs(gain):.1f} points, from {half.mean_ap:.1f} to {every.mean_ap:.1f}"
-    )
-    text = f"From {half.images} to {every.images} training images mAP {change}."
+    change = f"{'rose' if gain >= 0 else 'fell'} by {abs(gain):.1f} points"
+    figures = f"from {half.mean_ap:.1f} to {every.mean_ap:.1f}"
+    text = f"From {half.images} to {every.images} training images mAP {change}, {figures}."
     if gain < _FLAT:
         return f"{text} More images of the same kind would probably bring little: look at the errors instead."
     if gain <= spread:
