@@ -33,3 +33,4 @@ from .progress import active as active
 from .progress import bar as bar
 from .progress import duration as duration
 from .progress import note as note
+from .words import counted as counted
