@@ -86,8 +86,7 @@ def _splits_of_lists(listing: Listing, problems: list[Problem]) -> dict[str, str
                 splits.setdefault(file_key(image_id), split)
             if missing := [image_id for image_id in ids if file_key(image_id) not in stems]:
                 path, names = lists[split], ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-                message = (
-                    f"{path}: names {counted(len(missing), 'image')} that are not there: {names}; add or drop them"
-                )
+                images = counted(len(missing), "image")
+                message = f"{path}: names {images} that are not there ({names}); add or drop them"
                 problems.append(Problem("listed", str(path), message))
     return splits

@@ -45,6 +45,7 @@ from sppdet.utils import (
     Progress,
     SppdetError,
     active,
+    counted,
     fingerprint,
     read_json,
     require_writable,
@@ -282,7 +283,8 @@ class Pipeline:
             shown = [f"{class_name} {count}" for class_name, count in zip(train.classes[:_CLASSES], counts)]
             more = len(counts) - len(shown)
             per_class = ", ".join([*shown, *([f"and {more} more classes"] if more else [])])
-            logger.info("%s: %d images, %d objects: %s", name, len(split), len(labels), per_class)
+            images, objects = counted(len(split), "image"), counted(len(labels), "object")
+            logger.info("%s: %s, %s: %s", name, images, objects, per_class)
         shared = 0 if test is train else len({sample.path for sample in train} & {sample.path for sample in test})
         if shared:
             logger.warning(

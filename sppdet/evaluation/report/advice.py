@@ -64,8 +64,8 @@ def advise(
     sentences: list[str] = []
     if shared_images:
         sentences.append(
-            f"{counted(shared_images, 'test image')} {_are(shared_images)} also used for training: every figure here is "
-            "too high. Choose other images for `data.test_split`."
+            f"{counted(shared_images, 'test image')} {_are(shared_images)} also used for training: every figure here "
+            "is too high. Choose other images for `data.test_split`."
         )
     if best_threshold is None:
         return [*sentences, "No test object was found. Check that the test images show what the training images show."]
@@ -85,8 +85,8 @@ def advise(
     if few:
         names = ", ".join(f"{row.name} ({row.test_objects})" for row in few[:5]) + (", …" if len(few) > 5 else "")
         sentences.append(
-            f"The AP of {counted(len(few), 'class', 'classes')} rests on fewer than {FEW_OBJECTS} test objects and says "
-            f"little: {names}. Add test images that show them."
+            f"The AP of {counted(len(few), 'class', 'classes')} rests on fewer than {FEW_OBJECTS} test objects and "
+            f"says little: {names}. Add test images that show them."
         )
     sentences.extend(_weak_classes(classes))
     if proposal_recall < _LOW_RECALL:
