@@ -6,8 +6,8 @@ import argparse
 import sys
 
 from sppdet.cli import common as cli
-from sppdet.utils import counted
 from sppdet.cli.check import add_format
+from sppdet.utils import counted
 
 
 def parser() -> argparse.ArgumentParser:
