@@ -30,8 +30,8 @@ def parts_of_curve(pipelines: Sequence[Pipeline]) -> list[Pipeline]:
     for pipeline in pipelines[:_FOLDS]:
         if len(pipeline.inputs.train) < _FEWEST:
             return []
-        subsets = _subsets(pipeline.inputs.train, pipeline.config.run.seed)
-        for name, images in subsets.items() if len(pipelines) == 1 else [*subsets.items()][:2]:
+        subsets = [*_subsets(pipeline.inputs.train, pipeline.config.run.seed).items()]
+        for name, images in subsets if len(pipelines) == 1 else subsets[:2]:
             config = in_folder(pipeline.config, pipeline.inputs.folder / "learning_curve" / name)
             label = f"{pipeline.name}learning curve, {name.replace('-', ' ')}: "
             parts.append(Pipeline(config, data=(images, pipeline.inputs.test), name=label))

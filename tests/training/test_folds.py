@@ -108,7 +108,7 @@ class TestLearningCurve:
         assert run.times("stages/**/*") == learned and not (run.folder / "learning_curve").exists()
         assert sum(line.startswith("learning curve, ") for line in log_lines) == 6
 
-    def test_a_run_of_other_images_than_now_is_refused(self, run, copied_data):
+    def test_a_run_of_other_images_than_now_is_refused(self, run):
         run.train()
         with pytest.raises(SppdetError, match="images, annotations or settings have changed since it was trained"):
             measure_learning_curve(run.folder, ["data.limit_train=11"])
