@@ -7,6 +7,7 @@ import sys
 
 from sppdet.cli import common as cli
 from sppdet.cli.check import add_format
+from sppdet.utils import counted
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,10 +33,9 @@ def convert(options: argparse.Namespace) -> None:
     convert_folder(folder, options.output, options.form)
     for remark in remarks(folder.problems):
         cli.say(f"warning: {remark}", sys.stderr)
-    left_out = f", {folder.left_out} files left out" if folder.left_out else ""
-    cli.say(
-        f"{options.output}: {options.form}, {len(folder.images)} images, {folder.objects().total()} objects{left_out}"
-    )
+    left_out = f", {counted(folder.left_out, 'file')} left out" if folder.left_out else ""
+    images, objects = counted(len(folder.images), "image"), counted(folder.objects().total(), "object")
+    cli.say(f"{options.output}: {options.form}, {images}, {objects}{left_out}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,6 +18,11 @@ def parser() -> argparse.ArgumentParser:
         "evaluation write it too. The file needs no network.",
     )
     arguments.add_argument("run", metavar="RUN", help="the folder of a run, such as runs/demo")
+    arguments.add_argument(
+        "--learning-curve",
+        action="store_true",
+        help="first train with a quarter and a half of the images, to see what more of them would bring",
+    )
     cli.add_overrides(arguments, "data.root=photos where files have moved since; of data and run.cache")
     return arguments
 
@@ -27,12 +32,16 @@ def report(options: argparse.Namespace) -> None:
     check_overrides(options.overrides, of_last_evaluation=True)
     from sppdet import evaluation  # imported late: --help does not wait for torch
 
+    if options.learning_curve:
+        from sppdet import training
+
+        training.measure_learning_curve(options.run, options.overrides)
     print(evaluation.write_report(options.run, options.overrides))
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return cli.run(report, parser().parse_intermixed_args(arguments))
+    return cli.run(report, parser().parse_intermixed_args(arguments), "interrupted; run the same command to resume")
 
 
 if __name__ == "__main__":

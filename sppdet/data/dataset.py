@@ -11,6 +11,7 @@ import numpy as np
 
 from sppdet.data.images import read_image
 from sppdet.ops import boxes as geometry
+from sppdet.utils import counted
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # eq: arrays have no plain truth value to compare by
@@ -53,7 +54,7 @@ class Sample:
     def __repr__(self) -> str:
         mirrored = ", mirrored" if self.mirrored else ""
         return (
-            f"Sample({self.id!r}, {self.width} x {self.height} pixels, {_count(len(self.boxes), 'object')}{mirrored})"
+            f"Sample({self.id!r}, {self.width} x {self.height} pixels, {counted(len(self.boxes), 'object')}{mirrored})"
         )
 
     def read(self) -> np.ndarray:
@@ -101,9 +102,9 @@ class Dataset:
 
     def __repr__(self) -> str:
         counts = (
-            _count(len(self.samples), "image"),
-            _count(len(self.classes), "class", "classes"),
-            _count(sum(len(sample.boxes) for sample in self.samples), "object"),
+            counted(len(self.samples), "image"),
+            counted(len(self.classes), "class", "classes"),
+            counted(sum(len(sample.boxes) for sample in self.samples), "object"),
         )
         return f"Dataset({', '.join(counts)})"
 
@@ -123,8 +124,3 @@ class Dataset:
         if isinstance(index, slice):
             return replace(self, samples=self.samples[index])
         return self.samples[index]
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number and its noun, in the plural where the number is not 1."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"

@@ -11,7 +11,7 @@ from sppdet.data.listing import Listing, read_text
 from sppdet.data.names import file_key
 from sppdet.data.problems import Problem
 from sppdet.data.voc_xml import read_voc_xml
-from sppdet.utils import SppdetError
+from sppdet.utils import SppdetError, counted
 
 
 def recognise(listing: Listing) -> list[Path]:
@@ -35,7 +35,7 @@ def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> li
 
     ``<path>`` is not read: it is a path of the machine on which the image was annotated.
     """
-    splits = _splits_of_lists(listing)
+    splits = _splits_of_lists(listing, problems)
     annotations = []
     for file in files:
         try:
@@ -70,16 +70,23 @@ def _image(listing: Listing, file: Path, filename: str | None, size: tuple[int, 
     return listing.named(filename, file) if filename is not None else None
 
 
-def _splits_of_lists(listing: Listing) -> dict[str, str]:
+def _splits_of_lists(listing: Listing, problems: list[Problem]) -> dict[str, str]:
     """Return the splits of images by the keys of their ids, from the lists in ``ImageSets/Main``.
 
     An image that is in several lists is in the first one of ``test``, ``val``, ``train`` and ``trainval``.
     """
     splits: dict[str, str] = {}
+    stems = {file_key(path.stem) for path in listing.images}
     lists = {path.stem: path for path in listing.with_suffix(".txt") if path.parts[-3:-1] == ("ImageSets", "Main")}
     for split in ("test", "val", "train", "trainval"):
         if split in lists:
-            for line in read_text(lists[split]).splitlines():
-                if line.strip():
-                    splits.setdefault(file_key(re.sub(r"\s+(-1|0|1)$", "", line.strip())), split)
+            lines = filter(None, map(str.strip, read_text(lists[split]).splitlines()))
+            ids = [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
+            for image_id in ids:
+                splits.setdefault(file_key(image_id), split)
+            if missing := [image_id for image_id in ids if file_key(image_id) not in stems]:
+                path, names = lists[split], ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+                images = counted(len(missing), "image")
+                message = f"{path}: names {images} that are not there ({names}); add or drop them"
+                problems.append(Problem("listed", str(path), message))
     return splits

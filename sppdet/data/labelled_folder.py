@@ -26,7 +26,7 @@ from sppdet.data.dataset import Dataset
 from sppdet.data.image_facts import all_image_facts
 from sppdet.data.listing import Listing
 from sppdet.data.problems import Problem, listed, raise_fatal, report_lines
-from sppdet.utils import SppdetError
+from sppdet.utils import SppdetError, counted
 
 # By name, in the order in which one is taken where several say the same.
 READERS: dict[str, ModuleType] = {
@@ -108,10 +108,10 @@ class LabelledFolder:
         counts, sides = self.objects(), _sides(self.images)
         splits = ", ".join(f"{name} {len(images)}" for name, images in self.splits().items())
         lines = [
-            f"{self.root}: {self.format}, {len(self.images)} images" + (f" ({splits})" if splits else ""),
-            f"{counts.total()} objects of {len(counts)} classes",
+            f"{self.root}: {self.format}, {counted(len(self.images), 'image')}" + (f" ({splits})" if splits else ""),
+            f"{counted(counts.total(), 'object')} of {counted(len(counts), 'class', 'classes')}",
             *(
-                f"  {name}: {count} objects in {_images_with(self.images, name)} images"
+                f"  {name}: {counted(count, 'object')} in {counted(_images_with(self.images, name), 'image')}"
                 for name, count in counts.items()
             ),
         ]
@@ -122,7 +122,7 @@ class LabelledFolder:
             )
         fatal = sum(problem.fatal for problem in self.problems)
         lines.append(
-            f"{len(self.problems)} problems, {fatal} of them in images that cannot be used"
+            f"{counted(len(self.problems), 'problem')}, {fatal} of them in images that cannot be used"
             if self.problems
             else "no problems"
         )
@@ -158,7 +158,7 @@ def read_folder(
     root = Path(path)
     listing = Listing.of(root)
     if not listing.images:
-        raise SppdetError(f"{root}: no images in this folder or below; give the folder of images and annotations")
+        raise SppdetError(f"{root}: no images in this folder or below; {_remedy_without_images(listing)}")
     problems: list[Problem] = []
     format, annotations = _annotations(listing, format, problems)
     images = _located(listing, annotations, problems, decode)
@@ -169,7 +169,9 @@ def read_folder(
     _check_duplicates(images, problems)
     folder = LabelledFolder(root, format, tuple(images), ())
     problems += [
-        Problem("few objects", str(root), f"{root}: class '{name}' has {count} objects; label more images of it")
+        Problem(
+            "few objects", str(root), f"{root}: class '{name}' has {counted(count, 'object')}; label more images of it"
+        )
         for name, count in sorted(folder.objects().items())
         if count < _FEW
     ]
@@ -181,6 +183,17 @@ def read_folder(
         raise_fatal(problems)
         raise SppdetError(f"{root}: no image has an object with a box ({format}); label some images")
     return LabelledFolder(root, format, tuple(images), tuple(problems))
+
+
+def _remedy_without_images(listing: Listing) -> str:
+    """Return what to do about a folder without images, by what it holds in their place."""
+    if archives := listing.with_suffix(".zip", ".tar", ".gz", ".tgz", ".rar", ".7z"):
+        return f"unpack {listed(archives)} first"
+    if foreign := listing.with_suffix(
+        ".heic", ".heif", ".avif", ".jxl", ".pdf", ".svg", ".dng", ".cr2", ".nef", ".mp4", ".mov"
+    ):
+        return f"convert {listed(foreign)} to JPEG or PNG"
+    return "give the folder of images and annotations"
 
 
 def _annotations(listing: Listing, format: str | None, problems: list[Problem]) -> tuple[str, list[Annotation]]:
@@ -196,7 +209,8 @@ def _annotations(listing: Listing, format: str | None, problems: list[Problem]) 
         others = listing.with_suffix(".json", ".xml", ".csv", ".txt")
         seen = f" ({listed(others)} {'is' if len(others) == 1 else 'are'} none)" if others else ""
         expected = _EXPECTED if format is None else f"expected {format}"
-        raise SppdetError(f"{listing.root}: no annotations; {expected}{seen}")
+        remedy = "label the images with a tool that writes one of these, and give the folder of both"
+        raise SppdetError(f"{listing.root}: no annotations; {expected}{seen}; {remedy}")
     read: dict[str, tuple[list[Annotation], list[Problem]]] = {}
     for name, paths in files.items():
         found: list[Problem] = []

@@ -18,6 +18,7 @@ KINDS = {
     "truncated": "images that are cut off at the end, decoded as far as they go",
     "annotation": "annotations that cannot be read",
     "no image": "annotations without image",
+    "listed": "lists of images that name some that are not there, passed over",
     "ambiguous image": "annotations that may belong to several images",
     "no annotation": "images without annotation, left out",
     "absurd": "boxes with absurd numbers",

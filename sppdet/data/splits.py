@@ -22,7 +22,7 @@ from sppdet.data.looked_for import with_looked_for
 from sppdet.data.problems import remarks
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc, voc_folder, voc_lists
-from sppdet.utils import SppdetError, fingerprint, write_json
+from sppdet.utils import SppdetError, counted, fingerprint, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -208,8 +208,9 @@ def _read_once(root: Path, format: str | None, skip_bad: bool) -> LabelledFolder
         _last_folder[key] = folder
         counts = folder.objects()
         logger.info(
-            "%s: %s, %d images, %d objects of %d classes",
-            root, folder.format, len(folder.images), counts.total(), len(counts),
+            "%s: %s, %s, %s of %s",
+            root, folder.format, counted(len(folder.images), "image"), counted(counts.total(), "object"),
+            counted(len(counts), "class", "classes"),
         )  # fmt: skip
         notes = remarks(folder.problems)
         if folder.left_out:

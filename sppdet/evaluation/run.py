@@ -28,6 +28,7 @@ from sppdet.utils import (
     errors_naming,
     file_digest,
     fingerprint,
+    note,
     parallel_map,
     read_json,
     remove_leftovers,
@@ -44,6 +45,7 @@ def evaluate_run(
     force: bool = False,
     overrides: Iterable[str] = (),
     dataset: Dataset | None = None,
+    report: bool = True,
 ) -> dict:
     """Evaluate a run's detector on its test split (``data.test_split``); write metrics.json, detections/, report.html.
 
@@ -56,6 +58,7 @@ def evaluate_run(
         force: evaluate even if metrics.json is up to date.
         overrides: ``key=value`` settings to change, such as ``data.test_split=val`` or ``detection.nms=0.4``.
         dataset: the test images; by default those that the settings name.
+        report: whether to write report.html.
 
     Returns:
         The content of metrics.json: the figures of `sppdet.evaluation.evaluate_detections`, with box regression
@@ -84,7 +87,7 @@ def evaluate_run(
     path = folder / "metrics.json"
     last = read_json(path) if path.exists() else {}
     if last.get("key") == key and (not force or "folds" in last):
-        if not (folder / "report.html").exists():
+        if report and not (folder / "report.html").exists():
             _write_report(folder)
         return last
     if "folds" in last and to_dict(config)["data"] == last["config"]["data"]:
@@ -97,6 +100,7 @@ def evaluate_run(
         fill_maps([part_split], part.backbone, config.workers)
     with Meter() as meter:
         plain, regressed = (only_looked_for(dataset, part) for part in detect_all(detector, splits, config.workers))
+        note("figures")
         figures = evaluate_detections(dataset, regressed)
         # The order of the keys is that of the file.
         metrics = {name: value for name, value in figures.items() if name != "coco"} | {
@@ -107,21 +111,24 @@ def evaluate_run(
         if reliability := measure_reliability(dataset, [detector.with_probabilities(entry) for entry in regressed]):
             metrics["calibration"] = reliability
     record_cost(folder, "evaluate", meter.cost())
-    return _write(config, dataset, regressed, metrics, key)
+    return _write(config, dataset, regressed, metrics, key, report)
 
 
-def evaluate_folds(config: Config, dataset: Dataset, folds: Sequence[tuple[Dataset, Path]]) -> dict:
+def evaluate_folds(
+    config: Config, dataset: Dataset, folds: Sequence[tuple[Dataset, Path]], learning_curve: list[dict] | None = None
+) -> dict:
     """Evaluate a run by the detections of cross-validation: each image's are of a model that did not learn from it.
 
     Args:
         config: the settings of the run in ``run.dir``, whose model has learned from all images.
         dataset: all images.
         folds: the images of each fold, and the folder of the run that was evaluated on them.
+        learning_curve: for each number of training images ``images``, ``mAP`` and ``AP75`` of several models.
 
     Returns:
         The content of the run's metrics.json: the figures of `evaluate_run` of all detections together, where those
         without box regression and the recall of proposals are means over the folds; ``folds`` has ``mAP`` and ``AP75``
-        of each fold.
+        of each fold; ``learning_curve`` where there is one.
     """
     names = entry_names(dataset)
     every = [read_json(folder / "metrics.json") for _, folder in folds]
@@ -141,10 +148,14 @@ def evaluate_folds(config: Config, dataset: Dataset, folds: Sequence[tuple[Datas
             "AP75": [metrics["coco"]["AP75"] for metrics in every],
         },
     }
+    if learning_curve:
+        metrics["learning_curve"] = learning_curve
     return _write(config, dataset, detections, metrics, key)
 
 
-def _write(config: Config, dataset: Dataset, detections: list[Detections], metrics: dict, key: str) -> dict:
+def _write(
+    config: Config, dataset: Dataset, detections: list[Detections], metrics: dict, key: str, report: bool = True
+) -> dict:
     """Write the files of an evaluation; return the content of metrics.json."""
     folder, split = Path(config.run.dir), config.data.test_split
     counts = Counter(int(label) for sample in dataset for label in sample.labels[~sample.difficult])
@@ -155,7 +166,9 @@ def _write(config: Config, dataset: Dataset, detections: list[Detections], metri
     write_coco_results(folder / _RESULTS / "coco_results.json", dataset, detections)
     metrics["detections"] = _detections_digest(folder)
     write_json(folder / "metrics.json", metrics, sealed=True)
-    _write_report(folder)
+    (folder / "report.html").unlink(missing_ok=True)  # an older one would show other figures
+    if report:
+        _write_report(folder)
     return metrics
 
 
@@ -163,7 +176,7 @@ def _write_report(folder: Path) -> None:
     """Write the report of the evaluation that has just been stored, or say why there is none."""
     from sppdet.evaluation.report.page import write_report  # imported late: it reads evaluations with this module
 
-    (folder / "report.html").unlink(missing_ok=True)  # an older one would show other figures
+    note("report")
     try:
         logger.info("report: %s", write_report(folder))
     except (SppdetError, OSError) as error:
@@ -302,6 +315,9 @@ def summary(metrics: dict) -> str:
     if "folds" in metrics:
         of_folds = ", ".join(f"{name} {_spread(values)}" for name, values in metrics["folds"].items())
         lines.append(f"{len(metrics['folds']['mAP'])} folds, mean and spread: {of_folds}")
+    if "learning_curve" in metrics:
+        points = [f"{point['images']} images {_spread(point['mAP'])}" for point in metrics["learning_curve"]]
+        lines.append(f"mAP by the number of training images: {', '.join(points)}")
     return "\n".join(lines)
 
 

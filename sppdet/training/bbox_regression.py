@@ -20,7 +20,7 @@ from sppdet.config import BoxRegressionSettings
 from sppdet.detection import BoxRegressors
 from sppdet.features import FeatureSplit, WindowFeatures
 from sppdet.ops import boxes as geometry
-from sppdet.utils import Execution, parallel_map
+from sppdet.utils import Execution, bar, parallel_map
 
 _MIN_VARIANCE = 0.001  # added to the variances of the targets before whitening, as in the original program
 
@@ -54,9 +54,11 @@ def train(
     for start in range(0, len(labels), at_once):
         classes = range(start, min(start + at_once, len(labels)))
         vectors = _vectors(split, features, [samples[k] for k in classes], execution.workers)
-        for k, rows in zip(classes, vectors):
-            if len(rows):
-                weight[k], bias[k] = fit_class(rows, samples[k].targets, settings.ridge, scale)
+        with bar(len(classes), "fitting box regressions") as count:
+            for k, rows in zip(classes, vectors):
+                if len(rows):
+                    weight[k], bias[k] = fit_class(rows, samples[k].targets, settings.ridge, scale)
+                count()
     return BoxRegressors(weight, bias)
 
 

@@ -26,16 +26,27 @@ _START = 4.0  # seconds until the processes that search for proposals have start
 # Times that pooling and scoring all windows of an image take, per image of a stage. Hard-negative mining pools each
 # image once to score it, and reads it again for each fit. Measured on `boards` and BCCD.
 _SVM, _BBOX, _DETECTION, _CALIBRATION = 3.0, 0.6, 1.2, 0.2
-_PER_CLASS = {"svm": 1.0, "bbox": 1.0, "context": 0.2, "calibration": 0.5}  # seconds, of the fits
+# Seconds, of the fits; box regression also multiplies.
+_PER_CLASS = {"svm": 1.0, "bbox": 0.2, "context": 0.2, "calibration": 0.5}
+_NEAR_WINDOWS = 30  # per object, from which box regression learns
+_PRODUCT = 1024, 4096  # rows and columns of the matrix whose product with itself is timed
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of all workers together per image, of the training images."""
+    """Seconds of all workers together per image, of the training images, and per operation.
+
+    Attributes:
+        proposals: search in an image.
+        maps: backbone on an image.
+        pooling: pooling and scoring of all windows of an image.
+        operation: a multiplication, or an addition, of a large product of matrices.
+    """
 
     proposals: float
     maps: float
     pooling: float
+    operation: float
 
 
 def measure_speed(inputs: StageInputs) -> Speed | None:
@@ -67,7 +78,16 @@ def measure_speed(inputs: StageInputs) -> Speed | None:
     for_maps, feature_maps = timed(lambda i: features.read(backbone, images[i], proposals[i]))
     score(0)  # compiles
     for_pooling, _ = timed(score)
-    return Speed(for_proposals, for_maps, for_pooling)
+    return Speed(for_proposals, for_maps, for_pooling, _seconds_per_operation())
+
+
+def _seconds_per_operation() -> float:
+    """Time a product of matrices of float32, as box regression has them."""
+    rows, columns = _PRODUCT
+    matrix = np.ones(_PRODUCT, np.float32)
+    begun = time.perf_counter()
+    _ = matrix @ matrix.T.copy()
+    return (time.perf_counter() - begun) / (2 * rows * rows * columns)
 
 
 def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again: bool = False) -> dict[str, Estimate]:
@@ -101,8 +121,18 @@ def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again:
             seconds = speed.pooling * pooling * images + _PER_CLASS[stage] * len(inputs.labels)
             if stage == "calibration":
                 seconds += speed.pooling * _DETECTION * min(len(inputs.train), inputs.config.calibration.images)
+            if stage == "bbox":
+                seconds += speed.operation * _ridge_operations(inputs)
         estimates[stage] = Estimate(seconds, items)
     return estimates
+
+
+def _ridge_operations(inputs: StageInputs) -> float:
+    """Return about how many operations the ridge regressions of all classes take, by their kernel matrices."""
+    labels = np.concatenate([sample.labels for sample in inputs.train])
+    objects = np.bincount(labels, minlength=len(inputs.labels)).astype(float)
+    windows = np.minimum(_NEAR_WINDOWS * objects * (1 + inputs.config.bbox.flip), inputs.config.bbox.max_windows)
+    return float((2 * windows**2 * inputs.pooled_features.dimension + windows**3 / 3).sum())
 
 
 def log_plan(stages: list[str], estimates: dict[str, Estimate], workers: int) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from sppdet.config import STAGES, Config, in_folder, is_folder, preset_settings, settings_for
+from sppdet.config import STAGES, Config, in_folder, is_folder, override, preset_settings, settings_for
 from sppdet.data import Dataset, divide_dataset, load_split
 from sppdet.detection import Detector
 from sppdet.training.data_settings import choices_of_run, choose_settings
@@ -33,13 +33,24 @@ def settings_following_data(
     settings = settings_for(source, overrides, preset, output)
     if not is_folder(source):
         return settings
-    fixed = {override.partition("=")[0].strip() for override in overrides}
+    return _following_data(settings, overrides, lambda: load_split(settings, settings.data.train_split))
+
+
+def _following_data(settings: Config, overrides: list[str], training_images: Callable[[], Dataset]) -> Config:
+    """Return settings with the choices of the run that exists, else with those that the training images ask for.
+
+    Args:
+        settings: of a preset, with ``overrides``.
+        overrides: what the user gave; these settings stay.
+        training_images: reads them.
+    """
+    fixed = {text.partition("=")[0].strip() for text in overrides}
     choices = choices_of_run(settings, fixed)
     if not choices:
-        choices = choose_settings(settings, load_split(settings, settings.data.train_split), fixed)
+        choices = choose_settings(settings, training_images(), fixed)
         for choice in choices:
             logger.info("%s: %s", choice.override, choice.reason)
-    return settings_for(source, [*(choice.override for choice in choices), *overrides], preset, output)
+    return override(settings, [choice.override for choice in choices])
 
 
 def run_training(
@@ -94,8 +105,8 @@ def train_detector(
     logging is configured, only progress bars and warnings are printed.
 
     Args:
-        source: a folder of labelled images, or a data set; or settings, a YAML file, or a run's config.json; None
-            takes the default settings.
+        source: a folder of labelled images, or a data set, whose objects decide some settings as in the command; or
+            settings, a YAML file, or a run's config.json; None takes the default settings.
         overrides: changes such as ``regions.scales=[480,688]``.
         preset: ``quick``, ``default`` or ``best``, for a folder or data set; ``default`` by default.
         output: the run's folder; by default ``runs/NAME`` for a folder NAME, and ``run.dir`` of the settings otherwise.
@@ -122,11 +133,15 @@ def train_detector(
             raise SppdetError("test: goes with a data set; a folder or config names its own, as data.test_split")
         settings = settings_following_data(source, overrides, preset, output)
         return run_training(settings, keep=keep, folds=folds).detector()
+    overrides = [*overrides]
     settings = preset_settings(preset, _IN_MEMORY, overrides)
     if output is not None:
         settings = in_folder(settings, output)
     if test is None:
-        source, test = divide_dataset(source, settings.data.test_share or 0.2, settings.run.seed)
+        train, test = divide_dataset(source, settings.data.test_share or 0.2, settings.run.seed)
     elif test.classes != source.classes:
         raise SppdetError("test: its classes are not those of the training images; give both data sets the same")
-    return run_training(settings, keep=keep, folds=folds, data=(source, test)).detector()
+    else:
+        train = source
+    settings = _following_data(settings, overrides, lambda: train)
+    return run_training(settings, keep=keep, folds=folds, data=(train, test)).detector()

@@ -47,6 +47,7 @@ from sppdet.utils import (
     Progress,
     SppdetError,
     active,
+    counted,
     fingerprint,
     read_json,
     require_writable,
@@ -88,7 +89,8 @@ class Pipeline:
         config: all settings.
         keep: whether results learned with the same settings stay valid, though from other images or objects.
         data: training and test images; by default those that ``config.data`` names.
-        name: of this run among several, in front of the names of its stages; such a run logs nothing of its stages.
+        name: of this run among several, in front of the names of its stages; such a run logs nothing of its stages, and
+            writes no report.
 
     Attributes:
         inputs: what the stages read, and the files and keys of their results.
@@ -290,7 +292,8 @@ class Pipeline:
             shown = [f"{class_name} {count}" for class_name, count in zip(train.classes[:_CLASSES], counts)]
             more = len(counts) - len(shown)
             per_class = ", ".join([*shown, *([f"and {more} more classes"] if more else [])])
-            logger.info("%s: %d images, %d objects: %s", name, len(split), len(labels), per_class)
+            images, objects = counted(len(split), "image"), counted(len(labels), "object")
+            logger.info("%s: %s, %s: %s", name, images, objects, per_class)
         shared = 0 if test is train else len({sample.path for sample in train} & {sample.path for sample in test})
         if shared:
             logger.warning(
@@ -477,7 +480,7 @@ class Pipeline:
         path = self.inputs.folder / "metrics.json"
         before = path.stat().st_mtime_ns if path.exists() else None
         self.save()
-        evaluate_run(self.config, force=forced, dataset=self.inputs.test)
+        evaluate_run(self.config, force=forced, dataset=self.inputs.test, report=not self.name)
         return _Outcome(path.stat().st_mtime_ns != before, recorded=True)
 
 

@@ -106,7 +106,8 @@ class StageFiles:
     def _stacked(self, stage: str) -> tuple[np.ndarray, np.ndarray]:
         """Return the weights and biases of all classes of a stage, stacked in the classes' order."""
         arrays = [_arrays(self.of_class(stage, k)) for k in range(len(self.classes))]
-        return np.stack([of_class["weight"] for of_class in arrays]), np.stack([of_class["bias"] for of_class in arrays])
+        weight, bias = (np.stack([of_class[name] for of_class in arrays]) for name in ("weight", "bias"))
+        return weight, bias
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

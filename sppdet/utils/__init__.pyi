@@ -32,7 +32,9 @@ from .progress import Progress as Progress
 from .progress import active as active
 from .progress import bar as bar
 from .progress import duration as duration
+from .progress import note as note
 from .tensor_files import read_arrays as read_arrays
 from .tensor_files import read_tensors as read_tensors
 from .tensor_files import verify_tensors as verify_tensors
 from .tensor_files import write_tensors as write_tensors
+from .words import counted as counted

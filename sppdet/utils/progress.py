@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Event, RLock, Thread
 
 from tqdm import tqdm
 
 _PRIOR = 0.1  # share of the whole estimate that counts as evidence for the estimate, against the measured pace
 _UNKNOWN, _KNOWN = "{desc}", "{percentage:3.0f}% |{bar:20}| {desc}"
+_TICK = 2.0  # seconds after which what is left is shown again, though nothing was counted
 _ENOUGH = 0.05  # share of a stage's items from which their pace tells the time of the stage
 
 
@@ -54,6 +56,9 @@ class Progress:
         self._start, self._begun, self._items, self._done = clock(), 0.0, 0, 0.0  # _done: the share that was shown last
         self._spent: dict[str, float] = {}
         self._bar: tqdm | None = None
+        self._text = ""
+        self._lock, self._ended = RLock(), Event()
+        self._ticker = Thread(target=self._tick, daemon=True)
 
     def __enter__(self) -> Progress:
         global _active
@@ -61,29 +66,40 @@ class Progress:
         # Where nobody watches, as in a file, a line every half a minute is enough.
         interval = 0.5 if sys.stderr.isatty() else 30
         self._bar = tqdm(total=100, bar_format=_UNKNOWN, mininterval=interval)
+        self._ticker.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         global _active
         _active = None
+        self._ended.set()
+        self._ticker.join()
         if self._bar is not None:
             self._bar.leave = False
             self._bar.close()
 
+    def _tick(self) -> None:
+        """Show what is left now and then: a fit or a product may take minutes without counting anything."""
+        while not self._ended.wait(_TICK):
+            self.show(self._text)
+
     def add(self, estimates: Mapping[str, Estimate]) -> None:
         """Replace the estimates of stages that have not begun."""
-        self._estimates |= {stage: estimate for stage, estimate in estimates.items() if stage not in self._spent}
+        with self._lock:
+            self._estimates |= {stage: estimate for stage, estimate in estimates.items() if stage not in self._spent}
 
     def begin(self, stage: str) -> None:
         """Begin a stage."""
-        self._stage, self._begun, self._items = stage, self._clock(), 0
+        with self._lock:
+            self._stage, self._begun, self._items = stage, self._clock(), 0
         self.show(stage)
 
     def end(self) -> None:
         """End the stage."""
-        if self._stage is not None:
-            self._spent[self._stage] = self._clock() - self._begun
-            self._stage = None
+        with self._lock:
+            if self._stage is not None:
+                self._spent[self._stage] = self._clock() - self._begun
+                self._stage = None
 
     def count(self) -> None:
         """Count an item of the stage as done."""
@@ -109,20 +125,24 @@ class Progress:
 
     def show(self, text: str) -> None:
         """Show ``text`` after the share that is done and the time that is left."""
-        if self._bar is None:
-            return
+        if self._bar is not None:
+            with self._lock:
+                self._show(self._bar, text)
+
+    def _show(self, bar: tqdm, text: str) -> None:
+        self._text = text
         left, spent = self.left(), self._clock() - self._start
         text = text if self._stage in (None, text) else f"{self._stage}: {text}"
         if left is not None:
             self._done = max(self._done, spent / (spent + left) if spent + left else 0.0)
             text = f"{text}; {duration(left)} left"
-        self._bar.bar_format = _UNKNOWN if left is None else _KNOWN
-        self._bar.n = round(100 * self._done)
-        self._bar.set_description_str(text, refresh=False)
-        self._bar.update(0)
-        if time.time() - self._bar.last_print_t >= self._bar.mininterval:
-            self._bar.refresh()
-            self._bar.last_print_t = time.time()
+        bar.bar_format = _UNKNOWN if left is None else _KNOWN
+        bar.n = round(100 * self._done)
+        bar.set_description_str(text, refresh=False)
+        bar.update(0)
+        if time.time() - bar.last_print_t >= bar.mininterval:
+            bar.refresh()
+            bar.last_print_t = time.time()
 
 
 _active: Progress | None = None
@@ -131,6 +151,12 @@ _active: Progress | None = None
 def active() -> Progress | None:
     """Return the progress that is shown now; None outside of any."""
     return _active
+
+
+def note(text: str) -> None:
+    """Show what is done now, where no loop says it."""
+    if _active is not None:
+        _active.show(text)
 
 
 @contextmanager

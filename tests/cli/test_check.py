@@ -12,7 +12,7 @@ def test_a_folder_is_described_and_left_alone(tmp_path, capsys):
     write(tmp_path / "a.xml", voc_xml(("cat", 11, 6, 60, 15)))
     assert main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert out.startswith(f"{tmp_path}: voc, 1 images\n1 objects of 1 classes\n  cat: 1 objects in 1 images\n")
+    assert out.startswith(f"{tmp_path}: voc, 1 image\n1 object of 1 class\n  cat: 1 object in 1 image\n")
     assert "boxes that reach beyond their image, clipped: 1\n  a.xml: object 1 (cat) (xmin=11" in out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.xml"]
 

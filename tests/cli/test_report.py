@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sppdet import evaluation
+from sppdet import evaluation, training
 from sppdet.cli.report import main
 
 
@@ -10,6 +10,14 @@ def test_it_prints_where_the_report_is(monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "write_report", lambda run, overrides: f"{run}/{overrides}", raising=False)
     assert main(["runs/a", "data.root=voc"]) == 0
     assert capsys.readouterr().out == "runs/a/['data.root=voc']\n"
+
+
+def test_a_learning_curve_is_measured_before_the_report(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(training, "measure_learning_curve", lambda *call: calls.append(call), raising=False)
+    monkeypatch.setattr(evaluation, "write_report", lambda *call: calls.append(call), raising=False)
+    assert main(["runs/a", "--learning-curve", "run.cache=c"]) == 0
+    assert calls == [("runs/a", ["run.cache=c"])] * 2
 
 
 def test_settings_of_the_last_evaluation_are_refused(capsys):

@@ -52,6 +52,17 @@ def test_lists_of_voc_are_splits(tmp_path):
     }
 
 
+def test_a_list_that_names_images_that_are_not_there_is_told(tmp_path):
+    for seed, name in enumerate("ab"):
+        write_image(tmp_path / f"JPEGImages/{name}.jpg", seed=seed)
+        write(tmp_path / f"Annotations/{name}.xml", voc_xml(("cat", 2, 2, 20, 15), filename=f"{name}.jpg"))
+    path = write(tmp_path / "ImageSets/Main/trainval.txt", "a\n../../../etc/passwd\ngone 1\n")
+    (problem,) = [problem for problem in read_folder(tmp_path).problems if problem.kind == "listed"]
+    assert problem.message == (
+        f"{path}: names 2 images that are not there (../../../etc/passwd, gone); add or drop them"
+    )
+
+
 def test_of_two_images_the_one_that_the_annotation_names_is_taken(tmp_path):
     write_image(tmp_path / "img1.jpg")
     write_image(tmp_path / "img1.png", size=(60, 50))

@@ -31,15 +31,26 @@ def test_folders_without_images_annotations_or_objects(tmp_path):
     ]
     write_image(tmp_path / "a.jpg")
     expected = "expected VOC, CVAT, COCO, Label Studio, LabelMe, YOLO or CSV"
-    assert refused(tmp_path) == [f"{tmp_path}: no annotations; {expected}"]
+    remedy = "label the images with a tool that writes one of these, and give the folder of both"
+    assert refused(tmp_path) == [f"{tmp_path}: no annotations; {expected}; {remedy}"]
     write(tmp_path / "a.json", {"images": 3})
-    assert refused(tmp_path) == [f"{tmp_path}: no annotations; {expected} (a.json is none)"]
-    assert refused(tmp_path, format="coco") == [f"{tmp_path}: no annotations; expected coco (a.json is none)"]
+    assert refused(tmp_path) == [f"{tmp_path}: no annotations; {expected} (a.json is none); {remedy}"]
+    assert refused(tmp_path, format="coco") == [f"{tmp_path}: no annotations; expected coco (a.json is none); {remedy}"]
     assert refused(tmp_path, format="voc2") == [
         "data.format: voc2 is none of voc, cvat, coco, labelstudio, labelme, yolo, csv; give one of these"
     ]
     write(tmp_path / "a.xml", voc_xml())
     assert refused(tmp_path) == [f"{tmp_path}: no image has an object with a box (voc); label some images"]
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("images.zip", "unpack images.zip first"), ("IMG_1.HEIC", "convert IMG_1.HEIC to JPEG or PNG")],
+)
+def test_what_lies_in_place_of_images_is_named(tmp_path, name, remedy):
+    write(tmp_path / name, "")
+    write(tmp_path / "a.xml", voc_xml(("cat", 1, 1, 9, 9)))
+    assert refused(tmp_path) == [f"{tmp_path}: no images in this folder or below; {remedy}"]
 
 
 def test_two_formats_that_say_the_same_are_one(tmp_path):
@@ -116,17 +127,17 @@ def test_ids_are_short_distinct_and_without_white_space(tmp_path):
 def test_report_says_what_the_folder_holds(tmp_path):
     add(tmp_path, "a", ("cat", 11, 6, 20, 15), ("dog", 1, 1, 40, 30))
     assert read_folder(tmp_path).report().splitlines() == [
-        f"{tmp_path}: voc, 1 images",
+        f"{tmp_path}: voc, 1 image",
         "2 objects of 2 classes",
-        "  cat: 1 objects in 1 images",
-        "  dog: 1 objects in 1 images",
+        "  cat: 1 object in 1 image",
+        "  dog: 1 object in 1 image",
         "sizes of objects (root of the area, pixels): median 22, 90% from 11 to 33",
         "3 problems, 0 of them in images that cannot be used",
         "boxes that cover their whole image: 1",
         "  a.xml: object 2 (dog) covers the whole image",
         "classes with few objects: 2",
-        f"  {tmp_path}: class 'cat' has 1 objects; label more images of it",
-        f"  {tmp_path}: class 'dog' has 1 objects; label more images of it",
+        f"  {tmp_path}: class 'cat' has 1 object; label more images of it",
+        f"  {tmp_path}: class 'dog' has 1 object; label more images of it",
     ]
 
 

@@ -9,6 +9,7 @@ from sppdet.config.settings import BoxRegressionSettings
 from sppdet.ops import boxes as geometry
 from sppdet.training import bbox_regression
 from sppdet.utils.execution import Execution
+from sppdet.utils.progress import Estimate, Progress
 
 
 @pytest.fixture
@@ -139,3 +140,10 @@ def test_the_limit_of_memory_changes_nothing(split, tiny_features):
     regressors = bbox_regression.train(split, tiny_features(3), [0, 1, 2], settings, 1.0, one_class_at_a_time)
     np.testing.assert_array_equal(regressors.weight, expected.weight)
     np.testing.assert_array_equal(regressors.bias, expected.bias)
+
+
+def test_the_progress_names_the_classes_that_are_fitted(split, tiny_features):
+    with Progress({"bbox": Estimate(10)}) as progress:
+        progress.begin("bbox")
+        bbox_regression.train(split, tiny_features(3), [0, 1, 2], BoxRegressionSettings(), 1.0, Execution(workers=1))
+        assert progress._text == "fitting box regressions, 3 of 3"

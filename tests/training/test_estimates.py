@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from tiny_run import TinyRun
 
@@ -15,19 +16,23 @@ STAGES = ["proposals", "maps", "svm", "bbox", "evaluate"]
 
 def test_each_stage_takes_its_time_per_image(tmp_path, shapes_root):
     inputs = TinyRun(tmp_path, shapes_root).pipeline("svm.flip=true", "regions.scales=[160,320]").inputs
-    estimates = estimate(inputs, STAGES, Speed(proposals=2, maps=3, pooling=5))
+    estimates = estimate(inputs, STAGES, Speed(proposals=2, maps=3, pooling=5, operation=1e-9))
     # 12 training images with mirror images, 6 test images, 6 classes; one worker.
     assert estimates["proposals"] == Estimate(2 * 18, 18)
     assert estimates["maps"] == Estimate(3 * 30, 2 * 30)
     assert estimates["svm"] == Estimate(pytest.approx(5 * 3.0 * 24 + 6))
-    assert estimates["bbox"] == Estimate(pytest.approx(5 * 0.6 * 12 + 6))
+    # Box regression multiplies, for each class, a matrix with itself: 30 windows per object, but no more than 100.
+    counts = np.bincount(np.concatenate([sample.labels for sample in inputs.train]), minlength=6)
+    windows, features = np.minimum(30 * counts, 100), inputs.pooled_features.dimension
+    operations = (2 * windows.astype(float) ** 2 * features + windows**3 / 3).sum()
+    assert estimates["bbox"] == Estimate(pytest.approx(5 * 0.6 * 12 + 6 * 0.2 + 1e-9 * operations))
     assert estimates["evaluate"] == Estimate(pytest.approx(1 + 5 * 1.2 * 6), 6)
 
 
 def test_what_is_in_the_cache_takes_no_time(run):
-    estimates = estimate(run.pipeline().inputs, STAGES[:2], Speed(2, 3, 5))
+    estimates = estimate(run.pipeline().inputs, STAGES[:2], Speed(2, 3, 5, 0))
     assert estimates == {"proposals": Estimate(0, 0), "maps": Estimate(0, 0)}
-    estimates = estimate(run.pipeline().inputs, STAGES[:2], Speed(2, 3, 5), again=True)
+    estimates = estimate(run.pipeline().inputs, STAGES[:2], Speed(2, 3, 5, 0), again=True)
     assert estimates == {"proposals": Estimate(2 * 18, 18), "maps": Estimate(3 * 18, 18)}
 
 
@@ -40,7 +45,7 @@ def test_without_a_speed_the_time_is_unknown(run, log_lines):
 
 def test_speed_is_measured_on_the_runs_images(run):
     speed = measure_speed(run.pipeline().inputs)
-    assert speed is not None and min(speed.proposals, speed.maps, speed.pooling) > 0
+    assert speed is not None and min(speed.proposals, speed.maps, speed.pooling, speed.operation) > 0
 
 
 def test_an_image_that_cannot_be_read_does_not_stop_the_measurement(run, monkeypatch):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from labelled import voc_xml, write
+from PIL import Image
 
-from sppdet.config import load_preset
+from sppdet.config import load, load_preset
 from sppdet.data.splits import read_dataset
 from sppdet.training import front_door
-from sppdet.training.front_door import train_detector
+from sppdet.training.front_door import settings_following_data, train_detector
 from sppdet.utils.errors import SppdetError
 
 # Settings of a training of seconds, on any preset.
@@ -56,6 +61,7 @@ def test_a_data_set_is_divided_or_measured_on_another(trained, tmp_path):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(front_door, "Pipeline", Stages)
+        patched.setattr(front_door, "choose_settings", lambda settings, train, fixed: [])
         train_detector(data, TINY, output=tmp_path / "run")
         test = read_dataset(trained.root, "test", data.classes)
         train_detector(data, TINY, test=test)
@@ -63,6 +69,46 @@ def test_a_data_set_is_divided_or_measured_on_another(trained, tmp_path):
     assert config.run.dir == str(tmp_path / "run") and config.svm.C == load_preset("default").svm.C
     assert len(train) + len(held_out) == 12 and not {s.id for s in train} & {s.id for s in held_out}
     assert second == (data, test)
+
+
+SMALL = 14  # pixels a side
+
+
+@pytest.fixture
+def tiny_objects(tmp_path) -> Path:
+    """Eight images of 900 x 660 pixels, each with three squares that are smaller than a segment at 500 pixels."""
+    folder, rng = tmp_path / "tiny objects", np.random.default_rng(0)
+    folder.mkdir()
+    for number in range(8):
+        pixels = np.full((660, 900, 3), 128, np.uint8)
+        corners = [(100 + 250 * k + int(rng.integers(0, 150)), int(rng.integers(20, 600))) for k in range(3)]
+        for x, y in corners:
+            pixels[y : y + SMALL, x : x + SMALL] = (220, 30, 30)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        objects = [("square", x + 1, y + 1, x + SMALL, y + SMALL) for x, y in corners]
+        write(folder / f"{number}.xml", voc_xml(*objects, filename=f"{number}.png", size=(900, 660)))
+    return folder
+
+
+def test_settings_are_chosen_from_the_data_in_python_as_by_the_command(tiny_objects, tmp_path, log_lines):
+    fixed = [text for text in TINY if not text.startswith(("proposals.m", "regions.max_side"))]
+    overrides = [*fixed, f"run.cache={tmp_path / 'cache'}"]
+    command = settings_following_data(tiny_objects, overrides, "quick", tmp_path / "run")
+    # 14 pixels are 8 at 500 pixels, and no segment has fewer than 100 pixels; the search also dropped windows below 20.
+    assert command.proposals.max_side > 500 and command.proposals.min_size <= SMALL
+    assert any(line.startswith(f"proposals.max_side={command.proposals.max_side}: ") for line in log_lines)
+
+    train = read_dataset(tiny_objects)
+    test = read_dataset(tiny_objects, "test", train.classes)
+    train_detector(train, overrides, preset="quick", output=tmp_path / "run", test=test)
+    run = load(tmp_path / "run" / "config.json")
+    assert (run.proposals, run.regions) == (command.proposals, command.regions)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["proposals"]["recall@0.5"] >= 0.95
+    # A run that exists keeps what was chosen.
+    log_lines.clear()
+    train_detector(train, overrides, preset="quick", output=tmp_path / "run", test=test)
+    assert not any(line.startswith("proposals.max_side=") for line in log_lines)
 
 
 def test_test_images_have_the_classes_of_the_training_images(trained):

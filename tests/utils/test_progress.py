@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from sppdet.utils import progress as module
 from sppdet.utils.parallel import parallel_map
-from sppdet.utils.progress import Estimate, Progress, active, bar
+from sppdet.utils.progress import Estimate, Progress, active, bar, note
 
 
 class Clock:
@@ -72,6 +74,20 @@ def test_loops_count_for_the_active_progress_alone(capsys):
     with bar(2, "alone") as update:
         update()
     assert "alone" in capsys.readouterr().err
+
+
+def test_the_line_goes_on_where_nothing_is_counted(monkeypatch):
+    monkeypatch.setattr(module, "_TICK", 0.01)
+    shown = []
+    with Progress({"bbox": Estimate(10)}) as progress:
+        progress.begin("bbox")
+        note("fitting box regressions, 1 of 3")
+        monkeypatch.setattr(progress, "_show", lambda bar, text: shown.append(text))
+        deadline = time.monotonic() + 60
+        while len(shown) < 3 and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert shown[:3] == ["fitting box regressions, 1 of 3"] * 3
+    assert not progress._ticker.is_alive()
 
 
 def test_the_progress_ends_with_an_error(monkeypatch):

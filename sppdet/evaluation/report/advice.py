@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sppdet.evaluation.report.figures import Range
+from sppdet.utils import counted
 
 FEW_OBJECTS = 10  # with fewer test objects, AP of a class says little
 _WIDE = 6.0  # points of mAP: with a wider range, small differences between settings mean nothing
@@ -63,14 +64,14 @@ def advise(
     sentences: list[str] = []
     if shared_images:
         sentences.append(
-            f"{_count(shared_images, 'test image')} {_are(shared_images)} also used for training: every figure here is "
-            "too high. Choose other images for `data.test_split`."
+            f"{counted(shared_images, 'test image')} {_are(shared_images)} also used for training: every figure here "
+            "is too high. Choose other images for `data.test_split`."
         )
     if best_threshold is None:
         return [*sentences, "No test object was found. Check that the test images show what the training images show."]
     if label_suspects:
         sentences.append(
-            f"Look at “Labels to check” first: {_count(label_suspects, 'place')} in the test images where a label may "
+            f"Look at “Labels to check” first: {counted(label_suspects, 'place')} in the test images where a label may "
             "be wrong or missing. Mistakes in test labels lower the figures, and training labels were made like them."
         )
     if mean_range is not None and mean_range[1] - mean_range[0] > _WIDE:
@@ -78,14 +79,14 @@ def advise(
         sentences.append(
             f"With other test images, mAP could as well be {mean_range[0]:.0f} or {mean_range[1]:.0f}. Differences of "
             f"less than about {half:.0f} points between two settings may be chance on these "
-            f"{_count(images, 'image')}; more test images narrow the range."
+            f"{counted(images, 'image')}; more test images narrow the range."
         )
     few = [row for row in classes if row.test_objects < FEW_OBJECTS]
     if few:
         names = ", ".join(f"{row.name} ({row.test_objects})" for row in few[:5]) + (", …" if len(few) > 5 else "")
         sentences.append(
-            f"The AP of {_count(len(few), 'class', 'classes')} rests on fewer than {FEW_OBJECTS} test objects and says "
-            f"little: {names}. Add test images that show them."
+            f"The AP of {counted(len(few), 'class', 'classes')} rests on fewer than {FEW_OBJECTS} test objects and "
+            f"says little: {names}. Add test images that show them."
         )
     sentences.extend(_weak_classes(classes))
     if proposal_recall < _LOW_RECALL:
@@ -119,15 +120,10 @@ def _weak_classes(classes: Sequence[ClassFigures]) -> Iterator[str]:
 
 def _costly_errors(gains: dict[str, float], confusions: Sequence[tuple[str, str, int]]) -> Iterator[str]:
     """Yield a sentence about each of the two errors that cost most, if they cost much."""
-    pairs = "; ".join(f"{name} for {other} {_count(number, 'time')}" for name, other, number in confusions[:2])
+    pairs = "; ".join(f"{name} for {other} {counted(number, 'time')}" for name, other, number in confusions[:2])
     for error in sorted((error for error in _ERRORS if gains.get(error, 0) >= _MUCH), key=lambda e: -gains[e])[:2]:
         gain = f"{gains[error]:.1f} points of mAP"
         yield _ERRORS[error].format(gain=gain, pairs=f" (most often {pairs})" if pairs else "")
-
-
-def _count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number and its noun, in the plural where the number is not 1."""
-    return f"{number} {noun if number == 1 else plural or noun + 's'}"
 
 
 def _are(number: int) -> str:

@@ -17,6 +17,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from sppdet.evaluation.report.more_images import CurvePoint
+
 # Colours of Okabe and Ito, which people with any kind of colour vision tell apart; lines differ in dashes, too.
 BLUE, ORANGE, BLACK = "#0072b2", "#d55e00", "#1b1b1b"
 _STYLE: Any = {
@@ -100,6 +102,28 @@ def draw_gains(names: Sequence[str], gains: Sequence[float]) -> Chart:
         axes.tick_params(axis="y", length=0)
         axes.set_xlabel("points of mAP that would be gained without this error")
         return _chart(figure, axes, "g")
+
+
+def draw_learning_curve(points: Sequence[CurvePoint]) -> Chart:
+    """Draw mAP and AP75 over the number of training images, which doubles from one tick to the next."""
+    images = [point.images for point in points]
+    figures = (
+        ("mAP", BLUE, "-", [p.mean_ap for p in points], [p.mean_ap_spread for p in points]),
+        ("AP75", ORANGE, (0, (6, 2)), [p.ap75 for p in points], [p.ap75_spread for p in points]),
+    )
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes("images", 5.6, 2.8, (0.085, 0.165, 0.9, 0.73))
+        for label, colour, dashes, means, spreads in figures:
+            axes.errorbar(
+                images, means, spreads, color=colour, linestyle=dashes, marker="o", markersize=4, capsize=3, label=label
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(images, [str(number) for number in images])
+        axes.set_xticks([], minor=True)
+        axes.margins(x=0.08)
+        axes.set_xlabel("training images")
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, borderaxespad=0.2)
+        return _chart(figure, axes, "n")
 
 
 def _axes(name: str, width: float, height: float, box: tuple[float, float, float, float]) -> tuple[Figure, Axes]:

@@ -20,7 +20,14 @@ from sppdet.evaluation.costs import read_costs
 from sppdet.evaluation.diagnosis import errors_by_class, summarise
 from sppdet.evaluation.diagnosis_run import stored_proposals
 from sppdet.evaluation.report import advice
-from sppdet.evaluation.report.charts import Chart, draw_curve, draw_gains, draw_reliability, draw_thresholds
+from sppdet.evaluation.report.charts import (
+    Chart,
+    draw_curve,
+    draw_gains,
+    draw_learning_curve,
+    draw_reliability,
+    draw_thresholds,
+)
 from sppdet.evaluation.report.examples import Group, choose_examples
 from sppdet.evaluation.report.figures import (
     COCO_DRAWS,
@@ -31,6 +38,7 @@ from sppdet.evaluation.report.figures import (
     precision_recall_f1,
     resampled_ranges,
 )
+from sppdet.evaluation.report.more_images import curve_points, expectation
 from sppdet.evaluation.report.thumbnails import Thumbnail, make_thumbnails
 from sppdet.evaluation.run import LastEvaluation, read_last_evaluation
 from sppdet.evaluation.voc import flatten_detections, flatten_ground_truth, match_label, precision_recall
@@ -146,6 +154,9 @@ def _content(last: LastEvaluation, counts: ThresholdCounts) -> dict[str, object]
             sum(group.count for group in suspects), shared,
             None if (best := counts.best()) is None else _threshold(counts.decimals)(best),
         ),
+        "more_images": _more_images(metrics),
+        "can_measure_more_images": _fixed_network(last.config),
+        "folder": str(last.folder),
         "few_objects": advice.FEW_OBJECTS,
         "classes": [
             {"figures": row, "range": ranges.ap[k], "best": counts.best(k)} for k, row in enumerate(classes)
@@ -171,6 +182,19 @@ def _content(last: LastEvaluation, counts: ThresholdCounts) -> dict[str, object]
         "stages": read_costs(last.folder),
         "versions": _versions(last.folder),
     }  # fmt: skip
+
+
+def _more_images(metrics: dict) -> dict[str, object] | None:
+    """Return what the section on more images shows; None without a learning curve."""
+    points = curve_points(metrics.get("learning_curve", []))
+    if not points:
+        return None
+    return {"points": points, "chart": _svg(draw_learning_curve(points)), "text": expectation(points)}
+
+
+def _fixed_network(config: Config) -> bool:
+    """Whether `sppdet report --learning-curve` can measure a run: its network has not learned from the images."""
+    return config.backbone.weights != "pretrain" and not config.end_to_end.enabled and config.features == "pool5"
 
 
 def _proposals(last: LastEvaluation) -> tuple[list[np.ndarray], bool]:

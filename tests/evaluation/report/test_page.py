@@ -71,6 +71,21 @@ def test_the_page_has_the_figures(last, page):
     assert "Perhaps an object without a label" in text and "Missed objects 8 of 12" in text  # at most 8 of one class
 
 
+def test_a_learning_curve_is_drawn_or_said_how_to_get(last, page):
+    assert f"sppdet report {last.folder} --learning-curve" in text_of(page)
+    points = [(3, [10.0, 14.0]), (6, [20.0, 24.0]), (12, [30.0])]
+    curve = [{"images": images, "mAP": values, "AP75": values} for images, values in points]
+    with_curve = LastEvaluation(
+        last.folder, last.config, last.dataset, last.detections, last.metrics | {"learning_curve": curve}
+    )
+    text = text_of(report_page(with_curve))
+    assert "From 6 to 12 training images mAP rose by 8.0 points, from 22.0 to 30.0." in text
+    assert "3 2 12.0 ± 2.8 12.0 ± 2.8 6 2 22.0 ± 2.8 22.0 ± 2.8 12 1 30.0 30.0" in text
+    trained_network = override(last.config, ["end_to_end.enabled=true"])
+    other = LastEvaluation(last.folder, trained_network, last.dataset, last.detections, last.metrics)
+    assert "More images?" not in text_of(report_page(other))
+
+
 def test_names_are_text_and_nothing_else(page):
     assert page.count("<script") == 2 and page.count("</script>") == 2  # the data and the program of the page
     assert all(name in text_of(page) for name in ("<script>window.hacked = 1</script>", "{{ 7 * 7 }}", "image <3>"))

@@ -1,0 +1,68 @@
+"""Train presets on a folder of labelled images, from an empty cache, and print accuracy and processor time.
+
+    python scripts/study_front_door.py BCCD --work runs/front_door
+    python scripts/study_front_door.py boards data.test_share=0.334 --work runs/front_door --first 0 20
+
+Prints a row of a Markdown table per training. Processor time is that of all processes of the command, reading, choosing
+settings, evaluation and report included; unlike the time on the clock it hardly depends on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from sppdet.config import PRESETS
+
+
+def command(folder: Path, preset: str, first: int, run: Path, cache: str, overrides: list[str]) -> list[str]:
+    """Return the command line of a training; ``first`` limits the training images, 0 takes all."""
+    limit = [f"data.limit_train={first}"] if first else []
+    settings = [f"run.cache={cache}", *limit, *overrides]
+    return [sys.executable, "-m", "sppdet.train", str(folder), "--preset", preset, "--output", str(run), *settings]
+
+
+def row(name: str, preset: str, first: int, metrics: dict, minutes: float) -> str:
+    """Return the row of a training in a Markdown table."""
+    images = f"first {first}" if first else "all"
+    figures = (metrics["mAP"], metrics["coco"]["AP75"], minutes)
+    return f"| {name} | `{preset}` | {images} | " + " | ".join(f"{figure:.1f}" for figure in figures) + " |"
+
+
+def processor_seconds() -> float:
+    """Return the processor time of the child processes that have ended, and of their children."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="IMAGES", help="a folder of labelled images")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all trainings")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["quick", "default"])
+    parser.add_argument("--first", nargs="+", type=int, default=[0], help="numbers of training images; 0 takes all")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="folder of the runs")
+    options = parser.parse_intermixed_args(arguments)
+    print("| images | preset | training images | mAP | AP75 | processor minutes |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for first in options.first:
+        for preset in options.presets:
+            run = options.work / f"{options.folder.name}-{preset}-{first or 'all'}"
+            with tempfile.TemporaryDirectory(dir=options.work.parent) as cache:
+                before = processor_seconds()
+                work = command(options.folder, preset, first, run, cache, options.overrides)
+                subprocess.run(work, check=True, stdout=sys.stderr)
+                minutes = (processor_seconds() - before) / 60
+            metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+            print(row(options.folder.name, preset, first, metrics, minutes), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
