@@ -1,3 +1,8 @@
+from .adding import add_background as add_background
+from .adding import add_classes as add_classes
+from .adding import join_models as join_models
+from .adding import remove_classes as remove_classes
+from .adding import rename_class as rename_class
 from .front_door import run_training as run_training
 from .front_door import settings_following_data as settings_following_data
 from .front_door import train_detector as train_detector
