@@ -99,9 +99,7 @@ class StoredModel:
         if calibration := description.get("calibration"):
             entries = [one.calibration or calibration["shared"] for one in classes]
             description["calibration"] = calibration | {"classes": entries}
-        arrays = {
-            key: np.stack([one.arrays[key] for one in classes]) for key in _OF_CLASSES if key in self.tensors
-        }
+        arrays = {key: np.stack([one.arrays[key] for one in classes]) for key in _OF_CLASSES if key in self.tensors}
         return replace(self, description=description, tensors=self.tensors | arrays)
 
     def difference(self, other: StoredModel) -> str | None:
@@ -122,5 +120,7 @@ class StoredModel:
 
     def write(self, folder: Path) -> None:
         """Write the files into a folder that exists."""
-        save_file({key: np.ascontiguousarray(value) for key, value in self.tensors.items()}, folder / "model.safetensors")
+        save_file(
+            {key: np.ascontiguousarray(value) for key, value in self.tensors.items()}, folder / "model.safetensors"
+        )
         write_json(folder / "model.json", self.description)

@@ -35,7 +35,7 @@ from sppdet.detection import (
     load_detector,
     replace_files,
 )
-from sppdet.features import FeatureSplit, WindowFeatures, open_split
+from sppdet.features import FeatureSplit, open_split
 from sppdet.training import bbox_regression, svm
 from sppdet.training.bank import BANK_FILE, Bank, choose_windows, store_vectors, vectors_key
 from sppdet.training.calibration import HeldOut, detect_in_fold, draw_folds, fit_class
@@ -343,11 +343,8 @@ def _without_objects(images: str | Path | Dataset, classes: tuple[str, ...]) -> 
     if isinstance(images, Dataset):
         samples = [replace(sample, boxes=boxes, labels=labels, difficult=difficult) for sample in images]
         return Dataset(classes, tuple(samples))
-    paths = find_images(Path(images))
-    if not paths:
-        raise SppdetError(f"{images}: no images in this folder; give the folder of images without objects")
     samples = []
-    for path in paths:
+    for path in map(Path, find_images([str(images)])):
         height, width = read_image(path).shape[:2]
         samples.append(Sample(path.stem, path, width, height, boxes, labels, difficult))
     return Dataset(classes, tuple(samples))
@@ -411,9 +408,7 @@ def _hold_out(
             labels = np.concatenate([one.labels[keep], np.full(len(bank_vectors), -1)])
             alpha = np.concatenate([one.alpha[keep], np.zeros(len(bank_vectors))])
             found = (labels > 0).any()
-            fits.append(
-                svm.fit(vectors, index, labels, miner.problem, alpha) if found else svm.never(vectors.shape[1])
-            )
+            fits.append(svm.fit(vectors, index, labels, miner.problem, alpha) if found else svm.never(vectors.shape[1]))
         of_folds.append(detect_in_fold(split, replace(detector, classifier=svm.stack(fits)), fold, execution))
     return [HeldOut.join(of_class) for of_class in zip(*of_folds)]
 

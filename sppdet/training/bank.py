@@ -5,8 +5,8 @@ hard for the trained SVMs, and random windows. Every vector has a label for each
 negative, 0 where it is neither. For a class that is added, all vectors are background.
 
 No dual variables are stored. Those with which a trained SVM is optimal follow from its margins on the vectors
-(`sppdet.training.svm.optimal_alpha`), so that the bank depends on the model and the images alone, and any of its vectors
-can be dropped.
+(`sppdet.training.svm.optimal_alpha`), so that the bank depends on the model and the images alone, and any of its
+vectors can be dropped.
 
 Vectors pooled from maps of codes are stored as codes, with the table of what a code stands for in each map: a byte per
 number. All others are stored in half precision. The file is compressed, and has a checksum.
@@ -57,11 +57,6 @@ class StoredVectors:
     numbers: np.ndarray
     tables: np.ndarray
     table: np.ndarray
-
-    @classmethod
-    def of_numbers(cls, vectors: np.ndarray) -> StoredVectors:
-        """Return vectors in half precision."""
-        return cls(vectors.astype(np.float16, copy=False), np.zeros((0, 2, 0), np.float32), np.zeros(len(vectors), np.int32))
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -349,9 +349,7 @@ class Miner:
             return _ClassRows(rows, labels, np.zeros(len(rows)), None)
         start = svm.Fit(fixed.start.weight[k], float(fixed.start.bias[k]), None, 0, True)
         alpha = svm.optimal_alpha(svm.margins(fixed.vectors, rows, start), labels, self.problem)
-        return _ClassRows(
-            rows, labels, alpha, svm.remainder(fixed.vectors, rows, labels, alpha, start, self.problem)
-        )
+        return _ClassRows(rows, labels, alpha, svm.remainder(fixed.vectors, rows, labels, alpha, start, self.problem))
 
     def windows(self, k: int) -> ClassWindows:
         """Return the windows of class ``labels[k]`` after `train` or `collect_windows`."""
