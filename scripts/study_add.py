@@ -3,8 +3,8 @@
     python scripts/study_add.py --root VOCdevkit --images 2500 --tests 1000 --cache cache --output runs/study_add
 
 The first run learns all classes together. The second learns all but the last ``--added`` classes from the images that
-show one of its classes; objects of the others are not annotated then. Each of the others is added by `sppdet.add_classes`
-from the images that show it alone. Both are measured on the same images.
+show one of its classes; objects of the others are not annotated then. `sppdet.add_classes` adds each of the others from
+the images that show it alone. Both are measured on the same images.
 """
 
 from __future__ import annotations

@@ -394,22 +394,23 @@ def _hold_out(
     """Detect the new classes in the new images, each time with SVMs that were fitted without a fold of these."""
     if images < 2:
         return [HeldOut(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.int64), 0)] * len(detector.classes)
-    of_folds = []
-    windows = [miner.windows(k) for k in range(len(detector.classes))]
-    pooled = [
-        np.concatenate([pool_locations(split, detector.features, one.locations, execution.workers), bank_vectors])
-        for one in windows
+    folds = draw_folds(images, bank.calibration, execution.seed)
+    fits: list[list[svm.Fit]] = [[] for _ in folds]
+    for k in range(len(detector.classes)):
+        windows, more = miner.windows(k), miner.fixed_rows[k]
+        own = pool_locations(split, detector.features, windows.locations, execution.workers)
+        vectors = np.concatenate([own, bank_vectors])
+        for fold, of_fold in zip(folds, fits):
+            keep = np.flatnonzero(~np.isin(windows.locations["image"] % images, fold))
+            index = np.concatenate([keep, len(own) + more.rows])
+            labels = np.concatenate([windows.labels[keep], more.labels])
+            alpha = np.concatenate([windows.alpha[keep], more.alpha])
+            known = (labels > 0).any()
+            of_fold.append(svm.fit(vectors, index, labels, miner.problem, alpha) if known else svm.never(own.shape[1]))
+    of_folds = [
+        detect_in_fold(split, replace(detector, classifier=svm.stack(of_fold)), fold, execution)
+        for fold, of_fold in zip(folds, fits)
     ]
-    for fold in draw_folds(images, bank.calibration, execution.seed):
-        fits = []
-        for one, vectors in zip(windows, pooled):
-            keep = np.flatnonzero(~np.isin(one.locations["image"] % images, fold))
-            index = np.concatenate([keep, np.arange(len(one.locations), len(vectors))])
-            labels = np.concatenate([one.labels[keep], np.full(len(bank_vectors), -1)])
-            alpha = np.concatenate([one.alpha[keep], np.zeros(len(bank_vectors))])
-            found = (labels > 0).any()
-            fits.append(svm.fit(vectors, index, labels, miner.problem, alpha) if found else svm.never(vectors.shape[1]))
-        of_folds.append(detect_in_fold(split, replace(detector, classifier=svm.stack(fits)), fold, execution))
     return [HeldOut.join(of_class) for of_class in zip(*of_folds)]
 
 

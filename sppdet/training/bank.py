@@ -295,7 +295,7 @@ def store_vectors(
     """
     coded = isinstance(features, PyramidFeatures) and features.map_type == "uint8" and features.kind == "max"
     coded = coded and features.head is None
-    count, channels = len(locations), sum(features.layer_channels)
+    count, channels = len(locations), features.channels if isinstance(features, PyramidFeatures) else 0
     numbers = np.empty((count, features.dimension), np.uint8 if coded else np.float16)
     groups, table = np.unique(locations[["image", "scale"]], return_inverse=True)
     tables = np.zeros((len(groups) if coded else 0, 2, channels if coded else 0), np.float32)

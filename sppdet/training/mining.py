@@ -276,6 +276,7 @@ class Miner:
     Attributes:
         problem: the parameters of every class's SVM.
         cache: the windows of the last fit.
+        fixed_rows: of each class, the rows of ``fixed`` in the last fit.
     """
 
     def __init__(
@@ -295,7 +296,7 @@ class Miner:
         )
         self.cache: SampleCache
         self.fixed = fixed
-        self._fixed = [self._fixed_rows(fixed, k) for k in range(len(self.labels))] if fixed else []
+        self.fixed_rows = [self._fixed_rows(fixed, k) for k in range(len(self.labels))] if fixed else []
         self._objects = [sum((sample.labels == label).sum() for sample in split.dataset) for label in self.labels]
 
     def train(self) -> LinearSVMs:
@@ -590,7 +591,7 @@ class Miner:
                 return svm.Fit(fixed.start.weight[k], float(fixed.start.bias[k]), None, 0, True)
             alpha, rest = cache.alpha[index, k], None
             if fixed is not None:
-                more = self._fixed[k]
+                more = self.fixed_rows[k]
                 own, labels = np.concatenate([own, pooled + more.rows]), np.concatenate([labels, more.labels])
                 alpha, rest = np.concatenate([alpha, more.alpha]), more.rest
             if not (labels > 0).any() and rest is None:
@@ -600,7 +601,7 @@ class Miner:
             if fitted.alpha is not None:
                 cache.alpha[index, k] = fitted.alpha[:count]
                 if fixed is not None:
-                    self._fixed[k].alpha = fitted.alpha[count:]
+                    self.fixed_rows[k].alpha = fitted.alpha[count:]
             cache.score[index, k] = svm.margins(vectors, own[:count], fitted)
             cache.evict(k, self.settings.evict_margin)
             return fitted
