@@ -1,4 +1,4 @@
-"""A class added to a trained model from 30 images, and 20 images of background fed back; their maps are there before."""
+"""A class added to a trained model from 30 images, and 20 images of background fed back; their maps are cached."""
 
 from __future__ import annotations
 
