@@ -18,6 +18,7 @@ SETTINGS = {
     "pooling": {"levels": [3, 1]},
     "svm": {"random_negatives": 60, "max_negatives": 60, "C": 0.01},
     "bbox": {"max_windows": 100},
+    "calibration": {"folds": 0},  # its tests have folds
     "device": "cpu",
     "workers": 1,
 }

@@ -29,17 +29,22 @@ OUTPUT = "detections"
 _JPEG_SIDE = 65_500  # pixels per side that JPEG libraries write
 
 _EPILOG = """\
-Scores are SVM margins, not probabilities: 0 is the decision boundary, and they are not bounded. With a softmax they are
-log odds, where 0 is a probability of one half.
+The number beside a class is the probability that the detection is right: that its box overlaps an object of the class
+by an IoU of 0.5 or more. It was learned on training images that the SVMs had not seen. "score" in JSON is the SVM
+margin: 0 is the decision boundary, and it is not bounded. With a softmax it is the log odds.
+Ensembles and models of earlier versions have no probabilities: the margin is shown, --threshold is a margin, and its
+default is %(margin)s. The training command, given again, adds the probabilities to a model of an earlier version.
 Boxes are x1 y1 x2 y2, pixel edges counted from 0, of the image as displayed (EXIF orientation applied):
 the top left pixel is 0 0 1 1, and a width is x2 - x1.
 Where no detection reaches the threshold, the best one below it is named ("nearest" in JSON).
 
 --json prints one document, best detections first; an image that could not be read has "error" instead, one that could
 not be drawn has it too:
-  {"model": "runs/demo", "classes": ["cat", "dog"], "threshold": -0.5,
+  {"model": "runs/demo", "classes": ["cat", "dog"], "threshold": "auto", "margins": {"cat": -0.21, "dog": -0.34},
    "images": [{"path": "a.jpg", "width": 640, "height": 480,
-               "detections": [{"label": "dog", "score": 0.71, "box": [48.0, 120.0, 195.5, 371.0]}]}]}
+               "detections": [{"label": "dog", "probability": 0.93, "score": 0.71,
+                               "box": [48.0, 120.0, 195.5, 371.0]}]}]}
+"margins" are those of --threshold auto and of --margin: the lowest ones shown of each class.
 
 Exit status: 0, or 2 after any error. If an image cannot be read the others are processed all the same; if an IMAGE
 argument names no image, none is.
@@ -51,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sppdet detect",
         description="Find objects in images: prints them and draws them into copies of the images.",
-        epilog=_EPILOG,
+        epilog=_EPILOG % {"margin": DEFAULT_THRESHOLD},
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, a folder of images, or a quoted pattern")
@@ -63,13 +68,15 @@ def parser() -> argparse.ArgumentParser:
         help=f"where the images with boxes go, as JPEG; default: {OUTPUT}, with --json none are drawn",
     )
     drawing.add_argument("--no-pictures", action="store_true", help="only print")
-    parser.add_argument(
+    lowest = parser.add_mutually_exclusive_group()
+    lowest.add_argument(
         "--threshold",
-        type=_finite,
-        default=DEFAULT_THRESHOLD,
-        metavar="M",
-        help="lowest score shown, not a probability; default: %(default)s; 0 is the decision boundary",
+        type=threshold,
+        default="auto",
+        metavar="P",
+        help="lowest probability shown, 0 to 1; default: auto, where F1 of each class was best in images set aside",
     )
+    lowest.add_argument("--margin", type=_finite, metavar="M", help="lowest SVM margin shown, in place of --threshold")
     parser.add_argument("--max-detections", type=cli.positive, metavar="N", help="show only the N best per image")
     parser.add_argument("--no-labels", action="store_true", help="draw boxes in the colours of their classes, no text")
     parser.add_argument(
@@ -80,6 +87,11 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda; default: %(default)s")
     return parser
+
+
+def threshold(text: str) -> float | str:
+    """Convert the value of ``--threshold``, as ``type=`` of argparse."""
+    return "auto" if text == "auto" else _finite(text)
 
 
 def _finite(text: str) -> float:
@@ -110,6 +122,7 @@ def detect(options: argparse.Namespace) -> int:
         from sppdet.detection import load  # imported late: errors in the arguments come before the wait
 
         detector = load(model, options.device)
+        check_threshold(detector, options.threshold, model)
         detector.search.warm_up()
     detect_one = partial(_detect_one, detector, options)
     entries = []
@@ -120,9 +133,28 @@ def detect(options: argparse.Namespace) -> int:
             cli.say(_report(entry, None if "error" in entry else target))
         entries.append(entry)
     if options.json:
-        document = {"model": str(model), "classes": list(detector.classes), "threshold": options.threshold}
+        document = {"model": str(model), "classes": list(detector.classes), **_limits(detector, options)}
         cli.say(json.dumps(document | {"images": entries}, indent=2))
     return cli.FAILED if any("error" in entry for entry in entries) else cli.OK
+
+
+def check_threshold(detector: Detector | Ensemble, threshold: float | str, model: str | Path) -> None:
+    """Refuse a threshold that is no probability; say where it is taken for a margin."""
+    if isinstance(threshold, str):
+        return
+    if detector.calibrated is None:
+        cli.say(f"{model} has no probabilities: --threshold {threshold:g} is a margin", sys.stderr)
+    elif not 0 <= threshold <= 1:
+        raise SppdetError(f"--threshold: {threshold:g} is no probability; give 0 to 1, or auto")
+
+
+def _limits(detector: Detector | Ensemble, options: argparse.Namespace) -> dict:
+    """Return the entries of the JSON document that tell from where on detections are shown."""
+    if options.margin is None and not (options.threshold == "auto" and detector.calibrated is not None):
+        return {"threshold": DEFAULT_THRESHOLD if options.threshold == "auto" else options.threshold}
+    margins = detector.lowest_margins(options.threshold, options.margin).tolist()
+    by_class = {name: round(margin, 5) for name, margin in zip(detector.classes, margins)}
+    return {"threshold": "auto" if options.margin is None else None, "margins": by_class}
 
 
 @contextmanager
@@ -217,11 +249,12 @@ def _detect_one(detector: Detector | Ensemble, options: argparse.Namespace, item
     try:
         image = read_image(path)
         # Detections below the threshold, too: the nearest may have to be named.
-        every = detector.predict(image, min(options.threshold, detector.detection.min_margin))
+        lowest = float(detector.lowest_margins(options.threshold, options.margin).min())
+        every = detector.predict(image, margin=min(lowest, detector.detection.min_margin))
     except SppdetError as error:
         text = str(error)
         return {"path": path, "error": text if text.startswith(path) else f"{path}: {text}"}
-    shown = every.above(options.threshold)
+    shown = detector.select(every, options.threshold, options.margin)
     if not (options.all_classes or options.json):  # a program that reads JSON gets what `predict` returns
         shown = shown.one_per_place()
     shown = shown[: options.max_detections]
@@ -255,11 +288,17 @@ def _report(entry: dict, target: Path | None) -> str:
     detections = entry["detections"]
     result = f"{len(detections)} found" if detections else "nothing above the threshold"
     if "nearest" in entry:
-        result += " (nearest: {label} {score:.2f}; --threshold lowers it)".format(**entry["nearest"])
+        nearest = entry["nearest"]
+        value = nearest.get("probability", nearest["score"])
+        result += f" (nearest: {nearest['label']} {value:.2f}; --threshold lowers it)"
     lines = [f"{entry['path']}: {result}" + (f" -> {target}" if target else "")]
     for detection in detections:
         corners = " ".join(f"{edge:.0f}" for edge in detection["box"])
-        lines.append(f"  {detection['label']} {detection['score']:.2f} {corners}")
+        score = f"{detection['score']:.2f}"
+        if "probability" in detection:
+            lines.append(f"  {detection['label']} {detection['probability']:.2f} {corners} (margin {score})")
+        else:
+            lines.append(f"  {detection['label']} {score} {corners}")
     return "\n".join(lines)
 
 

@@ -13,6 +13,7 @@ COMMANDS = {
     "evaluate": "measure a trained detector on a test split",
     "report": "write a page about a run: figures, curves, errors, examples",
     "detect": "find objects in images",
+    "label": "write detections as annotations, to be corrected",
     "check": "say what a folder of labelled images holds, and what is wrong with it",
     "convert": "write labelled images in another format",
     "add": "teach a trained detector new classes from images of these alone, or more background",

@@ -11,6 +11,9 @@ from .images import scaled_size as scaled_size
 from .images import to_rgb as to_rgb
 from .labelled_folder import LabelledFolder as LabelledFolder
 from .labelled_folder import read_folder as read_folder
+from .prelabels import FORMATS as FORMATS
+from .prelabels import AnnotationFolder as AnnotationFolder
+from .prelabels import Prelabelled as Prelabelled
 from .problems import Problem as Problem
 from .problems import remarks as remarks
 from .problems import report_lines as report_lines

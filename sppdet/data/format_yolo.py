@@ -100,6 +100,17 @@ def _settings(listing: Listing) -> tuple[Path | None, dict[str, Any]]:
     return None, {}
 
 
+def names_in(folder: Path) -> tuple[Path | None, list[str] | None]:
+    """Return the file in a folder that names the classes, and the names; None without one."""
+    files = tuple(sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")))
+    listing = Listing(folder, (), files)
+    settings_file, settings = _settings(listing)
+    names = _names(listing, settings_file, settings)
+    if "names" in settings:
+        return settings_file, names
+    return next((path for path in files if path.name.lower() in _NAME_FILES), None), names
+
+
 def _names(listing: Listing, file: Path | None, settings: dict[str, Any]) -> list[str] | None:
     """Return the names of the classes; None where no file has them."""
     names = settings.get("names")

@@ -7,12 +7,15 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from sppdet.data.annotations import Located
 from sppdet.data.labelled_folder import LabelledFolder
 from sppdet.data.voc import write_voc_annotation
 from sppdet.utils import SppdetError, write_json, write_lines
+
+_CocoImage = tuple[str, tuple[int, int], Sequence[str], np.ndarray, Sequence[bool]]
 
 
 def convert_folder(folder: LabelledFolder, output: str | os.PathLike, form: str) -> None:
@@ -70,11 +73,8 @@ def _write_yolo(folder: LabelledFolder, output: Path) -> None:
     for split, images in splits.items():
         for image in images:
             _copy(image, output / "images" / split)
-            width, height = image.facts.size
-            lines = []
-            for name, (x1, y1, x2, y2) in zip(image.names, image.boxes.astype(float)):
-                numbers_of_box = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
-                lines.append(" ".join([str(numbers[name]), *(f"{number:.8g}" for number in numbers_of_box)]))
+            rows = zip(image.names, image.boxes.astype(float))
+            lines = [yolo_line(numbers[name], box, image.facts.size) for name, box in rows]
             write_lines(output / "labels" / split / f"{image.id}.txt", lines)
     settings: dict[str, object] = {split: f"images/{split}" for split in splits}
     settings |= {"nc": len(numbers), "names": list(numbers)}
@@ -82,23 +82,52 @@ def _write_yolo(folder: LabelledFolder, output: Path) -> None:
     write_lines(output / "data.yaml", text.splitlines())
 
 
+def yolo_line(number: int, box: np.ndarray, size: tuple[int, int]) -> str:
+    """Return the line of an object in YOLO's text files.
+
+    Args:
+        number: its class, from 0.
+        box: x1, y1, x2, y2, pixel edges.
+        size: width and height of the image.
+
+    Examples:
+        >>> yolo_line(2, np.array([0.0, 10.0, 20.0, 30.0]), (40, 40))
+        '2 0.25 0.5 0.5 0.5'
+    """
+    (x1, y1, x2, y2), (width, height) = box, size
+    numbers_of_box = (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+    return " ".join([str(number), *(f"{value:.8g}" for value in numbers_of_box)])
+
+
 def _write_coco(folder: LabelledFolder, output: Path) -> None:
     """Write ``images`` and ``annotations/instances_SPLIT.json``. Difficult objects have COCO's flag ``iscrowd``."""
-    numbers = {name: k for k, name in enumerate(folder.classes, 1)}
-    categories = [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()]
     for split, images in _splits(folder).items():
-        entries: list[dict] = []
-        annotations: list[dict] = []
-        for image_id, image in enumerate(images, 1):
+        rows = []
+        for image in images:
             path = _copy(image, output / "images")
-            width, height = image.facts.size
-            entries.append({"id": image_id, "file_name": path.name, "width": width, "height": height})
-            for name, (x1, y1, x2, y2), difficult in zip(image.names, image.boxes.astype(float), image.difficult):
-                box = [float(number) for number in (x1, y1, x2 - x1, y2 - y1)]
-                entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": numbers[name], "bbox": box}
-                annotations.append(entry | {"area": box[2] * box[3], "iscrowd": int(difficult), "segmentation": []})
-        content = {"info": {}, "licenses": [], "images": entries, "annotations": annotations, "categories": categories}
-        write_json(output / "annotations" / f"instances_{split}.json", content)
+            rows.append((path.name, image.facts.size, image.names, image.boxes, image.difficult.tolist()))
+        write_json(output / "annotations" / f"instances_{split}.json", coco_content(rows, folder.classes))
+
+
+def coco_content(images: Sequence[_CocoImage], classes: Sequence[str]) -> dict:
+    """Return the content of one of COCO's JSON files.
+
+    Args:
+        images: of each the file's name, width and height, names of N objects, boxes ``(N, 4)`` as pixel edges, and N
+            flags of difficult ones.
+        classes: names of all classes; their numbers begin with 1.
+    """
+    numbers = {name: k for k, name in enumerate(classes, 1)}
+    categories = [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()]
+    entries: list[dict] = []
+    annotations: list[dict] = []
+    for image_id, (file_name, (width, height), names, boxes, flags) in enumerate(images, 1):
+        entries.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for name, (x1, y1, x2, y2), difficult in zip(names, boxes.astype(float), flags):
+            box = [float(number) for number in (x1, y1, x2 - x1, y2 - y1)]
+            entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": numbers[name], "bbox": box}
+            annotations.append(entry | {"area": box[2] * box[3], "iscrowd": int(difficult), "segmentation": []})
+    return {"info": {}, "licenses": [], "images": entries, "annotations": annotations, "categories": categories}
 
 
 WRITERS: dict[str, Callable[[LabelledFolder, Path], None]] = {

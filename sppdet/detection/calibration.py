@@ -98,6 +98,12 @@ class Calibration:
             probabilities[rows] = self.curves[k](margins[rows])
         return probabilities
 
+    @classmethod
+    def of_log_odds(cls, classes: int, threshold: float) -> Calibration:
+        """Return the calibration of ``classes`` classes whose margins are log odds, as those of a softmax."""
+        curve = Sigmoid(1.0, 0.0)
+        return cls((curve,) * classes, (threshold,) * classes, curve, threshold)
+
     def description(self) -> dict:
         """Return the values that `restore` needs, for JSON."""
         return {

@@ -26,12 +26,14 @@ class Detection(NamedTuple):
         label: index of the class.
         name: name of the class; the label as text where the classes have no names.
         score: SVM margin. Not a probability; 0 is the decision boundary.
+        probability: how probable it is that the detection is right, 0 to 1; None if the model does not tell.
     """
 
     xyxy: np.ndarray
     label: int
     name: str
     score: float
+    probability: float | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,8 +48,10 @@ class Detections:
         labels: ``(N,)`` indices of classes, from 0.
         scores: ``(N,)`` SVM margins. They are not probabilities; 0 is the decision boundary.
         classes: names of all K classes; empty where they have none.
+        probabilities: ``(N,)`` how probable it is that each detection is right, 0 to 1: that its box overlaps an object
+            of its class, which no better detection has taken, by an IoU of 0.5. None if the model does not tell.
 
-    The arrays are converted to float32, int64 and float32.
+    The arrays are converted to float32, int64 and float32, probabilities to float32.
 
     Raises:
         ValueError: if the arrays do not fit each other or the classes.
@@ -68,6 +72,7 @@ class Detections:
     labels: np.ndarray
     scores: np.ndarray
     classes: tuple[str, ...] = ()
+    probabilities: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         xyxy, labels = np.asarray(self.xyxy, np.float32), np.asarray(self.labels)
@@ -91,7 +96,14 @@ class Detections:
                 f"Detections: labels from {labels.min()} to {labels.max()} are outside 0..{len(classes) - 1}, "
                 f"the indices of {len(classes)} classes"
             )
-        for name, value in {"xyxy": xyxy, "labels": labels, "scores": scores, "classes": classes}.items():
+        probabilities = None if self.probabilities is None else np.asarray(self.probabilities, np.float32)
+        if probabilities is not None and probabilities.shape != scores.shape:
+            raise ValueError(
+                f"Detections: {len(scores)} scores and probabilities of shape {probabilities.shape}; give one of each "
+                "per detection"
+            )
+        values = {"xyxy": xyxy, "labels": labels, "scores": scores, "classes": classes, "probabilities": probabilities}
+        for name, value in values.items():
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -102,7 +114,7 @@ class Detections:
             several: detections of the same classes.
 
         Returns:
-            All detections, in the order of ``several``: not sorted by score.
+            All detections, in the order of ``several``: not sorted by score. They have probabilities if all have.
 
         Raises:
             ValueError: if the classes differ.
@@ -124,7 +136,8 @@ class Detections:
         xyxy = np.concatenate([detections.xyxy for detections in several])
         labels = np.concatenate([detections.labels for detections in several])
         scores = np.concatenate([detections.scores for detections in several])
-        return cls(xyxy, labels, scores, classes)
+        known = [one.probabilities for one in several if one.probabilities is not None]
+        return cls(xyxy, labels, scores, classes, np.concatenate(known) if len(known) == len(several) else None)
 
     @property
     def boxes(self) -> np.ndarray:
@@ -144,8 +157,8 @@ class Detections:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Detection]:
-        for xyxy, label, name, score in zip(self.xyxy, self.labels.tolist(), self.names, self.scores.tolist()):
-            yield Detection(xyxy, label, name, score)
+        for row in range(len(self)):
+            yield self[row]
 
     @overload
     def __getitem__(self, rows: int | np.integer) -> Detection: ...
@@ -160,22 +173,25 @@ class Detections:
         if isinstance(rows, (int, np.integer)):
             label = int(self.labels[rows])
             name = self.classes[label] if self.classes else str(label)
-            return Detection(self.xyxy[rows], label, name, float(self.scores[rows]))
+            probability = None if self.probabilities is None else float(self.probabilities[rows])
+            return Detection(self.xyxy[rows], label, name, float(self.scores[rows]), probability)
         if not isinstance(rows, slice):
             rows = np.asarray(rows)
             rows = rows if rows.size else rows.astype(np.int64)  # an empty list is an array of floats
-        return Detections(self.xyxy[rows], self.labels[rows], self.scores[rows], self.classes)
+        probabilities = None if self.probabilities is None else self.probabilities[rows]
+        return Detections(self.xyxy[rows], self.labels[rows], self.scores[rows], self.classes, probabilities)
 
     def __repr__(self) -> str:
         if not len(self):
             return "Detections(0)"
         counts = ", ".join(f"{name} {count}" for name, count in Counter(self.names).most_common(5))
         more = ", ..." if len(set(self.names)) > 5 else ""
-        return f"Detections({len(self)}: {counts}{more}; scores {self.scores.max():.2f} to {self.scores.min():.2f})"
+        name, values = ("scores", self.scores) if self.probabilities is None else ("probabilities", self.probabilities)
+        return f"Detections({len(self)}: {counts}{more}; {name} {values.max():.2f} to {values.min():.2f})"
 
     def above(self, threshold: float) -> Detections:
-        """Return the detections with a score of at least ``threshold``."""
-        return self[self.scores >= threshold]
+        """Return the detections with a probability of at least ``threshold``; where they have none, with that score."""
+        return self[(self.scores if self.probabilities is None else self.probabilities) >= threshold]
 
     def of_class(self, name: str) -> Detections:
         """Return the detections of the class ``name``.
@@ -191,18 +207,18 @@ class Detections:
         """Return the detections as JSON-like values.
 
         Returns:
-            One entry per detection: ``{"label": "dog", "score": 0.71, "box": [x1, y1, x2, y2]}``. ``label`` is the
-            class's name, or its index where the classes have no names; scores are rounded to 5 digits, boxes (pixel
-            edges, 0-based) to 2.
+            One entry per detection: ``{"label": "dog", "probability": 0.93, "score": 0.71, "box": [x1, y1, x2, y2]}``,
+            without ``probability`` if the model does not tell it. ``label`` is the class's name, or its index where the
+            classes have no names; probabilities and scores are rounded to 5 digits, boxes (pixel edges, 0-based) to 2.
         """
-        return [
-            {
-                "label": self.classes[label] if self.classes else label,
-                "score": round(score, 5),
-                "box": [round(edge, 2) for edge in box],
-            }
-            for box, label, score in zip(self.xyxy.tolist(), self.labels.tolist(), self.scores.tolist())
-        ]
+        entries = []
+        for row, (box, label) in enumerate(zip(self.xyxy.tolist(), self.labels.tolist())):
+            entry: dict = {"label": self.classes[label] if self.classes else label}
+            if self.probabilities is not None:
+                entry["probability"] = round(float(self.probabilities[row]), 5)
+            entry |= {"score": round(float(self.scores[row]), 5), "box": [round(edge, 2) for edge in box]}
+            entries.append(entry)
+        return entries
 
     def to_coco(self, image_id: int) -> list[dict]:
         """Return the detections as entries of a COCO results file, unrounded.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sppdet.config import DetectionSettings
+from sppdet.config import DEFAULT_THRESHOLD, DetectionSettings
 from sppdet.detection.calibration import Calibration
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.detection.predictor import Predictor, WindowScores
@@ -83,6 +83,13 @@ class Detector(Predictor):
     @property
     def part_weights(self) -> tuple[float, ...]:
         return (1.0,)
+
+    @property
+    def calibrated(self) -> Calibration | None:
+        log_odds = isinstance(self.classifier, Softmax) and not self.detection.context
+        if self.calibration is None and log_odds:
+            return Calibration.of_log_odds(len(self.classes), DEFAULT_THRESHOLD)
+        return self.calibration
 
     def with_detection(self, settings: DetectionSettings | None = None, **changes: Any) -> Detector:
         return replace(self, detection=replace(settings or self.detection, **changes))

@@ -31,8 +31,9 @@ _Font = ImageFont.FreeTypeFont
 def draw_detections(image: np.ndarray, detections: Detections, labels: bool = True) -> np.ndarray:
     """Draw detections into a copy of their image, the best on top.
 
-    Frames lie inside their boxes. Each has a label such as ``dog 0.71``: the class and the SVM margin, which is not a
-    probability. Lines and letters grow with the image; a class has the same colour in all images.
+    Frames lie inside their boxes. Each has a label such as ``dog 0.71``: the class and the probability, or the SVM
+    margin where the detections have no probabilities. Lines and letters grow with the image; a class has the same
+    colour in all images.
 
     Args:
         image: RGB uint8 ``(H, W, 3)``.
@@ -57,7 +58,7 @@ def draw_detections(image: np.ndarray, detections: Detections, labels: bool = Tr
     fonts = [_font_of(name, letters) for name in names]
     boxes = np.rint(geometry.clip(detections.xyxy, width, height)).astype(int).tolist()
     colours = [class_colour(label) for label in detections.labels.tolist()]
-    scores = detections.scores.tolist()
+    scores = (detections.scores if detections.probabilities is None else detections.probabilities).tolist()
     texts = [_label_text(name, score, font, width) for name, score, font in zip(names, scores, fonts)]
     label_boxes: list[_Box] = []
     for box, text, font in zip(boxes, texts, fonts):  # the label of the best detection comes first and chooses freely

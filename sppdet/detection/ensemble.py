@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from sppdet.config import DetectionSettings
+from sppdet.detection.calibration import Calibration
 from sppdet.detection.detector import Detector, class_list, describe_detection, describe_features
 from sppdet.detection.predictor import Predictor
 from sppdet.proposals import SelectiveSearch
@@ -73,6 +74,10 @@ class Ensemble(Predictor):
     @property
     def part_weights(self) -> tuple[float, ...]:
         return self.weights
+
+    @property
+    def calibrated(self) -> Calibration | None:
+        return None  # the curves of the detectors do not hold for means of their margins
 
     def with_detection(self, settings: DetectionSettings | None = None, **changes: Any) -> Ensemble:
         return replace(self, detection=replace(settings or self.detection, **changes))

@@ -9,21 +9,23 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
 
 from sppdet.config import DEFAULT_THRESHOLD, DetectionSettings
 from sppdet.data import ImageLike, to_rgb
+from sppdet.detection.calibration import Calibration
 from sppdet.detection.detections import Detections
 from sppdet.ops import boxes as geometry
 from sppdet.ops import nms, vote
 from sppdet.proposals import SelectiveSearch
-from sppdet.utils import set_thread_count, thread_count
+from sppdet.utils import SppdetError, set_thread_count, thread_count
 
 if TYPE_CHECKING:
     from sppdet.detection.detector import Detector
 
+Threshold = float | Literal["auto"] | None  # of `Predictor.predict`
 ImageT = TypeVar("ImageT", bound=ImageLike)  # a list of strings is a list of images
 
 
@@ -83,6 +85,11 @@ class Predictor(ABC):
 
     @property
     @abstractmethod
+    def calibrated(self) -> Calibration | None:
+        """The probabilities of margins: learned, or those of a softmax; None if they are not known."""
+
+    @property
+    @abstractmethod
     def parts(self) -> tuple[Detector, ...]:
         """The detectors, each with its network, that score the windows."""
 
@@ -111,27 +118,29 @@ class Predictor(ABC):
 
     @overload
     def predict(
-        self, images: ImageLike, threshold: float | None = DEFAULT_THRESHOLD, bgr: bool = False
+        self, images: ImageLike, threshold: Threshold = "auto", bgr: bool = False, margin: float | None = None
     ) -> Detections: ...
 
     @overload
     def predict(
         self,
         images: list[ImageT] | tuple[ImageT, ...],
-        threshold: float | None = DEFAULT_THRESHOLD,
+        threshold: Threshold = "auto",
         bgr: bool = False,
+        margin: float | None = None,
     ) -> list[Detections]: ...
 
     @overload
     def predict(
-        self, images: Iterator[ImageLike], threshold: float | None = DEFAULT_THRESHOLD, bgr: bool = False
+        self, images: Iterator[ImageLike], threshold: Threshold = "auto", bgr: bool = False, margin: float | None = None
     ) -> Iterator[Detections]: ...
 
     def predict(
         self,
         images: ImageLike | list[ImageT] | tuple[ImageT, ...] | Iterator[ImageLike],
-        threshold: float | None = DEFAULT_THRESHOLD,
+        threshold: Threshold = "auto",
         bgr: bool = False,
+        margin: float | None = None,
     ) -> Detections | list[Detections] | Iterator[Detections]:
         """Detect objects in one or several images.
 
@@ -139,30 +148,79 @@ class Predictor(ABC):
             images: an image, a list or tuple of images, or an iterator over images. An image is a path; the bytes of an
                 image file; a PIL image; a uint8 array: grey ``(H, W)``, RGB ``(H, W, 3)`` or RGBA ``(H, W, 4)``; or a
                 tensor ``(3, H, W)``, uint8 or floating point from 0 to 1.
-            threshold: lowest score of the detections. A threshold below ``detection.min_margin`` replaces it for this
-                call. None returns all detections above ``detection.min_margin``.
+            threshold: lowest probability of the detections, 0 to 1; or ``auto``, where F1 of each class was best in
+                images that its SVM had not seen. For models without probabilities it is the lowest score, and ``auto``
+                is -0.5. None returns all detections above ``detection.min_margin``.
             bgr: whether the channels of arrays and tensors are blue, green, red, as in OpenCV's images.
+            margin: lowest score of the detections, in place of ``threshold``.
+
+        A lowest score below ``detection.min_margin`` replaces it for this call.
 
         Returns:
-            The detections of an image, best first; for a list or tuple of images a list; for an iterator a generator
-            that reads an image when its detections are asked for.
+            The detections of an image, those of the highest probability first; for a list or tuple of images a list;
+            for an iterator a generator that reads an image when its detections are asked for.
 
         Raises:
-            SppdetError: if an image cannot be read, or is none of the above.
+            SppdetError: if an image cannot be read or is none of the above, or for a threshold that is no probability.
         """
+        self.check_threshold(threshold)
         if isinstance(images, (list, tuple)):
-            return [self._predict_one(image, threshold, bgr) for image in images]
+            return [self._predict_one(image, threshold, bgr, margin) for image in images]
         if isinstance(images, Iterator):
-            return (self._predict_one(image, threshold, bgr) for image in images)
-        return self._predict_one(images, threshold, bgr)
+            return (self._predict_one(image, threshold, bgr, margin) for image in images)
+        return self._predict_one(images, threshold, bgr, margin)
 
-    def _predict_one(self, image: ImageLike, threshold: float | None, bgr: bool) -> Detections:
+    def check_threshold(self, threshold: Threshold) -> None:
+        """Refuse a threshold that `predict` cannot use.
+
+        Raises:
+            SppdetError: another word than ``auto``, or no probability where the model has them.
+        """
+        if isinstance(threshold, str):
+            if threshold != "auto":
+                raise SppdetError(f"threshold: expected a number or auto, found {threshold!r}")
+        elif threshold is not None and self.calibrated is not None and not 0 <= threshold <= 1:
+            raise SppdetError(f"threshold: {threshold:g} is no probability; give 0 to 1, or a margin as margin")
+
+    def lowest_margins(self, threshold: Threshold, margin: float | None = None) -> np.ndarray:
+        """Return the lowest margin ``(K,)`` that `predict` returns of each class for these arguments.
+
+        For a probability it is ``detection.min_margin``, as a margin does not tell it alone.
+        """
+        classes, calibration = len(self.classes), self.calibrated
+        if margin is None and threshold == "auto":
+            return np.array(
+                [DEFAULT_THRESHOLD] * classes if calibration is None else calibration.thresholds, np.float32
+            )
+        lowest = margin
+        if lowest is None and threshold is not None and calibration is None:
+            lowest = float(threshold)
+        return np.full(classes, self.detection.min_margin if lowest is None else lowest, np.float32)
+
+    def _predict_one(self, image: ImageLike, threshold: Threshold, bgr: bool, margin: float | None) -> Detections:
         pixels = to_rgb(image, bgr)
-        lowest = self.detection.min_margin if threshold is None else min(threshold, self.detection.min_margin)
+        margins = self.lowest_margins(threshold, margin)
+        lowest = min(float(margins.min()), self.detection.min_margin)
         maps, mirrored, proposals = self._read_and_search(pixels)
         size = (pixels.shape[1], pixels.shape[0])
-        detections = self.detect(maps, proposals, size, mirrored, lowest)
-        return detections if threshold is None else detections.above(threshold)
+        detections = self.with_probabilities(self.detect(maps, proposals, size, mirrored, lowest))
+        return self.select(detections, threshold, margin)
+
+    def select(self, detections: Detections, threshold: Threshold, margin: float | None = None) -> Detections:
+        """Return those of the detections of an image that `predict` returns for these arguments."""
+        if margin is None and threshold is None:
+            return detections
+        detections = detections[detections.scores >= self.lowest_margins(threshold, margin)[detections.labels]]
+        is_probability = margin is None and threshold != "auto" and detections.probabilities is not None
+        return detections.above(float(threshold)) if is_probability else detections  # type: ignore[arg-type]
+
+    def with_probabilities(self, detections: Detections) -> Detections:
+        """Return detections with their probabilities, the highest first; unchanged if the model does not tell them."""
+        if self.calibrated is None:
+            return detections
+        probabilities = self.calibrated.probabilities(detections.labels, detections.scores)
+        order = np.argsort(-probabilities, kind="stable")
+        return replace(detections, probabilities=probabilities)[order]
 
     def _read_and_search(self, image: np.ndarray) -> tuple[list[Any], list[Any] | None, np.ndarray]:
         """Return what `read` and `read_mirror_image` return for an image, and its proposals."""

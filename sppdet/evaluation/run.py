@@ -18,6 +18,7 @@ from sppdet.evaluation.coco import write_coco_results
 from sppdet.evaluation.costs import read_costs, record_cost
 from sppdet.evaluation.devkit_files import check_names, read_devkit_results, write_devkit_results
 from sppdet.evaluation.in_memory import evaluate_detections
+from sppdet.evaluation.reliability import measure_reliability
 from sppdet.evaluation.voc import evaluate_voc, mean_over_known, table
 from sppdet.features import FeatureSplit, entry_names, fill_maps, open_split
 from sppdet.proposals import recall_line
@@ -59,6 +60,7 @@ def evaluate_run(
     Returns:
         The content of metrics.json: the figures of `sppdet.evaluation.evaluate_detections`, with box regression
         where the model has it; ``without_bbox``, VOC's figures before box regression; ``proposals`` (their recall);
+        ``calibration`` (see `sppdet.evaluation.reliability.measure_reliability`), if the model has probabilities;
         ``pictures`` (the number of images); ``objects`` (to be found, by class name); ``stages`` (see
         `sppdet.evaluation.read_costs`); ``config``; ``key``.
 
@@ -102,6 +104,8 @@ def evaluate_run(
             "coco": figures["coco"],
             "proposals": split.recall(),
         }
+        if reliability := measure_reliability(dataset, [detector.with_probabilities(entry) for entry in regressed]):
+            metrics["calibration"] = reliability
     record_cost(folder, "evaluate", meter.cost())
     return _write(config, dataset, regressed, metrics, key)
 
@@ -282,6 +286,8 @@ def summary(metrics: dict) -> str:
         f"mAP {text['mAP']} at IoU 0.5 (11-point; {text['without']} without box regression); "
         f"COCO AP {text['AP']}, AP50 {text['AP50']}, AP75 {text['AP75']}",
     ]
+    if "calibration" in metrics and metrics["calibration"]["error"] is not None:
+        lines.append(f"expected calibration error of the probabilities: {metrics['calibration']['error']:.3f}")
     if "folds" in metrics:
         of_folds = ", ".join(f"{name} {_spread(values)}" for name, values in metrics["folds"].items())
         lines.append(f"{len(metrics['folds']['mAP'])} folds, mean and spread: {of_folds}")

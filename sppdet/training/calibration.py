@@ -13,7 +13,7 @@ Names: n windows, N detections, F folds, K classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -110,7 +110,7 @@ def fit_class(held_out: HeldOut, shared: Curve, shared_threshold: float) -> tupl
         The curve, and the margin from which on detections are shown by default.
     """
     right = int(held_out.right.sum())
-    fits = [_fit_sigmoid]
+    fits: list[Callable[[HeldOut, Curve], Curve]] = [_fit_sigmoid]
     if min(right, len(held_out.right) - right) >= _LEAST_FOR_STEPS:
         fits.append(_fit_steps)
     losses = [_loss_left_out(held_out, fit, shared) for fit in fits] if len(fits) > 1 else [0.0]
@@ -150,9 +150,8 @@ def _fit_steps(held_out: HeldOut, prior: Curve) -> Steps:
     return Steps(tuple(knots[rows].tolist()), tuple(values[rows].tolist()))
 
 
-def _loss_left_out(held_out: HeldOut, fit: object, prior: Curve) -> float:
+def _loss_left_out(held_out: HeldOut, fit: Callable[[HeldOut, Curve], Curve], prior: Curve) -> float:
     """Return the log loss of curves in the images that were left out of their fits."""
-    assert callable(fit)
     part = np.unique(held_out.images, return_inverse=True)[1] % _PARTS
     total = 0.0
     for left_out in range(_PARTS):

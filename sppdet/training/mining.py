@@ -576,7 +576,7 @@ class Miner:
         cache = self.cache
         solve = svm.SOLVERS[self.settings.solver]
         rows = np.flatnonzero(cache.held[:, classes].any(axis=1))
-        vectors = pool_locations(self.split, self.features, cache.locations[rows], self.execution.workers)
+        vectors = self._vectors(rows)
         position = np.zeros(len(cache.locations), np.int64)
         position[rows] = np.arange(len(rows))
 
@@ -607,6 +607,10 @@ class Miner:
             return fitted
 
         return list(parallel_map(fit_class, classes, self.execution.workers, "fitting SVMs", threads=True))
+
+    def _vectors(self, rows: np.ndarray) -> np.ndarray:
+        """Pool the windows of the cache's ``rows`` again: float16 ``(len(rows), D)``."""
+        return pool_locations(self.split, self.features, self.cache.locations[rows], self.execution.workers)
 
 
 def pool_locations(split: FeatureSplit, features: WindowFeatures, locations: np.ndarray, workers: int) -> np.ndarray:

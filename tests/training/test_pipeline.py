@@ -625,3 +625,43 @@ class TestFolders:
         (run.folder / "classifier.json").write_text("{}")
         with pytest.raises(SppdetError, match=r"holds a classifier of images; give another run\.dir"):
             run.pipeline()
+
+
+class TestCalibration:
+    FOLDS = "calibration.folds=3"
+
+    def test_adds_probabilities_and_leaves_the_rest_of_a_model(self, run, shapes_root):
+        """As for a run of an earlier version, whose SVMs did not keep their windows."""
+        run.train()
+        before, tensors = run.json("model.json"), (run.folder / "model.safetensors").read_bytes()
+        metrics = run.json("metrics.json")
+        shutil.rmtree(run.folder / "stages" / "windows")
+        assert run.pipeline(self.FOLDS).waiting() == ["calibration", "evaluate"]
+        run.train(self.FOLDS)
+        after = run.json("model.json")
+        assert len(after["calibration"]["classes"]) == 6
+        assert after | {"calibration": None} == before
+        assert (run.folder / "model.safetensors").read_bytes() == tensors
+        assert run.json("metrics.json")["AP"] == metrics["AP"] and "calibration" in run.json("metrics.json")
+        image = shapes_root / "JPEGImages" / "test_00000.jpg"
+        detections = run.detector().predict(image, threshold=None)
+        assert ((detections.probabilities > 0) & (detections.probabilities < 1)).all()
+        for k in np.unique(detections.labels):  # the probabilities of a class order its detections as margins do
+            of_class = detections[detections.labels == k]
+            assert (np.diff(of_class.probabilities[np.argsort(of_class.scores)]) >= 0).all()
+        assert run.detector().predict(image, threshold=0.2).probabilities.min(initial=1) >= 0.2
+        with pytest.raises(SppdetError, match="-0.5 is no probability"):
+            run.detector().predict(image, threshold=-0.5)
+
+    def test_windows_that_are_kept_take_the_place_of_mining(self, run, monkeypatch):
+        run.train(self.FOLDS, last="bbox")
+        monkeypatch.setattr(Miner, "collect_windows", interrupt)
+        run.train(self.FOLDS, last="calibration")
+        assert run.pipeline(self.FOLDS).waiting() == ["evaluate"]
+
+    def test_a_forced_stage_is_repeated_and_gives_the_same(self, run):
+        run.train(self.FOLDS)
+        model = run.model()
+        run.train(self.FOLDS, last="calibration", force=True)
+        run.train(self.FOLDS)
+        assert run.model() == model

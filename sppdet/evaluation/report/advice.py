@@ -97,7 +97,7 @@ def advise(
     sentences.extend(_costly_errors(gains, confusions))
     sentences.append(
         f"For the best balance of precision and recall over all classes, show detections from a score of "
-        f"{best_threshold}: `sppdet detect --threshold {best_threshold}`."
+        f"{best_threshold}: `sppdet detect --margin {best_threshold}`."
     )
     return sentences
 

@@ -73,6 +73,21 @@ def draw_curve(recall: np.ndarray, precision: np.ndarray, number: int) -> Chart:
         return _chart(figure, axes, f"c{number}")
 
 
+def draw_reliability(bins: Sequence[dict]) -> Chart:
+    """Draw the share of right detections over their mean probability, a point per bin of `measure_reliability`.
+
+    The area of a point grows with the logarithm of the number of its detections.
+    """
+    with matplotlib.rc_context(_STYLE):
+        figure, axes = _axes("reliability", 3.6, 3.4, (0.15, 0.13, 0.82, 0.84))
+        axes.plot((0, 1), (0, 1), color=BLACK, linestyle=(0, (1.5, 1.5)))
+        probability, right = [entry["probability"] for entry in bins], [entry["right"] for entry in bins]
+        axes.plot(probability, right, color=BLUE)
+        axes.scatter(probability, right, s=[12 * np.log2(1 + entry["detections"]) for entry in bins], color=BLUE)
+        axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel="probability", ylabel="share of right detections")
+        return _chart(figure, axes, "r")
+
+
 def draw_gains(names: Sequence[str], gains: Sequence[float]) -> Chart:
     """Draw a bar for the gain in mAP of each kind of error, the first on top."""
     with matplotlib.rc_context(_STYLE):

@@ -20,7 +20,7 @@ from sppdet.evaluation.costs import read_costs
 from sppdet.evaluation.diagnosis import errors_by_class, summarise
 from sppdet.evaluation.diagnosis_run import stored_proposals
 from sppdet.evaluation.report import advice
-from sppdet.evaluation.report.charts import Chart, draw_curve, draw_gains, draw_thresholds
+from sppdet.evaluation.report.charts import Chart, draw_curve, draw_gains, draw_reliability, draw_thresholds
 from sppdet.evaluation.report.examples import Group, choose_examples
 from sppdet.evaluation.report.figures import (
     COCO_DRAWS,
@@ -131,6 +131,7 @@ def _content(last: LastEvaluation, counts: ThresholdCounts) -> dict[str, object]
         for error, row in diagnosis["errors"].items()
         if proposals_known or error != "unproposed"
     }
+    reliability = "calibration" in metrics and metrics["calibration"]["error"] is not None
     costly_first = sorted(gains, key=lambda error: -gains[error])
     confusions = _confusions(diagnosis)
     return {
@@ -159,6 +160,8 @@ def _content(last: LastEvaluation, counts: ThresholdCounts) -> dict[str, object]
             for error in costly_first
         ],
         "gains_chart": _svg(draw_gains([_ERRORS[e][0] for e in costly_first], [gains[e] for e in costly_first])),
+        "reliability": reliability,
+        "reliability_chart": _svg(draw_reliability(metrics["calibration"]["bins"])) if reliability else "",
         "proposals_known": proposals_known,
         "confusions": confusions,
         "suspects": suspect_groups,

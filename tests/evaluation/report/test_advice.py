@@ -21,7 +21,7 @@ CALM = {
 
 def test_a_good_run_is_only_told_its_threshold():
     (sentence,) = advise(**CALM)
-    assert "`sppdet detect --threshold -0.20`" in sentence
+    assert "`sppdet detect --margin -0.20`" in sentence
 
 
 @pytest.mark.parametrize(

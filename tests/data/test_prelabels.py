@@ -1,0 +1,143 @@
+"""Detections as annotations: read back by our readers in every format, and never over a person's work."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from labelled import objects_of, write, write_image
+
+from sppdet.data.labelled_folder import read_folder
+from sppdet.data.prelabels import FORMATS, RECORD, AnnotationFolder, Prelabelled
+from sppdet.utils.errors import SppdetError
+
+CLASSES = ("cat", "dog")
+BOXES = {"a": [[2, 3, 20, 15.5], [10, 0, 40, 30]], "b": []}
+NAMES = {"a": ["dog", "cat"], "b": []}
+
+
+def labelled(folder, stems=("a", "b")) -> list[Prelabelled]:
+    """Return images of 40 x 30 pixels in a folder, with what was found in them."""
+    images = []
+    for number, stem in enumerate(stems):
+        path = folder / f"{stem}.jpg"
+        path.exists() or write_image(path, seed=number)
+        boxes = np.array(BOXES[stem], np.float32).reshape(-1, 4)
+        images.append(Prelabelled(path, (40, 30), NAMES[stem], boxes, [0.9, 0.6][: len(boxes)]))
+    return images
+
+
+def accept_predictions(folder) -> None:
+    """Do what Label Studio does when a person accepts every prediction."""
+    (path,) = folder.glob("*.json")
+    tasks = json.loads(path.read_text())
+    path.write_text(json.dumps([task | {"annotations": task["predictions"]} for task in tasks]))
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_our_readers_find_the_boxes_that_were_written(tmp_path, form):
+    images = labelled(tmp_path)
+    AnnotationFolder(tmp_path, form).write(images, CLASSES)
+    if form == "label-studio":
+        accept_predictions(tmp_path)
+    expected = {stem: [(name, *map(float, box)) for name, box in zip(NAMES[stem], BOXES[stem])] for stem in BOXES}
+    assert objects_of(read_folder(tmp_path)) == expected  # b has an empty annotation, it is not without one
+
+
+@pytest.mark.parametrize("form", ["voc", "yolo", "coco"])
+def test_supervision_reads_the_boxes_that_were_written(tmp_path, form):
+    supervision = pytest.importorskip("supervision")
+    folder = tmp_path / "images"
+    images = labelled(folder)
+    where = AnnotationFolder(folder, form).write(images, CLASSES)
+    if form == "voc":
+        data = supervision.DetectionDataset.from_pascal_voc(str(folder), str(folder))
+    elif form == "coco":
+        data = supervision.DetectionDataset.from_coco(str(folder), str(where))
+    else:
+        settings = write(tmp_path / "data.yaml", "names: [cat, dog]\n")
+        data = supervision.DetectionDataset.from_yolo(str(folder), str(folder), str(settings))
+    found = {path.rsplit("/", 1)[-1]: detections for path, _, detections in data}
+    np.testing.assert_allclose(found["a.jpg"].xyxy, BOXES["a"], atol=1 if form == "voc" else 1e-3)
+    assert [data.classes[k] for k in found["a.jpg"].class_id] == NAMES["a"] and len(found["b.jpg"]) == 0
+
+
+def test_label_studio_accepts_the_tasks(tmp_path):
+    sdk = pytest.importorskip("label_studio_sdk.label_interface")
+    path = AnnotationFolder(tmp_path, "label-studio").write(labelled(tmp_path), CLASSES)
+    labels = "".join(f'<Label value="{name}"/>' for name in CLASSES)
+    interface = sdk.LabelInterface(
+        f'<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">{labels}'
+        "</RectangleLabels></View>"
+    )
+    for task in json.loads(path.read_text()):
+        assert interface.validate_task(task, validate_only_data=True)
+        assert all(interface.validate_prediction(prediction) for prediction in task["predictions"])
+
+
+@pytest.mark.parametrize("form", ["voc", "yolo"])
+def test_files_of_others_and_changed_files_are_left_alone(tmp_path, form):
+    images = labelled(tmp_path)
+    paths = [image.path for image in images]
+    AnnotationFolder(tmp_path, form).write(images[:1], CLASSES)
+    suffix = {"voc": ".xml", "yolo": ".txt"}[form]
+    write(tmp_path / f"b{suffix}", "a person's")
+    assert AnnotationFolder(tmp_path, form).without_annotation(paths) == paths[:1]  # unchanged since it was written
+    write(tmp_path / f"a{suffix}", "corrected")
+    assert AnnotationFolder(tmp_path, form).without_annotation(paths) == []
+    assert AnnotationFolder(tmp_path, form, overwrite=True).without_annotation(paths) == paths
+
+
+def test_a_corrected_file_of_all_images_stays_and_its_images_are_left_alone(tmp_path):
+    images = labelled(tmp_path)
+    paths = [image.path for image in images]
+    first = AnnotationFolder(tmp_path, "coco").write(images[:1], CLASSES)
+    assert AnnotationFolder(tmp_path, "coco").without_annotation(paths) == paths  # nobody has changed it
+    content = first.read_text()
+    first.write_text(content + " ")
+    folder = AnnotationFolder(tmp_path, "coco")
+    assert folder.without_annotation(paths) == paths[1:]
+    assert folder.write(images[1:], CLASSES).name == "labels-coco-2.json"
+    assert first.read_text() == content + " "
+    assert len(read_folder(tmp_path).images) == 2
+
+
+def test_tools_folders_are_used_where_they_exist(tmp_path):
+    (tmp_path / "labels" / "train").mkdir(parents=True)
+    (tmp_path / "VOC" / "Annotations").mkdir(parents=True)
+    assert AnnotationFolder(tmp_path / "images" / "train", "yolo").folder == tmp_path / "labels" / "train"
+    assert AnnotationFolder(tmp_path / "VOC" / "JPEGImages", "voc").folder == tmp_path / "VOC" / "Annotations"
+    assert AnnotationFolder(tmp_path / "JPEGImages", "voc").folder == tmp_path / "JPEGImages"
+
+
+@pytest.mark.parametrize("file", ["classes.txt", "data.yaml"])
+def test_yolo_s_numbers_are_those_of_the_names_that_the_folder_has(tmp_path, file):
+    write(tmp_path / file, "bird\ndog\ncat\n" if file == "classes.txt" else "names: [bird, dog, cat]\n")
+    folder = tmp_path / "photos"
+    AnnotationFolder(folder, "yolo").write(labelled(folder), CLASSES)
+    assert [line.split()[0] for line in (folder / "a.txt").read_text().splitlines()] == ["1", "2"]
+    assert not (folder / "classes.txt").exists()
+
+
+def test_a_class_that_yolo_s_names_lack_is_an_error_and_nothing_is_written(tmp_path):
+    write(tmp_path / "classes.txt", "cat\n")
+    with pytest.raises(SppdetError, match=r"classes\.txt: has no class dog"):
+        AnnotationFolder(tmp_path, "yolo").write(labelled(tmp_path), CLASSES)
+    assert not (tmp_path / "a.txt").exists()
+
+
+def test_images_that_would_share_an_annotation_are_refused(tmp_path):
+    with pytest.raises(SppdetError, match=r"a\.jpg and a\.png: share a\.xml; rename one"):
+        AnnotationFolder(tmp_path, "voc").without_annotation([tmp_path / "a.jpg", tmp_path / "a.png"])
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    write(tmp_path / RECORD, "[")
+    with pytest.raises(SppdetError, match=RECORD):
+        AnnotationFolder(tmp_path, "voc")
+
+
+def test_another_format_is_refused(tmp_path):
+    with pytest.raises(SppdetError, match="'csv' is none of voc, yolo, coco, label-studio"):
+        AnnotationFolder(tmp_path, "csv")
