@@ -18,10 +18,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import blosc2
 import numpy as np
@@ -176,16 +175,16 @@ class Bank:
         """Write the bank."""
         vectors = self.vectors
         tensors = {
-            "numbers": _compressed(vectors.numbers), "tables": _compressed(vectors.tables), "table": vectors.table,
-            "labels": _compressed(self.labels),
+            "numbers": _compressed(vectors.numbers), "tables": vectors.tables, "table": vectors.table,
+            "labels": self.labels,
         }  # fmt: skip
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("vectors", "labels"):
             del values[name]
         values = {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
-        metadata = {"format": _FORMAT, "bank": json.dumps(values), "checksum": ""}
-        metadata["checksum"] = _checksum(tensors, metadata["bank"])
-        save_file(tensors, path, metadata)
+        tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+        described = json.dumps(values)
+        save_file(tensors, path, {"format": _FORMAT, "bank": described, "checksum": _checksum(tensors, described)})
 
     @classmethod
     def load(cls, folder: Path) -> Bank:
@@ -213,17 +212,16 @@ class Bank:
             if _checksum(tensors, metadata["bank"]) != metadata["checksum"]:
                 raise SppdetError(f"{path}: is damaged; copy it again, or {_REMEDY}")
             values = json.loads(metadata["bank"])
-            arrays = {name: _decompressed(tensors[name]) for name in ("numbers", "tables", "labels")}
             return cls(
                 tuple(values["classes"]),
-                StoredVectors(arrays["numbers"], arrays["tables"], tensors["table"]),
-                arrays["labels"],
+                StoredVectors(_decompressed(tensors["numbers"]), tensors["tables"], tensors["table"]),
+                tensors["labels"],
                 values["limit"],
                 values["key"],
                 tuple(values["scales"]),
-                _settings(SvmSettings, values["svm"]),
-                _settings(BoxRegressionSettings, values["bbox"]),
-                _settings(CalibrationSettings, values["calibration"]),
+                SvmSettings(**values["svm"]),
+                BoxRegressionSettings(**values["bbox"]),
+                CalibrationSettings(**values["calibration"]),
                 values["seed"],
                 values["origin"],
             )
@@ -236,10 +234,6 @@ def bank_origin(folder: Path) -> str:
             return str(json.loads((file.metadata() or {})["bank"])["origin"])
     except (OSError, SafetensorError, LookupError, ValueError, TypeError):
         return ""
-
-
-def _settings(kind: Callable[..., Any], values: dict) -> Any:
-    return kind(**values)
 
 
 def _compressed(array: np.ndarray) -> np.ndarray:
@@ -256,7 +250,7 @@ def _checksum(tensors: dict[str, np.ndarray], values: str) -> str:
     digest = hashlib.blake2b(values.encode(), digest_size=8)
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode())
-        digest.update(np.ascontiguousarray(tensor))
+        digest.update(tensor.tobytes())
     return digest.hexdigest()
 
 
@@ -297,7 +291,8 @@ def store_vectors(
     coded = coded and features.head is None
     count, channels = len(locations), features.channels if isinstance(features, PyramidFeatures) else 0
     numbers = np.empty((count, features.dimension), np.uint8 if coded else np.float16)
-    groups, table = np.unique(locations[["image", "scale"]], return_inverse=True)
+    map_numbers = locations["image"].astype(np.int64) * (1 + locations["scale"].max(initial=0)) + locations["scale"]
+    groups, table = np.unique(map_numbers, return_inverse=True)
     tables = np.zeros((len(groups) if coded else 0, 2, channels if coded else 0), np.float32)
     rows_of_images = [np.flatnonzero(locations["image"] == image) for image in np.unique(locations["image"])]
     plain = features

@@ -411,6 +411,8 @@ class Pipeline:
         features, scale = inputs.learns_from("svm")
         miner = Miner(split, features, inputs.labels, c.svm, scale, execution)
         locations, labels = choose_windows(split, features, svms, miner, c.svm.bank, execution)
+        if not len(locations):
+            return
         bank = Bank(
             inputs.train.classes, store_vectors(split, features, locations, execution), labels, c.svm.bank,
             vectors_key(inputs.backbone, features, SelectiveSearch.of(c.proposals), inputs.head),
