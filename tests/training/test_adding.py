@@ -214,7 +214,7 @@ def test_an_interruption_between_two_files_is_made_up_for_when_the_model_is_load
     replace_file = saved_model.os.replace
 
     def killed(source, target):
-        if Path(target).name == "model.json":
+        if Path(target) == model / "model.json":
             raise KeyboardInterrupt
         replace_file(source, target)
 
