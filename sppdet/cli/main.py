@@ -16,6 +16,10 @@ COMMANDS = {
     "label": "write detections as annotations, to be corrected",
     "check": "say what a folder of labelled images holds, and what is wrong with it",
     "convert": "write labelled images in another format",
+    "add": "teach a trained detector new classes from images of these alone, or more background",
+    "remove": "take classes out of a trained detector",
+    "rename": "give a class of a trained detector another name",
+    "join": "make one detector of two with different classes",
     "combine": "make one detector of several trained ones",
     "classify": "train, measure and use a classifier of whole images",
 }

@@ -267,6 +267,8 @@ class SvmSettings(Checked):
     # per class, the hardest ones; each takes 2 bytes per feature while the class is fitted
     max_negatives: CountFromZero = 30000
     random_negatives: CountFromZero = 5000  # windows that mining starts from
+    # vectors that are kept beside the model, from which `sppdet add` learns; 0: none (sppdet/training/bank.py)
+    bank: CountFromZero = 4000
     flip: bool = False  # train on the mirror images too, which need feature maps of their own
 
 

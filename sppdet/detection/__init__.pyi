@@ -13,11 +13,15 @@ from .linear_layers import Softmax as Softmax
 from .predictor import Predictor as Predictor
 from .saved_model import MODEL_FILES as MODEL_FILES
 from .saved_model import combine_runs as combine_runs
+from .saved_model import finish_update as finish_update
 from .saved_model import is_ensemble as is_ensemble
 from .saved_model import is_ensemble_of as is_ensemble_of
 from .saved_model import load as load
 from .saved_model import load_detector as load_detector
+from .saved_model import replace_files as replace_files
 from .saved_model import save_detector as save_detector
 from .shipped import SHIPPED as SHIPPED
 from .shipped import model_folder as model_folder
 from .shipped import shipped_model as shipped_model
+from .stored_model import StoredClass as StoredClass
+from .stored_model import StoredModel as StoredModel

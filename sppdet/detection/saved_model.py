@@ -12,8 +12,9 @@ The folder of an ensemble is like that of a run. Its model.json names the parts:
 
 from __future__ import annotations
 
+import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,7 @@ if TYPE_CHECKING:  # not every detector needs torch
     from sppdet.networks import Head
 
 MODEL_FILES = ("model.json", "model.safetensors")
+_UPDATE = "model-update"  # folder of new files of a model that are complete
 _FORMAT, _PACKAGE_FORMAT = 2, 3  # the latter without the weights of the trunk, which are a package's
 _REMEDY = "train again, or copy the model's folder again"
 _ENTRIES: dict[str, Any] = {  # of model.json
@@ -110,6 +112,7 @@ def load(folder: str | Path, device: str = "auto") -> Detector | Ensemble:
 def load_detector(folder: str | Path, device: str = "auto") -> Detector:
     """Load a single detector, as `load` does."""
     folder = Path(folder)
+    finish_update(folder)
     if not (folder / "model.json").is_file():
         raise SppdetError(f"{folder}: no finished model (model.json) here; train one with python -m sppdet.train")
     path = folder / "model.json"
@@ -435,6 +438,31 @@ def _copy_part(folder: Path, unfinished: Path, name: str, share: float) -> dict:
     for file in MODEL_FILES:
         shutil.copyfile(folder / file, unfinished / name / file)
     return {"folder": name, "share": share, "run": folder.name, "digests": _digests(folder)}
+
+
+def finish_update(folder: Path) -> None:
+    """Put new files of a model into place, where `replace_files` was interrupted after it had written all of them."""
+    update = folder / _UPDATE
+    if update.is_dir():
+        for file in sorted(update.iterdir()):
+            os.replace(file, folder / file.name)
+        update.rmdir()
+
+
+def replace_files(folder: Path, write: Callable[[Path], object]) -> None:
+    """Replace several files of a model together: all of them are new, or all are as they were.
+
+    Args:
+        folder: of the model.
+        write: writes the new files into the folder that it receives.
+    """
+    finish_update(folder)
+    with temporary_folder(folder) as temporary:
+        unfinished = temporary / _UPDATE
+        unfinished.mkdir()
+        write(unfinished)
+        unfinished.rename(folder / _UPDATE)  # from here on the new files count, see `finish_update`
+    finish_update(folder)
 
 
 def is_ensemble(folder: Path) -> bool:

@@ -209,7 +209,7 @@ def hold_out(
     quick = replace(problem, tolerance=max(problem.tolerance, _TOLERANCE), max_epochs=_EPOCHS)
     fitted = _fit_without(split, images, windows, features, quick, folds, execution)
     of_folds = [
-        _detect(split, replace(detector, classifier=svms), fold, execution) for svms, fold in zip(fitted, folds)
+        detect_in_fold(split, replace(detector, classifier=svms), fold, execution) for svms, fold in zip(fitted, folds)
     ]
     return [HeldOut.join(of_class) for of_class in zip(*of_folds)]
 
@@ -293,7 +293,7 @@ def _identities(group: list[ClassWindows]) -> np.ndarray:
     return locations.view(f"V{locations.dtype.itemsize}")
 
 
-def _detect(split: FeatureSplit, detector: Detector, fold: np.ndarray, execution: Execution) -> list[HeldOut]:
+def detect_in_fold(split: FeatureSplit, detector: Detector, fold: np.ndarray, execution: Execution) -> list[HeldOut]:
     """Detect in the images of a fold, and compare with the objects; return the detections of each class."""
     samples = tuple(split.dataset[int(i)] for i in fold)
     of_fold = replace(split, dataset=replace(split.dataset, samples=samples), names=[split.names[int(i)] for i in fold])

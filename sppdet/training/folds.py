@@ -89,7 +89,7 @@ def measure_learning_curve(run: str | Path, overrides: Iterable[str] = ()) -> li
         )
     _run(final, [], parts, asked=True)
     metrics["learning_curve"] = curve_of(whole, parts)
-    write_json(path, metrics)
+    write_json(path, metrics, sealed=True)
     if "folds" not in metrics:
         shutil.rmtree(folder / "learning_curve")
     return metrics["learning_curve"]

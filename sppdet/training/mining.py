@@ -112,6 +112,32 @@ class ClassWindows:
         return cls(locations, int(tensors["positives"]), tensors["alpha"])
 
 
+@dataclass(frozen=True, eq=False)
+class FixedRows:
+    """Vectors that take part in every fit, beside the windows of the images: those of a bank.
+
+    Attributes:
+        vectors: float16 ``(B, D)``.
+        labels: int8 ``(B, K)``, for each class +1, -1, or 0 for a row that the class does not learn from.
+        start: the SVMs of the classes that are fitted on; None for new classes. What the rows do not explain of these
+            SVMs stays as it is.
+    """
+
+    vectors: np.ndarray
+    labels: np.ndarray
+    start: LinearSVMs | None = None
+
+
+@dataclass(eq=False)
+class _ClassRows:
+    """The fixed rows of one class: their numbers, labels, dual variables, and the rest of the SVM (`svm.remainder`)."""
+
+    rows: np.ndarray
+    labels: np.ndarray
+    alpha: np.ndarray
+    rest: tuple[np.ndarray, float] | None
+
+
 class SampleCache:
     """The windows that some classes train on, and the state of each class for each window.
 
@@ -244,10 +270,12 @@ class Miner:
         settings: of SVMs and mining.
         scale: factor that brings the vectors to the norm of the SVMs.
         execution: seed; workers; memory for vectors, of which one class's are always held together; checkpoint.
+        fixed: vectors that take part in every fit. Not in checkpoints.
 
     Attributes:
         problem: the parameters of every class's SVM.
         cache: the windows of the last fit.
+        fixed_rows: of each class, the rows of ``fixed`` in the last fit.
     """
 
     def __init__(
@@ -258,6 +286,7 @@ class Miner:
         settings: SvmSettings,
         scale: float,
         execution: Execution,
+        fixed: FixedRows | None = None,
     ):
         self.split, self.features, self.labels, self.settings = split, features, list(labels), settings
         self.execution = execution
@@ -265,6 +294,8 @@ class Miner:
             settings.C, settings.positive_weight, settings.bias, scale, settings.tolerance, seed=execution.seed
         )
         self.cache: SampleCache
+        self.fixed = fixed
+        self.fixed_rows = [self._fixed_rows(fixed, k) for k in range(len(self.labels))] if fixed else []
         self._objects = [sum((sample.labels == label).sum() for sample in split.dataset) for label in self.labels]
 
     def train(self) -> LinearSVMs:
@@ -293,6 +324,32 @@ class Miner:
             fitted = self._fit()
         self._warn_of_lost_classes()
         return fitted
+
+    def refine(self, passes: int = 2) -> LinearSVMs:
+        """Fit the SVMs of ``fixed.start`` on, to the negatives that are hard in images without any object.
+
+        The SVM of a class without such negatives stays as it is, bit for bit.
+
+        Args:
+            passes: over the images.
+        """
+        assert self.fixed is not None and self.fixed.start is not None
+        self.cache = SampleCache(np.zeros(0, LOCATION), np.zeros(0, np.int64), len(self.labels))
+        fitted = self.fixed.start
+        for _ in range(passes):
+            self._mine([*range(len(self.split))], fitted)
+            fitted = self._fit()
+        return fitted
+
+    def _fixed_rows(self, fixed: FixedRows, k: int) -> _ClassRows:
+        """Return the fixed rows of class k as its first fit takes them."""
+        rows = np.flatnonzero(fixed.labels[:, k])
+        labels = fixed.labels[rows, k].astype(np.int64)
+        if fixed.start is None:
+            return _ClassRows(rows, labels, np.zeros(len(rows)), None)
+        start = svm.Fit(fixed.start.weight[k], float(fixed.start.bias[k]), None, 0, True)
+        alpha = svm.optimal_alpha(svm.margins(fixed.vectors, rows, start), labels, self.problem)
+        return _ClassRows(rows, labels, alpha, svm.remainder(fixed.vectors, rows, labels, alpha, start, self.problem))
 
     def windows(self, k: int) -> ClassWindows:
         """Return the windows of class ``labels[k]`` after `train` or `collect_windows`."""
@@ -384,6 +441,47 @@ class Miner:
         classes = np.repeat(np.arange(len(boxes)), [len(class_boxes) for class_boxes in boxes])
         windows = self.features.windows(np.concatenate(boxes), self.split.size(i), maps)
         return _locations(i, windows, windows.group), classes
+
+    def candidates(
+        self, i: int, weights: Products, bias: np.ndarray, random: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the windows of an image that a bank may hold: positives, hard negatives and random windows.
+
+        Args:
+            i: number of the image.
+            weights: those of the SVMs.
+            bias: ``(K,)``.
+            random: number of random windows.
+
+        Returns:
+            Locations ``(n,)``; labels int8 ``(n, K)``, +1, -1 or 0; bool ``(n, K)``, for which classes a window is a
+            hard negative; and bool ``(n,)``, which are random ones. A window that is a positive of two classes occurs
+            twice.
+        """
+        maps = self.split.maps(i)
+        windows, proposals = self._windows(i, maps)
+        negative = self._may_be_negative(i, proposals, windows)
+        score = self.features.products(maps, windows, weights)[0] + bias
+        hard = negative & (score > self.settings.hard_margin)
+        self._drop_duplicates(windows, proposals, score, hard)
+        drawn = np.zeros(len(windows.cells), bool)
+        drawn[np.random.default_rng([self.execution.seed, i]).permutation(len(drawn))[:random]] = True
+        rows = np.flatnonzero(hard.any(axis=1) | drawn)
+        boxes = [self.split.objects(i, label) for label in self.labels]
+        if self.settings.positive_overlap < 1:
+            boxes = [np.concatenate(both) for both in zip(boxes, self._near_proposals(i, maps))]
+        classes = np.repeat(np.arange(len(boxes)), [len(class_boxes) for class_boxes in boxes])
+        every = np.concatenate(boxes)
+        overlaps = self.split.overlaps(i, every, self.labels)
+        labels = -(overlaps < self.settings.negative_overlap).astype(np.int8)
+        labels[np.arange(len(every)), classes] = 1
+        positives = self.features.windows(every, self.split.size(i), maps)
+        return (
+            np.concatenate([_locations(i, positives, positives.group), _locations(i, windows, rows)]),
+            np.concatenate([labels, -negative[rows].astype(np.int8)]),
+            np.concatenate([np.zeros(labels.shape, bool), hard[rows]]),
+            np.concatenate([np.zeros(len(labels), bool), drawn[rows]]),
+        )
 
     def _near_proposals(self, i: int, maps: object) -> list[np.ndarray]:
         """Draw the proposals ``(n, 4)`` that are positives of each class; a draw does not depend on other classes."""
@@ -483,15 +581,29 @@ class Miner:
         position = np.zeros(len(cache.locations), np.int64)
         position[rows] = np.arange(len(rows))
 
+        fixed, pooled = self.fixed, len(vectors)
+        if fixed is not None:
+            vectors = np.concatenate([vectors, fixed.vectors])
+
         def fit_class(k: int) -> svm.Fit:
             index, labels = cache.problem(k)
-            if not (labels > 0).any():
+            count, own = len(index), position[index]
+            if fixed is not None and fixed.start is not None and not count:
+                return svm.Fit(fixed.start.weight[k], float(fixed.start.bias[k]), None, 0, True)
+            alpha, rest = cache.alpha[index, k], None
+            if fixed is not None:
+                more = self.fixed_rows[k]
+                own, labels = np.concatenate([own, pooled + more.rows]), np.concatenate([labels, more.labels])
+                alpha, rest = np.concatenate([alpha, more.alpha]), more.rest
+            if not (labels > 0).any() and rest is None:
                 return svm.never(self.features.dimension)
-            start = {"alpha": cache.alpha[index, k]} if self.settings.solver == "dual" else {}
-            fitted = solve(vectors, position[index], labels, self.problem, **start)
+            start = {"alpha": alpha, "fixed": rest} if self.settings.solver == "dual" else {}
+            fitted = solve(vectors, own, labels, self.problem, **start)
             if fitted.alpha is not None:
-                cache.alpha[index, k] = fitted.alpha
-            cache.score[index, k] = svm.margins(vectors, position[index], fitted)
+                cache.alpha[index, k] = fitted.alpha[:count]
+                if fixed is not None:
+                    self.fixed_rows[k].alpha = fitted.alpha[count:]
+            cache.score[index, k] = svm.margins(vectors, own[:count], fitted)
             cache.evict(k, self.settings.evict_margin)
             return fitted
 

@@ -34,6 +34,7 @@ from sppdet.features import FeatureSplit, WindowFeatures, fill_each, fill_maps
 from sppdet.networks import Cut, check_network
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune, image_svms
+from sppdet.training.bank import BANK_FILE, Bank, bank_origin, choose_windows, store_vectors, vectors_key
 from sppdet.training.cached_result import checkpoint_of, invalidate, is_done, write_result
 from sppdet.training.calibration import fit_calibration, hold_out, of_classes
 from sppdet.training.estimates import estimate, log_plan, map_splits, measure_speed, missing_maps
@@ -47,6 +48,7 @@ from sppdet.utils import (
     Progress,
     SppdetError,
     active,
+    atomic_write,
     counted,
     fingerprint,
     read_json,
@@ -396,7 +398,30 @@ class Pipeline:
                 write_result(self._files.of_class("windows", k), self._keys.of_class("svm", k), windows)
             return _by_class(svms.weight, svms.bias[:, None])
 
-        return self._train_classes("svm", forced, train)
+        outcome = self._train_classes("svm", forced, train)
+        if outcome is not None:
+            self._keep_bank()
+        return outcome
+
+    def _keep_bank(self) -> None:
+        """Write the bank of the trained SVMs, unless it is there."""
+        c, inputs = self.config, self.inputs
+        keys = [self._keys.of_class("svm", k).data for k in inputs.labels]
+        origin = fingerprint([inputs.train.classes, keys, c.svm.bank])
+        if not c.svm.bank or self.name or bank_origin(inputs.folder) == origin:
+            return
+        split, execution, svms = inputs.split_of("svm"), Execution(c.run.seed, c.workers), self._files.svms()
+        features, scale = inputs.learns_from("svm")
+        miner = Miner(split, features, inputs.labels, c.svm, scale, execution)
+        locations, labels = choose_windows(split, features, svms, miner, c.svm.bank, execution)
+        if not len(locations):
+            return
+        bank = Bank(
+            inputs.train.classes, store_vectors(split, features, locations, execution), labels, c.svm.bank,
+            vectors_key(inputs.backbone, features, SelectiveSearch.of(c.proposals), inputs.head),
+            (scale, inputs.learns_from("bbox")[1]), c.svm, c.bbox, c.calibration, c.run.seed, origin,
+        )  # fmt: skip
+        atomic_write(inputs.folder / BANK_FILE, bank.save)
 
     def _context(self, forced: bool) -> _Outcome | None:
         def train(

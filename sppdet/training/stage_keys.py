@@ -189,6 +189,7 @@ class StageKeys:
         settings = {names.get(name, name): value for name, value in asdict(getattr(self.config, stage)).items()}
         if stage != "end_to_end":  # this training draws mirror images by itself
             settings.pop("flip")
+        settings.pop("bank", None)  # made of the SVMs, which do not depend on it
         for name, value in _AS_BEFORE.items():
             if settings.get(name) == value:
                 settings.pop(name)

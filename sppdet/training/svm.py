@@ -75,7 +75,12 @@ class Fit:
 
 
 def fit(
-    rows: np.ndarray, index: np.ndarray, labels: np.ndarray, problem: Problem, alpha: np.ndarray | None = None
+    rows: np.ndarray,
+    index: np.ndarray,
+    labels: np.ndarray,
+    problem: Problem,
+    alpha: np.ndarray | None = None,
+    fixed: tuple[np.ndarray, float] | None = None,
 ) -> Fit:
     """Fit the SVM of one class by dual coordinate descent.
 
@@ -85,6 +90,8 @@ def fit(
         labels: ``(n,)`` +1 or -1; all may be equal: the formula does not need both.
         problem: the parameters.
         alpha: ``(n,)`` dual variables to start from; None starts from zeros. Not changed.
+        fixed: a summand of the weights that stays as it is, and one of the intercept: what rows that are not here
+            contribute to the SVM (`remainder`).
 
     Raises:
         TypeError: rows that are not float16.
@@ -98,12 +105,54 @@ def fit(
     labels = np.asarray(labels, np.float64)
     bounds = problem.C * np.where(labels > 0, problem.positive_weight, 1.0)
     alpha = np.zeros(len(index)) if alpha is None else np.clip(alpha, 0, bounds)
-    weight = np.zeros(rows.shape[1], np.float32)
+    weight, bias_weight = np.zeros(rows.shape[1], np.float32), 0.0
+    if fixed is not None:
+        weight = (fixed[0] / problem.scale).astype(np.float32)
+        bias_weight = fixed[1] / problem.bias if problem.bias else 0.0
     bias_weight, epochs, converged = _descend(
-        _bits(rows), np.asarray(index, np.int64), labels, bounds, alpha, weight,
+        _bits(rows), np.asarray(index, np.int64), labels, bounds, alpha, weight, bias_weight,
         problem.scale, problem.bias, problem.tolerance, problem.max_epochs, problem.seed,
     )  # fmt: skip
     return Fit(weight * np.float32(problem.scale), bias_weight * problem.bias, alpha, epochs, converged)
+
+
+def optimal_alpha(margins: np.ndarray, labels: np.ndarray, problem: Problem) -> np.ndarray:
+    """Return dual variables ``(n,)`` with which an SVM is optimal for rows, from its margins on these.
+
+    A row inside the margin is at its bound, as the optimum requires; a row outside of it has 0. Rows exactly on the
+    margin may have any value, and have 0.
+
+    Args:
+        margins: ``(n,)``.
+        labels: ``(n,)`` +1 or -1.
+        problem: the parameters.
+    """
+    bounds = problem.C * np.where(labels > 0, problem.positive_weight, 1.0)
+    return np.where(labels * margins < 1, bounds, 0.0)
+
+
+def remainder(
+    rows: np.ndarray, index: np.ndarray, labels: np.ndarray, alpha: np.ndarray, fitted: Fit, problem: Problem
+) -> tuple[np.ndarray, float]:
+    """Return what is left of the weights and the intercept of an SVM without the summands of some rows.
+
+    `fit` with this as ``fixed``, and with the rows and their ``alpha``, starts at the SVM itself.
+
+    Args:
+        rows: float16 ``(R, D)``.
+        index: ``(n,)`` rows.
+        labels: ``(n,)`` +1 or -1.
+        alpha: ``(n,)`` dual variables of the rows.
+        fitted: the SVM.
+        problem: the parameters.
+    """
+    factors = alpha * labels
+    used = np.flatnonzero(factors)
+    total = np.zeros(rows.shape[1])
+    for part in np.array_split(used, max(1, len(used) // 256)):
+        total += factors[part].astype(np.float32) @ rows[index[part]].astype(np.float32)
+    weight = fitted.weight - (total * problem.scale**2).astype(np.float32)
+    return weight, fitted.intercept - float(factors.sum()) * problem.bias**2
 
 
 def fit_liblinear(rows: np.ndarray, index: np.ndarray, labels: np.ndarray, problem: Problem) -> Fit:
@@ -240,6 +289,7 @@ def _descend(
     bounds: np.ndarray,
     alpha: np.ndarray,
     weight: np.ndarray,
+    bias_weight: float,
     scale: float,
     bias: float,
     tolerance: float,
@@ -252,7 +302,6 @@ def _descend(
     """
     np.random.seed(seed)
     n = index.shape[0]
-    bias_weight = 0.0
     diagonal = np.empty(n)
     for i in range(n):
         row = rows[index[i]]

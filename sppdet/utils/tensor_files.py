@@ -10,6 +10,7 @@ import os
 import re
 import zlib
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,13 +42,11 @@ def write_tensors(
     Raises:
         OSError: the file cannot be written.
     """
-    if all(isinstance(value, np.ndarray) for value in tensors.values()):
-        from safetensors.numpy import save_file
-    else:
-        from safetensors.torch import save_file
+    of_numpy = all(isinstance(value, np.ndarray) for value in tensors.values())
+    library: Any = import_module("safetensors.numpy" if of_numpy else "safetensors.torch")
 
     def write(temporary: Path) -> None:
-        save_file(dict(tensors), temporary, metadata={**(metadata or {}), "crc32": _UNSEALED})
+        library.save_file(dict(tensors), temporary, metadata={**(metadata or {}), "crc32": _UNSEALED})
         _seal(temporary)
 
     atomic_write(path, write)

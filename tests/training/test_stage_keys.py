@@ -143,6 +143,7 @@ ROWS = {
     "svm.hard_per_image": Row("svm.hard_per_image=7", {"svm"}),
     "svm.max_negatives": Row("svm.max_negatives=70", {"svm"}),
     "svm.random_negatives": Row("svm.random_negatives=7", {"svm"}),
+    "svm.bank": Row("svm.bank=10", NOTHING),
     "svm.flip": Row("svm.flip=true", MARGINS),
     "bbox.enabled": Row("bbox.enabled=false", {"bbox"}),
     "bbox.kind": Row("bbox.kind=ridge+joint", CALIBRATION, TOGETHER),  # the ridge regressors are the same

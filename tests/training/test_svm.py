@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from sklearn.svm import LinearSVC
@@ -158,3 +160,38 @@ def test_rows_that_are_not_float16_are_refused():
     rows, labels = np.eye(2, dtype=np.float32), np.array([1, -1])
     with pytest.raises(TypeError, match="rows must be float16, not float32"):
         svm.fit(rows, np.arange(2), labels, Problem())
+
+
+def two_clouds(count: int = 60, dimension: int = 10, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Return rows of two classes that overlap, and their labels."""
+    rng = np.random.default_rng(seed)
+    labels = np.where(np.arange(count) % 3 == 0, 1, -1)
+    rows = rng.normal(size=(count, dimension)) + 0.7 * labels[:, None]
+    return rows.astype(np.float16), labels
+
+
+def test_a_fit_on_from_some_rows_and_the_rest_of_an_svm_starts_at_it():
+    rows, labels = two_clouds()
+    problem = Problem(C=0.01, tolerance=1e-6)
+    every = np.arange(len(rows))
+    whole = svm.fit(rows, every, labels, problem)
+    some = every[::2]
+    alpha = svm.optimal_alpha(svm.margins(rows, some, whole), labels[some], problem)
+    rest = svm.remainder(rows, some, labels[some], alpha, whole, problem)
+    again = svm.fit(rows, some, labels[some], replace(problem, tolerance=0.01), alpha, rest)
+    np.testing.assert_allclose(again.weight, whole.weight, atol=1e-3)
+    assert again.intercept == pytest.approx(whole.intercept, abs=1e-2)
+
+
+def test_new_rows_move_a_fit_on_towards_the_fit_of_all_rows():
+    rows, labels = two_clouds(90)
+    problem = Problem(C=0.01, tolerance=1e-6)
+    old, new = np.arange(60), np.arange(60, 90)[labels[60:] < 0]
+    start = svm.fit(rows, old, labels[old], problem)
+    expected = svm.fit(rows, np.concatenate([old, new]), labels[[*old, *new]], problem)
+    alpha = svm.optimal_alpha(svm.margins(rows, old, start), labels[old], problem)
+    rest = svm.remainder(rows, old, labels[old], alpha, start, problem)
+    index = np.concatenate([old, new])
+    fitted = svm.fit(rows, index, labels[index], problem, np.concatenate([alpha, np.zeros(len(new))]), rest)
+    before = np.linalg.norm(start.weight - expected.weight)
+    assert np.linalg.norm(fitted.weight - expected.weight) < 0.3 * before

@@ -1,0 +1,227 @@
+"""Classes added to, removed from, renamed in and joined with a trained model, and background fed back to it."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sppdet
+from sppdet.data.dataset import Dataset
+from sppdet.data.splits import read_dataset
+from sppdet.detection.saved_model import finish_update
+from sppdet.detection.stored_model import StoredModel
+from sppdet.training.adding import add_background, add_classes, join_models, remove_classes, rename_class
+from sppdet.training.bank import BANK_FILE, Bank
+from sppdet.utils.errors import SppdetError
+
+MODEL = ("model.json", "model.safetensors", BANK_FILE)
+
+
+@pytest.fixture
+def model(tmp_path, trained) -> Path:
+    """A copy of the finished run's model without one class, and nothing else of the run."""
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    for name in MODEL:
+        shutil.copy(trained.folder / name, folder / name)
+    return folder
+
+
+@pytest.fixture
+def images(shapes_root) -> Dataset:
+    """The training images with all of their objects."""
+    return read_dataset(shapes_root, "trainval")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return the content of every file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def rows(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Return the bytes of each class's rows of the linear layers."""
+    model = StoredModel.read(folder)
+    return {one.name: {key: array.tobytes() for key, array in one.arrays.items()} for one in model.stored_classes()}
+
+
+def test_a_training_leaves_a_bank_of_every_kind_of_window(trained):
+    bank = Bank.load(trained.folder)
+    assert bank.classes == trained.detector().classes
+    assert 0 < len(bank) <= bank.limit == 4000
+    assert ((bank.labels > 0).sum(axis=0) > 0).all(), "every class has positives"
+    assert ((bank.labels < 0).all(axis=1)).any(), "background of all classes"
+    assert len(bank) == len(bank.vectors.decoded(trained.detector().features))
+
+
+def test_the_second_training_leaves_the_bank_as_it_is(run):
+    run.train()
+    before = (run.folder / BANK_FILE).stat().st_mtime_ns
+    run.train()
+    assert (run.folder / BANK_FILE).stat().st_mtime_ns == before
+
+
+def test_a_class_that_is_removed_and_added_is_found_again_and_the_others_stay(model, images):
+    before = rows(model)
+    name = sppdet.load(model).classes[0]
+    remove_classes(model, [name])
+    others = {other: values for other, values in before.items() if other != name}
+    assert rows(model) == others
+    detector = add_classes(model, images, [name], workers=1)
+    assert detector.classes == (*others, name)
+    after = rows(model)
+    new = after.pop(name)
+    assert after == others
+    assert new.keys() == before[name].keys()
+    bank = Bank.load(model)
+    assert bank.classes == detector.classes
+    assert (bank.labels[:, -1] > 0).any()
+    # The SVM tells objects of the class from those of the other classes.
+    mine, rest = [], []
+    for sample in images:
+        detections = detector.predict(sample.path, threshold=None).of_class(name)
+        scores = float(detections.scores.max(initial=-2))
+        (mine if images.classes.index(name) in sample.labels else rest).append(scores)
+    assert np.mean(mine) > np.mean(rest)
+
+
+def test_another_folder_gets_the_new_model_and_the_old_one_stays(model, images, tmp_path):
+    name = sppdet.load(model).classes[0]
+    remove_classes(model, [name], output=tmp_path / "without")
+    before = files(tmp_path / "without")
+    add_classes(tmp_path / "without", images, [name], output=tmp_path / "with", workers=1)
+    assert files(tmp_path / "without") == before
+    assert sppdet.load(tmp_path / "with").classes[-1] == name
+
+
+def test_renaming_changes_a_name_alone(model):
+    before = rows(model)
+    name = [*before][1]
+    rename_class(model, name, "zebra")
+    assert [*rows(model)] == ["zebra" if other == name else other for other in before]
+    assert [*rows(model).values()] == [*before.values()]
+    assert Bank.load(model).classes == sppdet.load(model).classes
+
+
+def test_joining_puts_the_classes_of_two_models_side_by_side(model, tmp_path):
+    before = rows(model)
+    names = [*before]
+    remove_classes(model, names[:2], output=tmp_path / "a")
+    remove_classes(model, names[2:], output=tmp_path / "b")
+    join_models(tmp_path / "a", tmp_path / "b", tmp_path / "joined")
+    assert rows(tmp_path / "joined") == before
+    assert [*rows(tmp_path / "joined")] == names[2:] + names[:2]
+    assert Bank.load(tmp_path / "joined").classes == (*names[2:], *names[:2])
+    assert len(Bank.load(tmp_path / "joined")) <= 4000
+
+
+def test_background_lowers_the_margins_of_what_was_found_in_it(model, images):
+    before = sppdet.load(model)
+    unseen = images[:3]  # their objects count as false alarms
+    highest = [before.predict(sample.path, threshold=None).scores.max() for sample in unseen]
+    after = add_background(model, unseen, workers=1)
+    assert after.classes == before.classes
+    lower = [after.predict(sample.path, threshold=None).scores.max(initial=-2) for sample in unseen]
+    assert np.mean(lower) < np.mean(highest)
+
+
+def test_background_without_hard_negatives_changes_no_weight(model, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "grey").mkdir()
+    Image.new("RGB", (160, 120), (128, 128, 128)).save(tmp_path / "grey" / "grey.png")
+    before = rows(model)
+    detector = sppdet.load(model)
+    if detector.predict(tmp_path / "grey" / "grey.png", threshold=None).scores.max(initial=-2) > -1:
+        pytest.skip("the tiny model finds something in a grey image")
+    add_background(model, tmp_path / "grey", workers=1)
+    assert rows(model) == before
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda model, images: add_classes(model, images), "has no object of a new class"),
+        (lambda model, images: add_classes(model, images, ["circle"]), "has a class 'circle' already"),
+        (lambda model, images: add_classes(model, images, ["zebra"]), "has no object of class 'zebra'"),
+        (lambda model, images: remove_classes(model, ["zebra"]), "has no class 'zebra'"),
+        (lambda model, images: rename_class(model, "circle", "cross"), "has a class 'cross' already"),
+        (lambda model, images: join_models(model, model, model.parent / "joined"), "rename or remove it"),
+        (lambda model, images: remove_classes(model, sppdet.load(model).classes), "no class would be left"),
+    ],
+)
+def test_bad_input_is_one_line_and_changes_nothing(model, images, call, message):
+    before = files(model)
+    with pytest.raises(SppdetError, match=message) as error:
+        call(model, images)
+    assert "\n" not in str(error.value)
+    assert files(model) == before
+
+
+def test_a_model_without_its_bank_cannot_learn(model, images):
+    (model / BANK_FILE).unlink()
+    remove_classes(model, ["circle"])
+    with pytest.raises(SppdetError, match="train with svm"):
+        add_classes(model, images, ["circle"])
+
+
+def test_a_damaged_bank_is_named(model, images):
+    content = bytearray((model / BANK_FILE).read_bytes())
+    content[-100] ^= 1
+    (model / BANK_FILE).write_bytes(content)
+    with pytest.raises(SppdetError, match="damaged"):
+        Bank.load(model)
+
+
+def test_a_bank_of_other_features_is_refused(model, images, tmp_path):
+    remove_classes(model, ["circle"])
+    replace(Bank.load(model), key="other").save(model / BANK_FILE)
+    with pytest.raises(SppdetError, match="another network or other settings"):
+        add_classes(model, images, ["circle"])
+
+
+def test_models_of_different_networks_are_not_joined(model, tmp_path):
+    names = [*rows(model)]
+    remove_classes(model, names[:2], output=tmp_path / "a")
+    remove_classes(model, names[2:], output=tmp_path / "b")
+    other = StoredModel.read(tmp_path / "b")
+    key = next(key for key in other.tensors if key.startswith("trunk."))
+    other.tensors[key] = other.tensors[key] + 1
+    other.write(tmp_path / "b")
+    with pytest.raises(SppdetError, match="weights of the network"):
+        join_models(tmp_path / "a", tmp_path / "b", tmp_path / "joined")
+    assert not (tmp_path / "joined").exists()
+
+
+def test_an_interruption_before_the_files_are_complete_leaves_the_old_model(model, monkeypatch):
+    before = files(model)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Bank, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        remove_classes(model, ["circle"])
+    assert files(model) == before
+
+
+def test_an_interruption_between_two_files_is_made_up_for_when_the_model_is_loaded(model, monkeypatch):
+    from sppdet.detection import saved_model
+
+    replace_file = saved_model.os.replace
+
+    def killed(source, target):
+        if Path(target) == model / "model.json":
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    monkeypatch.setattr(saved_model.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        remove_classes(model, ["circle"])
+    monkeypatch.undo()
+    assert "circle" not in sppdet.load(model).classes
+    assert {path.name for path in model.iterdir()} == {*MODEL}
+    finish_update(model)
