@@ -132,7 +132,7 @@ def _run(final: Pipeline, pipelines: list[Pipeline], parts: list[Pipeline], aske
     }
     of_final = final.waiting("calibration")
     speed = measure_speed(final.inputs) if of_final or any(stages.values()) else None
-    if parts and speed and not asked:
+    if speed and not asked and any(stages[part] for part in parts):
         seconds = sum(_seconds(part, speed) for part in parts)
         training = _seconds(final, speed) + sum(_seconds(pipeline, speed) for pipeline in pipelines)
         if seconds > _MOST_OF_TRAINING * training:

@@ -94,7 +94,10 @@ class TestLearningCurve:
         (line,) = [line for line in log_lines if line.startswith("no learning curve, which would take about ")]
         assert line.endswith(f"; sppdet report {run.folder} --learning-curve measures it later")
         assert "learning_curve" not in run.json("metrics.json") and not [*run.folder.rglob("learning_curve")]
-        assert [point["images"] for point in measure_learning_curve(run.folder)][-1] == 9
+        curve = measure_learning_curve(run.folder)
+        assert [point["images"] for point in curve][-1] == 9
+        cross_validate(settings, 2)  # what was measured stays
+        assert run.json("metrics.json")["learning_curve"] == curve
 
     def test_a_run_without_folds_is_measured_on_request(self, run, log_lines):
         run.train()
