@@ -19,7 +19,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import blosc2
@@ -181,7 +181,8 @@ class Bank:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("vectors", "labels"):
             del values[name]
-        values = {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}
+        for name in ("svm", "bbox", "calibration"):
+            values[name] = asdict(values[name])
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         described = json.dumps(values)
         save_file(tensors, path, {"format": _FORMAT, "bank": described, "checksum": _checksum(tensors, described)})
@@ -304,10 +305,10 @@ def store_vectors(
         maps = split.maps(int(locations["image"][rows[0]]))
         every, chosen = np.arange(len(rows)), locations[rows]
         if coded:
-            assert isinstance(maps, list)
+            coded_maps = [m for m in maps if isinstance(m, CodedMap)]
             for s in np.unique(chosen["scale"]):
-                tables[table[rows[chosen["scale"] == s][0]]] = maps[s].scale, maps[s].offset
-            maps = [CodedMap(m.codes, np.ones_like(m.scale), np.zeros_like(m.offset)) for m in maps]
+                tables[table[rows[chosen["scale"] == s][0]]] = coded_maps[s].scale, coded_maps[s].offset
+            maps = [CodedMap(m.codes, np.ones_like(m.scale), np.zeros_like(m.offset)) for m in coded_maps]
         windows = Windows(chosen["scale"].astype(np.int64), chosen["cells"], every)
         dtype = np.float32 if coded else np.float16
         numbers[rows] = plain.vectors(maps, windows, every, dtype)
