@@ -305,6 +305,7 @@ def store_vectors(
         maps = split.maps(int(locations["image"][rows[0]]))
         every, chosen = np.arange(len(rows)), locations[rows]
         if coded:
+            assert isinstance(maps, list)
             coded_maps = [m for m in maps if isinstance(m, CodedMap)]
             for s in np.unique(chosen["scale"]):
                 tables[table[rows[chosen["scale"] == s][0]]] = coded_maps[s].scale, coded_maps[s].offset
