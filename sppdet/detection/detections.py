@@ -18,8 +18,15 @@ if TYPE_CHECKING:
     from sppdet.data import ImageLike
 
 
-class Detection(NamedTuple):
-    """One object in an image.
+class _Detection(NamedTuple):
+    xyxy: np.ndarray
+    label: int
+    name: str
+    score: float
+
+
+class Detection(_Detection):
+    """One object in an image; a tuple of the first four attributes.
 
     Attributes:
         xyxy: ``(4,)`` float32 ``x1, y1, x2, y2``: pixel edges, 0-based.
@@ -29,10 +36,6 @@ class Detection(NamedTuple):
         probability: how probable it is that the detection is right, 0 to 1; None if the model does not tell.
     """
 
-    xyxy: np.ndarray
-    label: int
-    name: str
-    score: float
     probability: float | None = None
 
 
@@ -173,8 +176,10 @@ class Detections:
         if isinstance(rows, (int, np.integer)):
             label = int(self.labels[rows])
             name = self.classes[label] if self.classes else str(label)
-            probability = None if self.probabilities is None else float(self.probabilities[rows])
-            return Detection(self.xyxy[rows], label, name, float(self.scores[rows]), probability)
+            detection = Detection(self.xyxy[rows], label, name, float(self.scores[rows]))
+            if self.probabilities is not None:
+                detection.probability = float(self.probabilities[rows])
+            return detection
         if not isinstance(rows, slice):
             rows = np.asarray(rows)
             rows = rows if rows.size else rows.astype(np.int64)  # an empty list is an array of floats

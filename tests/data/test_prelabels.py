@@ -30,7 +30,7 @@ def labelled(folder, stems=("a", "b")) -> list[Prelabelled]:
 
 def accept_predictions(folder) -> None:
     """Do what Label Studio does when a person accepts every prediction."""
-    (path,) = folder.glob("*.json")
+    (path,) = folder.glob("labels-*.json")
     tasks = json.loads(path.read_text())
     path.write_text(json.dumps([task | {"annotations": task["predictions"]} for task in tasks]))
 

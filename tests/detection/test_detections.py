@@ -119,6 +119,17 @@ def test_a_threshold_is_the_lowest_score_kept(detections):
     assert len(detections.above(0.51)) == 1 and len(detections.above(-1)) == 3
 
 
+def test_probabilities_go_with_their_detections_and_the_threshold_means_them():
+    detections = Detections(BOXES, [1, 0, 1], [0.75, 0.5, -0.125], CLASSES, [0.5, 0.75, 0.25])
+    assert detections.above(0.5).scores.tolist() == [0.75, 0.5]
+    assert [one.probability for one in detections[[2, 1]]] == [0.25, 0.75]
+    assert detections.to_list()[1] == {"label": "cat", "probability": 0.75, "score": 0.5, "box": BOXES[1]}
+    assert Detections.merge([detections, detections[:1]]).probabilities.tolist() == [0.5, 0.75, 0.25, 0.5]
+    assert Detections.merge([detections, Detections(BOXES[:1], [0], [1], CLASSES)]).probabilities is None
+    with pytest.raises(ValueError, match="3 scores and probabilities of shape"):
+        Detections(BOXES, [1, 0, 1], [0.75, 0.5, -0.125], CLASSES, [0.5])
+
+
 def test_one_class(detections):
     assert detections.of_class("dog").xyxy.tolist() == [BOXES[0], BOXES[2]]
     with pytest.raises(ValueError, match="'cow' is none of the classes: cat, dog"):

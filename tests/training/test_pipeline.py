@@ -650,7 +650,7 @@ class TestCalibration:
             of_class = detections[detections.labels == k]
             assert (np.diff(of_class.probabilities[np.argsort(of_class.scores)]) >= 0).all()
         assert run.detector().predict(image, threshold=0.2).probabilities.min(initial=1) >= 0.2
-        with pytest.raises(SppdetError, match="-0.5 is no probability"):
+        with pytest.raises(SppdetError, match=r"-0\.5 is no probability"):
             run.detector().predict(image, threshold=-0.5)
 
     def test_windows_that_are_kept_take_the_place_of_mining(self, run, monkeypatch):
