@@ -286,9 +286,7 @@ def _save(model: StoredModel, bank: Bank | None, output: str | Path | None) -> N
             write(unfinished)
             if (model.folder / "config.json").is_file():
                 settings = read_json(model.folder / "config.json", run=dict)
-                write_json(
-                    unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}}, sealed=True
-                )
+                write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
             unfinished.rename(output)
     except OSError as error:
         raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None

@@ -275,7 +275,7 @@ class Pipeline:
     def save(self) -> None:
         """Save the detector and its settings in the run's folder."""
         self.detector().save(self.inputs.folder)
-        write_json(self.inputs.folder / "config.json", to_dict(self.config) | {"versions": versions()}, sealed=True)
+        write_json(self.inputs.folder / "config.json", to_dict(self.config) | {"versions": versions()})
 
     def log_result(self, metrics: dict) -> None:
         """Log the content of metrics.json, where the model is, and what to do next."""
