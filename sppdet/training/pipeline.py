@@ -400,10 +400,10 @@ class Pipeline:
 
         outcome = self._train_classes("svm", forced, train)
         if outcome is not None:
-            self._keep_bank()
+            self.keep_bank()
         return outcome
 
-    def _keep_bank(self) -> None:
+    def keep_bank(self) -> None:
         """Write the bank of the trained SVMs, unless it is there."""
         c, inputs = self.config, self.inputs
         keys = [self._keys.of_class("svm", k).data for k in inputs.labels]
