@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import yaml
@@ -11,6 +10,7 @@ import sppdet
 from sppdet import config
 from sppdet.detection.detector import Detector
 from sppdet.training.pipeline import Pipeline
+from sppdet.utils.files import read_json
 
 SETTINGS = {
     "backbone": {"name": "small", "weights": "random", "precision": "float32"},
@@ -57,8 +57,8 @@ class TinyRun:
         return (self.folder / "model.json").read_bytes() + (self.folder / "model.safetensors").read_bytes()
 
     def json(self, name: str) -> dict:
-        """Return the content of a JSON file of the run."""
-        return json.loads((self.folder / name).read_text())
+        """Return the content of a JSON file of the run, without its checksum."""
+        return read_json(self.folder / name)
 
     def times(self, pattern: str = "stages/**/*") -> dict[str, int]:
         """Return when each file of the run that matches was written, by path within the run."""
