@@ -1,6 +1,6 @@
 """Write a run's detector in few bytes, as the one that is part of the package.
 
-    python scripts/pack_detector.py RUN --calibrate VOCDEVKIT --split val --limit 600
+    python scripts/pack_detector.py RUN --calibrate VOCDEVKIT --split val --limit 600 --bank 80
 
 The probabilities are learned from images that the run was not trained on. The model is read back, and its size and the
 largest change of a weight of the SVMs are printed.
@@ -9,13 +9,23 @@ largest change of a weight of the SVMs are printed.
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 import numpy as np
 
+from sppdet.config import load, override
 from sppdet.data import read_dataset
-from sppdet.detection import MODEL_FILES, load_detector, save_detector, shipped_model
-from sppdet.training import calibrate_detector
+from sppdet.detection import load_detector, save_detector, shipped_model
+from sppdet.training import BANK_FILE, Pipeline, calibrate_detector
+
+
+def write_bank(run: Path, folder: Path, size: int) -> None:
+    """Write a bank of the run's vectors beside the model; its images and feature maps must still be there."""
+    pipeline = Pipeline(override(load(run / "config.json"), [f"run.dir={run}", f"svm.bank={size}"]))
+    pipeline.prepare()
+    pipeline.keep_bank()
+    shutil.copyfile(run / BANK_FILE, folder / BANK_FILE)
 
 
 def main() -> None:
@@ -26,6 +36,7 @@ def main() -> None:
     parser.add_argument("--calibrate", metavar="DATA", help="folder of images that the run was not trained on")
     parser.add_argument("--split", default="val", help="of that folder; default: %(default)s")
     parser.add_argument("--limit", type=int, help="number of these images")
+    parser.add_argument("--bank", type=int, metavar="N", help="vectors of a bank, from which classes are added")
     options = parser.parse_args()
     detector = load_detector(options.run, "cpu")
     if options.calibrate:
@@ -33,8 +44,10 @@ def main() -> None:
         detector = calibrate_detector(detector, images)
     options.folder.mkdir(parents=True, exist_ok=True)
     save_detector(detector, options.folder, compact=True)
+    if options.bank:
+        write_bank(options.run, options.folder, options.bank)
     packed = load_detector(options.folder, "cpu")
-    size = sum((options.folder / file).stat().st_size for file in MODEL_FILES)
+    size = sum(file.stat().st_size for file in options.folder.iterdir())
     change = np.abs(packed.classifier.weight - detector.classifier.weight).max()
     print(f"{options.folder}: {size / 1e6:.2f} MB; weights of SVMs moved by {change:.1e} at most")
 

@@ -57,8 +57,13 @@ class TinyRun:
         return (self.folder / "model.json").read_bytes() + (self.folder / "model.safetensors").read_bytes()
 
     def json(self, name: str) -> dict:
-        """Return the content of a JSON file of the run."""
-        return json.loads((self.folder / name).read_text())
+        """Return the content of a JSON file of the run, without its checksum."""
+        content = json.loads((self.folder / name).read_text())
+        return (
+            {key: value for key, value in content.items() if key != "checksum"}
+            if isinstance(content, dict)
+            else content
+        )
 
     def times(self, pattern: str = "stages/**/*") -> dict[str, int]:
         """Return when each file of the run that matches was written, by path within the run."""

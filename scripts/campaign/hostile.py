@@ -67,7 +67,7 @@ def _others(workplace: Workplace) -> set[str]:
 def bombs(workplace: Workplace) -> Outcome:
     """Read files that claim, or unfold to, far more than they hold."""
     outcome, folder = (
-        Outcome("Bombs and headers that claim 2^60 bytes: refused in 20 s of the processor and 500 MB"),
+        Outcome("Bombs and headers that claim 2^60 bytes: refused in 20 s and 500 MB"),
         workplace.folder,
     )
     outcome.tried = ", ".join(_bombs(folder))

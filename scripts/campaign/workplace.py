@@ -212,7 +212,7 @@ class Workplace:
         place, first = self.folder / "undisturbed" / system, None
         for repeat in range(2):  # the first compiles kernels
             shutil.rmtree(place, ignore_errors=True)
-            ended = self.train(system, place).wait()
+            ended = self.train(system, place).wait(3600)
             if ended.status:
                 raise RuntimeError(f"{system}, undisturbed: status {ended.status}\n{ended.log}")
             if repeat and first != result(place):

@@ -71,7 +71,7 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
         checkpoint.path.unlink(missing_ok=True)
     if force or not _is_done(folder, checkpoint.key):
         classifier, history = _train(settings, images, held_out, backbone, checkpoint)
-        write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()}, sealed=True)
+        write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()})
         write_json(folder / "history.json", history)
         classifier.save(folder, checkpoint.key)
         checkpoint.path.unlink(missing_ok=True)

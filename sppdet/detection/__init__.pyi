@@ -2,6 +2,7 @@ from .calibration import Calibration as Calibration
 from .calibration import Curve as Curve
 from .calibration import Sigmoid as Sigmoid
 from .calibration import Steps as Steps
+from .compact import compact_regressors as compact_regressors
 from .detections import Detection as Detection
 from .detections import Detections as Detections
 from .detector import Detector as Detector

@@ -77,7 +77,7 @@ class Calibration:
 
     Examples:
         >>> calibration = Calibration((Sigmoid(2.0, 0.0), Sigmoid(1.0, 0.0)), (0.0, -0.5), Sigmoid(1.5, 0.0), -0.25)
-        >>> calibration.probabilities(np.array([0, 1]), np.array([1.0, 1.0])).round(3).tolist()
+        >>> calibration.probabilities(np.array([0, 1]), np.array([1.0, 1.0])).astype(float).round(3).tolist()
         [0.881, 0.731]
     """
 

@@ -418,7 +418,7 @@ def _write_ensemble(
         _copy_part(folder, unfinished, f"parts/{n}", share) for n, (folder, share) in enumerate(zip(folders, shares))
     ]
     settings = read_json(folders[0] / "config.json", run=dict)
-    write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}}, sealed=True)
+    write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
     description = {
         "format": _ENSEMBLE_FORMAT,
         "classes": list(first.classes),

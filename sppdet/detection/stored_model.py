@@ -13,10 +13,14 @@ from typing import Any
 
 import numpy as np
 
+from sppdet.detection.compact import expand
 from sppdet.detection.saved_model import finish_update, is_ensemble
 from sppdet.utils import SppdetError, read_arrays, read_json, write_json, write_tensors
 
-_OF_CLASSES = tuple(f"{group}.{name}" for group in ("classifier", "bbox", "context") for name in ("weight", "bias"))
+_OF_CLASSES = (
+    *(f"{group}.{name}" for group in ("classifier", "bbox", "context") for name in ("weight", "bias")),
+    "bbox.step",
+)
 # Entries of model.json that two models must share to be one detector, with their names for the user.
 _SHARED = {
     "backbone": "network", "features": "features", "proposals": "proposals", "head": "fc layers",
@@ -96,6 +100,14 @@ class StoredModel:
             description["calibration"] = calibration | {"classes": entries}
         arrays = {key: np.stack([one.arrays[key] for one in classes]) for key in _OF_CLASSES if key in self.tensors}
         return replace(self, description=description, tensors=self.tensors | arrays)
+
+    def expanded(self) -> StoredModel:
+        """Return the model with box regression that is stored as codes as numbers of half precision."""
+        if "bbox.step" not in self.tensors:
+            return self
+        tensors = {key: value for key, value in self.tensors.items() if key != "bbox.step"}
+        weight = expand({"weight": self.tensors["bbox.weight"], "step": self.tensors["bbox.step"]})["weight"]
+        return replace(self, tensors=tensors | {"bbox.weight": weight.astype(np.float16)})
 
     def difference(self, other: StoredModel) -> str | None:
         """Return what keeps two models from being one detector of the classes of both; None if nothing does."""

@@ -32,8 +32,11 @@ from sppdet.detection import (
     LinearSVMs,
     StoredClass,
     StoredModel,
+    compact_regressors,
     load_detector,
+    model_folder,
     replace_files,
+    shipped_model,
 )
 from sppdet.features import FeatureSplit, open_split
 from sppdet.training import bbox_regression, svm
@@ -65,7 +68,8 @@ def add_classes(
         images: a folder of labelled images, in any format that training reads; or a data set. Objects of other classes
             in these images are negatives of the new ones.
         classes: names of the new classes; by default all classes of the images that the model does not have.
-        output: folder of the new model, which must not exist; by default the model is replaced.
+        output: folder of the new model, which must not exist; by default the model is replaced. The detector that is
+            part of the package, ``voc07``, is never replaced.
         cache: folder where proposals and feature maps are kept; by default the run's, if it is there.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
         workers: 0 is every core.
@@ -80,9 +84,7 @@ def add_classes(
     Examples:
         >>> detector = add_classes("runs/demo", "photos_of_zebras", ["zebra"])  # doctest: +SKIP
     """
-    model, bank = _read(Path(run), output)
-    if "context.weight" in model.tensors:
-        raise SppdetError(f"{run}: has SVMs of whole images (detection.context); train with --keep to add a class")
+    model, bank = _read(run, output)
     if bank.bbox.enabled and bank.bbox.kind == "joint":
         raise SppdetError(f"{run}: joint boxes are learned for all classes at once; train with bbox.kind=ridge")
     dataset = images if isinstance(images, Dataset) else read_folder(images).dataset()
@@ -116,9 +118,11 @@ def add_classes(
     added = []
     for k, name in enumerate(names):
         arrays = {"classifier.weight": svms.weight[k], "classifier.bias": svms.bias[k]}
+        # New images need not show where the class is absent: its SVM of whole images is 0, and lowers no window.
+        arrays |= {key: np.zeros_like(rows[0]) for key, rows in model.tensors.items() if key.startswith("context.")}
         if boxes is not None:
             arrays |= {"bbox.weight": boxes.weight[k], "bbox.bias": boxes.bias[k]}
-        added.append(StoredClass(name, {key: _as_stored(model, key, row) for key, row in arrays.items()}, curves[k]))
+        added.append(StoredClass(name, _as_stored(model, arrays), curves[k]))
     return _saved(model.with_classes([*model.stored_classes(), *added]), new_bank, output, device)
 
 
@@ -144,7 +148,7 @@ def add_background(
     Raises:
         SppdetError: the model has no bank or one that does not fit, or an image cannot be read.
     """
-    model, bank = _read(Path(run), output)
+    model, bank = _read(run, output)
     if bank.svm.solver != "dual":
         raise SppdetError("svm.solver: SVMs of liblinear cannot be fitted on; train with svm.solver=dual")
     detector = _checked_detector(model, bank, device)
@@ -169,7 +173,7 @@ def add_background(
     entries = model.stored_classes()
     for k in changed:
         arrays = {"classifier.weight": svms.weight[k], "classifier.bias": svms.bias[k]}
-        entries[k] = replace(entries[k], arrays=entries[k].arrays | arrays)
+        entries[k] = replace(entries[k], arrays=entries[k].arrays | _as_stored(model, arrays))
     return _saved(model.with_classes(entries), new_bank, output, device)
 
 
@@ -184,7 +188,7 @@ def remove_classes(run: str | Path, names: Sequence[str], *, output: str | Path 
     Raises:
         SppdetError: the model does not have a class, or would have none left.
     """
-    model, bank = _read(Path(run), output, needs_bank=False)
+    model, bank = _read(run, output, needs_bank=False)
     _check_known(model, names)
     kept = [one for one in model.stored_classes() if one.name not in names]
     if not kept:
@@ -204,7 +208,7 @@ def rename_class(run: str | Path, old: str, new: str, *, output: str | Path | No
     Raises:
         SppdetError: the model does not have the class, or has one of the new name.
     """
-    model, bank = _read(Path(run), output, needs_bank=False)
+    model, bank = _read(run, output, needs_bank=False)
     _check_known(model, [old])
     if new in model.classes or not new.strip():
         raise SppdetError(f"{run}: has a class '{new}' already; give another name" if new.strip() else "NEW: is empty")
@@ -224,8 +228,8 @@ def join_models(run: str | Path, other: str | Path, output: str | Path) -> None:
     Raises:
         SppdetError: the models share a class, or differ in what they must share.
     """
-    model, bank = _read(Path(run), output, needs_bank=False)
-    second, other_bank = _read(Path(other), output, needs_bank=False)
+    model, bank = _read(run, output, needs_bank=False)
+    second, other_bank = _read(other, output, needs_bank=False)
     if both := [name for name in model.classes if name in second.classes]:
         raise SppdetError(f"{other}: has {', '.join(both)}, as {run} has; rename or remove it in one of them")
     if difference := model.difference(second):
@@ -239,14 +243,18 @@ def join_models(run: str | Path, other: str | Path, output: str | Path) -> None:
         joined = bank.with_rows(other_bank.vectors, labels, [*model.classes, *second.classes])
     else:
         logger.warning("%s: without a bank, as one of the models has none; no class can be added to it", output)
+    model, second = model.expanded(), second.expanded()
     _save(model.with_classes([*model.stored_classes(), *second.stored_classes()]), joined, output)
 
 
 # The model's files
 
 
-def _read(folder: Path, output: str | Path | None, needs_bank: bool = True) -> tuple[StoredModel, Any]:
+def _read(name: str | Path, output: str | Path | None, needs_bank: bool = True) -> tuple[StoredModel, Any]:
     """Read a model and its bank; None for a bank that is neither there nor needed."""
+    folder = model_folder(name)
+    if output is None and folder == shipped_model():
+        raise SppdetError(f"{name}: is part of the package and stays as it is; give --output FOLDER for the new model")
     if output is not None and Path(output).exists():
         raise SppdetError(f"{output}: exists already; give another --output")
     model = StoredModel.read(folder)
@@ -278,9 +286,7 @@ def _save(model: StoredModel, bank: Bank | None, output: str | Path | None) -> N
             write(unfinished)
             if (model.folder / "config.json").is_file():
                 settings = read_json(model.folder / "config.json", run=dict)
-                write_json(
-                    unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}}, sealed=True
-                )
+                write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
             unfinished.rename(output)
     except OSError as error:
         raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
@@ -297,9 +303,16 @@ def _check_known(model: StoredModel, names: Sequence[str]) -> None:
             raise SppdetError(f"{model.folder}: has no class '{name}'; it has {', '.join(model.classes)}")
 
 
-def _as_stored(model: StoredModel, key: str, row: np.ndarray) -> np.ndarray:
-    """Return a row of a new class in the precision of the stored array, if it fits."""
-    row, dtype = np.asarray(row), model.tensors[key].dtype
+def _as_stored(model: StoredModel, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the rows of a class in the precision of the stored arrays, as far as they fit."""
+    arrays = {key: np.asarray(row) for key, row in arrays.items()}
+    if "bbox.step" in model.tensors and "bbox.weight" in arrays:
+        packed = compact_regressors({"weight": arrays["bbox.weight"]})
+        arrays |= {f"bbox.{name}": array for name, array in packed.items()}
+    return {key: _in_precision(row, model.tensors[key].dtype) for key, row in arrays.items()}
+
+
+def _in_precision(row: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return row.astype(dtype) if dtype != np.float16 or np.abs(row).max(initial=0) < _FLOAT16_MAX else row
 
 
@@ -381,7 +394,7 @@ def _of_new_classes(
 ) -> Detector:
     if boxes is not None and detector.regressors is not None:
         boxes = replace(boxes, of_head=detector.regressors.of_head)
-    return replace(detector, classes=tuple(names), classifier=svms, regressors=boxes, calibration=None)
+    return replace(detector, classes=tuple(names), classifier=svms, regressors=boxes, image_svms=None, calibration=None)
 
 
 def _hold_out(

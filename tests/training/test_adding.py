@@ -225,3 +225,46 @@ def test_an_interruption_between_two_files_is_made_up_for_when_the_model_is_load
     assert "circle" not in sppdet.load(model).classes
     assert {path.name for path in model.iterdir()} == {*MODEL}
     finish_update(model)
+
+
+def test_an_added_class_has_no_svm_of_whole_images(model, images):
+    stored = StoredModel.read(model)
+    ones = np.ones_like(stored.tensors["classifier.weight"])
+    replace(stored, tensors=stored.tensors | {"context.weight": ones, "context.bias": ones[:, 0]}).write(model)
+    name = stored.classes[0]
+    remove_classes(model, [name])
+    add_classes(model, images, [name])
+    weight = StoredModel.read(model).tensors["context.weight"]
+    assert (weight[:-1] == 1).all() and not weight[-1].any()
+
+
+def test_classes_are_added_to_a_compact_model_in_its_precision(model, images):
+    sppdet.detection.save_detector(sppdet.load(model), model, compact=True)
+    before = rows(model)
+    name = StoredModel.read(model).classes[0]
+    remove_classes(model, [name])
+    add_classes(model, images, [name])
+    after = rows(model)
+    assert {one: after[one] for one in before if one != name} == {one: before[one] for one in before if one != name}
+    tensors = StoredModel.read(model).tensors
+    assert tensors["bbox.weight"].dtype == np.int8 and tensors["classifier.weight"].dtype == np.float16
+    assert sppdet.load(model).classes[-1] == name
+
+
+def test_the_detector_of_the_package_stays_as_it_is(images):
+    with pytest.raises(SppdetError, match=r"voc07: is part of the package .* give --output"):
+        remove_classes("voc07", ["cat"])
+
+
+def test_a_compact_model_can_be_joined_with_another(model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    first, *rest = StoredModel.read(model).classes
+    remove_classes(model, rest)
+    remove_classes(other, [first])
+    sppdet.detection.save_detector(sppdet.load(model), model)
+    sppdet.detection.save_detector(sppdet.load(other), other, compact=True)
+    join_models(model, other, tmp_path / "joined")
+    joined = sppdet.load(tmp_path / "joined")
+    assert joined.classes == (first, *rest)
+    np.testing.assert_allclose(joined.regressors.weight[1:], sppdet.load(other).regressors.weight, atol=1e-3)

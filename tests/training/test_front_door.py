@@ -34,7 +34,7 @@ def test_a_folder_is_trained_as_the_command_does_it(trained, tmp_path, log_lines
     assert detector.classes == trained.detector().classes and (tmp_path / "run" / "metrics.json").exists()
     assert "measuring the speed of this machine" in "".join(log_lines)
     (plan,) = [line for line in log_lines if line.startswith("to do: ")]
-    assert plan.startswith("to do: svm, bbox, evaluate; about ") and plan.endswith(
+    assert plan.startswith("to do: svm, context, bbox, calibration, evaluate; about ") and plan.endswith(
         " on 1 core"
     )  # the cache has the rest
     assert "proposals  finished earlier" in "".join(log_lines)

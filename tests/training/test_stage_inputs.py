@@ -84,12 +84,12 @@ def test_end_to_end_training_replaces_the_backbone(inputs):
 @pytest.mark.parametrize(
     ("overrides", "stages"),
     [
-        ([], ["svm", "bbox"]),
-        (["features=fc7"], ["finetune", "svm", "bbox"]),
-        (["features=fc7", *END_TO_END], ["svm", "bbox"]),
+        ([], ["svm", "bbox", "calibration"]),
+        (["features=fc7"], ["finetune", "svm", "bbox", "calibration"]),
+        (["features=fc7", *END_TO_END], ["svm", "bbox", "calibration"]),
         (["features=fc7", *END_TO_END, "classifier=softmax"], ["bbox"]),
         (["features=fc7", *END_TO_END, "classifier=softmax", "bbox.kind=joint"], []),
-        (["detection.context=0.3", "bbox.enabled=false"], ["svm", "context"]),
+        (["detection.context=0.3", "bbox.enabled=false"], ["svm", "context", "calibration"]),
     ],
 )
 def test_stages_that_learn_from_the_maps_of_the_training_images(inputs, overrides, stages):

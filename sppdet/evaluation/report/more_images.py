@@ -45,7 +45,7 @@ def expectation(points: Sequence[CurvePoint]) -> str:
 
     Examples:
         >>> points = [CurvePoint(n, 3, value, 0.5, 0.0, 0.0) for n, value in ((10, 60.0), (20, 70.0), (40, 75.0))]
-        >>> expectation(points)[-87:]
+        >>> expectation(points)[-88:]
         'Twice as many again (80), of the same kind, would probably bring 2.5 to 5.0 points more.'
     """
     quarter, half, every = points
