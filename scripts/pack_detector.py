@@ -1,6 +1,6 @@
 """Write a run's detector in few bytes, as the one that is part of the package.
 
-    python scripts/pack_detector.py RUN --calibrate VOCDEVKIT --split val --limit 600 --bank 80
+    python scripts/pack_detector.py RUN --calibrate VOCDEVKIT --split val --limit 600 --bank 60
 
 The probabilities are learned from images that the run was not trained on. The model is read back, and its size and the
 largest change of a weight of the SVMs are printed.
@@ -9,23 +9,28 @@ largest change of a weight of the SVMs are printed.
 from __future__ import annotations
 
 import argparse
-import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from sppdet.config import load, override
+from sppdet.config import SvmSettings, load, override
 from sppdet.data import read_dataset
 from sppdet.detection import load_detector, save_detector, shipped_model
-from sppdet.training import BANK_FILE, Pipeline, calibrate_detector
+from sppdet.training import BANK_FILE, Bank, Pipeline, calibrate_detector
+from sppdet.utils import atomic_write
 
 
 def write_bank(run: Path, folder: Path, size: int) -> None:
-    """Write a bank of the run's vectors beside the model; its images and feature maps must still be there."""
+    """Write a small bank of the run's vectors beside the model; its images and feature maps must still be there.
+
+    Classes that are added bring vectors of their own, up to the usual number.
+    """
     pipeline = Pipeline(override(load(run / "config.json"), [f"run.dir={run}", f"svm.bank={size}"]))
     pipeline.prepare()
     pipeline.keep_bank()
-    shutil.copyfile(run / BANK_FILE, folder / BANK_FILE)
+    bank = Bank.load(run)
+    atomic_write(folder / BANK_FILE, replace(bank, limit=SvmSettings().bank).save)
 
 
 def main() -> None:
