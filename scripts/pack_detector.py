@@ -15,8 +15,9 @@ from pathlib import Path
 import numpy as np
 
 from sppdet.config import SvmSettings, load, override
-from sppdet.data import read_dataset
-from sppdet.detection import load_detector, save_detector, shipped_model
+from sppdet.data import Dataset, read_dataset
+from sppdet.detection import Detector, load_detector, save_detector, shipped_model
+from sppdet.evaluation import evaluate_detections, measure_reliability
 from sppdet.training import BANK_FILE, Bank, Pipeline, calibrate_detector
 from sppdet.utils import atomic_write
 
@@ -33,6 +34,16 @@ def write_bank(run: Path, folder: Path, size: int) -> None:
     atomic_write(folder / BANK_FILE, replace(bank, limit=SvmSettings().bank).save)
 
 
+def measure(detector: Detector, images: Dataset) -> None:
+    """Print mAP and the expected calibration error on some images."""
+    lowest = detector.detection.min_margin
+    detections = [detector.predict(sample.read(), margin=lowest) for sample in images]
+    reliability = measure_reliability(images, detections)
+    figures = evaluate_detections(images, detections)
+    print(f"mAP {figures['mAP']:.1f}, AP {figures['coco']['AP']:.1f}, AP75 {figures['coco']['AP75']:.1f}")
+    print(f"expected calibration error {reliability['error']:.3f}" if reliability else "no probabilities")
+
+
 def main() -> None:
     """Pack the detector of a run."""
     parser = argparse.ArgumentParser(description="Write a run's detector in few bytes.")
@@ -41,6 +52,7 @@ def main() -> None:
     parser.add_argument("--calibrate", metavar="DATA", help="folder of images that the run was not trained on")
     parser.add_argument("--split", default="val", help="of that folder; default: %(default)s")
     parser.add_argument("--limit", type=int, help="number of these images")
+    parser.add_argument("--measure", metavar="DATA", help="measure the packed model on the split test of this folder")
     parser.add_argument("--bank", type=int, metavar="N", help="vectors of a bank, from which classes are added")
     options = parser.parse_args()
     detector = load_detector(options.run, "cpu")
@@ -52,6 +64,8 @@ def main() -> None:
     if options.bank:
         write_bank(options.run, options.folder, options.bank)
     packed = load_detector(options.folder, "cpu")
+    if options.measure:
+        measure(packed, read_dataset(options.measure, "test", packed.classes))
     size = sum(file.stat().st_size for file in options.folder.iterdir())
     change = np.abs(packed.classifier.weight - detector.classifier.weight).max()
     print(f"{options.folder}: {size / 1e6:.2f} MB; weights of SVMs moved by {change:.1e} at most")

@@ -12,6 +12,7 @@ from .diagnosis import diagnose as diagnose
 from .diagnosis_run import diagnose_run as diagnose_run
 from .in_memory import evaluate_detections as evaluate_detections
 from .in_memory import evaluate_detector as evaluate_detector
+from .reliability import measure_reliability as measure_reliability
 from .report.page import write_report as write_report
 from .run import LastEvaluation as LastEvaluation
 from .run import detect_all as detect_all

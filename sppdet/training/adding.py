@@ -394,7 +394,10 @@ def _of_new_classes(
 ) -> Detector:
     if boxes is not None and detector.regressors is not None:
         boxes = replace(boxes, of_head=detector.regressors.of_head)
-    return replace(detector, classes=tuple(names), classifier=svms, regressors=boxes, image_svms=None, calibration=None)
+    return replace(
+        detector, classes=tuple(names), classifier=svms, regressors=boxes, image_svms=None, calibration=None,
+        detection=replace(detector.detection, context=0.0),
+    )  # fmt: skip
 
 
 def _hold_out(

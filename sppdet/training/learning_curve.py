@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sppdet.config import in_folder
+from sppdet.config import in_folder, override
 from sppdet.data import Dataset, divide_dataset
 from sppdet.training.pipeline import Pipeline
 from sppdet.utils import read_json
@@ -32,7 +32,8 @@ def parts_of_curve(pipelines: Sequence[Pipeline]) -> list[Pipeline]:
             return []
         subsets = [*_subsets(pipeline.inputs.train, pipeline.config.run.seed).items()]
         for name, images in subsets if len(pipelines) == 1 else subsets[:2]:
-            config = in_folder(pipeline.config, pipeline.inputs.folder / "learning_curve" / name)
+            without = override(pipeline.config, ["calibration.folds=0"])  # the curve shows no probabilities
+            config = in_folder(without, pipeline.inputs.folder / "learning_curve" / name)
             label = f"{pipeline.name}learning curve, {name.replace('-', ' ')}: "
             parts.append(Pipeline(config, data=(images, pipeline.inputs.test), name=label))
             parts[-1].inputs.initial_backbone = pipeline.inputs.initial_backbone

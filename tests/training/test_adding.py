@@ -12,9 +12,17 @@ import pytest
 import sppdet
 from sppdet.data.dataset import Dataset
 from sppdet.data.splits import read_dataset
+from sppdet.detection.linear_layers import LinearSVMs
 from sppdet.detection.saved_model import finish_update
 from sppdet.detection.stored_model import StoredModel
-from sppdet.training.adding import add_background, add_classes, join_models, remove_classes, rename_class
+from sppdet.training.adding import (
+    _of_new_classes,
+    add_background,
+    add_classes,
+    join_models,
+    remove_classes,
+    rename_class,
+)
 from sppdet.training.bank import BANK_FILE, Bank
 from sppdet.utils.errors import SppdetError
 
@@ -230,12 +238,18 @@ def test_an_interruption_between_two_files_is_made_up_for_when_the_model_is_load
 def test_an_added_class_has_no_svm_of_whole_images(model, images):
     stored = StoredModel.read(model)
     ones = np.ones_like(stored.tensors["classifier.weight"])
-    replace(stored, tensors=stored.tensors | {"context.weight": ones, "context.bias": ones[:, 0]}).write(model)
+    detection = stored.description["detection"] | {"context": 0.3}
+    tensors = stored.tensors | {"context.weight": ones, "context.bias": ones[:, 0]}
+    replace(stored, tensors=tensors, description=stored.description | {"detection": detection}).write(model)
     name = stored.classes[0]
     remove_classes(model, [name])
     add_classes(model, images, [name])
     weight = StoredModel.read(model).tensors["context.weight"]
     assert (weight[:-1] == 1).all() and not weight[-1].any()
+    # In the images that its probabilities are learned from, it is detected without one, too.
+    detector = sppdet.load(model)
+    alone = _of_new_classes(detector, [name], LinearSVMs(ones[:1], ones[:1, 0]), None)
+    assert alone.classes == (name,) and alone.image_svms is None and alone.detection.context == 0
 
 
 def test_classes_are_added_to_a_compact_model_in_its_precision(model, images):
