@@ -21,7 +21,6 @@ from .saved_model import load as load
 from .saved_model import load_detector as load_detector
 from .saved_model import replace_files as replace_files
 from .saved_model import save_detector as save_detector
-from .shipped import SHIPPED as SHIPPED
 from .shipped import model_folder as model_folder
 from .shipped import shipped_model as shipped_model
 from .stored_model import StoredClass as StoredClass

@@ -25,5 +25,5 @@ from .voc import average_precision as average_precision
 from .voc import evaluate_voc as evaluate_voc
 from .voc import flatten_detections as flatten_detections
 from .voc import flatten_ground_truth as flatten_ground_truth
-from .voc import match_label as match_label
 from .voc import only_looked_for as only_looked_for
+from .voc import right_and_wrong as right_and_wrong

@@ -11,7 +11,7 @@ import numpy as np
 
 from sppdet.data import Dataset
 from sppdet.detection import Detections
-from sppdet.evaluation.voc import flatten_detections, flatten_ground_truth, match_label
+from sppdet.evaluation.voc import flatten_detections, flatten_ground_truth, right_and_wrong
 
 BINS = 10  # of equal width
 _LEAST = 0.1  # probability of the detections that count
@@ -38,9 +38,9 @@ def measure_reliability(dataset: Dataset, detections: Sequence[Detections], iou_
     every, truth, probabilities = flatten_detections(detections), flatten_ground_truth(dataset), np.concatenate(known)
     counted, right = [], []
     for label in range(len(dataset.classes)):
-        match = match_label(every, truth, label, iou_threshold)
-        counted.append(np.flatnonzero(every[2] == label)[match.order][~match.ignored])
-        right.append(match.true_positive[~match.ignored])
+        rows, of_class, _ = right_and_wrong(every, truth, label, iou_threshold)
+        counted.append(rows)
+        right.append(of_class)
     probability, is_right = probabilities[np.concatenate(counted)].astype(np.float64), np.concatenate(right)
     likely = probability >= _LEAST
     return {

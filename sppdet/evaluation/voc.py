@@ -149,6 +149,23 @@ def match_label(
     )
 
 
+def right_and_wrong(
+    detections: tuple[np.ndarray, ...], truth: tuple[np.ndarray, ...], label: int, iou_threshold: float = 0.5
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return the detections of one class that are right or wrong, best first; those of difficult objects are neither.
+
+    Args:
+        detections, truth, label, iou_threshold: as in `match_label`.
+
+    Returns:
+        Their rows ``(n,)`` among ``detections``; bool ``(n,)``, which are right; and the number of objects.
+    """
+    match = match_label(detections, truth, label, iou_threshold)
+    counted = ~match.ignored
+    rows = np.flatnonzero(detections[2] == label)[match.order][counted]
+    return rows, match.true_positive[counted], match.positives
+
+
 def best_truth(
     images: np.ndarray, boxes: np.ndarray, truth_images: np.ndarray, truth_boxes: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ import numpy as np
 from sppdet.config import DEFAULT_THRESHOLD, CalibrationSettings
 from sppdet.data import Dataset
 from sppdet.detection import BoxRegressors, Calibration, Curve, Detections, Detector, LinearSVMs, Sigmoid, Steps
-from sppdet.evaluation import detect_all, flatten_detections, flatten_ground_truth, match_label, only_looked_for
+from sppdet.evaluation import detect_all, flatten_detections, flatten_ground_truth, only_looked_for, right_and_wrong
 from sppdet.features import FeatureSplit, WindowFeatures
 from sppdet.training import svm
 from sppdet.training.mining import ClassWindows, pool_locations
@@ -319,13 +319,11 @@ def compare_with_objects(
         The detections of each class.
     """
     detected, truth = flatten_detections(only_looked_for(dataset, detections)), flatten_ground_truth(dataset)
-    images, _, detected_labels, margins = detected
+    images, _, _, margins = detected
     held_out = []
     for label in range(len(dataset.classes)) if labels is None else labels:
-        match = match_label(detected, truth, label)
-        counted = ~match.ignored
-        rows = np.flatnonzero(detected_labels == label)[match.order][counted]
-        held_out.append(HeldOut(margins[rows], match.true_positive[counted], images[rows], match.positives))
+        rows, right, objects = right_and_wrong(detected, truth, label)
+        held_out.append(HeldOut(margins[rows], right, images[rows], objects))
     return held_out
 
 

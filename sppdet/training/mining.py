@@ -25,6 +25,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -432,15 +433,20 @@ class Miner:
 
     def _positives(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the locations ``(n,)`` of an image's positives, and the class of each ``(n,)``."""
-        boxes = [self.split.objects(i, label) for label in self.labels]
-        if not any(map(len, boxes)):
+        if not any(len(self.split.objects(i, label)) for label in self.labels):
             return np.zeros(0, LOCATION), np.zeros(0, np.int64)
         maps = self.split.maps(i)
+        boxes, classes = self._positive_boxes(i, maps)
+        windows = self.features.windows(boxes, self.split.size(i), maps)
+        return _locations(i, windows, windows.group), classes
+
+    def _positive_boxes(self, i: int, maps: object) -> tuple[np.ndarray, np.ndarray]:
+        """Return the boxes ``(n, 4)`` of an image's positives, and the class of each ``(n,)``."""
+        boxes = [self.split.objects(i, label) for label in self.labels]
         if self.settings.positive_overlap < 1:
             boxes = [np.concatenate(both) for both in zip(boxes, self._near_proposals(i, maps))]
         classes = np.repeat(np.arange(len(boxes)), [len(class_boxes) for class_boxes in boxes])
-        windows = self.features.windows(np.concatenate(boxes), self.split.size(i), maps)
-        return _locations(i, windows, windows.group), classes
+        return np.concatenate(boxes), classes
 
     def candidates(
         self, i: int, weights: Products, bias: np.ndarray, random: int
@@ -459,23 +465,14 @@ class Miner:
             twice.
         """
         maps = self.split.maps(i)
-        windows, proposals = self._windows(i, maps)
-        negative = self._may_be_negative(i, proposals, windows)
-        score = self.features.products(maps, windows, weights)[0] + bias
-        hard = negative & (score > self.settings.hard_margin)
-        self._drop_duplicates(windows, proposals, score, hard)
+        windows, negative, hard, _ = self._scored(i, maps, weights, bias)
         drawn = np.zeros(len(windows.cells), bool)
         drawn[np.random.default_rng([self.execution.seed, i]).permutation(len(drawn))[:random]] = True
         rows = np.flatnonzero(hard.any(axis=1) | drawn)
-        boxes = [self.split.objects(i, label) for label in self.labels]
-        if self.settings.positive_overlap < 1:
-            boxes = [np.concatenate(both) for both in zip(boxes, self._near_proposals(i, maps))]
-        classes = np.repeat(np.arange(len(boxes)), [len(class_boxes) for class_boxes in boxes])
-        every = np.concatenate(boxes)
-        overlaps = self.split.overlaps(i, every, self.labels)
-        labels = -(overlaps < self.settings.negative_overlap).astype(np.int8)
-        labels[np.arange(len(every)), classes] = 1
-        positives = self.features.windows(every, self.split.size(i), maps)
+        boxes, classes = self._positive_boxes(i, maps)
+        labels = -self._is_negative(i, self.split.overlaps(i, boxes, self.labels)).astype(np.int8)
+        labels[np.arange(len(boxes)), classes] = 1
+        positives = self.features.windows(boxes, self.split.size(i), maps)
         return (
             np.concatenate([_locations(i, positives, positives.group), _locations(i, windows, rows)]),
             np.concatenate([labels, -negative[rows].astype(np.int8)]),
@@ -501,6 +498,21 @@ class Miner:
         boxes = self.split.proposals(i)
         return self.features.windows(boxes, self.split.size(i), maps), boxes
 
+    def _scored(
+        self, i: int, maps: Any, weights: Products, bias: np.ndarray
+    ) -> tuple[Windows, np.ndarray, np.ndarray, np.ndarray]:
+        """Return an image's windows, and each ``(U, K)``: may it be a negative, is it a hard one, and its margin."""
+        windows, boxes = self._windows(i, maps)
+        score = self.features.products(maps, windows, weights)[0] + bias
+        negative = self._may_be_negative(i, boxes, windows)
+        hard = negative & (score > self.settings.hard_margin)
+        self._drop_duplicates(windows, boxes, score, hard)
+        return windows, negative, hard, score
+
+    def _is_negative(self, i: int, overlap: np.ndarray) -> np.ndarray:
+        """Return ``(n, K)`` whether windows with these overlaps ``(n, K)`` may be negatives of each class."""
+        return (overlap < self.settings.negative_overlap) & self.split.dataset[i].was_looked_for(self.labels)
+
     def _may_be_negative(self, i: int, boxes: np.ndarray, windows: Windows) -> np.ndarray:
         """Return ``(U, K)`` whether a window may be a negative of each class.
 
@@ -508,19 +520,14 @@ class Miner:
         """
         overlap = np.zeros((len(windows.cells), len(self.labels)), np.float32)
         np.maximum.at(overlap, windows.group, self.split.overlaps(i, boxes, self.labels))
-        looked_for = self.split.dataset[i].was_looked_for(self.labels)
-        return (overlap < self.settings.negative_overlap) & looked_for
+        return self._is_negative(i, overlap)
 
     def _mine(self, images: list[int], fitted: LinearSVMs) -> None:
         """Add the hard negatives of some images to the cache."""
         weights = Products(fitted.weight, half=self.features.half)
 
         def find(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-            maps = self.split.maps(i)
-            windows, boxes = self._windows(i, maps)
-            score = self.features.products(maps, windows, weights)[0] + fitted.bias
-            hard = self._may_be_negative(i, boxes, windows) & (score > self.settings.hard_margin)
-            self._drop_duplicates(windows, boxes, score, hard)
+            windows, _, hard, score = self._scored(i, self.split.maps(i), weights, fitted.bias)
             rows = np.flatnonzero(hard.any(axis=1))
             return rows, _locations(i, windows, rows), hard[rows], score[rows]
 

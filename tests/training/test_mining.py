@@ -204,6 +204,21 @@ def test_where_a_class_was_not_looked_for_no_window_is_a_negative(planted, tiny_
     assert 9 not in locations["image"][labels < 0] and (labels < 0).sum() > 30
 
 
+def test_where_a_class_was_not_looked_for_no_candidate_of_a_bank_is_its_negative(random_split, tiny_features):
+    split, features = random_split(images=4), tiny_features(8)
+    samples = list(split.dataset.samples)
+    samples[0] = replace(samples[0], looked_for=np.array([True, False, True]))
+    partly = replace(split, dataset=replace(split.dataset, samples=tuple(samples)))
+    weights = Products(np.zeros((3, features.dimension), np.float32))
+
+    def labels(images) -> np.ndarray:
+        return miner(images, features, [0, 1, 2]).candidates(0, weights, np.zeros(3, np.float32), 100)[1]
+
+    every = labels(split)
+    assert (every[:, 1] < 0).any()
+    np.testing.assert_array_equal(labels(partly)[:, 1], np.maximum(every[:, 1], 0))
+
+
 @pytest.mark.parametrize(("overlap", "expected"), [(1.0, []), (0.8, []), (0.7, [[8, 8, 24, 20]])])
 def test_windows_that_overlap_an_object_by_enough_are_positives_too(planted, tiny_features, overlap, expected):
     made = miner(planted, tiny_features(4), [0], random_negatives=8, positive_overlap=overlap)
