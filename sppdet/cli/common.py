@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import signal
@@ -140,6 +141,7 @@ def add_overrides(parser: argparse.ArgumentParser, example: str = "regions.scale
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],  # without it, argparse calls this argument required when another one is missing
         metavar="key=value",
         help=f"settings to change, such as {example}",
     )
@@ -161,7 +163,9 @@ def choose(program: str, commands: dict[str, str], arguments: list[str]) -> str 
     asked = first in ("-h", "--help")
     stream = sys.stdout if asked else sys.stderr
     if first is not None and not asked:
-        print(f"error: {program} has no command '{first}'; give one of {', '.join(commands)}", file=stream)
+        nearest = difflib.get_close_matches(first, commands, n=1)
+        hint = f"did you mean '{nearest[0]}'?" if nearest else f"give one of {', '.join(commands)}"
+        print(f"error: {program} has no command '{first}'; {hint}", file=stream)
     lines = [f"  {name:<9} {text}" for name, text in commands.items()]
     text = [f"usage: {program} COMMAND ...", "", *lines, "", f"{program} COMMAND --help tells more."]
     print("\n".join(text), file=stream)

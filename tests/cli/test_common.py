@@ -168,10 +168,21 @@ def test_usage_without_a_command_is_an_error(capsys):
     assert capsys.readouterr() == ("", USAGE)
 
 
-def test_an_unknown_command_is_named(capsys):
-    assert cli.choose("tool", COMMANDS, ["detekt", "a.jpg"]) == 2
-    line = "error: tool has no command 'detekt'; give one of train, detect\n"
-    assert capsys.readouterr() == ("", line + USAGE)
+@pytest.mark.parametrize(
+    ("command", "remedy"), [("detekt", "did you mean 'detect'?"), ("xyz", "give one of train, detect")]
+)
+def test_an_unknown_command_is_named(capsys, command, remedy):
+    assert cli.choose("tool", COMMANDS, [command, "a.jpg"]) == 2
+    assert capsys.readouterr() == ("", f"error: tool has no command '{command}'; {remedy}\n" + USAGE)
+
+
+def test_settings_are_not_called_required(capsys):
+    parser = argparse.ArgumentParser("tool")
+    parser.add_argument("source", metavar="IMAGES")
+    cli.add_overrides(parser)
+    with pytest.raises(SystemExit):
+        parser.parse_intermixed_args([])
+    assert capsys.readouterr().err.endswith("the following arguments are required: IMAGES\n")
 
 
 def test_sigterm_ends_a_command_as_the_keyboard_does(capsys):
