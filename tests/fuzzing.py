@@ -161,7 +161,8 @@ def model_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
     """Yield the kinds: model.json of detectors and of an ensemble, and their use on an image."""
     from detectors import random_detector, two_rectangles
 
-    from sppdet.detection.saved_model import combine_runs, load, save_detector
+    from sppdet.detection.saved_ensemble import combine_runs, load
+    from sppdet.detection.saved_model import save_detector
     from sppdet.networks import Cut
 
     image = two_rectangles()

@@ -12,6 +12,16 @@ _HIGHEST = 127  # of the codes of int8, on both sides of 0
 _STEP = "step"
 
 
+def as_half(array: np.ndarray) -> np.ndarray:
+    """Return an array in half precision, or as it is where it has larger numbers than half precision.
+
+    Examples:
+        >>> as_half(np.array([0.5, 2.0])).dtype, as_half(np.array([1e6])).dtype
+        (dtype('float16'), dtype('float64'))
+    """
+    return array.astype(np.float16) if np.abs(array).max(initial=0) < np.finfo(np.float16).max else array
+
+
 def compact_svms(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Return the weight of SVMs in half precision; the bias stays as it is.
 
@@ -19,7 +29,7 @@ def compact_svms(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         >>> compact_svms({"weight": np.array([[0.1]], np.float32), "bias": np.zeros(1, np.float32)})["weight"]
         array([[0.1]], dtype=float16)
     """
-    return arrays | {"weight": arrays["weight"].astype(np.float16)}
+    return arrays | {"weight": as_half(arrays["weight"])}
 
 
 def compact_regressors(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from sppdet.detection.compact import expand
-from sppdet.detection.saved_model import finish_update, is_ensemble
+from sppdet.detection.model_files import finish_update
+from sppdet.detection.saved_ensemble import is_ensemble
 from sppdet.utils import SppdetError, read_arrays, read_json, write_json, write_tensors
 
 _OF_CLASSES = (

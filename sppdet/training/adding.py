@@ -32,6 +32,7 @@ from sppdet.detection import (
     LinearSVMs,
     StoredClass,
     StoredModel,
+    as_half,
     compact_regressors,
     load_detector,
     model_folder,
@@ -48,7 +49,6 @@ from sppdet.utils import Execution, SppdetError, read_json, temporary_folder, wr
 logger = logging.getLogger(__name__)
 
 _MOST_NEW = 0.1  # share of the bank that the negatives of one call with images of background may take
-_FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
 def add_classes(
@@ -309,11 +309,8 @@ def _as_stored(model: StoredModel, arrays: dict[str, np.ndarray]) -> dict[str, n
     if "bbox.step" in model.tensors and "bbox.weight" in arrays:
         packed = compact_regressors({"weight": arrays["bbox.weight"]})
         arrays |= {f"bbox.{name}": array for name, array in packed.items()}
-    return {key: _in_precision(row, model.tensors[key].dtype) for key, row in arrays.items()}
-
-
-def _in_precision(row: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return row.astype(dtype) if dtype != np.float16 or np.abs(row).max(initial=0) < _FLOAT16_MAX else row
+    dtypes = {key: model.tensors[key].dtype for key in arrays}
+    return {key: as_half(row) if dtypes[key] == np.float16 else row.astype(dtypes[key]) for key, row in arrays.items()}
 
 
 def _checked_detector(model: StoredModel, bank: Bank, device: str) -> Detector:

@@ -7,6 +7,7 @@ from .errors import SppdetError as SppdetError
 from .execution import Checkpoint as Checkpoint
 from .execution import Execution as Execution
 from .files import atomic_write as atomic_write
+from .files import check_entries as check_entries
 from .files import entries_under as entries_under
 from .files import errors_naming as errors_naming
 from .files import file_digest as file_digest

@@ -145,28 +145,43 @@ def read_json(path: str | os.PathLike[str], **types: type | tuple[type, ...]) ->
         SppdetError: the file is missing or damaged, holds no object, or an entry is missing or of another type; or
             the object's ``checksum`` is not that of its content.
     """
-    remedy = "remove it and run the command again"
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise SppdetError(f"{path}: not readable as JSON ({error}); {remedy}") from None
+        raise SppdetError(f"{path}: not readable as JSON ({error}); {_JSON_REMEDY}") from None
     if not isinstance(values, dict):
-        raise SppdetError(f"{path}: expected an object, {{...}}, found {_JSON_NAMES[type(values)]}; {remedy}")
-    for name, expected in types.items():
-        expected = expected if isinstance(expected, tuple) else (expected,)
-        if name not in values:
-            raise SppdetError(f"{path}: has no '{name}'; {remedy}")
-        if type(values[name]) not in expected:
-            names = " or ".join(_JSON_NAMES[kind] for kind in expected)
-            actual = _JSON_NAMES[type(values[name])]
-            raise SppdetError(f"{path}: '{name}' is {actual}, not {names}; {remedy}")
+        raise SppdetError(f"{path}: expected an object, {{...}}, found {_JSON_NAMES[type(values)]}; {_JSON_REMEDY}")
+    check_entries(path, values, **types)
     if "checksum" in values and values.pop("checksum") != fingerprint(values):
         raise SppdetError(
-            f"{path}: was changed since it was written; {remedy}, or take its entry 'checksum' out if you edited it"
+            f"{path}: was changed since it was written; {_JSON_REMEDY}, or take its entry 'checksum' out if you edited "
+            "it"
         )
     return values
 
 
+def check_entries(path: str | os.PathLike[str], values: dict[str, Any], **types: type | tuple[type, ...]) -> None:
+    """Check that the content of a JSON file has entries, each of a type.
+
+    Args:
+        path: the file, for messages.
+        values: its content.
+        **types: the entries, each with its type; ``type(None)`` is that of null.
+
+    Raises:
+        SppdetError: an entry is missing or of another type.
+    """
+    for name, expected in types.items():
+        expected = expected if isinstance(expected, tuple) else (expected,)
+        if name not in values:
+            raise SppdetError(f"{path}: has no '{name}'; {_JSON_REMEDY}")
+        if type(values[name]) not in expected:
+            names = " or ".join(_JSON_NAMES[kind] for kind in expected)
+            actual = _JSON_NAMES[type(values[name])]
+            raise SppdetError(f"{path}: '{name}' is {actual}, not {names}; {_JSON_REMEDY}")
+
+
+_JSON_REMEDY = "remove it and run the command again"
 _JSON_NAMES = {
     dict: "an object", list: "a list", str: "text", int: "a whole number", float: "a number", bool: "true or false",
     type(None): "null",

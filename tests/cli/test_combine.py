@@ -11,7 +11,7 @@ from detectors import hand_made_detector
 
 from sppdet.cli.combine import main
 from sppdet.detection.linear_layers import Softmax
-from sppdet.detection.saved_model import load
+from sppdet.detection.saved_ensemble import load
 from sppdet.utils.files import write_json
 
 

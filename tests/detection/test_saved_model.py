@@ -1,4 +1,4 @@
-"""Model files: a detector that was saved and loaded detects exactly the same; folders of ensembles."""
+"""Model files: a detector that was saved and loaded detects exactly the same."""
 
 from __future__ import annotations
 
@@ -17,23 +17,13 @@ from safetensors.numpy import load_file
 
 from sppdet.config.settings import DetectionSettings
 from sppdet.detection.detector import Detector, describe_features
-from sppdet.detection.ensemble import Ensemble
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
-from sppdet.detection.saved_model import (
-    MODEL_FILES,
-    combine_runs,
-    is_ensemble,
-    is_ensemble_of,
-    load,
-    load_detector,
-    save_detector,
-)
+from sppdet.detection.model_files import MODEL_FILES
+from sppdet.detection.saved_model import load_detector, save_detector
 from sppdet.networks.backbone import Backbone
 from sppdet.networks.trunk_output import Cut
 from sppdet.utils.errors import SppdetError
-from sppdet.utils.files import read_json, write_json
-
-# A detector
+from sppdet.utils.files import read_json
 
 _WITHOUT_TORCH = """
 import json, sys
@@ -188,36 +178,10 @@ def test_layers_and_their_pyramids_are_saved(tmp_path, layer):
     np.testing.assert_array_equal(detections.scores, expected.scores)
 
 
-@pytest.mark.parametrize(
-    ("section", "key", "value", "message"),
-    [
-        ("features", "map_type", "uint4", "map_type: expected one of float16, uint8, found 'uint4'"),
-        ("features", "layer_levels", [[3, 1], [10**9]], "layer_levels: expected one or more positive whole numbers"),
-        ("features", "layer_levels", [[3, 1]], "layer_levels has 1 entries for 2 layers"),
-        ("features", "layer_weights", [1, -1], "layer_weights: expected more than 0, found -1"),
-        ("features", "layer_weights", [1, 1, 1], "layer_weights has 3 entries for 2 layers"),
-        ("features", "scales", "688", "scales: expected int, found '688'"),
-        ("features", "crop", {"kind": "warp", "size": 10**6}, "regions.crop_size: expected 64 to 10000"),
-        ("backbone", "layers", [1.5, None], "layers: expected str, found None"),
-        ("backbone", "dilate", "yes", "dilate: expected bool, found 'yes'"),
-    ],
-)
-def test_layers_and_pyramids_of_a_damaged_description_are_refused(tmp_path, section, key, value, message):
-    pyramids = {"layer_levels": ((3, 1), (2,)), "layer_weights": (1.0, 0.5), "map_type": "uint8"}
-    random_detector(cut=Cut(("features.11", "features.14")), **pyramids).save(tmp_path)
-    assert load(tmp_path, "cpu").features.map_type == "uint8"
-    description = read_json(tmp_path / "model.json")
-    description[section][key] = value
-    write_json(tmp_path / "model.json", description)
-    with pytest.raises(SppdetError, match=message) as caught:
-        load(tmp_path, "cpu")
-    assert str(caught.value).startswith(f"{tmp_path / 'model.json'}: ") and "\n" not in str(caught.value)
-
-
 def test_a_loaded_softmax_is_a_softmax(tmp_path, tiny_features):
     softmax = Softmax(np.eye(3, 128, dtype=np.float32), np.arange(3, dtype=np.float32))
     replace(hand_made_detector(tiny_features, channels=128), classifier=softmax).save(tmp_path)
-    loaded = load(tmp_path, "cpu").classifier
+    loaded = load_detector(tmp_path, "cpu").classifier
     assert isinstance(loaded, Softmax)
     np.testing.assert_array_equal(loaded.weight, softmax.weight)
     np.testing.assert_array_equal(loaded.bias, softmax.bias)
@@ -244,7 +208,7 @@ def test_saving_what_was_loaded_gives_the_same_bytes(tmp_path):
 
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(SppdetError, match=r"no finished model .*sppdet\.train"):
-        load(tmp_path)
+        load_detector(tmp_path)
 
 
 @pytest.mark.parametrize("damage", ["cut", "missing"])
@@ -271,60 +235,3 @@ def test_a_model_of_another_version(tmp_path):
     (tmp_path / "model.json").write_text(json.dumps(description | {"format": 99}))
     with pytest.raises(SppdetError, match=r"model\.json: format 99, this version reads 2"):
         load_detector(tmp_path)
-
-
-# An ensemble
-
-
-@pytest.fixture
-def runs(tmp_path, tiny_features) -> Path:
-    """The folder of two runs, a and b; b has box regression."""
-    detector = hand_made_detector(tiny_features, channels=128)
-    regressors = BoxRegressors(np.zeros((2, 4, 128), np.float32), np.zeros((2, 4), np.float32))
-    save_run(tmp_path / "runs/a", detector)
-    save_run(tmp_path / "runs/b", replace(detector, regressors=regressors))
-    return tmp_path / "runs"
-
-
-def save_run(folder: Path, detector: Detector) -> None:
-    detector.save(folder)
-    write_json(folder / "config.json", {"run": {"dir": str(folder), "seed": 3}, "workers": 1})
-
-
-def test_an_ensemble_holds_copies_of_its_runs(runs):
-    combine_runs([runs / "a", runs / "b"], [3, 1], runs / "both")
-    config = read_json(runs / "both/config.json")
-    assert config == {"run": {"dir": str(runs / "both"), "seed": 3}, "workers": 1}
-    (runs / "a").rename(runs / "moved")
-    model = load(runs / "both", "cpu")
-    assert isinstance(model, Ensemble)
-    assert model.weights == (0.75, 0.25) and model.classes == ("red", "blue")
-    assert [detector.regressors is None for detector in model.detectors] == [True, False]
-    assert sorted(path.name for path in runs.iterdir()) == ["b", "both", "moved"]  # and no temporary folder
-
-
-def test_the_description_of_an_ensemble(runs):
-    """The format of files that other versions read."""
-    combine_runs([runs / "a", runs / "b"], [3, 1], runs / "both")
-    description = read_json(runs / "both/model.json")
-    assert list(description) == ["format", "classes", "proposals", "detection", "parts"]
-    assert description["format"] == "combination 1"
-    assert [{**part, "digests": len(part["digests"])} for part in description["parts"]] == [
-        {"folder": "parts/0", "share": 0.75, "run": "a", "digests": 2},
-        {"folder": "parts/1", "share": 0.25, "run": "b", "digests": 2},
-    ]
-
-
-def test_an_ensemble_knows_its_runs(runs):
-    combine_runs([runs / "a", runs / "b"], [1, 1], runs / "both")
-    assert is_ensemble(runs / "both") and not is_ensemble(runs / "a") and not is_ensemble(runs / "none")
-    assert is_ensemble_of(runs / "both", [runs / "a", runs / "b"])
-    assert not is_ensemble_of(runs / "both", [runs / "b", runs / "a"])
-    (runs / "b" / "model.json").write_text("trained again")
-    assert not is_ensemble_of(runs / "both", [runs / "a", runs / "b"])
-
-
-def test_runs_without_settings_are_refused(runs):
-    (runs / "a/config.json").unlink()
-    with pytest.raises(SppdetError, match=r"a/config\.json: does not exist; name a run's folder"):
-        combine_runs([runs / "a", runs / "b"], [1, 1], runs / "both")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sppdet import config
-from sppdet.detection.saved_model import MODEL_FILES
+from sppdet.detection.model_files import MODEL_FILES
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import file_digest, write_json
 

@@ -13,7 +13,7 @@ import sppdet
 from sppdet.data.dataset import Dataset
 from sppdet.data.splits import read_dataset
 from sppdet.detection.linear_layers import LinearSVMs
-from sppdet.detection.saved_model import finish_update
+from sppdet.detection.model_files import finish_update
 from sppdet.detection.stored_model import StoredModel
 from sppdet.training.adding import (
     _of_new_classes,
@@ -217,16 +217,16 @@ def test_an_interruption_before_the_files_are_complete_leaves_the_old_model(mode
 
 
 def test_an_interruption_between_two_files_is_made_up_for_when_the_model_is_loaded(model, monkeypatch):
-    from sppdet.detection import saved_model
+    from sppdet.detection import model_files
 
-    replace_file = saved_model.os.replace
+    replace_file = model_files.os.replace
 
     def killed(source, target):
         if Path(target) == model / "model.json":
             raise KeyboardInterrupt
         replace_file(source, target)
 
-    monkeypatch.setattr(saved_model.os, "replace", killed)
+    monkeypatch.setattr(model_files.os, "replace", killed)
     with pytest.raises(KeyboardInterrupt):
         remove_classes(model, ["circle"])
     monkeypatch.undo()
