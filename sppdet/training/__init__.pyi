@@ -1,11 +1,11 @@
 from .adding import add_background as add_background
 from .adding import add_classes as add_classes
-from .adding import join_models as join_models
-from .adding import remove_classes as remove_classes
-from .adding import rename_class as rename_class
 from .bank import BANK_FILE as BANK_FILE
 from .bank import Bank as Bank
 from .calibration import calibrate_detector as calibrate_detector
+from .changing import join_models as join_models
+from .changing import remove_classes as remove_classes
+from .changing import rename_class as rename_class
 from .folds import measure_learning_curve as measure_learning_curve
 from .front_door import run_training as run_training
 from .front_door import settings_following_data as settings_following_data

@@ -13,18 +13,14 @@ all its windows, of which those outside the bank keep their dual variables.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 
-from sppdet.config import load as load_config
-from sppdet.data import Dataset, Sample, find_images, read_folder, read_image
+from sppdet.data import Dataset, read_folder
 from sppdet.detection import (
     BoxRegressors,
     Calibration,
@@ -35,16 +31,15 @@ from sppdet.detection import (
     as_half,
     compact_regressors,
     load_detector,
-    model_folder,
-    replace_files,
-    shipped_model,
 )
-from sppdet.features import FeatureSplit, open_split
+from sppdet.features import FeatureSplit
 from sppdet.training import bbox_regression, svm
 from sppdet.training.bank import BANK_FILE, Bank, choose_windows, store_vectors, vectors_key
 from sppdet.training.calibration import HeldOut, detect_in_fold, draw_folds, fit_class
 from sppdet.training.mining import FixedRows, Miner, pool_locations
-from sppdet.utils import Execution, SppdetError, read_json, temporary_folder, write_json
+from sppdet.training.model_and_bank import read_model, save_model
+from sppdet.training.new_images import filled_split, new_names, without_objects
+from sppdet.utils import Execution, SppdetError
 
 logger = logging.getLogger(__name__)
 
@@ -84,15 +79,15 @@ def add_classes(
     Examples:
         >>> detector = add_classes("runs/demo", "photos_of_zebras", ["zebra"])  # doctest: +SKIP
     """
-    model, bank = _read(run, output)
+    model, bank = read_model(run, output)
     if bank.bbox.enabled and bank.bbox.kind == "joint":
         raise SppdetError(f"{run}: joint boxes are learned for all classes at once; train with bbox.kind=ridge")
     dataset = images if isinstance(images, Dataset) else read_folder(images).dataset()
-    names = _new_names(model, dataset, classes, images)
+    names = new_names(model, dataset, classes, images)
     labels = [dataset.classes.index(name) for name in names]
     detector = _checked_detector(model, bank, device)
     execution = Execution(bank.seed, workers)
-    with _filled_split(model.folder, dataset, detector, cache, workers, bank) as (split, mirrored):
+    with filled_split(model.folder, dataset, detector, cache, workers, bank) as (split, mirrored):
         features, of_svms = detector.features, mirrored if bank.svm.flip else split
         vectors = bank.vectors.decoded(features)
         fixed = FixedRows(vectors, np.full((len(vectors), len(labels)), -1, np.int8))
@@ -148,14 +143,14 @@ def add_background(
     Raises:
         SppdetError: the model has no bank or one that does not fit, or an image cannot be read.
     """
-    model, bank = _read(run, output)
+    model, bank = read_model(run, output)
     if bank.svm.solver != "dual":
         raise SppdetError("svm.solver: SVMs of liblinear cannot be fitted on; train with svm.solver=dual")
     detector = _checked_detector(model, bank, device)
-    dataset = _without_objects(images, detector.classes)
+    dataset = without_objects(images, detector.classes)
     execution, features = Execution(bank.seed, workers), detector.features
     assert isinstance(detector.classifier, LinearSVMs)
-    with _filled_split(model.folder, dataset, detector, cache, workers, bank) as (split, _):
+    with filled_split(model.folder, dataset, detector, cache, workers, bank) as (split, _):
         fixed = FixedRows(bank.vectors.decoded(features), bank.labels, detector.classifier)
         miner = Miner(split, features, range(len(model.classes)), bank.svm, bank.scales[0], execution, fixed)
         svms = miner.refine()
@@ -177,130 +172,9 @@ def add_background(
     return _saved(model.with_classes(entries), new_bank, output, device)
 
 
-def remove_classes(run: str | Path, names: Sequence[str], *, output: str | Path | None = None) -> None:
-    """Take classes out of a model; all others stay as they are, bit for bit.
-
-    Args:
-        run: folder of the model.
-        names: the classes.
-        output: folder of the new model, which must not exist; by default the model is replaced.
-
-    Raises:
-        SppdetError: the model does not have a class, or would have none left.
-    """
-    model, bank = _read(run, output, needs_bank=False)
-    _check_known(model, names)
-    kept = [one for one in model.stored_classes() if one.name not in names]
-    if not kept:
-        raise SppdetError(f"{run}: no class would be left; leave one")
-    _save(model.with_classes(kept), bank and bank.without(names), output)
-
-
-def rename_class(run: str | Path, old: str, new: str, *, output: str | Path | None = None) -> None:
-    """Give a class of a model another name.
-
-    Args:
-        run: folder of the model.
-        old: the name that it has.
-        new: the name that it gets.
-        output: folder of the new model, which must not exist; by default the model is replaced.
-
-    Raises:
-        SppdetError: the model does not have the class, or has one of the new name.
-    """
-    model, bank = _read(run, output, needs_bank=False)
-    _check_known(model, [old])
-    if new in model.classes or not new.strip():
-        raise SppdetError(f"{run}: has a class '{new}' already; give another name" if new.strip() else "NEW: is empty")
-    classes = [replace(one, name=new if one.name == old else one.name) for one in model.stored_classes()]
-    names = tuple(one.name for one in classes)
-    _save(model.with_classes(classes), bank and replace(bank, classes=names, origin=""), output)
-
-
-def join_models(run: str | Path, other: str | Path, output: str | Path) -> None:
-    """Make one detector of two with different classes on the same network and settings.
-
-    Args:
-        run: folder of the model whose classes come first, and whose settings of detection hold.
-        other: folder of the other model.
-        output: folder of the new model, which must not exist.
-
-    Raises:
-        SppdetError: the models share a class, or differ in what they must share.
-    """
-    model, bank = _read(run, output, needs_bank=False)
-    second, other_bank = _read(other, output, needs_bank=False)
-    if both := [name for name in model.classes if name in second.classes]:
-        raise SppdetError(f"{other}: has {', '.join(both)}, as {run} has; rename or remove it in one of them")
-    if difference := model.difference(second):
-        raise SppdetError(f"{other}: its {difference} is not that of {run}; train both with the same settings")
-    joined = None
-    if bank and other_bank:
-        if replace(bank.svm, bank=0) != replace(other_bank.svm, bank=0):
-            raise SppdetError(f"{other}: was trained with other settings svm.* than {run}; train both with the same")
-        labels = np.full((len(other_bank), len(model.classes) + len(second.classes)), -1, np.int8)
-        labels[:, len(model.classes) :] = other_bank.labels
-        joined = bank.with_rows(other_bank.vectors, labels, [*model.classes, *second.classes])
-    else:
-        logger.warning("%s: without a bank, as one of the models has none; no class can be added to it", output)
-    model, second = model.expanded(), second.expanded()
-    _save(model.with_classes([*model.stored_classes(), *second.stored_classes()]), joined, output)
-
-
-# The model's files
-
-
-def _read(name: str | Path, output: str | Path | None, needs_bank: bool = True) -> tuple[StoredModel, Any]:
-    """Read a model and its bank; None for a bank that is neither there nor needed."""
-    folder = model_folder(name)
-    if output is None and folder == shipped_model():
-        raise SppdetError(f"{name}: is part of the package and stays as it is; give --output FOLDER for the new model")
-    if output is not None and Path(output).exists():
-        raise SppdetError(f"{output}: exists already; give another --output")
-    model = StoredModel.read(folder)
-    if not needs_bank and not (folder / BANK_FILE).is_file():
-        return model, None
-    bank = Bank.load(folder)
-    if bank.classes != model.classes:
-        raise SppdetError(f"{folder / BANK_FILE}: is of another model, with other classes; copy both together")
-    return model, bank
-
-
-def _save(model: StoredModel, bank: Bank | None, output: str | Path | None) -> None:
-    """Write a model and its bank in place of the old files, or into a new folder."""
-
-    def write(folder: Path) -> None:
-        model.write(folder)
-        if bank is not None:
-            bank.save(folder / BANK_FILE)
-
-    if output is None:
-        replace_files(model.folder, write)
-        return
-    output = Path(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(output.parent) as temporary:
-            unfinished = temporary / output.name
-            unfinished.mkdir()
-            write(unfinished)
-            if (model.folder / "config.json").is_file():
-                settings = read_json(model.folder / "config.json", run=dict)
-                write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
-            unfinished.rename(output)
-    except OSError as error:
-        raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
-
-
 def _saved(model: StoredModel, bank: Bank, output: str | Path | None, device: str) -> Detector:
-    _save(model, bank, output)
+    save_model(model, bank, output)
     return load_detector(model.folder if output is None else output, device)
-
-
-def _check_known(model: StoredModel, names: Sequence[str]) -> None:
-    for name in names:
-        if name not in model.classes:
-            raise SppdetError(f"{model.folder}: has no class '{name}'; it has {', '.join(model.classes)}")
 
 
 def _as_stored(model: StoredModel, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -323,67 +197,6 @@ def _checked_detector(model: StoredModel, bank: Bank, device: str) -> Detector:
             "was trained with it, or train again"
         )
     return detector
-
-
-# The new images
-
-
-def _new_names(
-    model: StoredModel, dataset: Dataset, classes: Sequence[str] | None, images: str | Path | Dataset
-) -> list[str]:
-    """Return the classes to learn, checked."""
-    where = "the images" if isinstance(images, Dataset) else str(images)
-    present = {dataset.classes[label] for sample in dataset for label in sample.labels.tolist()}
-    names = [*dict.fromkeys(classes or [name for name in dataset.classes if name in present])]
-    new = [name for name in names if name not in model.classes]
-    if classes is None:
-        names = new
-    if known := [name for name in names if name in model.classes]:
-        raise SppdetError(f"{model.folder}: has a class '{known[0]}' already; remove or rename it, or give another")
-    if missing := [name for name in names if name not in present]:
-        shown = ", ".join(sorted(present)) or "none"
-        raise SppdetError(f"{where}: has no object of class '{missing[0]}'; its classes are {shown}")
-    if not names:
-        shown = ", ".join(sorted(present)) or "none"
-        raise SppdetError(f"{where}: has no object of a new class; its classes are {shown}, which the model has")
-    return names
-
-
-def _without_objects(images: str | Path | Dataset, classes: tuple[str, ...]) -> Dataset:
-    """Return images as a data set without objects."""
-    boxes, labels, difficult = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
-    if isinstance(images, Dataset):
-        samples = [replace(sample, boxes=boxes, labels=labels, difficult=difficult) for sample in images]
-        return Dataset(classes, tuple(samples))
-    samples = []
-    for path in map(Path, find_images([str(images)])):
-        height, width = read_image(path).shape[:2]
-        samples.append(Sample(path.stem, path, width, height, boxes, labels, difficult))
-    return Dataset(classes, tuple(samples))
-
-
-@contextmanager
-def _filled_split(
-    folder: Path, dataset: Dataset, detector: Detector, cache: str | Path | None, workers: int, bank: Bank
-) -> Iterator[tuple[FeatureSplit, FeatureSplit]]:
-    """Provide the images with their proposals and maps, and with their mirror images where they are learned from."""
-    with TemporaryDirectory(prefix="sppdet-") as temporary:
-        store = str(cache or _cache_of_run(folder) or temporary)
-        split = open_split(dataset, store, detector.search, detector.backbone, detector.features.pooled)
-        mirrored = split.with_mirror_images() if bank.svm.flip or bank.bbox.flip else split
-        split.fill_proposals(detector.search, workers)
-        mirrored.fill_maps(detector.backbone, workers)
-        yield split, mirrored
-
-
-def _cache_of_run(folder: Path) -> str | None:
-    """Return the cache of a run that can be written."""
-    path = folder / "config.json"
-    cache = load_config(path).run.cache if path.is_file() else None
-    return cache if cache and os.path.isdir(cache) and os.access(cache, os.W_OK) else None
-
-
-# Calibration of new classes
 
 
 def _of_new_classes(

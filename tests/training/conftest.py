@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stored_models import MODEL
 from tiny_run import TinyRun
 
 
@@ -47,3 +48,13 @@ def log_lines() -> Iterator[list[str]]:
     yield lines
     logger.removeHandler(handler)
     logger.setLevel(level)
+
+
+@pytest.fixture
+def model(tmp_path, trained) -> Path:
+    """A copy of the finished run's model and bank, and nothing else of the run."""
+    folder = tmp_path / "copied"
+    folder.mkdir()
+    for name in MODEL:
+        shutil.copy(trained.folder / name, folder / name)
+    return folder

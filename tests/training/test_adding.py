@@ -1,59 +1,28 @@
-"""Classes added to, removed from, renamed in and joined with a trained model, and background fed back to it."""
+"""Classes added to a trained model, and background fed back to it."""
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
+from stored_models import files, rows
 
 import sppdet
 from sppdet.data.dataset import Dataset
 from sppdet.data.splits import read_dataset
 from sppdet.detection.linear_layers import LinearSVMs
-from sppdet.detection.model_files import finish_update
 from sppdet.detection.stored_model import StoredModel
-from sppdet.training.adding import (
-    _of_new_classes,
-    add_background,
-    add_classes,
-    join_models,
-    remove_classes,
-    rename_class,
-)
+from sppdet.training.adding import _of_new_classes, add_background, add_classes
 from sppdet.training.bank import BANK_FILE, Bank
+from sppdet.training.changing import remove_classes
 from sppdet.utils.errors import SppdetError
-
-MODEL = ("model.json", "model.safetensors", BANK_FILE)
-
-
-@pytest.fixture
-def model(tmp_path, trained) -> Path:
-    """A copy of the finished run's model without one class, and nothing else of the run."""
-    folder = tmp_path / "copied"
-    folder.mkdir()
-    for name in MODEL:
-        shutil.copy(trained.folder / name, folder / name)
-    return folder
 
 
 @pytest.fixture
 def images(shapes_root) -> Dataset:
     """The training images with all of their objects."""
     return read_dataset(shapes_root, "trainval")
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Return the content of every file of a folder."""
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def rows(folder: Path) -> dict[str, dict[str, bytes]]:
-    """Return the bytes of each class's rows of the linear layers."""
-    model = StoredModel.read(folder)
-    return {one.name: {key: array.tobytes() for key, array in one.arrays.items()} for one in model.stored_classes()}
 
 
 def test_a_training_leaves_a_bank_of_every_kind_of_window(trained):
@@ -105,27 +74,6 @@ def test_another_folder_gets_the_new_model_and_the_old_one_stays(model, images, 
     assert sppdet.load(tmp_path / "with").classes[-1] == name
 
 
-def test_renaming_changes_a_name_alone(model):
-    before = rows(model)
-    name = [*before][1]
-    rename_class(model, name, "zebra")
-    assert [*rows(model)] == ["zebra" if other == name else other for other in before]
-    assert [*rows(model).values()] == [*before.values()]
-    assert Bank.load(model).classes == sppdet.load(model).classes
-
-
-def test_joining_puts_the_classes_of_two_models_side_by_side(model, tmp_path):
-    before = rows(model)
-    names = [*before]
-    remove_classes(model, names[:2], output=tmp_path / "a")
-    remove_classes(model, names[2:], output=tmp_path / "b")
-    join_models(tmp_path / "a", tmp_path / "b", tmp_path / "joined")
-    assert rows(tmp_path / "joined") == before
-    assert [*rows(tmp_path / "joined")] == names[2:] + names[:2]
-    assert Bank.load(tmp_path / "joined").classes == (*names[2:], *names[:2])
-    assert len(Bank.load(tmp_path / "joined")) <= 4000
-
-
 def test_background_lowers_the_margins_of_what_was_found_in_it(model, images):
     before = sppdet.load(model)
     unseen = images[:3]  # their objects count as false alarms
@@ -155,10 +103,6 @@ def test_background_without_hard_negatives_changes_no_weight(model, tmp_path):
         (lambda model, images: add_classes(model, images), "has no object of a new class"),
         (lambda model, images: add_classes(model, images, ["circle"]), "has a class 'circle' already"),
         (lambda model, images: add_classes(model, images, ["zebra"]), "has no object of class 'zebra'"),
-        (lambda model, images: remove_classes(model, ["zebra"]), "has no class 'zebra'"),
-        (lambda model, images: rename_class(model, "circle", "cross"), "has a class 'cross' already"),
-        (lambda model, images: join_models(model, model, model.parent / "joined"), "rename or remove it"),
-        (lambda model, images: remove_classes(model, sppdet.load(model).classes), "no class would be left"),
     ],
 )
 def test_bad_input_is_one_line_and_changes_nothing(model, images, call, message):
@@ -191,50 +135,6 @@ def test_a_bank_of_other_features_is_refused(model, images, tmp_path):
         add_classes(model, images, ["circle"])
 
 
-def test_models_of_different_networks_are_not_joined(model, tmp_path):
-    names = [*rows(model)]
-    remove_classes(model, names[:2], output=tmp_path / "a")
-    remove_classes(model, names[2:], output=tmp_path / "b")
-    other = StoredModel.read(tmp_path / "b")
-    key = next(key for key in other.tensors if key.startswith("trunk."))
-    other.tensors[key] = other.tensors[key] + 1
-    other.write(tmp_path / "b")
-    with pytest.raises(SppdetError, match="weights of the network"):
-        join_models(tmp_path / "a", tmp_path / "b", tmp_path / "joined")
-    assert not (tmp_path / "joined").exists()
-
-
-def test_an_interruption_before_the_files_are_complete_leaves_the_old_model(model, monkeypatch):
-    before = files(model)
-
-    def interrupted(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Bank, "save", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        remove_classes(model, ["circle"])
-    assert files(model) == before
-
-
-def test_an_interruption_between_two_files_is_made_up_for_when_the_model_is_loaded(model, monkeypatch):
-    from sppdet.detection import model_files
-
-    replace_file = model_files.os.replace
-
-    def killed(source, target):
-        if Path(target) == model / "model.json":
-            raise KeyboardInterrupt
-        replace_file(source, target)
-
-    monkeypatch.setattr(model_files.os, "replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        remove_classes(model, ["circle"])
-    monkeypatch.undo()
-    assert "circle" not in sppdet.load(model).classes
-    assert {path.name for path in model.iterdir()} == {*MODEL}
-    finish_update(model)
-
-
 def test_an_added_class_has_no_svm_of_whole_images(model, images):
     stored = StoredModel.read(model)
     ones = np.ones_like(stored.tensors["classifier.weight"])
@@ -263,22 +163,3 @@ def test_classes_are_added_to_a_compact_model_in_its_precision(model, images):
     tensors = StoredModel.read(model).tensors
     assert tensors["bbox.weight"].dtype == np.int8 and tensors["classifier.weight"].dtype == np.float16
     assert sppdet.load(model).classes[-1] == name
-
-
-def test_the_detector_of_the_package_stays_as_it_is(images):
-    with pytest.raises(SppdetError, match=r"voc07: is part of the package .* give --output"):
-        remove_classes("voc07", ["cat"])
-
-
-def test_a_compact_model_can_be_joined_with_another(model, tmp_path):
-    other = tmp_path / "other"
-    shutil.copytree(model, other)
-    first, *rest = StoredModel.read(model).classes
-    remove_classes(model, rest)
-    remove_classes(other, [first])
-    sppdet.detection.save_detector(sppdet.load(model), model)
-    sppdet.detection.save_detector(sppdet.load(other), other, compact=True)
-    join_models(model, other, tmp_path / "joined")
-    joined = sppdet.load(tmp_path / "joined")
-    assert joined.classes == (first, *rest)
-    np.testing.assert_allclose(joined.regressors.weight[1:], sppdet.load(other).regressors.weight, atol=1e-3)
