@@ -50,6 +50,7 @@ DEFAULT_THRESHOLD = -0.5  # lowest score shown by `sppdet detect` and returned b
 FOREGROUND_IOU = 0.5
 
 CROPS = ("warp", "square", "square_context")  # how R-CNN crops a window, see sppdet/features/warp.py
+MIN_TILE = 64  # pixels per side of a tile of a large image
 MIN_CROP = 64  # pixels per side; the pools of a trunk would leave nothing of a smaller crop
 
 Count = Annotated[int, at_least(1)]
@@ -89,6 +90,10 @@ class DataSettings(Checked):
     test_share: Annotated[float | None, between(0.01, 0.99)] = None
     # a file of lines `image,class,...`: the classes that were looked for in images where it was not all of them
     labelled_classes: Annotated[str | None, any_value("the file is looked up when it is read")] = None
+    # pixels per side of the overlapping tiles in which larger images are read (sppdet/data/tiles.py); 0: whole images
+    tiles: Annotated[int, Limit(f"0, or {MIN_TILE} to 100000", lambda side: side == 0 or MIN_TILE <= side <= 100_000)] = 0
+    # pixels that neighbouring tiles share, at least as many as the objects are large; null: a quarter of a side
+    tile_overlap: Annotated[int | None, between(0, 50_000)] = None
 
 
 @dataclass(frozen=True)
