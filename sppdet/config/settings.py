@@ -62,6 +62,7 @@ FromZero = Annotated[float, at_least(0)]
 # Sides of images in pixels, and counts that memory or threads are set aside for: beyond these limits nothing works.
 Side = Annotated[int, between(1, 100_000)]
 SideOrNone = Annotated[int | None, between(1, 10_000)]
+TileSide = Annotated[int, Limit(f"0, or {MIN_TILE} or more", lambda side: side == 0 or side >= MIN_TILE)]
 SideList = Annotated[tuple[int, ...], positive_numbers(10_000)]
 Levels = Annotated[tuple[int, ...], positive_numbers(100)]
 Workers = Annotated[int, between(0, 1000)]
@@ -91,7 +92,7 @@ class DataSettings(Checked):
     # a file of lines `image,class,...`: the classes that were looked for in images where it was not all of them
     labelled_classes: Annotated[str | None, any_value("the file is looked up when it is read")] = None
     # pixels per side of the overlapping tiles in which larger images are read (sppdet/data/tiles.py); 0: whole images
-    tiles: Annotated[int, Limit(f"0, or {MIN_TILE} to 100000", lambda side: side == 0 or MIN_TILE <= side <= 100_000)] = 0
+    tiles: TileSide = 0
     # pixels that neighbouring tiles share, at least as many as the objects are large; null: a quarter of a side
     tile_overlap: Annotated[int | None, between(0, 50_000)] = None
 

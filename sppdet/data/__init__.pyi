@@ -11,6 +11,9 @@ from .images import scaled_size as scaled_size
 from .images import to_rgb as to_rgb
 from .labelled_folder import LabelledFolder as LabelledFolder
 from .labelled_folder import read_folder as read_folder
+from .large_images import Pixels as Pixels
+from .large_images import PixelsInMemory as PixelsInMemory
+from .large_images import open_pixels as open_pixels
 from .prelabels import FORMATS as FORMATS
 from .prelabels import AnnotationFolder as AnnotationFolder
 from .prelabels import Prelabelled as Prelabelled
@@ -24,6 +27,9 @@ from .splits import load_folds as load_folds
 from .splits import load_split as load_split
 from .splits import read_dataset as read_dataset
 from .splits import split_folder as split_folder
+from .tiles import Tiles as Tiles
+from .tiles import tile_dataset as tile_dataset
+from .tiles import tile_sample as tile_sample
 from .voc import read_voc as read_voc
 from .writers import WRITERS as WRITERS
 from .writers import convert_folder as convert_folder

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from sppdet.config import load as load_config
-from sppdet.data import Dataset, Sample, find_images, read_folder, read_image
+from sppdet.data import Dataset, Sample, find_images, open_pixels, read_folder, tile_dataset
 from sppdet.detection import (
     BoxRegressors,
     Calibration,
@@ -91,6 +91,7 @@ def add_classes(
     names = _new_names(model, dataset, classes, images)
     labels = [dataset.classes.index(name) for name in names]
     detector = _checked_detector(model, bank, device)
+    dataset = _as_trained(dataset, detector)
     execution = Execution(bank.seed, workers)
     with _filled_split(model.folder, dataset, detector, cache, workers, bank) as (split, mirrored):
         features, of_svms = detector.features, mirrored if bank.svm.flip else split
@@ -152,7 +153,7 @@ def add_background(
     if bank.svm.solver != "dual":
         raise SppdetError("svm.solver: SVMs of liblinear cannot be fitted on; train with svm.solver=dual")
     detector = _checked_detector(model, bank, device)
-    dataset = _without_objects(images, detector.classes)
+    dataset = _as_trained(_without_objects(images, detector.classes), detector)
     execution, features = Execution(bank.seed, workers), detector.features
     assert isinstance(detector.classifier, LinearSVMs)
     with _filled_split(model.folder, dataset, detector, cache, workers, bank) as (split, _):
@@ -352,6 +353,11 @@ def _new_names(
     return names
 
 
+def _as_trained(dataset: Dataset, detector: Detector) -> Dataset:
+    """Return the images, or their tiles if the model was trained on tiles."""
+    return tile_dataset(dataset, detector.trained_on.tiles if detector.trained_on else None)
+
+
 def _without_objects(images: str | Path | Dataset, classes: tuple[str, ...]) -> Dataset:
     """Return images as a data set without objects."""
     boxes, labels, difficult = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
@@ -360,8 +366,8 @@ def _without_objects(images: str | Path | Dataset, classes: tuple[str, ...]) -> 
         return Dataset(classes, tuple(samples))
     samples = []
     for path in map(Path, find_images([str(images)])):
-        height, width = read_image(path).shape[:2]
-        samples.append(Sample(path.stem, path, width, height, boxes, labels, difficult))
+        pixels = open_pixels(path)
+        samples.append(Sample(path.stem, path, pixels.width, pixels.height, boxes, labels, difficult))
     return Dataset(classes, tuple(samples))
 
 
@@ -412,7 +418,7 @@ def _hold_out(
     """Detect the new classes in the new images, each time with SVMs that were fitted without a fold of these."""
     if images < 2:
         return [HeldOut(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.int64), 0)] * len(detector.classes)
-    folds = draw_folds(images, bank.calibration, execution.seed)
+    folds = draw_folds(images, bank.calibration, execution.seed, split.dataset[:images])
     fits: list[list[svm.Fit]] = [[] for _ in folds]
     for k in range(len(detector.classes)):
         windows, more = miner.windows(k), miner.fixed_rows[k]
