@@ -30,6 +30,10 @@ from .splits import split_folder as split_folder
 from .tiles import Tiles as Tiles
 from .tiles import tile_dataset as tile_dataset
 from .tiles import tile_sample as tile_sample
+from .video import Frame as Frame
+from .video import Video as Video
+from .video import is_video_name as is_video_name
+from .video import written_video as written_video
 from .voc import read_voc as read_voc
 from .writers import WRITERS as WRITERS
 from .writers import convert_folder as convert_folder

@@ -170,7 +170,9 @@ def merge_tiles(
         kept.append(whole[(whole.xyxy[:, 2:] - whole.xyxy[:, :2]).max(axis=1, initial=0) > tiles.overlap])
         fragments.append(np.zeros(len(kept[-1]), bool))
     every, fragment = Detections.merge(kept), np.concatenate(fragments)
-    of_classes = [_survivors(every, fragment, np.flatnonzero(every.labels == k), overlap) for k in np.unique(every.labels)]
+    of_classes = [
+        _survivors(every, fragment, np.flatnonzero(every.labels == k), overlap) for k in np.unique(every.labels)
+    ]
     rows = np.concatenate([np.zeros(0, np.int64), *of_classes])
     order = every.scores if every.probabilities is None else every.probabilities
     return every[rows[np.argsort(-order[rows], kind="stable")]]

@@ -21,4 +21,4 @@ def trained_on(dataset: Dataset, tiles: Tiles | None) -> TrainedOn:
     objects = [sample.boxes[sample.whole] for sample in dataset]
     sides = np.concatenate([(boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) for boxes in objects])
     object_side = np.quantile(sides, _USUAL) if len(sides) else 0
-    return TrainedOn(int(round(image_side)), int(np.ceil(object_side)), tiles)
+    return TrainedOn(round(float(image_side)), int(np.ceil(object_side)), tiles)

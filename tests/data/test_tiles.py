@@ -41,7 +41,7 @@ def test_the_settings_name_the_tiles():
 
 
 def test_objects_lie_in_the_tiles_that_show_them():
-    """Tiles 0 to 100 and 70 to 170: the third object has 8 and 12, the fourth 6 and 14 of 20 columns beyond a border."""
+    """The tiles end at 100 and begin at 70; the third object shows 8 of 20 columns, the fourth 14."""
     sample = sample_of([[10, 10, 30, 30], [75, 10, 95, 30], [92, 40, 112, 60], [64, 40, 84, 60]])
     left, right = tile_sample(sample, Tiles(100, 20))
     assert (left.id, left.width, left.height, left.tile) == ("a@0,0", 100, 80, (0, 0, 100, 80))

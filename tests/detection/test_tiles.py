@@ -124,7 +124,7 @@ def test_the_training_images_decide_how_images_are_cut(trained_on, side, size, e
 
 @pytest.mark.parametrize("side", [63, -1, "many", 1.5])
 def test_tiles_that_cannot_be_are_refused(side):
-    with pytest.raises(SppdetError, match="^tiles: "):
+    with pytest.raises(SppdetError, match=r"^tiles: "):
         plan_tiles(None, 600, (2000, 900), side)
 
 
