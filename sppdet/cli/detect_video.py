@@ -34,9 +34,17 @@ def detect_in_video(source: str | int, shown: Shown, options: argparse.Namespace
         target: the video to write, and beside it a file of JSON lines; None: only print.
 
     Raises:
-        SppdetError: the video cannot be opened, or the files cannot be written.
         KeyboardInterrupt: the user ended the work in a video; what was written is whole.
     """
+    try:
+        return _detect(source, shown, options, target)
+    except SppdetError as error:  # the others are processed all the same
+        cli.say(f"error: {error}", sys.stderr)
+        return cli.FAILED
+
+
+def _detect(source: str | int, shown: Shown, options: argparse.Namespace, target: Path | None) -> int:
+    """Do the work of `detect_in_video`."""
     classes: Counter[str] = Counter()
     with closing(Video(source, options.every)) as video, ExitStack() as stack:
         frames, interrupted, last = 0, None, 0.0
@@ -54,10 +62,10 @@ def detect_in_video(source: str | int, shown: Shown, options: argparse.Namespace
                     cli.say(line)
                 elif target is None or video.is_camera:
                     cli.say(_text(frame, found))
-                if draw:
-                    draw(drawing, frame.seconds)
                 classes.update(found.names)
                 frames, last = frames + 1, frame.seconds
+                if draw:
+                    draw(drawing, frame.seconds)
                 count()
         except KeyboardInterrupt as error:
             interrupted = error
