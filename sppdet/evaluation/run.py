@@ -102,10 +102,10 @@ def evaluate_run(
     for part, part_split in zip(detector.parts, splits):
         fill_maps([part_split], part.backbone, config.workers)
     with Meter() as meter:
-        both = detect_all(detector, splits, config.workers)
-        if tiles is not None:
-            both = tuple(_of_whole_images(part, dataset, tiles, detector) for part in both)
-        plain, regressed = (only_looked_for(dataset, part) for part in both)
+        before_and_after = detect_all(detector, splits, config.workers)
+        plain, regressed = (
+            only_looked_for(dataset, _of_whole_images(part, dataset, tiles, detector)) for part in before_and_after
+        )
         note("figures")
         figures = evaluate_detections(dataset, regressed)
         # The order of the keys is that of the file.
@@ -234,16 +234,18 @@ def detect_all(
 
 
 def _of_whole_images(
-    detections: Sequence[Detections], dataset: Dataset, tiles: Tiles, detector: Predictor
+    detections: list[Detections], dataset: Dataset, tiles: Tiles | None, detector: Predictor
 ) -> list[Detections]:
     """Return the detections of whole images.
 
     Args:
         detections: those of all tiles of all images, image by image.
         dataset: the whole images.
-        tiles: how they were cut.
+        tiles: how they were cut; None: not at all.
         detector: what detected.
     """
+    if tiles is None:
+        return detections
     of_tiles, merged = iter(detections), []
     for sample in dataset:
         boxes, size = tiles.boxes(sample.width, sample.height), (sample.width, sample.height)

@@ -41,7 +41,7 @@ from sppdet.training.estimates import estimate, log_plan, map_splits, measure_sp
 from sppdet.training.mining import ClassWindows, Miner
 from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
-from sppdet.training.training_sizes import trained_on
+from sppdet.training.training_sizes import advice, trained_on
 from sppdet.utils import (
     Checkpoint,
     Execution,
@@ -298,6 +298,8 @@ class Pipeline:
             per_class = ", ".join([*shown, *([f"and {more} more classes"] if more else [])])
             images, objects = counted(len(split), "image"), counted(len(labels), "object")
             logger.info("%s: %s, %s: %s", name, images, objects, per_class)
+        if remark := advice(train, self.inputs.tiles):
+            logger.info(remark)
         shared = 0 if test is train else len({sample.path for sample in train} & {sample.path for sample in test})
         if shared:
             logger.warning(

@@ -126,7 +126,10 @@ def test_a_camera_is_looked_through_until_ctrl_c(folder, capsys, monkeypatch):
         (["a.mp4", "a.png", "--json"], "error: --json: is one document for images and lines for videos; give either"),
         (["b.mp4"], "error: b.mp4: no such image or folder; check the path\n"),
         (["a.mp4", "--output", "."], "error: a.mp4: would be overwritten, and is one of the images"),
-        (["--camera", "77", "--no-pictures"], "error: camera 77: cannot be opened as a video; check that it is connect"),
+        (
+            ["--camera", "77", "--no-pictures"],
+            "error: camera 77: cannot be opened as a video; check that it is connect",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_one_line(folder, capsys, arguments, message):

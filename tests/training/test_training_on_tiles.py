@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 from tiny_run import TinyRun
 
 from sppdet.config.settings import CalibrationSettings
+from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.splits import read_dataset
 from sppdet.data.tiles import Tiles, tile_dataset
 from sppdet.detection.tiles import TrainedOn
 from sppdet.evaluation.in_memory import evaluate_detector
 from sppdet.evaluation.voc import flatten_detections
 from sppdet.training.calibration import draw_folds
-from sppdet.training.training_sizes import trained_on
+from sppdet.training.training_sizes import advice, trained_on
 from sppdet.training.training_windows import sample_windows
 
 TILES = ("data.tiles=100", "data.tile_overlap=48", "calibration.folds=2")
@@ -37,11 +39,7 @@ def test_a_detector_that_was_trained_on_tiles_is_measured_on_whole_images(tmp_pa
     assert any((found.xyxy[:, 2] > 100).any() for found in detections)
     figures = evaluate_detector(detector, test, workers=1)
     assert abs(figures["mAP"] - metrics["mAP"]) < 0.5  # the maps of training are stored in half precision
-    assert len(flatten_detections(detections)[0]) == metrics_count(run)
-
-
-def metrics_count(run: TinyRun) -> int:
-    return len(run.json("detections/coco_results.json"))
+    assert len(flatten_detections(detections)[0]) == len(run.json("detections/coco_results.json"))
 
 
 def test_what_a_model_remembers_of_its_images(shapes_root):
@@ -53,6 +51,20 @@ def test_what_a_model_remembers_of_its_images(shapes_root):
     )
     pieces = tile_dataset(dataset, Tiles(100, 48))
     assert trained_on(pieces, Tiles(100, 48)).image_side == 100
+
+
+def test_advice_on_tiles():
+    def images(width: int, side: float) -> Dataset:
+        box = np.array([[0, 0, side, side]], np.float32)
+        return Dataset(("x",), (Sample("a", Path("a"), width, width, box, np.zeros(1, int), np.zeros(1, bool)),))
+
+    assert advice(images(500, 10), None) is None and advice(images(4000, 400), None) is None
+    assert advice(images(4000, 62), None) == (
+        "half of the objects are smaller than 62 pixels, in images of 4000: data.tiles=700 reads these in 49 tiles "
+        "each, which takes as many times as long and finds smaller objects"
+    )
+    assert advice(images(4000, 62), Tiles(700, 70)) is None
+    assert advice(images(4000, 90), Tiles(700, 70)).endswith("cut many of them; give data.tile_overlap=90")
 
 
 def test_no_window_on_a_cut_object_is_learned_from(random_split):
