@@ -270,7 +270,8 @@ def output_paths(images: Sequence[str], folder: Path, suffix: str = ".jpg") -> l
     existing = [Path(image) for image in images if Path(image).exists()]
     originals = {_identity(image) for image in existing}
     folders_of_images = {_identity(image.parent) for image in existing}
-    for path in filter(Path.exists, paths):
+    lines = [path.with_suffix(".jsonl") for path in paths if suffix == ".mp4"]  # written beside a video
+    for path in filter(Path.exists, [*paths, *lines]):
         if _identity(path) in originals:
             raise SppdetError(f"{path}: would be overwritten, and is one of the images; give another --output")
         if _identity(folder) in folders_of_images:

@@ -13,6 +13,7 @@ from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.splits import read_dataset
 from sppdet.data.tiles import Tiles, tile_dataset
 from sppdet.detection.tiles import TrainedOn
+from sppdet.evaluation.diagnosis_run import diagnose_run
 from sppdet.evaluation.in_memory import evaluate_detector
 from sppdet.evaluation.voc import flatten_detections
 from sppdet.training.calibration import draw_folds
@@ -39,6 +40,7 @@ def test_a_detector_that_was_trained_on_tiles_is_measured_on_whole_images(tmp_pa
     assert any((found.xyxy[:, 2] > 100).any() for found in detections)
     figures = evaluate_detector(detector, test, workers=1)
     assert abs(figures["mAP"] - metrics["mAP"]) < 0.5  # the maps of training are stored in half precision
+    assert "per class" in diagnose_run(run.folder)
     assert len(flatten_detections(detections)[0]) == len(run.json("detections/coco_results.json"))
 
 
@@ -60,7 +62,7 @@ def test_advice_on_tiles():
 
     assert advice(images(500, 10), None) is None and advice(images(4000, 400), None) is None
     assert advice(images(4000, 62), None) == (
-        "half of the objects are smaller than 62 pixels, in images of 4000: data.tiles=700 reads these in 49 tiles "
+        "half of the objects are smaller than 62 pixels, in images of 4000: data.tiles=700 reads these in 64 tiles "
         "each, which takes as many times as long and finds smaller objects"
     )
     assert advice(images(4000, 62), Tiles(700, 70)) is None
