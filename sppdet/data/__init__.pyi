@@ -4,6 +4,7 @@ from .dataset import Sample as Sample
 from .folders import LabelledImages as LabelledImages
 from .folders import read_folders as read_folders
 from .image_files import find_images as find_images
+from .image_files import is_video_name as is_video_name
 from .image_files import passed_over as passed_over
 from .images import ImageLike as ImageLike
 from .images import read_image as read_image
@@ -32,7 +33,6 @@ from .tiles import tile_dataset as tile_dataset
 from .tiles import tile_sample as tile_sample
 from .video import Frame as Frame
 from .video import Video as Video
-from .video import is_video_name as is_video_name
 from .video import written_video as written_video
 from .voc import read_voc as read_voc
 from .writers import WRITERS as WRITERS

@@ -14,8 +14,6 @@ import numpy as np
 
 from sppdet.utils import SppdetError, temporary_folder
 
-SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
-
 _USUAL_RATE = 25.0  # frames per second of a file that does not say
 _CAMERA_RATE = 10.0  # frames per second of the video that is written of a camera
 _MISSING = 0.02  # share of the frames that a file's header may count too many
@@ -33,16 +31,6 @@ class Frame(NamedTuple):
     number: int
     seconds: float
     image: np.ndarray
-
-
-def is_video_name(name: str) -> bool:
-    """Whether a file of this name is a video.
-
-    Examples:
-        >>> is_video_name("a.MP4"), is_video_name("a.gif")
-        (True, False)
-    """
-    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 class Video:
