@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sppdet.config import MIN_TILE
 from sppdet.data import Pixels, Tiles
 from sppdet.detection.detections import Detections
 from sppdet.ops import nms
@@ -94,7 +95,7 @@ def plan_tiles(
     if side == "auto":
         if as_trained:
             return TilePlan(as_trained, False) if max(size) > as_trained.side else None
-        side = max(64, trained_on.image_side if trained_on else working_side or _UNKNOWN_SIDE)
+        side = max(MIN_TILE, trained_on.image_side if trained_on else working_side or _UNKNOWN_SIDE)
         if max(size) <= _LARGER * side:
             return None
     if not isinstance(side, int):
