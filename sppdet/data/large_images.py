@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     import pyvips
 
 _IN_MEMORY = 64_000_000  # pixels up to which a file is decoded as a whole: 192 MB
-_OVERVIEW = 4000  # pixels of the longer side of the overview of an image that is not in memory
+_OVERVIEW = 4000  # pixels of the longer side of the overview of an image that is not in memory, at most
+_STRIP = 64  # rows of the overview that are read at a time
 
 
 class Pixels(ABC):
@@ -44,9 +45,21 @@ class Pixels(ABC):
     def read(self, box: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return the part ``x1, y1, x2, y2`` of the image as a contiguous RGB uint8 array ``(H, W, 3)``."""
 
-    @abstractmethod
     def overview(self) -> tuple[np.ndarray, float]:
-        """Return the whole image ``(H, W, 3)``, shrunk if it is not in memory, and the factor by which it is."""
+        """Return the whole image ``(H, W, 3)``, shrunk if it is not in memory, and the factor by which it is.
+
+        It is shrunk strip by strip: libvips would take as much memory as for the whole image.
+        """
+        import cv2
+
+        step = -(-max(self.width, self.height) // _OVERVIEW)
+        width, height = max(1, self.width // step), max(1, self.height // step)
+        shrunk = np.empty((height, width, 3), np.uint8)
+        for y in range(0, height, _STRIP):
+            rows = min(_STRIP, height - y)
+            strip = self.read((0, step * y, min(step * width, self.width), min(step * (y + rows), self.height)))
+            shrunk[y : y + rows] = cv2.resize(strip, (width, rows), interpolation=cv2.INTER_AREA)
+        return shrunk, 1 / step
 
 
 class PixelsInMemory(Pixels):
@@ -66,8 +79,7 @@ class PixelsInMemory(Pixels):
         return np.ascontiguousarray(self._array[y1:y2, x1:x2])
 
     def overview(self) -> tuple[np.ndarray, float]:
-        step = -(-max(self._array.shape) // _OVERVIEW) if isinstance(self._array, np.memmap) else 1
-        return np.ascontiguousarray(self._array[::step, ::step]), 1 / step
+        return super().overview() if isinstance(self._array, np.memmap) else (self._array, 1.0)
 
 
 class PixelsInFile(Pixels):
@@ -90,12 +102,6 @@ class PixelsInFile(Pixels):
         x1, y1, x2, y2 = (int(edge) for edge in box)
         with self._lock, _naming(self._path):
             return self._image.crop(x1, y1, x2 - x1, y2 - y1).numpy()
-
-    def overview(self) -> tuple[np.ndarray, float]:
-        factor = min(1.0, _OVERVIEW / max(self.width, self.height))
-        with self._lock, _naming(self._path):
-            shrunk = self._image.resize(factor)
-            return shrunk.numpy(), shrunk.width / self.width
 
 
 def open_pixels(image: ImageLike, bgr: bool = False) -> Pixels:

@@ -60,11 +60,17 @@ def test_the_orientation_is_applied(tmp_path, vips, orientation):
     np.testing.assert_array_equal(pixels.read((0, 0, pixels.width, pixels.height)), expected)
 
 
-def test_the_overview_of_a_file_is_shrunk(tmp_path, vips, monkeypatch):
-    monkeypatch.setattr(large_images, "_OVERVIEW", 30)
-    path = save(tmp_path / "a.png", np.full((60, 90, 3), 7, np.uint8))
-    overview, factor = PixelsInFile(path).overview()
-    assert overview.shape == (20, 30, 3) and factor == 1 / 3 and (overview == 7).all()
+def test_the_overview_is_shrunk(tmp_path, monkeypatch):
+    """It holds the means of 3 x 3 pixels; the rows and columns that are left over are not in it."""
+    monkeypatch.setattr(large_images, "_OVERVIEW", 31)
+    monkeypatch.setattr(large_images, "_STRIP", 6)
+    np.save(tmp_path / "a.npy", picture(61, 91))
+    overview, factor = open_pixels(np.load(tmp_path / "a.npy", mmap_mode="r")).overview()
+    means = picture(61, 91)[:60, :90].reshape(20, 3, 30, 3, 3).mean(axis=(1, 3))
+    assert overview.shape == (20, 30, 3) and factor == 1 / 3
+    assert np.abs(overview - means).max() <= 0.5
+    whole, factor = open_pixels(picture(61, 91)).overview()
+    assert whole.shape == (61, 91, 3) and factor == 1
 
 
 def test_large_files_are_read_in_parts_and_small_ones_at_once(tmp_path, vips, monkeypatch):
