@@ -1,4 +1,4 @@
-"""``python -m sppdet.detect IMAGE|FOLDER|GLOB ...``: find objects in images with a trained detector."""
+"""``python -m sppdet.detect IMAGE|FOLDER|GLOB|VIDEO ...``: find objects in images and videos."""
 
 from __future__ import annotations
 
@@ -11,20 +11,21 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sppdet.cli import common as cli
-from sppdet.config import DEFAULT_THRESHOLD
-from sppdet.data import find_images, passed_over
+from sppdet.config import DEFAULT_THRESHOLD, MIN_TILE
+from sppdet.data import find_images, is_video_name, passed_over
 from sppdet.detection import model_folder, shipped_model
 from sppdet.utils import SppdetError, atomic_write, remove_leftovers, short_name
 
 if TYPE_CHECKING:  # imported late: --help does not wait for torch
     import numpy as np
 
-    from sppdet.detection import Detector, Ensemble
+    from sppdet.detection import Detections, Detector, Ensemble
 
 OUTPUT = "detections"
 _JPEG_SIDE = 65_500  # pixels per side that JPEG libraries write
@@ -47,6 +48,14 @@ not be drawn has it too:
                                "box": [48.0, 120.0, 195.5, 371.0]}]}]}
 "margins" are those of --threshold auto and of --margin: the lowest ones shown of each class.
 
+A video is written with boxes, and beside it a file of JSON lines, one per frame; with --json these are printed:
+  {"path": "a.mp4", "frame": 30, "time": 1.0, "width": 640, "height": 480, "detections": [...]}
+"time" is in seconds, "frame" counts from 0. Ctrl-C ends it; what was written is whole.
+
+--tiles reads an image that is larger than a tile in overlapping tiles, and joins what is found in them; "auto" takes
+tiles as large as the training images, and leaves images alone that are hardly larger. Files of any size can be read
+with pip install 'sppdet[large]'.
+
 Exit status: 0, or 2 after any error. If an image cannot be read the others are processed all the same; if an IMAGE
 argument names no image, none is.
 """
@@ -56,11 +65,15 @@ def parser() -> argparse.ArgumentParser:
     """Return the parser of the command's arguments."""
     parser = argparse.ArgumentParser(
         prog="sppdet detect",
-        description="Find objects in images: prints them and draws them into copies of the images.",
+        description="Find objects in images and videos: prints them and draws them into copies of these.",
         epilog=_EPILOG % {"margin": DEFAULT_THRESHOLD},
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="an image, a folder of images, or a quoted pattern")
+    parser.add_argument(
+        "images", nargs="*", metavar="IMAGE", help="an image, a folder of images, a quoted pattern, or a video"
+    )
+    parser.add_argument("--camera", type=_from_zero, metavar="N", help="look through camera N, from 0, until Ctrl-C")
+    parser.add_argument("--every", type=cli.positive, default=1, metavar="N", help="read every N-th frame of videos")
     parser.add_argument(
         "--model",
         metavar="RUN",
@@ -71,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     drawing.add_argument(
         "--output",
         metavar="DIR",
-        help=f"where the images with boxes go, as JPEG; default: {OUTPUT}, with --json none are drawn",
+        help=f"where images with boxes go, as JPEG, and videos, as MP4; default: {OUTPUT}, with --json none are drawn",
     )
     drawing.add_argument("--no-pictures", action="store_true", help="only print")
     lowest = parser.add_mutually_exclusive_group()
@@ -84,6 +97,13 @@ def parser() -> argparse.ArgumentParser:
     )
     lowest.add_argument("--margin", type=_finite, metavar="M", help="lowest SVM margin shown, in place of --threshold")
     parser.add_argument("--max-detections", type=cli.positive, metavar="N", help="show only the N best per image")
+    parser.add_argument(
+        "--tiles",
+        type=tile_side,
+        metavar="SIDE",
+        help="read larger images in overlapping tiles of this many pixels per side, or of auto; none: never (default: "
+        "auto for models that were trained on tiles, else none)",
+    )
     parser.add_argument("--no-labels", action="store_true", help="draw boxes in the colours of their classes, no text")
     parser.add_argument(
         "--all-classes",
@@ -100,6 +120,22 @@ def threshold(text: str) -> float | str:
     return "auto" if text == "auto" else _finite(text)
 
 
+def tile_side(text: str) -> int | str:
+    """Convert the value of ``--tiles``, as ``type=`` of argparse."""
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else 0
+    if not text.isdecimal() or int(text) < MIN_TILE:
+        raise argparse.ArgumentTypeError(f"'{text}' is no tile size: give auto, none, or {MIN_TILE} pixels or more")
+    return int(text)
+
+
+def _from_zero(text: str) -> int:
+    """Convert the number of a camera, as ``type=`` of argparse."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is no number of a camera; give 0 for the first one")
+    return int(text)
+
+
 def _finite(text: str) -> float:
     """Convert the value of an option that is a finite number, as ``type=`` of argparse."""
     try:
@@ -112,13 +148,25 @@ def _finite(text: str) -> float:
 
 
 def detect(options: argparse.Namespace) -> int:
-    """Detect objects in every image, print and draw them, and return the exit status."""
-    images = find_images(options.images)
+    """Detect objects in every image and video, print and draw them, and return the exit status."""
+    files = find_images(options.images)
+    videos: list[str | int] = [*filter(is_video_name, files)]
+    images = [path for path in files if path not in videos]
+    videos += [] if options.camera is None else [options.camera]
+    if not images and not videos:
+        raise SppdetError("no image: give images, folders or videos, or --camera 0")
+    if images and videos and options.json:
+        raise SppdetError("--json: is one document for images and lines for videos; give either images or videos")
     for line in passed_over(options.images):
         print(f"warning: {line}", file=sys.stderr)
     model, remark = (model_folder(options.model), None) if options.model else default_model()
     output = options.output or (None if options.json or options.no_pictures else OUTPUT)
-    targets: Sequence[Path | None] = output_paths(images, Path(output)) if output else [None] * len(images)
+    targets: Sequence[Path | None] = [None] * len(images)
+    video_targets: Sequence[Path | None] = [None] * len(videos)
+    if output:
+        targets = output_paths(images, Path(output))
+        names = [f"camera-{video}" if isinstance(video, int) else video for video in videos]
+        video_targets = output_paths(names, Path(output), ".mp4")
     if remark:
         print(f"model: {remark}", file=sys.stderr)
 
@@ -132,16 +180,26 @@ def detect(options: argparse.Namespace) -> int:
         detector.search.warm_up()
     detect_one = partial(_detect_one, detector, options)
     entries = []
-    for entry, target in zip(few_or_many(detect_one, list(zip(images, targets)), "detecting"), targets):
+    items = list(zip(images, targets))
+    # Tiles of an image are read by all cores already.
+    found = map(detect_one, items) if detector.tile_side(options.tiles) else few_or_many(detect_one, items, "detecting")
+    for entry, target in zip(found, targets):
         if "error" in entry:
             cli.say(f"error: {entry['error']}", sys.stderr)
         if "detections" in entry and not options.json:
             cli.say(_report(entry, None if "error" in entry else target))
         entries.append(entry)
-    if options.json:
+    failed = any("error" in entry for entry in entries)
+    if videos:
+        from sppdet.cli.detect_video import detect_in_video
+
+        shown = partial(_shown_in_frame, detector, options)
+        statuses = [detect_in_video(video, shown, options, target) for video, target in zip(videos, video_targets)]
+        failed |= any(statuses)
+    elif options.json:
         document = {"model": str(model), "classes": list(detector.classes), **_limits(detector, options)}
         cli.say(json.dumps(document | {"images": entries}, indent=2))
-    return cli.FAILED if any("error" in entry for entry in entries) else cli.OK
+    return cli.FAILED if failed else cli.OK
 
 
 def check_threshold(detector: Detector | Ensemble, threshold: float | str, model: str | Path) -> None:
@@ -195,8 +253,8 @@ def default_model(folder: str | Path = "runs") -> tuple[Path, str]:
     return newest, f"{newest}, the newest in {newest.parent}"
 
 
-def output_paths(images: Sequence[str], folder: Path) -> list[Path]:
-    """Choose a JPEG file in ``folder`` for the drawing of each image, and make the folder.
+def output_paths(images: Sequence[str], folder: Path, suffix: str = ".jpg") -> list[Path]:
+    """Choose a file in ``folder`` for the drawing of each image or video, and make the folder.
 
     A file is named by the stem of its image; equal stems are numbered: ``a``, ``a-2``, ``a-3``.
 
@@ -208,11 +266,12 @@ def output_paths(images: Sequence[str], folder: Path) -> list[Path]:
     except OSError as error:
         raise SppdetError(f"{folder}: cannot be made ({error.strerror}); give another --output") from None
     remove_leftovers(folder, below=False)
-    paths = [folder / f"{name}.jpg" for name in _unique([short_name(Path(image).stem) for image in images])]
+    paths = [folder / f"{name}{suffix}" for name in _unique([short_name(Path(image).stem) for image in images])]
     existing = [Path(image) for image in images if Path(image).exists()]
     originals = {_identity(image) for image in existing}
     folders_of_images = {_identity(image.parent) for image in existing}
-    for path in filter(Path.exists, paths):
+    lines = [path.with_suffix(".jsonl") for path in paths if suffix == ".mp4"]  # written beside a video
+    for path in filter(Path.exists, [*paths, *lines]):
         if _identity(path) in originals:
             raise SppdetError(f"{path}: would be overwritten, and is one of the images; give another --output")
         if _identity(folder) in folders_of_images:
@@ -247,31 +306,51 @@ def _detect_one(detector: Detector | Ensemble, options: argparse.Namespace, item
 
     ``nearest`` is the best detection below the threshold, if none reaches it.
     """
-    from sppdet.data import read_image
+    import numpy as np
+
+    from sppdet.data import PixelsInMemory, open_pixels, read_image
 
     path, target = item
     try:
-        image = read_image(path)
-        # Detections below the threshold, too: the nearest may have to be named.
-        lowest = float(detector.lowest_margins(options.threshold, options.margin).min())
-        every = detector.predict(image, margin=min(lowest, detector.detection.min_margin))
+        in_parts = detector.tile_side(options.tiles) != 0
+        pixels = open_pixels(path) if in_parts else PixelsInMemory(read_image(path))
+        size = pixels.width, pixels.height
+        if detector.plan_tiles(size, options.tiles):
+            every = detector.predict_pixels(pixels, options.threshold, options.margin, options.tiles)
+        else:
+            # Detections below the threshold, too: the nearest may have to be named.
+            lowest = float(detector.lowest_margins(options.threshold, options.margin).min())
+            every = detector.predict(
+                pixels.read((0, 0, *size)), margin=min(lowest, detector.detection.min_margin), tiles=0
+            )
     except SppdetError as error:
         text = str(error)
         return {"path": path, "error": text if text.startswith(path) else f"{path}: {text}"}
-    shown = detector.select(every, options.threshold, options.margin)
-    if not (options.all_classes or options.json):  # a program that reads JSON gets what `predict` returns
-        shown = shown.one_per_place()
-    shown = shown[: options.max_detections]
-    height, width = image.shape[:2]
-    entry = {"path": path, "width": width, "height": height, "detections": shown.to_list()}
+    shown = _to_show(detector, options, every)
+    entry = {"path": path, "width": size[0], "height": size[1], "detections": shown.to_list()}
     if not len(shown) and len(every):
         entry["nearest"] = every[:1].to_list()[0]
     if target is not None:
         try:
-            _write(target, shown.draw(image, labels=not options.no_labels))
+            image, factor = pixels.overview()
+            drawn = replace(shown, xyxy=shown.xyxy * np.float32(factor))
+            _write(target, drawn.draw(image, labels=not options.no_labels))
         except SppdetError as error:
             entry["error"] = f"{path}: {error}"  # the detections stay
     return entry
+
+
+def _shown_in_frame(detector: Detector | Ensemble, options: argparse.Namespace, image: np.ndarray) -> Detections:
+    """Return the detections of a frame of a video that are shown."""
+    return _to_show(detector, options, detector.predict(image, options.threshold, False, options.margin, options.tiles))
+
+
+def _to_show(detector: Detector | Ensemble, options: argparse.Namespace, every: Detections) -> Detections:
+    """Return those of an image's detections that the options let through."""
+    shown = detector.select(every, options.threshold, options.margin)
+    if not (options.all_classes or options.json):  # a program that reads JSON gets what `predict` returns
+        shown = shown.one_per_place()
+    return shown[: options.max_detections]
 
 
 def _write(target: Path, drawing: np.ndarray) -> None:

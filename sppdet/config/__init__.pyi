@@ -12,6 +12,7 @@ from .settings import CROPS as CROPS
 from .settings import DEFAULT_THRESHOLD as DEFAULT_THRESHOLD
 from .settings import FOREGROUND_IOU as FOREGROUND_IOU
 from .settings import MIN_CROP as MIN_CROP
+from .settings import MIN_TILE as MIN_TILE
 from .settings import RENAMED as RENAMED
 from .settings import STAGES as STAGES
 from .settings import BackboneSettings as BackboneSettings

@@ -30,6 +30,11 @@ def check(settings: object) -> None:
 def _check_detection(config: Config) -> None:
     """Refuse settings of a detector that do not go together."""
     _check_classifier_and_boxes(config)
+    if config.data.tiles and (config.data.tile_overlap or 0) > config.data.tiles // 2:
+        raise SppdetError(
+            f"data.tile_overlap: tiles of {config.data.tiles} pixels cannot overlap by {config.data.tile_overlap}; "
+            "give at most half of data.tiles"
+        )
     if config.pooling.samples and config.pooling.kind != "align":
         raise SppdetError(
             f"pooling.samples: {config.pooling.kind} takes whole cells; set pooling.kind=align with it, or leave it 0"

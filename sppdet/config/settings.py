@@ -50,6 +50,7 @@ DEFAULT_THRESHOLD = -0.5  # lowest score shown by `sppdet detect` and returned b
 FOREGROUND_IOU = 0.5
 
 CROPS = ("warp", "square", "square_context")  # how R-CNN crops a window, see sppdet/features/warp.py
+MIN_TILE = 64  # pixels per side of a tile of a large image
 MIN_CROP = 64  # pixels per side; the pools of a trunk would leave nothing of a smaller crop
 
 Count = Annotated[int, at_least(1)]
@@ -61,6 +62,7 @@ FromZero = Annotated[float, at_least(0)]
 # Sides of images in pixels, and counts that memory or threads are set aside for: beyond these limits nothing works.
 Side = Annotated[int, between(1, 100_000)]
 SideOrNone = Annotated[int | None, between(1, 10_000)]
+TileSide = Annotated[int, Limit(f"0, or {MIN_TILE} or more", lambda side: side == 0 or side >= MIN_TILE)]
 SideList = Annotated[tuple[int, ...], positive_numbers(10_000)]
 Levels = Annotated[tuple[int, ...], positive_numbers(100)]
 Workers = Annotated[int, between(0, 1000)]
@@ -89,6 +91,10 @@ class DataSettings(Checked):
     test_share: Annotated[float | None, between(0.01, 0.99)] = None
     # a file of lines `image,class,...`: the classes that were looked for in images where it was not all of them
     labelled_classes: Annotated[str | None, any_value("the file is looked up when it is read")] = None
+    # pixels per side of the overlapping tiles in which larger images are read (sppdet/data/tiles.py); 0: whole images
+    tiles: TileSide = 0
+    # pixels that neighbouring tiles share, at least as many as the objects are large; null: a quarter of a side
+    tile_overlap: Annotated[int | None, between(0, 50_000)] = None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from .dataset import Sample as Sample
 from .folders import LabelledImages as LabelledImages
 from .folders import read_folders as read_folders
 from .image_files import find_images as find_images
+from .image_files import is_video_name as is_video_name
 from .image_files import passed_over as passed_over
 from .images import ImageLike as ImageLike
 from .images import read_image as read_image
@@ -11,6 +12,9 @@ from .images import scaled_size as scaled_size
 from .images import to_rgb as to_rgb
 from .labelled_folder import LabelledFolder as LabelledFolder
 from .labelled_folder import read_folder as read_folder
+from .large_images import Pixels as Pixels
+from .large_images import PixelsInMemory as PixelsInMemory
+from .large_images import open_pixels as open_pixels
 from .prelabels import FORMATS as FORMATS
 from .prelabels import AnnotationFolder as AnnotationFolder
 from .prelabels import Prelabelled as Prelabelled
@@ -24,6 +28,12 @@ from .splits import load_folds as load_folds
 from .splits import load_split as load_split
 from .splits import read_dataset as read_dataset
 from .splits import split_folder as split_folder
+from .tiles import Tiles as Tiles
+from .tiles import tile_dataset as tile_dataset
+from .tiles import tile_sample as tile_sample
+from .video import Frame as Frame
+from .video import Video as Video
+from .video import written_video as written_video
 from .voc import read_voc as read_voc
 from .writers import WRITERS as WRITERS
 from .writers import convert_folder as convert_folder

@@ -10,6 +10,7 @@ from typing import overload
 import numpy as np
 
 from sppdet.data.images import read_image
+from sppdet.data.large_images import read_tile
 from sppdet.ops import boxes as geometry
 from sppdet.utils import counted
 
@@ -31,6 +32,10 @@ class Sample:
         mirrored: whether `read` flips the image left to right. ``boxes`` are those of the flipped image.
         looked_for: bool ``(K,)`` classes that were annotated in this image; of the others nobody knows whether it holds
             them. None: all were.
+        tile: ``x1, y1, x2, y2`` of the part of the image in the file that this sample is; None: all of it. ``width``,
+            ``height`` and ``boxes`` are those of the part.
+        cut: bool ``(N,)`` objects of which the tile shows so little that no window on them is learned from, neither as
+            an object nor as background; they are ``difficult``, too. None: no object is.
 
     Examples:
         >>> cat = np.array([[10, 20, 60, 80]], np.float32)
@@ -50,6 +55,8 @@ class Sample:
     difficult: np.ndarray
     mirrored: bool = False
     looked_for: np.ndarray | None = None
+    tile: tuple[int, int, int, int] | None = None
+    cut: np.ndarray | None = None
 
     def __repr__(self) -> str:
         mirrored = ", mirrored" if self.mirrored else ""
@@ -63,12 +70,17 @@ class Sample:
         Raises:
             SppdetError: the file cannot be read as an image.
         """
-        image = read_image(self.path)
+        image = read_image(self.path) if self.tile is None else read_tile(self.path, self.tile)
         return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image
 
     def was_looked_for(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return bool ``(len(labels),)``, whether each class was annotated in this image."""
         return np.ones(len(labels), bool) if self.looked_for is None else self.looked_for[np.asarray(labels, np.int64)]
+
+    @property
+    def whole(self) -> np.ndarray:
+        """The rows of the objects that are not cut by the border of a tile."""
+        return np.arange(len(self.boxes)) if self.cut is None else np.flatnonzero(~self.cut)
 
     def mirror(self) -> Sample:
         """Return the sample flipped left to right, with its boxes."""

@@ -26,6 +26,7 @@ SUFFIXES = (
     ".tiff",
     ".webp",
 )
+VIDEO_SUFFIXES = (".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv")
 
 
 def find_images(arguments: Sequence[str]) -> list[str]:
@@ -57,6 +58,16 @@ def is_image_name(name: str) -> bool:
     """
     # Hidden files do not count: macOS leaves `._photo.jpg`, which is no image, beside `photo.jpg`.
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file of this name is a video.
+
+    Examples:
+        >>> is_video_name("a.MP4"), is_video_name("a.gif")
+        (True, False)
+    """
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def _matches(argument: str) -> list[str]:

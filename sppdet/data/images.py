@@ -26,6 +26,11 @@ being_read: ContextVar[str | os.PathLike | None] = ContextVar("being_read", defa
 
 _JPEG = ("JPEG", "MPO")  # Pillow's names of the formats that are decoded as far as they go
 
+
+class TooManyPixels(SppdetError):
+    """An image is so large that Pillow takes it for a decompression bomb."""
+
+
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor"
 
 # Transposition for display, by the value of the EXIF orientation tag (EXIF 2.3, tag 0x0112).
@@ -193,8 +198,9 @@ def _errors_naming(path: str | os.PathLike) -> Iterator[None]:
     except FileNotFoundError:
         raise SppdetError(f"{path}: no such image; check the path") from None
     except Image.DecompressionBombError:
-        raise SppdetError(
-            f"{path}: has over {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, too many; make it smaller"
+        raise TooManyPixels(
+            f"{path}: has over {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, too many; make it smaller, or detect in "
+            "it with --tiles"
         ) from None
     except UnidentifiedImageError:
         what = "is empty" if Path(path).is_file() and Path(path).stat().st_size == 0 else "is no image Pillow knows"
@@ -271,12 +277,28 @@ def _as_bytes(values: np.ndarray) -> np.ndarray:
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
+    black, white = byte_range(low, high, is_float)
+    return _bytes_of((values - black) * (255 / (white - black)))
+
+
+def byte_range(low: float, high: float, is_float: bool = False) -> tuple[float, float]:
+    """Return the values that become 0 and 255 in an image of more than 8 bits, by the rules of `read_image`.
+
+    Args:
+        low: the smallest value of the image.
+        high: the largest value of the image.
+        is_float: whether the values are floating point.
+
+    Examples:
+        >>> byte_range(12, 200), byte_range(0, 65535), byte_range(0, 4095)
+        ((0, 255), (0, 65535), (0, 4095))
+    """
     full = 1 if is_float and high <= 1 else 65535
     if low >= 0 and high <= 255 and full != 1:
-        return _bytes_of(values)
+        return 0, 255
     if low == high or (low >= 0 and high <= full and high - low >= full / 2):
-        return _bytes_of(values * (255 / full))
-    return _bytes_of((values - low) * (255 / (high - low)))
+        return 0, full
+    return low, high
 
 
 def _bytes_of(values: np.ndarray) -> np.ndarray:

@@ -26,3 +26,6 @@ from .shipped import model_folder as model_folder
 from .shipped import shipped_model as shipped_model
 from .stored_model import StoredClass as StoredClass
 from .stored_model import StoredModel as StoredModel
+from .tiles import TilePlan as TilePlan
+from .tiles import TrainedOn as TrainedOn
+from .tiles import merge_tiles as merge_tiles

@@ -14,6 +14,7 @@ from sppdet.config import DEFAULT_THRESHOLD, DetectionSettings
 from sppdet.detection.calibration import Calibration
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.detection.predictor import Predictor, WindowScores
+from sppdet.detection.tiles import TrainedOn
 from sppdet.features import CropFeatures, PyramidFeatures, WindowFeatures, Windows
 from sppdet.networks import Backbone
 from sppdet.ops import Products
@@ -45,6 +46,7 @@ class Detector(Predictor):
         head: the fc layers whose output the classifier sees; None if it sees the pooled features.
         image_svms: SVMs of whole images, see `sppdet.training.image_svms`; None if none were trained.
         calibration: the probabilities of margins; None if they are not known.
+        trained_on: what is known of the training images; None for models of earlier versions.
 
     Raises:
         SppdetError: if ``detection.context`` is above 0 and there are no SVMs of whole images.
@@ -67,6 +69,7 @@ class Detector(Predictor):
     head: Head | None = None
     image_svms: LinearSVMs | None = None
     calibration: Calibration | None = None
+    trained_on: TrainedOn | None = None
 
     def __post_init__(self) -> None:
         if self.detection.context and self.image_svms is None:

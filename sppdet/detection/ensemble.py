@@ -15,6 +15,7 @@ from sppdet.config import DetectionSettings
 from sppdet.detection.calibration import Calibration
 from sppdet.detection.detector import Detector, class_list, describe_detection, describe_features
 from sppdet.detection.predictor import Predictor
+from sppdet.detection.tiles import TrainedOn
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import SppdetError
 
@@ -61,6 +62,11 @@ class Ensemble(Predictor):
     def search(self) -> SelectiveSearch:
         """Computes the proposals."""
         return self.detectors[0].search
+
+    @property
+    def trained_on(self) -> TrainedOn | None:
+        """What is known of the first detector's training images."""
+        return self.detectors[0].trained_on
 
     @cached_property
     def parts(self) -> tuple[Detector, ...]:

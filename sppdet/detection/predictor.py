@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 import numpy as np
 
 from sppdet.config import DEFAULT_THRESHOLD, DetectionSettings
-from sppdet.data import ImageLike, to_rgb
+from sppdet.data import ImageLike, Pixels, open_pixels, to_rgb
 from sppdet.detection.calibration import Calibration
 from sppdet.detection.detections import Detections
+from sppdet.detection.tiles import TilePlan, TrainedOn, detect_in_tiles, plan_tiles
 from sppdet.ops import boxes as geometry
 from sppdet.ops import nms, vote
 from sppdet.proposals import SelectiveSearch
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from sppdet.detection.detector import Detector
 
 Threshold = float | Literal["auto"] | None  # of `Predictor.predict`
+TileSide = int | Literal["auto"] | None  # of `Predictor.predict`
 ImageT = TypeVar("ImageT", bound=ImageLike)  # a list of strings is a list of images
 
 
@@ -70,6 +72,7 @@ class Predictor(ABC):
     Attributes:
         classes: K names.
         search: computes the proposals.
+        trained_on: what is known of the training images; None for models of earlier versions.
         detection: settings of the steps from scored windows to detections.
     """
 
@@ -82,6 +85,9 @@ class Predictor(ABC):
 
         @property
         def search(self) -> SelectiveSearch: ...
+
+        @property
+        def trained_on(self) -> TrainedOn | None: ...
 
     @property
     @abstractmethod
@@ -118,7 +124,12 @@ class Predictor(ABC):
 
     @overload
     def predict(
-        self, images: ImageLike, threshold: Threshold = "auto", bgr: bool = False, margin: float | None = None
+        self,
+        images: ImageLike,
+        threshold: Threshold = "auto",
+        bgr: bool = False,
+        margin: float | None = None,
+        tiles: TileSide = None,
     ) -> Detections: ...
 
     @overload
@@ -128,6 +139,7 @@ class Predictor(ABC):
         threshold: Threshold = "auto",
         bgr: bool = False,
         margin: float | None = None,
+        tiles: TileSide = None,
     ) -> list[Detections]: ...
 
     @overload
@@ -141,6 +153,7 @@ class Predictor(ABC):
         threshold: Threshold = "auto",
         bgr: bool = False,
         margin: float | None = None,
+        tiles: TileSide = None,
     ) -> Detections | list[Detections] | Iterator[Detections]:
         """Detect objects in one or several images.
 
@@ -153,6 +166,9 @@ class Predictor(ABC):
                 is -0.5. None returns all detections above ``detection.min_margin``.
             bgr: whether the channels of arrays and tensors are blue, green, red, as in OpenCV's images.
             margin: lowest score of the detections, in place of ``threshold``.
+            tiles: pixels per side of the overlapping tiles in which larger images are read (`sppdet.detection.tiles`);
+                ``auto`` chooses by the training images; 0 reads whole images. None is ``auto`` for models that were
+                trained on tiles, and 0 for all others.
 
         A lowest score below ``detection.min_margin`` replaces it for this call.
 
@@ -165,10 +181,10 @@ class Predictor(ABC):
         """
         self.check_threshold(threshold)
         if isinstance(images, (list, tuple)):
-            return [self._predict_one(image, threshold, bgr, margin) for image in images]
+            return [self._predict_one(image, threshold, bgr, margin, tiles) for image in images]
         if isinstance(images, Iterator):
-            return (self._predict_one(image, threshold, bgr, margin) for image in images)
-        return self._predict_one(images, threshold, bgr, margin)
+            return (self._predict_one(image, threshold, bgr, margin, tiles) for image in images)
+        return self._predict_one(images, threshold, bgr, margin, tiles)
 
     def check_threshold(self, threshold: Threshold) -> None:
         """Refuse a threshold that `predict` cannot use.
@@ -197,8 +213,36 @@ class Predictor(ABC):
             lowest = float(threshold)
         return np.full(classes, self.detection.min_margin if lowest is None else lowest, np.float32)
 
-    def _predict_one(self, image: ImageLike, threshold: Threshold, bgr: bool, margin: float | None) -> Detections:
-        pixels = to_rgb(image, bgr)
+    def _predict_one(
+        self, image: ImageLike, threshold: Threshold, bgr: bool, margin: float | None, tiles: TileSide
+    ) -> Detections:
+        if not self.tile_side(tiles):
+            return self._predict_whole(to_rgb(image, bgr), threshold, margin)
+        return self.predict_pixels(open_pixels(image, bgr), threshold, margin, tiles)
+
+    def predict_pixels(
+        self, pixels: Pixels, threshold: Threshold = "auto", margin: float | None = None, tiles: TileSide = None
+    ) -> Detections:
+        """Detect objects in an image of which parts can be read; arguments as for `predict`."""
+        size = pixels.width, pixels.height
+        plan = self.plan_tiles(size, tiles)
+        if plan is None:
+            return self._predict_whole(pixels.read((0, 0, *size)), threshold, margin)
+        return detect_in_tiles(
+            lambda part: self._predict_whole(part, threshold, margin), pixels, plan, self.detection.nms
+        )
+
+    def plan_tiles(self, size: tuple[int, int], tiles: TileSide = None) -> TilePlan | None:
+        """Return how `predict` reads an image of ``size`` (width, height); None as a whole."""
+        return plan_tiles(self.trained_on, self.search.max_side, size, self.tile_side(tiles))
+
+    def tile_side(self, tiles: TileSide) -> int | str:
+        """Return the side of tiles that `predict` takes for its argument ``tiles``; 0 for whole images."""
+        if tiles is None:
+            return "auto" if self.trained_on and self.trained_on.tiles else 0
+        return tiles
+
+    def _predict_whole(self, pixels: np.ndarray, threshold: Threshold, margin: float | None) -> Detections:
         margins = self.lowest_margins(threshold, margin)
         lowest = min(float(margins.min()), self.detection.min_margin)
         maps, mirrored, proposals = self._read_and_search(pixels)

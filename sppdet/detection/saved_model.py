@@ -23,6 +23,7 @@ from sppdet.detection.detector import Detector
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.detection.model_description import check_classes, check_shapes, checked_backbone, checked_features
 from sppdet.detection.model_files import REMEDY, finish_update
+from sppdet.detection.tiles import TrainedOn
 from sppdet.features import Crop, CropFeatures, PyramidFeatures, WindowFeatures
 from sppdet.networks import (
     Backbone,
@@ -114,6 +115,7 @@ def load_detector(folder: str | Path, device: str = "auto") -> Detector:
             image_svms=LinearSVMs(**image_svms) if image_svms else None,
             # Models of earlier versions have none.
             calibration=Calibration.restore(description["calibration"]) if description.get("calibration") else None,
+            trained_on=TrainedOn.restore(description["trained_on"]) if description.get("trained_on") else None,
         )
         check_shapes(path, detector)
     return detector
@@ -226,6 +228,8 @@ def save_detector(detector: Detector, folder: Path, compact: bool = False) -> No
         "detection": asdict(detector.detection),
         "calibration": detector.calibration.description() if detector.calibration else None,
     }
+    if detector.trained_on:
+        description["trained_on"] = detector.trained_on.description()
     groups: dict[str, dict[str, Any]] = {
         "trunk": {} if package else detector.backbone.trunk.state_dict(),
         "head": detector.head.state_dict() if detector.head else {},

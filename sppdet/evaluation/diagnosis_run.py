@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 
+from sppdet.data import Dataset, Tiles, tile_dataset
 from sppdet.evaluation.diagnosis import diagnose
 from sppdet.evaluation.diagnosis_plot import draw_diagnosis
 from sppdet.evaluation.diagnosis_report import report_markdown, report_text
@@ -54,11 +56,18 @@ def stored_proposals(last: LastEvaluation) -> Iterable[np.ndarray]:
         search = SelectiveSearch(**read_json(model, proposals=dict)["proposals"])
     if not Path(cache).is_dir():
         raise SppdetError(f"run.cache: {cache} does not exist; say where the run's cache is with run.cache=FOLDER")
-    store, names = proposal_store(cache, search), entry_names(last.dataset)
+    pieces = tile_dataset(last.dataset, Tiles.of(last.config.data))
+    store, names = proposal_store(cache, search), entry_names(pieces)
     missing = store.missing(names)
     if missing:
         raise SppdetError(
             f"{store.folder}: the proposals of {len(missing)} of {len(names)} images are not stored (first: "
             f"{missing[0]}); give run.cache=FOLDER, or compute them: python -m sppdet.evaluate {folder} --force"
         )
-    return map(store.read, names)
+    return map(np.concatenate, _by_image(pieces, map(store.read, names)))
+
+
+def _by_image(pieces: Dataset, proposals: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """Yield the proposals of all tiles of an image, in its pixels, or those of the whole image."""
+    for _, of_image in groupby(zip(pieces, proposals), lambda pair: pair[0].path if pair[0].tile else pair[0].id):
+        yield [boxes + np.array(2 * (sample.tile or (0, 0))[:2], np.float32) for sample, boxes in of_image]

@@ -7,13 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
 
 from sppdet.config import Config, from_dict, in_folder, override, to_dict
 from sppdet.config import load as load_config
-from sppdet.data import Dataset, load_split
-from sppdet.detection import MODEL_FILES, Detections, Predictor, load
+from sppdet.data import Dataset, Tiles, load_split, tile_dataset
+from sppdet.detection import MODEL_FILES, Detections, Predictor, load, merge_tiles
 from sppdet.evaluation.coco import write_coco_results
 from sppdet.evaluation.costs import read_costs, record_cost
 from sppdet.evaluation.devkit_files import check_names, read_devkit_results, write_devkit_results
@@ -79,8 +80,10 @@ def evaluate_run(
     if dataset is None:
         dataset = load_split(config, config.data.test_split, detector.classes, config.data.limit_test)
     check_names(dataset, config.data.test_split)  # now: at the end the results of an hour's work would be lost
+    tiles = Tiles.of(config.data)
+    pieces = tile_dataset(dataset, tiles)
     splits = [
-        open_split(dataset, config.run.cache, detector.search, part.backbone, part.features) for part in detector.parts
+        open_split(pieces, config.run.cache, detector.search, part.backbone, part.features) for part in detector.parts
     ]
     split = splits[0]
     key = _metrics_key(config, split.names, dataset)
@@ -99,7 +102,10 @@ def evaluate_run(
     for part, part_split in zip(detector.parts, splits):
         fill_maps([part_split], part.backbone, config.workers)
     with Meter() as meter:
-        plain, regressed = (only_looked_for(dataset, part) for part in detect_all(detector, splits, config.workers))
+        before_and_after = detect_all(detector, splits, config.workers)
+        plain, regressed = (
+            only_looked_for(dataset, _of_whole_images(part, dataset, tiles, detector)) for part in before_and_after
+        )
         note("figures")
         figures = evaluate_detections(dataset, regressed)
         # The order of the keys is that of the file.
@@ -225,6 +231,26 @@ def detect_all(
 
     plain, regressed = zip(*parallel_map(detect, range(len(split)), workers, "detecting", threads=True))
     return list(plain), list(regressed)
+
+
+def _of_whole_images(
+    detections: list[Detections], dataset: Dataset, tiles: Tiles | None, detector: Predictor
+) -> list[Detections]:
+    """Return the detections of whole images.
+
+    Args:
+        detections: those of all tiles of all images, image by image.
+        dataset: the whole images.
+        tiles: how they were cut; None: not at all.
+        detector: what detected.
+    """
+    if tiles is None:
+        return detections
+    of_tiles, merged = iter(detections), []
+    for sample in dataset:
+        boxes, size = tiles.boxes(sample.width, sample.height), (sample.width, sample.height)
+        merged.append(merge_tiles(islice(of_tiles, len(boxes)), boxes, tiles, size, detector.detection.nms))
+    return merged
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 
-from sppdet.data import Dataset, read_image
+from sppdet.data import Dataset, Sample
 from sppdet.features.crop_features import CropFeatures, CropVectors
 from sppdet.features.pyramid_features import FeatureMap, PyramidFeatures
 from sppdet.features.regions import scale_factor
@@ -35,8 +35,14 @@ Split = TypeVar("Split", bound="CachedSplit")
 
 
 def entry_names(dataset: Dataset) -> list[str]:
-    """Return the store entry of each image: its id, or the beginning of a long one, and a digest of the file."""
-    return [f"{short_name(sample.id)}-{file_digest(sample.path)}" for sample in dataset]
+    """Return the store entry of each image: its id, or the beginning of a long one, a digest of the file, its tile."""
+    digests = {path: file_digest(path) for path in {sample.path for sample in dataset}}  # tiles share a file
+    return [f"{short_name(sample.id)}-{digests[sample.path]}{_tile_name(sample)}" for sample in dataset]
+
+
+def _tile_name(sample: Sample) -> str:
+    """Return the end of the entry's name of a tile; "" for a whole image."""
+    return "" if sample.tile is None else "-" + "_".join(map(str, sample.tile))
 
 
 def proposal_store(cache: str, search: SelectiveSearch) -> Store:
@@ -114,27 +120,33 @@ class CachedSplit:
     def proposals(self, i: int) -> np.ndarray:
         """Return the proposals of image ``i``: float32 ``(N, 4)`` pixel edges."""
         sample, name = self.dataset[i], self.names[i].removesuffix(_MIRRORED)
-        boxes = self.proposal_store.read_or_compute(name, lambda: self.search(read_image(sample.path)))
+        unmirrored = replace(sample, mirrored=False)
+        boxes = self.proposal_store.read_or_compute(name, lambda: self.search(unmirrored.read()))
         return geometry.mirror(boxes, sample.width) if sample.mirrored else boxes
 
     def objects(self, i: int, label: int) -> np.ndarray:
-        """Return the boxes ``(M, 4)`` of one class in image ``i``, difficult ones included, as in the papers."""
-        sample = self.dataset[i]
-        return sample.boxes[sample.labels == label]
+        """Return the boxes ``(M, 4)`` of one class in image ``i``, difficult ones included, as in the papers.
 
-    def overlaps(self, i: int, windows: np.ndarray, labels: list[int]) -> np.ndarray:
+        Objects that the border of a tile cuts are left out.
+        """
+        sample = self.dataset[i]
+        return sample.boxes[sample.whole][sample.labels[sample.whole] == label]
+
+    def overlaps(self, i: int, windows: np.ndarray, labels: list[int], cut: bool = True) -> np.ndarray:
         """Compute the highest IoU of each window of image ``i`` with an object of each class.
 
         Args:
             windows: ``(N, 4)`` pixel edges.
             labels: K classes.
+            cut: whether objects count that the border of a tile cuts.
 
         Returns:
             ``(N, K)``; 0 for a class without objects in the image.
         """
         sample = self.dataset[i]
-        overlap = geometry.iou(windows, sample.boxes)
-        best = [overlap[:, sample.labels == label].max(axis=1, initial=0) for label in labels]
+        rows = np.arange(len(sample.boxes)) if cut else sample.whole
+        overlap, of_objects = geometry.iou(windows, sample.boxes[rows]), sample.labels[rows]
+        best = [overlap[:, of_objects == label].max(axis=1, initial=0) for label in labels]
         return np.stack(best, axis=1) if best else np.zeros((len(windows), 0), np.float32)
 
     def fill_proposals(self, search: SelectiveSearch, workers: int, again: bool = False) -> int:

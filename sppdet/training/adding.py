@@ -38,7 +38,7 @@ from sppdet.training.bank import BANK_FILE, Bank, choose_windows, store_vectors,
 from sppdet.training.calibration import HeldOut, detect_in_fold, draw_folds, fit_class
 from sppdet.training.mining import FixedRows, Miner, pool_locations
 from sppdet.training.model_and_bank import read_model, save_model
-from sppdet.training.new_images import filled_split, new_names, without_objects
+from sppdet.training.new_images import as_trained, filled_split, new_names, without_objects
 from sppdet.utils import Execution, SppdetError
 
 logger = logging.getLogger(__name__)
@@ -86,6 +86,7 @@ def add_classes(
     names = new_names(model, dataset, classes, images)
     labels = [dataset.classes.index(name) for name in names]
     detector = _checked_detector(model, bank, device)
+    dataset = as_trained(dataset, detector)
     execution = Execution(bank.seed, workers)
     with filled_split(model.folder, dataset, detector, cache, workers, bank) as (split, mirrored):
         features, of_svms = detector.features, mirrored if bank.svm.flip else split
@@ -147,7 +148,7 @@ def add_background(
     if bank.svm.solver != "dual":
         raise SppdetError("svm.solver: SVMs of liblinear cannot be fitted on; train with svm.solver=dual")
     detector = _checked_detector(model, bank, device)
-    dataset = without_objects(images, detector.classes)
+    dataset = as_trained(without_objects(images, detector.classes), detector)
     execution, features = Execution(bank.seed, workers), detector.features
     assert isinstance(detector.classifier, LinearSVMs)
     with filled_split(model.folder, dataset, detector, cache, workers, bank) as (split, _):
@@ -222,7 +223,7 @@ def _hold_out(
     """Detect the new classes in the new images, each time with SVMs that were fitted without a fold of these."""
     if images < 2:
         return [HeldOut(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.int64), 0)] * len(detector.classes)
-    folds = draw_folds(images, bank.calibration, execution.seed)
+    folds = draw_folds(images, bank.calibration, execution.seed, split.dataset[:images])
     fits: list[list[svm.Fit]] = [[] for _ in folds]
     for k in range(len(detector.classes)):
         windows, more = miner.windows(k), miner.fixed_rows[k]

@@ -205,7 +205,7 @@ def hold_out(
     Returns:
         The detections of each class.
     """
-    folds = draw_folds(images, settings, execution.seed)
+    folds = draw_folds(images, settings, execution.seed, split.dataset[:images])
     quick = replace(problem, tolerance=max(problem.tolerance, _TOLERANCE), max_epochs=_EPOCHS)
     fitted = _fit_without(split, images, windows, features, quick, folds, execution)
     of_folds = [
@@ -214,8 +214,16 @@ def hold_out(
     return [HeldOut.join(of_class) for of_class in zip(*of_folds)]
 
 
-def draw_folds(images: int, settings: CalibrationSettings, seed: int) -> list[np.ndarray]:
+def draw_folds(
+    images: int, settings: CalibrationSettings, seed: int, dataset: Dataset | None = None
+) -> list[np.ndarray]:
     """Return the images of each fold, at most ``settings.images`` in all folds together, or in one if it is larger.
+
+    Args:
+        images: how many images are divided.
+        settings: number of folds and images.
+        seed: of the draw.
+        dataset: these images, where some of them may be tiles: those of one file come into one fold.
 
     Examples:
         >>> [len(fold) for fold in draw_folds(10, CalibrationSettings(folds=4, images=400), seed=0)]
@@ -223,6 +231,11 @@ def draw_folds(images: int, settings: CalibrationSettings, seed: int) -> list[np
         >>> [len(fold) for fold in draw_folds(5000, CalibrationSettings(folds=4, images=400), seed=0)]
         [400]
     """
+    if dataset is not None and any(sample.tile is not None for sample in dataset):
+        _, files = np.unique([str(sample.path) for sample in dataset], return_inverse=True)
+        count = int(files.max()) + 1
+        of_files = replace(settings, images=max(1, settings.images * count // images))
+        return [np.flatnonzero(np.isin(files, fold)) for fold in draw_folds(count, of_files, seed)]
     size = min(-(-images // settings.folds), settings.images)
     count = min(-(-images // size), max(1, settings.images // size))
     order = np.random.default_rng(seed).permutation(images)

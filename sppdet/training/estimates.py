@@ -55,8 +55,8 @@ def measure_speed(inputs: StageInputs) -> Speed | None:
     config, features, backbone = inputs.config, inputs.pooled_features, inputs.backbone
     workers = worker_count(config.workers)
     search = SelectiveSearch.of(config.proposals)
-    count = min(len(inputs.train), workers * _IMAGES)
-    samples = [inputs.train[int(i)] for i in np.linspace(0, len(inputs.train) - 1, count)]
+    count = min(len(inputs.train_pieces), workers * _IMAGES)
+    samples = [inputs.train_pieces[int(i)] for i in np.linspace(0, len(inputs.train_pieces) - 1, count)]
     try:
         images = [sample.read() for sample in samples]
     except SppdetError:
@@ -112,7 +112,7 @@ def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again:
             items, images = missing_maps(inputs, again)
             seconds = speed.maps * images
         elif speed and stage == "evaluate":
-            items = len(inputs.test)
+            items = len(inputs.test_pieces)
             mirrored = speed.maps if inputs.config.detection.flip else 0.0  # the maps of mirror images are not stored
             seconds = 1 + (speed.pooling * _DETECTION + mirrored) * items
         elif speed and stage in _PER_CLASS:
@@ -120,7 +120,7 @@ def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again:
             pooling = {"svm": _SVM, "bbox": _BBOX, "calibration": _CALIBRATION}.get(stage, 0.1)
             seconds = speed.pooling * pooling * images + _PER_CLASS[stage] * len(inputs.labels)
             if stage == "calibration":
-                seconds += speed.pooling * _DETECTION * min(len(inputs.train), inputs.config.calibration.images)
+                seconds += speed.pooling * _DETECTION * min(len(inputs.train_pieces), inputs.config.calibration.images)
             if stage == "bbox":
                 seconds += speed.operation * _ridge_operations(inputs)
         estimates[stage] = Estimate(seconds, items)
@@ -129,7 +129,7 @@ def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again:
 
 def _ridge_operations(inputs: StageInputs) -> float:
     """Return about how many operations the ridge regressions of all classes take, by their kernel matrices."""
-    labels = np.concatenate([sample.labels for sample in inputs.train])
+    labels = np.concatenate([sample.labels for sample in inputs.train_pieces])
     objects = np.bincount(labels, minlength=len(inputs.labels)).astype(float)
     windows = np.minimum(_NEAR_WINDOWS * objects * (1 + inputs.config.bbox.flip), inputs.config.bbox.max_windows)
     return float((2 * windows**2 * inputs.pooled_features.dimension + windows**3 / 3).sum())

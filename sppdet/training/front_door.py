@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from sppdet.config import STAGES, Config, in_folder, is_folder, override, preset_settings, settings_for
-from sppdet.data import Dataset, divide_dataset, load_split
+from sppdet.data import Dataset, Tiles, divide_dataset, load_split, tile_dataset
 from sppdet.detection import Detector
 from sppdet.training.data_settings import choices_of_run, choose_settings
 from sppdet.training.folds import cross_validate
@@ -47,7 +47,8 @@ def _following_data(settings: Config, overrides: list[str], training_images: Cal
     fixed = {text.partition("=")[0].strip() for text in overrides}
     choices = choices_of_run(settings, fixed)
     if not choices:
-        choices = choose_settings(settings, training_images(), fixed)
+        images = tile_dataset(training_images(), Tiles.of(settings.data))
+        choices = choose_settings(settings, images, fixed)
         for choice in choices:
             logger.info("%s: %s", choice.override, choice.reason)
     return override(settings, [*(choice.override for choice in choices), *overrides])

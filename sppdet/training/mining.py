@@ -483,7 +483,7 @@ class Miner:
     def _near_proposals(self, i: int, maps: object) -> list[np.ndarray]:
         """Draw the proposals ``(n, 4)`` that are positives of each class; a draw does not depend on other classes."""
         windows, proposals = self._windows(i, maps)
-        near = self.split.overlaps(i, proposals, self.labels) >= self.settings.positive_overlap
+        near = self.split.overlaps(i, proposals, self.labels, cut=False) >= self.settings.positive_overlap
         proposals_of_classes = []
         for near_class, label, count in zip(near.T, self.labels, self._objects):
             rows = np.flatnonzero(near_class)

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from sppdet.config import load as load_config
-from sppdet.data import Dataset, Sample, find_images, read_image
+from sppdet.data import Dataset, Sample, find_images, open_pixels, tile_dataset
 from sppdet.detection import Detector, StoredModel
 from sppdet.features import FeatureSplit, open_split
 from sppdet.training.bank import Bank
@@ -48,9 +48,14 @@ def without_objects(images: str | Path | Dataset, classes: tuple[str, ...]) -> D
         return Dataset(classes, tuple(samples))
     samples = []
     for path in map(Path, find_images([str(images)])):
-        height, width = read_image(path).shape[:2]
-        samples.append(Sample(path.stem, path, width, height, boxes, labels, difficult))
+        pixels = open_pixels(path)
+        samples.append(Sample(path.stem, path, pixels.width, pixels.height, boxes, labels, difficult))
     return Dataset(classes, tuple(samples))
+
+
+def as_trained(dataset: Dataset, detector: Detector) -> Dataset:
+    """Return the images, or their tiles if the model was trained on tiles."""
+    return tile_dataset(dataset, detector.trained_on.tiles if detector.trained_on else None)
 
 
 @contextmanager

@@ -41,6 +41,7 @@ from sppdet.training.estimates import estimate, log_plan, map_splits, measure_sp
 from sppdet.training.mining import ClassWindows, Miner
 from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
+from sppdet.training.training_sizes import advice, trained_on
 from sppdet.utils import (
     Checkpoint,
     Execution,
@@ -270,6 +271,7 @@ class Pipeline:
             detection=c.detection,
             head=inputs.head,
             image_svms=files.svms("context") if "context" in inputs.stages_with_maps() else None,
+            trained_on=trained_on(inputs.train_pieces, inputs.tiles),
         )
 
     def save(self) -> None:
@@ -296,6 +298,8 @@ class Pipeline:
             per_class = ", ".join([*shown, *([f"and {more} more classes"] if more else [])])
             images, objects = counted(len(split), "image"), counted(len(labels), "object")
             logger.info("%s: %s, %s: %s", name, images, objects, per_class)
+        if remark := advice(train, self.inputs.tiles):
+            logger.info(remark)
         shared = 0 if test is train else len({sample.path for sample in train} & {sample.path for sample in test})
         if shared:
             logger.warning(
@@ -321,7 +325,7 @@ class Pipeline:
             return _SKIPPED
         with checkpoint_of(path, key.data) as checkpoint:
             trunk, accuracy = pretrain(
-                self.inputs.train, c.backbone.name, c.backbone.precision, c.pretrain, c.pooling.levels, c.device,
+                self.inputs.train_pieces, c.backbone.name, c.backbone.precision, c.pretrain, c.pooling.levels, c.device,
                 self._execution(checkpoint), Cut.of(c.backbone),
             )  # fmt: skip
             write_result(path, key, trunk.state_dict())
@@ -448,7 +452,7 @@ class Pipeline:
             miner = Miner(split, features, classes, self.config.svm, scale, execution)
             detector = of_classes(self._without_calibration(), classes)
             held_out = hold_out(
-                split, len(self.inputs.train), detector, self._windows(miner, detector), features, miner.problem,
+                split, len(self.inputs.train_pieces), detector, self._windows(miner, detector), features, miner.problem,
                 self.config.calibration, execution,
             )  # fmt: skip
             return [of_class.tensors() for of_class in held_out]

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from sppdet.config import Config
-from sppdet.data import Dataset, load_split
+from sppdet.data import Dataset, Tiles, load_split, tile_dataset
 from sppdet.features import (
     CachedSplit,
     CropFeatures,
@@ -40,6 +40,9 @@ class StageInputs:
     Attributes:
         train: the training images and their objects.
         test: the test images and their objects.
+        tiles: how large images are cut (``data.tiles``); None: not at all.
+        train_pieces: what is learned from: the training images, or their tiles.
+        test_pieces: the test images, or their tiles.
         labels: the numbers of the K classes, 0 to K - 1.
         folder: the run's folder.
         files: the files of what the stages have learned.
@@ -52,6 +55,8 @@ class StageInputs:
     def __init__(self, config: Config, keep: bool = False, data: tuple[Dataset, Dataset] | None = None):
         self.config = config
         self.train, self.test = data or _load(config)
+        self.tiles = Tiles.of(config.data)
+        self.train_pieces, self.test_pieces = (tile_dataset(images, self.tiles) for images in (self.train, self.test))
         self.labels = list(range(len(self.train.classes)))
         self.folder = Path(config.run.dir)
         self.files = StageFiles(self.folder / "stages", self.train.classes)
@@ -129,7 +134,7 @@ class StageInputs:
     def proposal_splits(self) -> tuple[CachedSplit, CachedSplit]:
         """Training and test images with their proposals; no network is needed."""
         cache, search = self.config.run.cache, SelectiveSearch.of(self.config.proposals)
-        return open_proposals(self.train, cache, search), open_proposals(self.test, cache, search)
+        return open_proposals(self.train_pieces, cache, search), open_proposals(self.test_pieces, cache, search)
 
     @cached_property
     def splits(self) -> tuple[FeatureSplit, FeatureSplit]:

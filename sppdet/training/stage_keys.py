@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from sppdet.config import keys as setting_keys
 from sppdet.config import load
+from sppdet.data import Dataset
 from sppdet.networks import Backbone, Cut, Head, weights_digest
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import image_svms
@@ -52,11 +53,11 @@ class StageKeys:
 
     def pretrain(self) -> Key:
         """Return the key of the pretrained trunk."""
-        c, train = self.config, self.inputs.train
+        c, train = self.config, self.inputs.train_pieces
         settings = {"pretrain": asdict(c.pretrain), "levels": c.pooling.levels}
         settings |= {"name": c.backbone.name, "precision": c.backbone.precision}
         settings |= Cut.of(c.backbone).description()
-        return self._key(settings, [], [self._objects(), [file_digest(sample.path) for sample in train]])
+        return self._key(settings, [], [self._objects(), self._files(train)])
 
     def end_to_end(self, start: Head | None) -> Key:
         """Return the key of the network of the end-to-end training.
@@ -97,8 +98,10 @@ class StageKeys:
             settings["kind"] = "ridge"  # with joint boxes beside it or not
         head = inputs.head if inputs.sees_head(stage) else None
         head_key = None if head is None else [inputs.head_digest, head.layer]
-        objects = [sample.boxes[sample.labels == k].tolist() for sample in inputs.train]
-        not_looked_for = [n for n, sample in enumerate(inputs.train) if not sample.was_looked_for([k])[0]]
+        samples = inputs.train_pieces.samples
+        objects = [sample.boxes[sample.labels == k].tolist() for sample in samples]
+        objects += [sample.cut[sample.labels == k].tolist() for sample in samples if sample.cut is not None]
+        not_looked_for = [n for n, sample in enumerate(samples) if not sample.was_looked_for([k])[0]]
         if stage in ("svm", "context") and not_looked_for:
             objects.append(not_looked_for)
         depends = [self._final_features, head_key, inputs.train.classes[k]]
@@ -174,8 +177,16 @@ class StageKeys:
 
     def _objects(self) -> list:
         """Return the number of classes and all objects of the training images."""
-        samples = [[sample.boxes.tolist(), sample.labels.tolist()] for sample in self.inputs.train]
-        return [len(self.inputs.labels), samples]
+        pieces = self.inputs.train_pieces
+        samples = [[sample.boxes.tolist(), sample.labels.tolist()] for sample in pieces]
+        cut = [sample.cut.tolist() for sample in pieces if sample.cut is not None]
+        return [len(self.inputs.labels), samples, *([cut] if cut else [])]
+
+    def _files(self, samples: Dataset) -> list:
+        """Return the digest of each image's file, and the tiles that the images are."""
+        digests = {path: file_digest(path) for path in {sample.path for sample in samples}}
+        tiles = [sample.tile for sample in samples if sample.tile is not None]
+        return [digests[sample.path] for sample in samples] + tiles
 
     def _settings(self, stage: str) -> dict:
         """Return the settings of a stage as its key holds them.

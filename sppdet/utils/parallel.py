@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -148,7 +148,9 @@ def _with_one_opencv_thread(function: Callable[[Item], Result], item: Item) -> R
     return function(item)
 
 
-def in_threads(function: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
+def in_threads(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Generator[Result, None, None]:
     """Yield ``function(item)`` for every item, in order, computed ahead by threads.
 
     At most ``2 * workers`` results wait for the consumer, so memory does not grow when the consumer is slow. Each
@@ -157,7 +159,7 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item], worker
 
     Args:
         function: the work.
-        items: arguments of ``function``.
+        items: arguments of ``function``, taken as they are needed.
         workers: number of threads, 1 or more.
     """
     import cv2

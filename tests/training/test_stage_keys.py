@@ -62,6 +62,8 @@ ROWS = {
     "data.skip_bad": Row("data.skip_bad=true", NOTHING),
     "data.test_share": Row("data.root=COPY data.test_share=0.5", EVERY),
     "data.labelled_classes": Row("data.labelled_classes=LIST", MARGINS),
+    "data.tiles": Row("data.tiles=100", EVERY),
+    "data.tile_overlap": Row("data.tile_overlap=40", EVERY, "data.tiles=100"),
     "proposals.mode": Row("proposals.mode=quality", OF_FEATURES),
     "proposals.base_k": Row("proposals.base_k=60", OF_FEATURES),
     "proposals.inc_k": Row("proposals.inc_k=60", OF_FEATURES),
