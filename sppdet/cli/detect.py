@@ -47,6 +47,9 @@ not be drawn has it too:
                                "box": [48.0, 120.0, 195.5, 371.0]}]}]}
 "margins" are those of --threshold auto and of --margin: the lowest ones shown of each class.
 
+--as transformers prints a list per image of {"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}; --as
+megadetector prints the JSON of MegaDetector's batch output, format 1.6, whose boxes are shares of the image.
+
 Exit status: 0, or 2 after any error. If an image cannot be read the others are processed all the same; if an IMAGE
 argument names no image, none is.
 """
@@ -91,6 +94,12 @@ def parser() -> argparse.ArgumentParser:
         help="where boxes of two classes lie in one place (IoU above 0.7), show both, not only the one of higher score",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=("transformers", "megadetector"),
+        help="--json in the form of transformers' object-detection pipeline, or of MegaDetector's batch output",
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda; default: %(default)s")
     return parser
 
@@ -113,6 +122,7 @@ def _finite(text: str) -> float:
 
 def detect(options: argparse.Namespace) -> int:
     """Detect objects in every image, print and draw them, and return the exit status."""
+    options.json = options.json or options.form is not None
     images = find_images(options.images)
     for line in passed_over(options.images):
         print(f"warning: {line}", file=sys.stderr)
@@ -139,9 +149,27 @@ def detect(options: argparse.Namespace) -> int:
             cli.say(_report(entry, None if "error" in entry else target))
         entries.append(entry)
     if options.json:
-        document = {"model": str(model), "classes": list(detector.classes), **_limits(detector, options)}
-        cli.say(json.dumps(document | {"images": entries}, indent=2))
+        cli.say(json.dumps(_document(entries, str(model), detector, options), indent=2))
     return cli.FAILED if any("error" in entry for entry in entries) else cli.OK
+
+
+def _document(
+    entries: list[dict], model: str, detector: Detector | Ensemble, options: argparse.Namespace
+) -> dict | list:
+    """Return what is printed with ``--json``, from the entries of `_detect_one`."""
+    if options.form == "transformers":
+        return [entry.get("detections", []) for entry in entries]
+    if options.form == "megadetector":
+        from sppdet.detection import megadetector_document
+
+        unreadable = {"detections": None, "failure": "image access failure"}
+        images = [
+            {"file": entry["path"]} | ({"detections": entry["detections"]} if "detections" in entry else unreadable)
+            for entry in entries
+        ]
+        return megadetector_document(images, detector.classes, model)
+    document = {"model": model, "classes": list(detector.classes), **_limits(detector, options)}
+    return document | {"images": entries}
 
 
 def check_threshold(detector: Detector | Ensemble, threshold: float | str, model: str | Path) -> None:
@@ -263,7 +291,11 @@ def _detect_one(detector: Detector | Ensemble, options: argparse.Namespace, item
         shown = shown.one_per_place()
     shown = shown[: options.max_detections]
     height, width = image.shape[:2]
-    entry = {"path": path, "width": width, "height": height, "detections": shown.to_list()}
+    if options.form == "transformers":
+        detections = shown.to_transformers()
+    else:
+        detections = shown.to_list() if options.form is None else shown.to_megadetector((width, height))
+    entry = {"path": path, "width": width, "height": height, "detections": detections}
     if not len(shown) and len(every):
         entry["nearest"] = every[:1].to_list()[0]
     if target is not None:

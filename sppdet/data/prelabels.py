@@ -39,7 +39,7 @@ class Prelabelled:
         size: its width and height as displayed, in pixels.
         names: N names of classes.
         boxes: ``(N, 4)`` pixel edges.
-        scores: N probabilities, or margins where the model has none.
+        scores: N numbers from 0 to 1.
     """
 
     path: Path
