@@ -14,6 +14,7 @@ from .labelled_folder import read_folder as read_folder
 from .prelabels import FORMATS as FORMATS
 from .prelabels import AnnotationFolder as AnnotationFolder
 from .prelabels import Prelabelled as Prelabelled
+from .prelabels import label_studio_prediction as label_studio_prediction
 from .problems import Problem as Problem
 from .problems import remarks as remarks
 from .problems import report_lines as report_lines
