@@ -28,3 +28,4 @@ from .splits import split_folder as split_folder
 from .voc import read_voc as read_voc
 from .writers import WRITERS as WRITERS
 from .writers import convert_folder as convert_folder
+from .writers import new_folder as new_folder

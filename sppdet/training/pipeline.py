@@ -43,6 +43,7 @@ from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
 from sppdet.utils import (
     Checkpoint,
+    Curves,
     Execution,
     Meter,
     Progress,
@@ -112,6 +113,7 @@ class Pipeline:
         self.config, self.name, self.inputs = config, name, StageInputs(config, keep, data)
         self._files, self._keys = self.inputs.files, self.inputs.keys
         folder = self.inputs.folder
+        self._curves = Curves.of(folder, config.run.curves)
         if is_ensemble(folder):
             raise SppdetError(
                 f"{folder}: holds an ensemble of detectors, which training would replace; give another run.dir"
@@ -306,7 +308,7 @@ class Pipeline:
     def _execution(self, checkpoint: Checkpoint) -> Execution:
         """Return how a stage is carried out."""
         c = self.config
-        return Execution(c.run.seed, c.workers, c.memory_gb, checkpoint)
+        return Execution(c.run.seed, c.workers, c.memory_gb, checkpoint, self._curves)
 
     # The stages. Each invalidates its result first if it is forced, and returns None if this run does not have it.
 

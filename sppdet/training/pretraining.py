@@ -149,6 +149,7 @@ def pretrain(
         name="pretraining",
         section="pretrain.",
         checkpoint=execution.checkpoint,
+        curves=execution.curves,
     )
     return backbone.trunk.cpu(), history[-1]["accuracy"]
 

@@ -162,6 +162,7 @@ ROWS = {
     "detection.context": Row("detection.context=0.3", CALIBRATION),
     "run.dir": Row("run.dir=elsewhere", NOTHING),
     "run.cache": Row("run.cache=elsewhere", NOTHING),
+    "run.curves": Row("run.curves=csv", NOTHING),
     "run.seed": Row("run.seed=4", EVERY),
     "device": Row("device=auto", NOTHING),
     "workers": Row("workers=1", NOTHING),
