@@ -35,8 +35,8 @@ def parser() -> argparse.ArgumentParser:
     action.add_argument(
         "--export",
         metavar="FOLDER",
-        help="write the test images, their objects and the detections of the last evaluation into a new folder, as COCO "
-        "data that FiftyOne opens",
+        help="write the test images, their objects and the detections of the last evaluation into a new folder, as "
+        "COCO data that FiftyOne opens",
     )
     cli.add_overrides(arguments, "detection.nms=0.4; of data, detection, run.cache, device and workers")
     return arguments

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable
-from pathlib import Path
 
 from sppdet.data import new_folder
 from sppdet.evaluation.coco import file_names, write_coco_ground_truth, write_coco_results

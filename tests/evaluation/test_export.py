@@ -100,7 +100,9 @@ def test_fiftyone_reads_the_folder(run, capsys):
     )
     last = Samples.last
     assert sum(map(len, boxes.values())) == len(labels["annotations"])
-    for path, width, height, found in zip(last["id"], *last.values(["metadata.width", "metadata.height", "predictions"])):
+    for path, width, height, found in zip(
+        last["id"], *last.values(["metadata.width", "metadata.height", "predictions"])
+    ):
         rows = sorted(found.detections, key=lambda one: (one.label, one.bounding_box))
         assert len(rows) == len(boxes[path])
         for (name, truth), one in zip(boxes[path], rows):

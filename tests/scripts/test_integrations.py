@@ -46,7 +46,10 @@ def test_cvat_gets_rectangles_with_the_labels_of_the_task(monkeypatch):
     monkeypatch.setattr(module.sppdet, "load", lambda run: Finder())
     function = module.create("runs/x")
     image = SimpleNamespace(load_image=lambda: Image.new("RGB", (100, 200)))
-    labels = [models.Label(name=name, id=number, type="any", attributes=[], sublabels=[]) for name, number in (("dog", 70), ("cat", 80))]
+    labels = [
+        models.Label(name=name, id=number, type="any", attributes=[], sublabels=[])
+        for name, number in (("dog", 70), ("cat", 80))
+    ]
     task = SimpleNamespace(labels=labels, samples=[SimpleNamespace(frame_index=3, frame_name="a.jpg", media=image)])
     monkeypatch.setattr(driver, "TaskDataset", lambda *_, **__: task)  # what a server would send
     client = MagicMock()
