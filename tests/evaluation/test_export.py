@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def run(tmp_path, shapes_root) -> Path:
     dataset, folder = load_split(settings, "test"), tmp_path / "run"
     scores = np.random.default_rng(0).random(100)
     detections = [
-        Detections(sample.boxes + [0, 0, 1, 2], sample.labels, scores[: len(sample.labels)], dataset.classes)
+        Detections(np.add(sample.boxes, [0, 0, 1, 2]), sample.labels, scores[: len(sample.labels)], dataset.classes)
         for sample in dataset
     ]
     write_devkit_results(folder / "detections", dataset, detections, "test")
@@ -128,8 +129,6 @@ def test_pycocotools_counts_what_the_evaluation_counts(run, capsys):
 
 
 def test_a_lost_image_leaves_no_folder(run, capsys, shapes_root, tmp_path):
-    import shutil
-
     moved = tmp_path / "moved"
     shutil.copytree(shapes_root, moved)
     next((moved / "JPEGImages").glob("test_*")).unlink()
