@@ -22,7 +22,10 @@ from sppdet.data import Prelabelled, label_studio_prediction, read_image
 @cache
 def detector() -> sppdet.Detector | sppdet.Ensemble:
     """Load the detector of the run that the environment variable SPPDET_RUN names."""
-    return sppdet.load(os.environ["SPPDET_RUN"])
+    run = os.environ.get("SPPDET_RUN")
+    if not run:
+        raise sppdet.SppdetError("SPPDET_RUN: not set; set it to the folder of a run, such as runs/mydata")
+    return sppdet.load(run)
 
 
 class Backend(LabelStudioMLBase):

@@ -113,7 +113,7 @@ class Pipeline:
         self.config, self.name, self.inputs = config, name, StageInputs(config, keep, data)
         self._files, self._keys = self.inputs.files, self.inputs.keys
         folder = self.inputs.folder
-        self._curves = Curves.of(folder, config.run.curves)
+        Curves.of(folder, config.run.curves)  # now: a missing package would be noticed after hours
         if is_ensemble(folder):
             raise SppdetError(
                 f"{folder}: holds an ensemble of detectors, which training would replace; give another run.dir"
@@ -308,7 +308,8 @@ class Pipeline:
     def _execution(self, checkpoint: Checkpoint) -> Execution:
         """Return how a stage is carried out."""
         c = self.config
-        return Execution(c.run.seed, c.workers, c.memory_gb, checkpoint, self._curves)
+        curves = Curves.of(self.inputs.folder, c.run.curves)
+        return Execution(c.run.seed, c.workers, c.memory_gb, checkpoint, curves)
 
     # The stages. Each invalidates its result first if it is forced, and returns None if this run does not have it.
 
