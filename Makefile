@@ -14,7 +14,7 @@ ARGS ?=
 python := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train-voc data-voc test test-all lint types rooms docs table-voc compare bench reliability clean-cache clean
+.PHONY: help setup demo train-voc data-voc test test-all test-interop lint types rooms docs table-voc compare bench reliability clean-cache clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1 - /p' $(firstword $(MAKEFILE_LIST)) | awk -F ' - ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -68,6 +68,14 @@ test: lint types rooms setup  ## everything that CI checks: style, types, the or
 
 test-all: setup  ## the tests, the slow ones too
 	$(python) -m pytest -n $(JOBS) -m "slow or not slow" $(ARGS)
+
+# uv leaves out the OpenCV packages that three of these want (tool.uv in pyproject.toml).
+test-interop: setup  ## the tests of other tools against their packages, which it installs
+	$(python) -m uv pip install --quiet --python $(python) -c constraints.txt -e '.[test,interop]' \
+	    sahi tidecv label-studio-sdk mlflow-skinny dvc
+	$(python) -m pytest -n $(JOBS) -rs $(ARGS) tests/data/test_prelabels.py tests/detection/test_interchange.py \
+	    tests/evaluation/test_diagnosis.py tests/evaluation/test_export.py tests/evaluation/test_flat_metrics.py \
+	    tests/scripts/test_integrations.py tests/utils/test_curves.py
 
 lint: setup  ## check style and formatting
 	$(python) -m ruff check

@@ -25,6 +25,7 @@ from sppdet.data import LabelledImages, read_folders
 from sppdet.networks import Backbone, Cut, freeze
 from sppdet.utils import (
     Checkpoint,
+    Curves,
     SppdetError,
     fingerprint,
     read_json,
@@ -59,6 +60,7 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
     if (folder / "model.json").exists():
         raise SppdetError(f"{folder}: holds a detector; give another run.dir")
     require_writable("run.dir", folder)
+    curves = Curves.of(folder, settings.run.curves)
     images, held_out = _read(settings)
     measured = len(held_out) if held_out else "none"
     logger.info(f"{len(images)} images of {len(images.classes)} classes, {measured} to measure on")
@@ -70,7 +72,7 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
     if force:
         checkpoint.path.unlink(missing_ok=True)
     if force or not _is_done(folder, checkpoint.key):
-        classifier, history = _train(settings, images, held_out, backbone, checkpoint)
+        classifier, history = _train(settings, images, held_out, backbone, checkpoint, curves)
         write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()})
         write_json(folder / "history.json", history)
         classifier.save(folder, checkpoint.key)
@@ -144,6 +146,7 @@ def _train(
     held_out: LabelledImages | None,
     backbone: Backbone,
     checkpoint: Checkpoint,
+    curves: Curves | None,
 ) -> tuple[Classifier, list[dict[str, Any]]]:
     """Return the trained classifier and the record of each epoch."""
     torch.manual_seed(settings.run.seed)
@@ -168,7 +171,7 @@ def _train(
 
     history = train_classifier(
         network, backbone, batches, len(images) // settings.batch_size, settings,
-        trunk_rate=rate, checkpoint=checkpoint, measure=measure,
+        trunk_rate=rate, checkpoint=checkpoint, curves=curves, measure=measure,
     )  # fmt: skip
     return replace(classifier, test=settings.tested), history
 

@@ -21,7 +21,7 @@ from sppdet.classification.classifier import SPPClassifier, resized
 from sppdet.config import ClassifierConfig, PretrainSettings
 from sppdet.data import LabelledImages, read_image
 from sppdet.networks import Backbone, Normalisation, normalisation_of, train_network
-from sppdet.utils import Checkpoint, in_threads, worker_count
+from sppdet.utils import Checkpoint, Curves, in_threads, worker_count
 
 _MAX_READERS = 8  # threads that read images; each holds two batches
 _MIN_SQUARE = 1e-12  # mean square of the pyramid's vectors below which they count as 0 everywhere
@@ -44,6 +44,7 @@ def train_classifier(
     section: str = "",
     trunk_rate: float = 1.0,
     checkpoint: Checkpoint | None = None,
+    curves: Curves | None = None,
     measure: Callable[[], dict[str, Any]] | None = None,
 ) -> list[dict[str, Any]]:
     """Train a classifier, each epoch at the next of ``settings.sizes``.
@@ -58,6 +59,7 @@ def train_classifier(
         section: prefix of the settings' keys in messages, such as ``pretrain.``.
         trunk_rate: the trunk's learning rate as a share of the other layers'.
         checkpoint: the file to resume from and to write once a minute; None writes none.
+        curves: where the records are written, too.
         measure: called after each epoch, returns further entries of its record.
 
     Returns:
@@ -98,6 +100,7 @@ def train_classifier(
         report_every=per_epoch,
         report=record,
         checkpoint=checkpoint,
+        curves=curves,
     )
     return progress.reports
 

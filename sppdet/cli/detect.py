@@ -52,6 +52,9 @@ A video is written with boxes, and beside it a file of JSON lines, one per frame
   {"path": "a.mp4", "frame": 30, "time": 1.0, "width": 640, "height": 480, "detections": [...]}
 "time" is in seconds, "frame" counts from 0. Ctrl-C ends it; what was written is whole.
 
+--as transformers prints a list per image of {"score", "label", "box": {"xmin", "ymin", "xmax", "ymax"}}; --as
+megadetector prints the JSON of MegaDetector's batch output, format 1.6, whose boxes are shares of the image.
+
 --tiles reads an image that is larger than a tile in overlapping tiles, and joins what is found in them; "auto" takes
 tiles as large as the training images, and leaves images alone that are hardly larger. Files of any size can be read
 with pip install 'sppdet[large]'.
@@ -111,6 +114,12 @@ def parser() -> argparse.ArgumentParser:
         help="where boxes of two classes lie in one place (IoU above 0.7), show both, not only the one of higher score",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON document and nothing else")
+    parser.add_argument(
+        "--as",
+        dest="form",
+        choices=("transformers", "megadetector"),
+        help="--json in the form of transformers' object-detection pipeline, or of MegaDetector's batch output",
+    )
     parser.add_argument("--device", default="auto", metavar="D", help="auto, cpu or cuda; default: %(default)s")
     return parser
 
@@ -149,6 +158,7 @@ def _finite(text: str) -> float:
 
 def detect(options: argparse.Namespace) -> int:
     """Detect objects in every image and video, print and draw them, and return the exit status."""
+    options.json = options.json or options.form is not None
     files = find_images(options.images)
     videos: list[str | int] = [*filter(is_video_name, files)]
     images = [path for path in files if path not in videos]
@@ -157,6 +167,8 @@ def detect(options: argparse.Namespace) -> int:
         raise SppdetError("no image: give images, folders or videos, or --camera 0")
     if images and videos and options.json:
         raise SppdetError("--json: is one document for images and lines for videos; give either images or videos")
+    if videos and options.form:
+        raise SppdetError(f"--as {options.form}: is for images; for a video give --json")
     for line in passed_over(options.images):
         print(f"warning: {line}", file=sys.stderr)
     model, remark = (model_folder(options.model), None) if options.model else default_model()
@@ -197,9 +209,27 @@ def detect(options: argparse.Namespace) -> int:
         statuses = [detect_in_video(video, shown, options, target) for video, target in zip(videos, video_targets)]
         failed |= any(statuses)
     elif options.json:
-        document = {"model": str(model), "classes": list(detector.classes), **_limits(detector, options)}
-        cli.say(json.dumps(document | {"images": entries}, indent=2))
+        cli.say(json.dumps(_document(entries, str(model), detector, options), indent=2))
     return cli.FAILED if failed else cli.OK
+
+
+def _document(
+    entries: list[dict], model: str, detector: Detector | Ensemble, options: argparse.Namespace
+) -> dict | list:
+    """Return what is printed with ``--json``, from the entries of `_detect_one`."""
+    if options.form == "transformers":
+        return [entry.get("detections", []) for entry in entries]
+    if options.form == "megadetector":
+        from sppdet.detection import megadetector_document
+
+        unreadable = {"detections": None, "failure": "image access failure"}
+        images = [
+            {"file": entry["path"]} | ({"detections": entry["detections"]} if "detections" in entry else unreadable)
+            for entry in entries
+        ]
+        return megadetector_document(images, detector.classes, model)
+    document = {"model": model, "classes": list(detector.classes), **_limits(detector, options)}
+    return document | {"images": entries}
 
 
 def check_threshold(detector: Detector | Ensemble, threshold: float | str, model: str | Path) -> None:
@@ -327,7 +357,11 @@ def _detect_one(detector: Detector | Ensemble, options: argparse.Namespace, item
         text = str(error)
         return {"path": path, "error": text if text.startswith(path) else f"{path}: {text}"}
     shown = _to_show(detector, options, every)
-    entry = {"path": path, "width": size[0], "height": size[1], "detections": shown.to_list()}
+    if options.form == "transformers":
+        detections = shown.to_transformers()
+    else:
+        detections = shown.to_list() if options.form is None else shown.to_megadetector(size)
+    entry = {"path": path, "width": size[0], "height": size[1], "detections": detections}
     if not len(shown) and len(every):
         entry["nearest"] = every[:1].to_list()[0]
     if target is not None:

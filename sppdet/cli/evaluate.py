@@ -32,6 +32,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="OTHER",
         help="compare the last evaluation with that of the run in folder OTHER: the gain, and whether it may be chance",
     )
+    action.add_argument(
+        "--export",
+        metavar="FOLDER",
+        help="write the test images, their objects and the detections of the last evaluation into a new folder, as "
+        "COCO data that FiftyOne opens",
+    )
     cli.add_overrides(arguments, "detection.nms=0.4; of data, detection, run.cache, device and workers")
     return arguments
 
@@ -56,11 +62,13 @@ def check_overrides(overrides: list[str], of_last_evaluation: bool) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Run the command with parsed arguments."""
-    check_overrides(options.overrides, of_last_evaluation=options.diagnose or bool(options.against))
+    check_overrides(options.overrides, of_last_evaluation=options.diagnose or bool(options.against or options.export))
     from sppdet import evaluation
 
     if options.diagnose:
         print(evaluation.diagnose_run(options.run, options.overrides))
+    elif options.export:
+        print(evaluation.export_run(options.run, options.export, options.overrides))
     elif options.against:
         print(evaluation.compare_runs(options.run, options.against, options.overrides))
     else:

@@ -15,9 +15,7 @@ from sppdet.data import FORMATS, AnnotationFolder, Prelabelled, find_images
 from sppdet.utils import SppdetError, file_digest, write_lines
 
 if TYPE_CHECKING:  # imported late: --help does not wait for torch
-    import numpy as np
-
-    from sppdet.detection import Detections, Detector, Ensemble
+    from sppdet.detection import Detector, Ensemble
 
 _LIST = "to-check.list"  # beside the annotations; no suffix that a reader of annotations looks for
 _SHOWN = 10  # images named on the terminal
@@ -142,20 +140,10 @@ def _detect(
         return text if text.startswith(str(source)) else f"{source}: {text}"
     every = detector.predict(image, threshold=None)
     shown = detector.select(every, threshold).one_per_place()  # type: ignore[arg-type]
-    sure, likely = _probabilities(shown), _probabilities(every.one_per_place())
+    sure, likely = (detections.confidence.astype(float) for detections in (shown, every.one_per_place()))
     corrections = float((1 - sure).sum() + max(likely.sum() - sure.sum(), 0))
     height, width = image.shape[:2]
-    scores = (shown.scores if shown.probabilities is None else shown.probabilities).astype(float).tolist()
-    return Prelabelled(target, (width, height), shown.names.tolist(), shown.xyxy, scores), corrections
-
-
-def _probabilities(detections: Detections) -> np.ndarray:
-    """Return the probability of each detection; a guess by its margin where the model does not tell it."""
-    import numpy as np
-
-    if detections.probabilities is None:
-        return 1 / (1 + np.exp(-2 * detections.scores.astype(float)))
-    return detections.probabilities.astype(float)
+    return Prelabelled(target, (width, height), shown.names.tolist(), shown.xyxy, sure.tolist()), corrections
 
 
 def _report(results: list[tuple[Prelabelled, float]], written: Path, order: Path) -> None:

@@ -56,6 +56,7 @@ MIN_CROP = 64  # pixels per side; the pools of a trunk would leave nothing of a 
 Count = Annotated[int, at_least(1)]
 CountOrNone = Annotated[int | None, at_least(1)]
 CountFromZero = Annotated[int, at_least(0)]
+CurveForm = Annotated[str, one_of("none", "csv", "tensorboard")]  # of the losses of gradient training, in RUN/curves
 Share = Annotated[float, between(0, 1)]
 Positive = Annotated[float, above(0)]
 FromZero = Annotated[float, at_least(0)]
@@ -324,6 +325,7 @@ class RunSettings(Checked):
     dir: Name = "runs/default"
     cache: Name = "cache"
     seed: CountFromZero = 3
+    curves: CurveForm = "none"
 
 
 @dataclass(frozen=True)
@@ -392,6 +394,7 @@ class ClassifierRunSettings(Checked):
 
     dir: Name = "runs/classifier"
     seed: CountFromZero = 3
+    curves: CurveForm = "none"
 
 
 @dataclass(frozen=True)

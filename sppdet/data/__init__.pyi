@@ -18,6 +18,7 @@ from .large_images import open_pixels as open_pixels
 from .prelabels import FORMATS as FORMATS
 from .prelabels import AnnotationFolder as AnnotationFolder
 from .prelabels import Prelabelled as Prelabelled
+from .prelabels import label_studio_prediction as label_studio_prediction
 from .problems import Problem as Problem
 from .problems import remarks as remarks
 from .problems import report_lines as report_lines
@@ -37,3 +38,4 @@ from .video import written_video as written_video
 from .voc import read_voc as read_voc
 from .writers import WRITERS as WRITERS
 from .writers import convert_folder as convert_folder
+from .writers import new_folder as new_folder

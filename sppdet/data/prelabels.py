@@ -39,7 +39,7 @@ class Prelabelled:
         size: its width and height as displayed, in pixels.
         names: N names of classes.
         boxes: ``(N, 4)`` pixel edges.
-        scores: N probabilities, or margins where the model has none.
+        scores: N numbers from 0 to 1.
     """
 
     path: Path
@@ -200,15 +200,25 @@ def _coco(images: Sequence[Prelabelled], classes: Sequence[str]) -> dict:
 
 def _task(image: Prelabelled) -> dict:
     """Return a task of Label Studio, whose prediction a person accepts or corrects."""
+    url = f"/data/local-files/?d={quote(f'{image.path.resolve().parent.name}/{image.path.name}')}"
+    return {"data": {"image": url}, "annotations": [], "predictions": [label_studio_prediction(image)]}
+
+
+def label_studio_prediction(image: Prelabelled, from_name: str = "label", to_name: str = "image") -> dict:
+    """Return what was detected in an image as a prediction of Label Studio.
+
+    Args:
+        image: the image and its detections.
+        from_name: name of the RectangleLabels in the project's labelling configuration.
+        to_name: name of its Image.
+    """
     width, height = image.size
     results = []
     for number, (name, box, score) in enumerate(zip(image.names, image.boxes.astype(float), image.scores)):
         x1, y1, x2, y2 = (100 * box / [width, height, width, height]).tolist()
         value = {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0, "rectanglelabels": [name]}
-        result = {"id": f"{_MODEL}-{number}", "type": "rectanglelabels", "from_name": "label", "to_name": "image"}
+        result = {"id": f"{_MODEL}-{number}", "type": "rectanglelabels", "from_name": from_name, "to_name": to_name}
         size = {"original_width": width, "original_height": height, "image_rotation": 0}
         results.append(result | size | {"value": value, "score": score})
     score = min(image.scores, default=1.0)
-    url = f"/data/local-files/?d={quote(f'{image.path.resolve().parent.name}/{image.path.name}')}"
-    prediction = {"model_version": _MODEL, "score": score, "result": results}
-    return {"data": {"image": url}, "annotations": [], "predictions": [prediction]}
+    return {"model_version": _MODEL, "score": score, "result": results}

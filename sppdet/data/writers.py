@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -33,13 +34,24 @@ def convert_folder(folder: LabelledFolder, output: str | os.PathLike, form: str)
     """
     if form not in WRITERS:
         raise SppdetError(f"{form!r} is none of {', '.join(WRITERS)}; give one of these")
+    with new_folder(output) as unfinished:
+        WRITERS[form](folder, unfinished)
+
+
+@contextmanager
+def new_folder(output: str | os.PathLike) -> Iterator[Path]:
+    """Make a folder that appears complete at the end of the block, or not at all.
+
+    Raises:
+        SppdetError: it exists already and is not empty, or cannot be written.
+    """
     output = Path(output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise SppdetError(f"{output}: exists already; give a new folder, or remove this one")
     temporary = output.with_name(f".{output.name}.{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        WRITERS[form](folder, temporary)
+        yield temporary
         os.replace(temporary, output)
     except OSError as error:
         raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None

@@ -9,6 +9,7 @@ from .detections import Detections as Detections
 from .detector import Detector as Detector
 from .drawing import draw_detections as draw_detections
 from .ensemble import Ensemble as Ensemble
+from .interchange import megadetector_document as megadetector_document
 from .linear_layers import BoxRegressors as BoxRegressors
 from .linear_layers import LinearSVMs as LinearSVMs
 from .linear_layers import Softmax as Softmax

@@ -15,6 +15,8 @@ import numpy as np
 from sppdet.ops import boxes as geometry
 
 if TYPE_CHECKING:
+    import supervision
+
     from sppdet.data import ImageLike
 
 
@@ -156,6 +158,16 @@ class Detections:
         names = [self.classes[label] if self.classes else str(label) for label in self.labels.tolist()]
         return np.array(names, dtype=object)
 
+    @property
+    def confidence(self) -> np.ndarray:
+        """A number from 0 to 1 per detection, as other tools want it: the probability.
+
+        If the model does not tell it: a guess by the score, 1 / (1 + exp(-2 score)), with the order of the scores.
+        """
+        if self.probabilities is not None:
+            return self.probabilities.copy()
+        return (1 / (1 + np.exp(-2 * self.scores.astype(float)))).astype(np.float32)
+
     def __len__(self) -> int:
         return len(self.scores)
 
@@ -244,6 +256,48 @@ class Detections:
             {"image_id": image_id, "category_id": label + 1, "bbox": bbox, "score": score}
             for bbox, label, score in rows
         ]
+
+    def to_supervision(self) -> supervision.Detections:
+        """Return the detections as those of supervision, for its annotators, trackers and metrics.
+
+        ``confidence`` is `Detections.confidence`; ``data`` holds ``class_name`` and ``margin`` (the scores).
+
+        Raises:
+            SppdetError: the package supervision is not installed.
+        """
+        from sppdet.detection.interchange import to_supervision
+
+        return to_supervision(self)
+
+    def to_transformers(self) -> list[dict]:
+        """Return the detections in the form of transformers' object-detection pipeline.
+
+        Boxes are rounded to whole pixels, as in that form they are integers; ``score`` is `Detections.confidence`.
+
+        Examples:
+            >>> Detections([[8, 8, 16.7, 20]], [1], [0.0], ("cat", "dog")).to_transformers()
+            [{'score': 0.5, 'label': 'dog', 'box': {'xmin': 8, 'ymin': 8, 'xmax': 17, 'ymax': 20}}]
+        """
+        from sppdet.detection.interchange import to_transformers
+
+        return to_transformers(self)
+
+    def to_megadetector(self, size: tuple[int, int]) -> list[dict]:
+        """Return the detections as entries of an image in MegaDetector's JSON.
+
+        Boxes are left, top, width and height as shares of the image; ``conf`` is `Detections.confidence`; categories
+        count from 1. ``sppdet detect --as megadetector`` prints the whole document.
+
+        Args:
+            size: width and height of the image.
+
+        Examples:
+            >>> Detections([[8, 8, 16, 20]], [1], [0.0], ("cat", "dog")).to_megadetector((80, 40))
+            [{'category': '2', 'conf': 0.5, 'bbox': [0.1, 0.2, 0.1, 0.3]}]
+        """
+        from sppdet.detection.interchange import to_megadetector
+
+        return to_megadetector(self, size)
 
     def one_per_place(self, iou: float = 0.7) -> Detections:
         """Return the detections without those that overlap a better one of another class by more than ``iou``.

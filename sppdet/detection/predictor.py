@@ -24,6 +24,8 @@ from sppdet.proposals import SelectiveSearch
 from sppdet.utils import SppdetError, set_thread_count, thread_count
 
 if TYPE_CHECKING:
+    from sahi.models.base import DetectionModel
+
     from sppdet.detection.detector import Detector
 
 Threshold = float | Literal["auto"] | None  # of `Predictor.predict`
@@ -185,6 +187,19 @@ class Predictor(ABC):
         if isinstance(images, Iterator):
             return (self._predict_one(image, threshold, bgr, margin, tiles) for image in images)
         return self._predict_one(images, threshold, bgr, margin, tiles)
+
+    def to_sahi(self, confidence: float = 0.3) -> DetectionModel:
+        """Return the detector as a detection model of SAHI, for ``sahi.predict.get_sliced_prediction``.
+
+        Args:
+            confidence: lowest `Detections.confidence`, SAHI's ``confidence_threshold``.
+
+        Raises:
+            SppdetError: the package sahi is not installed.
+        """
+        from sppdet.detection.interchange import sahi_model
+
+        return sahi_model(self, confidence)
 
     def check_threshold(self, threshold: Threshold) -> None:
         """Refuse a threshold that `predict` cannot use.

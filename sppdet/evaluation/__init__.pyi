@@ -10,6 +10,7 @@ from .devkit_files import read_devkit_results as read_devkit_results
 from .devkit_files import write_devkit_results as write_devkit_results
 from .diagnosis import diagnose as diagnose
 from .diagnosis_run import diagnose_run as diagnose_run
+from .export import export_run as export_run
 from .in_memory import evaluate_detections as evaluate_detections
 from .in_memory import evaluate_detector as evaluate_detector
 from .reliability import measure_reliability as measure_reliability

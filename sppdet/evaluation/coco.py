@@ -131,7 +131,7 @@ def image_ids(dataset: Dataset) -> list[int]:
     return list(range(1, len(names) + 1))
 
 
-def _file_names(dataset: Dataset) -> list[str]:
+def file_names(dataset: Dataset) -> list[str]:
     """Return the file of each image, relative to the deepest folder that holds them all."""
     paths = [Path(sample.path).absolute() for sample in dataset.samples]
     if not paths:
@@ -148,7 +148,7 @@ def ground_truth(dataset: Dataset) -> dict:
     """
     images: list[dict] = []
     annotations: list[dict] = []
-    for number, name, sample in zip(image_ids(dataset), _file_names(dataset), dataset.samples):
+    for number, name, sample in zip(image_ids(dataset), file_names(dataset), dataset.samples):
         images.append({"id": number, "file_name": name, "width": int(sample.width), "height": int(sample.height)})
         rows = zip(geometry.to_xywh(sample.boxes).tolist(), sample.labels.tolist(), sample.difficult.tolist())
         for bbox, label, difficult in rows:
@@ -172,7 +172,7 @@ def results(dataset: Dataset, detections: Sequence[Detections]) -> Iterator[dict
     Besides COCO's own fields each entry has ``file_name``, so that a reader without the annotation file knows the
     image; ``loadRes`` keeps fields that it does not know.
     """
-    for number, name, entry in zip(image_ids(dataset), _file_names(dataset), detections):
+    for number, name, entry in zip(image_ids(dataset), file_names(dataset), detections):
         for fields in _result_fields(number, entry):
             yield fields | {"file_name": name}
 

@@ -10,7 +10,8 @@ Difficult objects, and detections on them, are in neither group, as in VOC.
 
 The gains are TIDE's (Bolya et al. 2020, arXiv 2008.08115, section 3): errors of one kind are repaired in the whole list
 of detections, and everything else stays. The gains do not add up, because repairing one kind changes what the others
-cost, and because an object that is missed often has a badly placed detection beside it.
+cost, and because an object that is missed often has a badly placed detection beside it. TIDE's two totals are here too:
+mAP without any false positive, and without any false negative.
 
 Names: K classes, and of one class D detections that count and G objects that count.
 """
@@ -41,12 +42,13 @@ FOUND_IOU = 0.5  # lowest IoU with which a detection finds an object
 NEAR_IOU = 0.1  # lowest IoU with which a detection is badly placed, rather than on something else
 
 # The ways in which a detection is wrong. The first that applies counts, as in Hoiem et al., where the first two are
-# one.
+# one. What they call an error with another object is divided as TIDE does it, into ``misclassified`` and ``both``.
 KINDS = {
     "localisation": "on an object of the class, but badly placed: IoU in [0.1, 0.5)",
     "duplicate": "on an object that a detection of a higher score has found",
     "similar": "on an object of a similar class: IoU 0.1 or more",
-    "other": "on an object of another class: IoU 0.1 or more",
+    "misclassified": "on an object of another class: IoU 0.5 or more",
+    "both": "on an object of another class, and badly placed: IoU in [0.1, 0.5)",
     "background": "on nothing that is annotated",
 }
 # The ways in which an object is not found by the G detections with the highest scores.
@@ -54,6 +56,11 @@ MISSED = {
     "outranked": "found, but not among the G highest scores, where the class has G objects",
     "undetected": "a proposal covers it, but no detection: below the threshold, suppressed or moved away",
     "unproposed": "no proposal with IoU 0.5 or more, and no detection",
+}
+# TIDE's totals: all errors among the detections, and all among the objects.
+TOTALS = {
+    "false positives": "all wrong detections",
+    "false negatives": "all objects that no detection finds",
 }
 OUTCOMES = ("correct", *KINDS)  # of a detection; ClassErrors.outcome holds positions in this tuple
 STATES = ("found", *MISSED)  # of an object; ClassErrors.state holds positions in this tuple
@@ -114,9 +121,10 @@ class ClassErrors:
         - other ``KINDS``: the detections are removed.
         - ``outranked``: the detections that find these objects move up to right after the G with the highest scores.
         - other ``MISSED``: these objects no longer count.
+        - ``TOTALS``: the wrong detections are removed, or the objects that no detection finds no longer count.
 
         Args:
-            error: a key of ``KINDS`` or ``MISSED``; None repairs nothing.
+            error: a key of ``KINDS``, ``MISSED`` or ``TOTALS``; None repairs nothing.
 
         Returns:
             Whether each remaining detection is correct, highest score first, and the number of objects that count.
@@ -133,6 +141,10 @@ class ClassErrors:
             correct = np.concatenate([correct[:objects], np.sort(correct[objects:])[::-1]])
         elif error in MISSED:
             objects -= int((self.state == STATES.index(error)).sum())
+        elif error == "false positives":
+            correct = correct[correct]
+        elif error == "false negatives":
+            objects = int(correct.sum())
         return correct, objects
 
 
@@ -165,12 +177,14 @@ def class_errors(
 
     outcome = np.full(len(rows), OUTCOMES.index("background"))
     confused = np.full(len(rows), -1)
-    for kind, classes in (("other", ~similar), ("similar", similar)):  # a similar class overrides another one
+    # A higher overlap overrides a lower one, and a similar class another one.
+    kinds = ("both", NEAR_IOU, ~similar), ("misclassified", FOUND_IOU, ~similar), ("similar", NEAR_IOU, similar)
+    for kind, lowest, classes in kinds:
         other_rows = np.flatnonzero(classes[truth_labels] & (truth_labels != label))
         other_overlap, other_nearest = best_truth(
             images[rows], boxes[rows], truth_images[other_rows], truth_boxes[other_rows]
         )
-        near = other_overlap >= NEAR_IOU
+        near = other_overlap >= lowest
         outcome[near], confused[near] = OUTCOMES.index(kind), truth_labels[other_rows[other_nearest[near]]]
     outcome[overlap >= NEAR_IOU] = OUTCOMES.index("localisation")
     outcome[overlap >= FOUND_IOU] = OUTCOMES.index("duplicate")
@@ -218,9 +232,10 @@ def diagnose(dataset: Dataset, detections: Sequence[Detections], proposals: Iter
         - ``mAP`` and ``mAP_area``: 11-point and area rule, in percent.
         - ``errors``: for each of ``KINDS`` and ``MISSED`` its ``count``, its ``share`` (0..1) of the detections with
           the highest scores or of the objects, and ``mAP`` and ``mAP_area`` without it.
+        - ``totals``: for each of ``TOTALS`` ``mAP`` and ``mAP_area`` without it.
         - ``classes``: for each class ``AP`` and ``AP_area``; the numbers of its ``detections`` with the highest scores
           by outcome and of its ``objects`` by state; ``AP_without`` each error; ``confused_with``, the classes of the
-          objects that its ``similar`` and ``other`` errors are on, most frequent first.
+          objects that its errors of kind ``similar``, ``misclassified`` and ``both`` are on, most frequent first.
 
         A class without objects that count has AP ``None`` and is left out of the means.
 
@@ -252,10 +267,8 @@ def summarise(dataset: Dataset, by_class: dict[str, ClassErrors]) -> dict:
         "pictures": len(dataset),
         "mAP": now["mAP"],
         "mAP_area": now["mAP_area"],
-        "errors": {
-            error: _share(classes, error) | {"mAP": precisions["mAP"], "mAP_area": precisions["mAP_area"]}
-            for error, precisions in without.items()
-        },
+        "errors": {error: _share(classes, error) | _means(precisions) for error, precisions in without.items()},
+        "totals": {total: _means(_precisions(by_class, total)) for total in TOTALS},
         "classes": classes,
     }
 
@@ -265,6 +278,10 @@ def _share(classes: dict[str, dict], error: str) -> dict[str, float]:
     counts = [figures["detections" if error in KINDS else "objects"] for figures in classes.values()]
     count, total = sum(of_class[error] for of_class in counts), sum(sum(of_class.values()) for of_class in counts)
     return {"count": count, "share": round(count / total, 4) if total else 0.0}
+
+
+def _means(precisions: _Precisions) -> dict[str, float | None]:
+    return {"mAP": precisions["mAP"], "mAP_area": precisions["mAP_area"]}
 
 
 class _Precisions(TypedDict):

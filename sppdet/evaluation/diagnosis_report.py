@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sppdet.evaluation.diagnosis import KINDS, MISSED, STATES
+from sppdet.evaluation.diagnosis import KINDS, MISSED, STATES, TOTALS
 
 _ADVICE = {
     "localisation": "bbox.*, detection.vote, proposals with a higher recall@0.7",
     "duplicate": "detection.nms",
     "similar": "better features: another backbone, or end_to_end with features=pool5+fc7",
-    "other": "better features; more hard negatives",
+    "misclassified": "better features; more hard negatives",
+    "both": "better features; more hard negatives; bbox.*",
     "background": "svm.max_negatives, svm.hard_per_image, svm.passes; objects that nobody annotated",
     "outranked": "the wrong detections of higher scores: the kinds above this row",
     "undetected": "detection.min_margin, detection.nms, detection.max_per_class, detection.max_candidates",
@@ -30,6 +31,8 @@ def report_text(result: dict) -> str:
     for error in sorted(gains, key=lambda error: -(gains[error] or 0)):
         share = f"{100 * result['errors'][error]['share']:.1f}% of {'detections' if error in KINDS else 'objects'}"
         lines.append(f"{error:<13} {_number(gains[error], '+'):>9}  {share:<19} {_ADVICE[error]}")
+    for total, row in result["totals"].items():
+        lines.append(f"{total:<15} {_number(_gain(result['mAP'], row['mAP']), '+'):>7}  {TOTALS[total]}")
     meanings = (KINDS | MISSED).items()
     lines += ["", *(f"{error}: {meaning}" for error, meaning in meanings if error in gains)]
     return "\n".join(lines)
@@ -47,6 +50,9 @@ def report_markdown(result: dict) -> str:
         share = f"{100 * row['share']:.1f}% of {'detections' if error in KINDS else 'objects'}"
         gain = _number(_gain(result["mAP"], row["mAP"]), "+")
         overall.append([error, (KINDS | MISSED)[error], share, _number(row["mAP"]), gain, _ADVICE[error]])
+    for total, row in result["totals"].items():
+        gain = _number(_gain(result["mAP"], row["mAP"]), "+")
+        overall.append([total, TOTALS[total], "", _number(row["mAP"]), gain, ""])
     detections = [
         [name, _number(figures["AP"]), *figures["detections"].values(), _top_three(figures["confused_with"])]
         for name, figures in classes.items()

@@ -15,9 +15,10 @@ from sppdet.config import Config, from_dict, in_folder, override, to_dict
 from sppdet.config import load as load_config
 from sppdet.data import Dataset, Tiles, load_split, tile_dataset
 from sppdet.detection import MODEL_FILES, Detections, Predictor, load, merge_tiles
-from sppdet.evaluation.coco import write_coco_results
+from sppdet.evaluation.coco import write_coco_ground_truth, write_coco_results
 from sppdet.evaluation.costs import read_costs, record_cost
 from sppdet.evaluation.devkit_files import check_names, read_devkit_results, write_devkit_results
+from sppdet.evaluation.flat_metrics import flat_numbers
 from sppdet.evaluation.in_memory import evaluate_detections
 from sppdet.evaluation.reliability import measure_reliability
 from sppdet.evaluation.voc import evaluate_voc, mean_over_known, only_looked_for, table
@@ -49,6 +50,8 @@ def evaluate_run(
     report: bool = True,
 ) -> dict:
     """Evaluate a run's detector on its test split (``data.test_split``); write metrics.json, detections/, report.html.
+
+    metrics_flat.json has the figures of metrics.json as one level of numbers.
 
     Proposals and feature maps are read from the run's cache (``run.cache``); the missing ones are computed and stored
     there. If metrics.json was written for the same model, images and settings of detection, it is returned as it is. A
@@ -170,8 +173,10 @@ def _write(
     metrics |= {"config": to_dict(config), "key": key}
     write_devkit_results(folder / _RESULTS, dataset, detections, split)
     write_coco_results(folder / _RESULTS / "coco_results.json", dataset, detections)
+    write_coco_ground_truth(folder / _RESULTS / "coco_ground_truth.json", dataset)
     metrics["detections"] = _detections_digest(folder)
     write_json(folder / "metrics.json", metrics, sealed=True)
+    write_json(folder / "metrics_flat.json", flat_numbers(metrics))
     (folder / "report.html").unlink(missing_ok=True)  # an older one would show other figures
     if report:
         _write_report(folder)

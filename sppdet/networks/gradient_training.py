@@ -20,7 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from sppdet.config import EndToEndSettings, FinetuneSettings
-from sppdet.utils import Checkpoint, SppdetError, bar, checkpoints, entries_under, errors_naming
+from sppdet.utils import Checkpoint, Curves, SppdetError, bar, checkpoints, entries_under, errors_naming
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +92,7 @@ def train_network(
     report_every: int,
     report: Callable[[int, dict[str, list[float]]], dict[str, Any]] = mean_losses,
     checkpoint: Checkpoint | None = None,
+    curves: Curves | None = None,
 ) -> Progress:
     """Train ``network`` for ``steps`` steps; it is left in evaluation mode.
 
@@ -111,6 +112,7 @@ def train_network(
         report_every: steps between two records in the log, each one line.
         report: returns the record, from the number of finished steps and the values since the last record.
         checkpoint: the file to resume from and to write every few seconds; None writes none.
+        curves: where the records are written, too.
 
     Raises:
         SppdetError: a number that ``learn`` returned is not finite.
@@ -133,6 +135,8 @@ def train_network(
             if progress.step % report_every == 0:
                 progress.reports.append(report(progress.step, progress.last(report_every)))
                 logger.info("%s: %s", name, as_text(progress.reports[-1]))
+                if curves:
+                    curves.write(name, progress.reports)
             if checkpoint and progress.step < steps and time.monotonic() - saved > interval:
                 begun = time.monotonic()
                 _save(checkpoint, network, optimizer, schedule, progress)

@@ -96,6 +96,7 @@ def train(
         rate_setting="end_to_end.learning_rate",
         report_every=_REPORT_EVERY,
         checkpoint=execution.checkpoint,
+        curves=execution.curves,
     )
     network.unwhiten()
     return network, progress.final("class_loss")

@@ -91,6 +91,7 @@ def train(
         rate_setting="finetune.learning_rate",
         report_every=_REPORT_EVERY,
         checkpoint=execution.checkpoint,
+        curves=execution.curves,
     )
     return head, progress.final("loss")
 

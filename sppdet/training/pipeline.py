@@ -44,6 +44,7 @@ from sppdet.training.stage_inputs import StageInputs
 from sppdet.training.training_sizes import advice, trained_on
 from sppdet.utils import (
     Checkpoint,
+    Curves,
     Execution,
     Meter,
     Progress,
@@ -113,6 +114,7 @@ class Pipeline:
         self.config, self.name, self.inputs = config, name, StageInputs(config, keep, data)
         self._files, self._keys = self.inputs.files, self.inputs.keys
         folder = self.inputs.folder
+        Curves.of(folder, config.run.curves)  # now: a missing package would be noticed after hours
         if is_ensemble(folder):
             raise SppdetError(
                 f"{folder}: holds an ensemble of detectors, which training would replace; give another run.dir"
@@ -310,7 +312,8 @@ class Pipeline:
     def _execution(self, checkpoint: Checkpoint) -> Execution:
         """Return how a stage is carried out."""
         c = self.config
-        return Execution(c.run.seed, c.workers, c.memory_gb, checkpoint)
+        curves = Curves.of(self.inputs.folder, c.run.curves)
+        return Execution(c.run.seed, c.workers, c.memory_gb, checkpoint, curves)
 
     # The stages. Each invalidates its result first if it is forced, and returns None if this run does not have it.
 

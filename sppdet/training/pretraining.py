@@ -150,6 +150,7 @@ def pretrain(
         name="pretraining",
         section="pretrain.",
         checkpoint=execution.checkpoint,
+        curves=execution.curves,
     )
     return backbone.trunk.cpu(), history[-1]["accuracy"]
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 # Settings, or their beginnings, that the results of no class depend on.
 _INDEPENDENT = (
-    "data.", "run.dir", "run.cache", "calibration.", "detection.", "workers", "memory_gb", "device", "backbone.engine",
+    "data.", "run.dir", "run.cache", "run.curves", "calibration.", "detection.", "workers", "memory_gb", "device",
+    "backbone.engine",
 )  # fmt: skip
 
 # Settings enter the keys under the names that they had when the first results were made: these are still valid.

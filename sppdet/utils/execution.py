@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from sppdet.utils.curves import Curves
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -28,13 +30,15 @@ class Execution:
         workers: number of processes or threads; 0 takes every core.
         memory_gb: memory for the window vectors that are held at one time, in GB.
         checkpoint: where the stage saves its progress; None saves nothing.
+        curves: where a training by gradient writes its losses; None writes none.
 
     Examples:
         >>> Execution(workers=2)
-        Execution(seed=3, workers=2, memory_gb=2.0, checkpoint=None)
+        Execution(seed=3, workers=2, memory_gb=2.0, checkpoint=None, curves=None)
     """
 
     seed: int = 3
     workers: int = 0
     memory_gb: float = 2.0
     checkpoint: Checkpoint | None = None
+    curves: Curves | None = None

@@ -76,3 +76,13 @@ def test_a_detectors_folder_is_not_overwritten(root):
     (root / "run" / "model.json").write_text("{}")
     with pytest.raises(SppdetError, match=r"holds a detector; give another run\.dir"):
         run.train_run(settings_of(root))
+
+
+def test_the_curve_is_the_history(root):
+    settings = settings_of(root, "run.curves=csv", "epochs=2")
+    run.train_run(settings)
+    folder = Path(settings.run.dir)
+    history = json.loads((folder / "history.json").read_text())
+    (table,) = (folder / "curves").iterdir()
+    lines = [",".join(map(str, record.values())) for record in history]
+    assert table.read_text().split() == [",".join(history[0]), *lines] and len(history) == 2

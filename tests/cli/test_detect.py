@@ -430,3 +430,28 @@ def test_files_of_a_folder_that_are_not_taken_are_told(folder, capsys):
 def test_long_names_are_shortened(tmp_path):
     a, b = (output_paths([f"{'ü' * 120}{letter}.png"], tmp_path)[0] for letter in "ab")
     assert a != b and len(os.fsencode(a.name)) <= 210
+
+
+# Other tools
+
+
+def test_json_in_the_form_of_transformers(folder, capsys, detector):
+    paths = [save(folder / f"{seed}.png", random_image(seed)) for seed in range(2)]
+    assert main([*paths, "--as", "transformers"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads(json.dumps([detector.predict(path).to_transformers() for path in paths]))
+    assert printed[0]
+
+
+def test_json_in_the_form_of_megadetector(folder, capsys, detector):
+    path = save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"no image")
+    assert main([path, "b.png", "--as", "megadetector"]) == 2
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["info"]["detector"] == os.path.join("runs", "x")
+    assert printed["detection_categories"] == {"1": "cat", "2": "dog", "3": "ünïcode 🐶"}
+    assert printed["images"] == [
+        {"file": path, "detections": detector.predict(path).to_megadetector((120, 90))},
+        {"file": "b.png", "detections": None, "failure": "image access failure"},
+    ]
+    assert printed["images"][0]["detections"] and not (folder / "detections").exists()

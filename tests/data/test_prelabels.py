@@ -47,7 +47,7 @@ def test_our_readers_find_the_boxes_that_were_written(tmp_path, form):
 
 @pytest.mark.parametrize("form", ["voc", "yolo", "coco"])
 def test_supervision_reads_the_boxes_that_were_written(tmp_path, form):
-    supervision = pytest.importorskip("supervision")
+    supervision = pytest.importorskip("supervision", reason="needs supervision: docs/other-tools.md")
     folder = tmp_path / "images"
     images = labelled(folder)
     where = AnnotationFolder(folder, form).write(images, CLASSES)
@@ -59,21 +59,34 @@ def test_supervision_reads_the_boxes_that_were_written(tmp_path, form):
         settings = write(tmp_path / "data.yaml", "names: [cat, dog]\n")
         data = supervision.DetectionDataset.from_yolo(str(folder), str(folder), str(settings))
     found = {path.rsplit("/", 1)[-1]: detections for path, _, detections in data}
-    np.testing.assert_allclose(found["a.jpg"].xyxy, BOXES["a"], atol=1 if form == "voc" else 1e-3)
+    np.testing.assert_allclose(found["a.jpg"].xyxy, BOXES["a"], atol=1e-3)
     assert [data.classes[k] for k in found["a.jpg"].class_id] == NAMES["a"] and len(found["b.jpg"]) == 0
 
 
-def test_label_studio_accepts_the_tasks(tmp_path):
-    sdk = pytest.importorskip("label_studio_sdk.label_interface")
+def test_label_studio_accepts_the_predictions_and_exports_their_boxes(tmp_path):
+    """Its own check of predictions, and its own export to COCO of the predictions once they are accepted."""
+    interface = pytest.importorskip("label_studio_sdk.label_interface", reason="needs label-studio-sdk")
+    from label_studio_sdk.converter import Converter
+
     path = AnnotationFolder(tmp_path, "label-studio").write(labelled(tmp_path), CLASSES)
     labels = "".join(f'<Label value="{name}"/>' for name in CLASSES)
-    interface = sdk.LabelInterface(
+    config = (
         f'<View><Image name="image" value="$image"/><RectangleLabels name="label" toName="image">{labels}'
         "</RectangleLabels></View>"
     )
-    for task in json.loads(path.read_text()):
-        assert interface.validate_task(task, validate_only_data=True)
-        assert all(interface.validate_prediction(prediction) for prediction in task["predictions"])
+    tasks = json.loads(path.read_text())
+    for number, task in enumerate(tasks):
+        (prediction,) = task["predictions"]
+        assert interface.LabelInterface(config).validate_prediction(prediction, return_errors=True) == []
+        task |= {"id": number, "annotations": [prediction | {"id": number, "completed_by": 1}]}
+    path.write_text(json.dumps(tasks))
+    converter = Converter(config, str(tmp_path), download_resources=False)
+    converter.convert_to_coco(str(path), str(tmp_path / "export"), is_dir=False)
+    exported = json.loads((tmp_path / "export" / "result.json").read_text())
+    names = {category["id"]: category["name"] for category in exported["categories"]}
+    rows = [(names[row["category_id"]], row["bbox"]) for row in exported["annotations"]]
+    assert [name for name, _ in rows] == NAMES["a"]
+    np.testing.assert_allclose([box for _, box in rows], [[2, 3, 18, 12.5], [10, 0, 30, 30]], atol=1e-3)
 
 
 @pytest.mark.parametrize("form", ["voc", "yolo"])

@@ -20,15 +20,18 @@ def test_the_report_has_the_figures_of_the_diagnosis():
     assert lines[0].startswith("1 images, mAP 42.4 (11-point, IoU 0.5)")
     (row,) = [line for line in lines if line.startswith("| similar |")]
     assert "| 50.0% of detections | 50.0 | +7.6 |" in row
-    assert "| cow | 84.8 | 1 | 0 | 0 | 1 | 0 | 0 | sheep 1 |" in lines
+    assert "| cow | 84.8 | 1 | 0 | 0 | 1 | 0 | 0 | 0 | sheep 1 |" in lines
     assert "| cow | 2 | 1 | 1 | 0 | 0 |" in lines
-    assert "| cow | +0.0 | +0.0 | +15.2 | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 |" in lines
+    assert "| cow | +0.0 | +0.0 | +15.2 | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 | +0.0 |" in lines
+    # Of three objects the sheep alone is found by nothing; its class stays at 0.
+    assert "| false positives | all wrong detections |  | 50.0 | +7.6 |  |" in lines
+    assert "| false negatives | all objects that no detection finds |  | 42.4 | +0.0 |  |" in lines
 
 
 def test_a_class_without_objects_has_no_figures():
     report = report_markdown(diagnose(dataset_of(image_of("a"), classes=CLASSES), [detections_of()], [NOTHING]))
     assert report.startswith("1 images, mAP - (11-point")
-    assert "| cow | - | 0 | 0 | 0 | 0 | 0 | 0 |  |" in report.splitlines()
+    assert "| cow | - | 0 | 0 | 0 | 0 | 0 | 0 | 0 |  |" in report.splitlines()
 
 
 def test_classes_without_similar_ones_have_no_such_column():
@@ -43,6 +46,7 @@ def test_the_text_has_the_dearest_error_first():
     assert lines[0] == "1 images, mAP 42.4 (11-point, IoU 0.5)"
     assert lines[3].split()[:2] == ["similar", "+7.6"]
     assert "50.0% of detections better features" in lines[3]
+    assert "false positives    +7.6  all wrong detections" in lines
 
 
 def test_the_text_without_objects():

@@ -177,3 +177,16 @@ def test_the_summary_has_means_and_proposals():
         "mean        12     61.8     63.0",
     ]
     assert lines[-1] == "3 folds, mean and spread: mAP 61.0 ± 1.4, AP75 30.0 ± 0.0"
+
+
+def test_other_tools_find_flat_numbers_and_coco_s_ground_truth(trained):
+    folder, metrics = Path(trained.run.dir), evaluate_run(trained)
+    numbers = json.loads((folder / "metrics_flat.json").read_text())
+    assert all(type(value) in (int, float) for value in numbers.values())
+    assert numbers["mAP"] == metrics["mAP"] and numbers["coco/AP75"] == metrics["coco"]["AP75"]
+    assert numbers["AP/star"] == metrics["AP"]["star"]
+    assert numbers["proposals/recall_0.5"] == metrics["proposals"]["recall@0.5"]
+    truth = json.loads((folder / "detections" / "coco_ground_truth.json").read_text())
+    results = json.loads((folder / "detections" / "coco_results.json").read_text())
+    assert len(truth["images"]) == 6 and {row["image_id"] for row in results} <= {row["id"] for row in truth["images"]}
+    assert len(truth["annotations"]) == sum(metrics["objects"].values())

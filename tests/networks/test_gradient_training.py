@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR
 
 from sppdet.networks import gradient_training
 from sppdet.networks.gradient_training import Progress, step_decay, train_network, warm_cosine
+from sppdet.utils.curves import Curves
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.execution import Checkpoint
 
@@ -56,6 +57,23 @@ def test_means_are_logged_every_few_steps(caplog):
         _, progress = train_weight(7, report_every=3)
     expected = [{"step": 3, "loss": 1.0, "square": 1.6667}, {"step": 6, "loss": 4.0, "square": 16.6667}]
     assert records_of(caplog.messages) == progress.reports == expected
+
+
+def test_curves_have_the_records_of_an_interrupted_training_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(gradient_training, "_CHECKPOINT_SECONDS", -1.0)  # after every step
+    options = {"report_every": 3, "checkpoint": Checkpoint(tmp_path / "a.checkpoint", "key")}
+
+    def stopped(number: int) -> dict[str, float]:
+        if number == 7:
+            raise KeyboardInterrupt
+        return {"loss": float(number)}
+
+    with pytest.raises(KeyboardInterrupt):
+        train_weight(9, learn=stopped, curves=Curves(tmp_path, "csv"), **options)
+    table = tmp_path / "training.csv"
+    assert table.read_text().split() == ["step,loss", "3,1.0", "6,4.0"]
+    train_weight(9, learn=lambda number: {"loss": float(number)}, curves=Curves(tmp_path, "csv"), **options)
+    assert table.read_text().split() == ["step,loss", "3,1.0", "6,4.0", "9,7.0"]
 
 
 def test_the_caller_may_choose_what_is_reported():

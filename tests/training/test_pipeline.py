@@ -66,6 +66,12 @@ def test_two_layers_of_a_librarys_network_train_and_detect(run, shapes_root):
     run.train(*network, *END_TO_END, "features=pool5+fc7")  # all results stay valid
 
 
+def test_curves_are_written_into_the_run(run):
+    assert run.pipeline()._execution(None).curves is None
+    curves = run.pipeline("run.curves=csv")._execution(None).curves
+    assert (curves.folder, curves.form) == (run.folder / "curves", "csv")
+
+
 class TestAFinishedRun:
     def test_leaves_metrics_of_the_test_images(self, trained):
         metrics = trained.json("metrics.json")

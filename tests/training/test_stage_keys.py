@@ -165,6 +165,7 @@ ROWS = {
     "run.dir": Row("run.dir=elsewhere", NOTHING),
     "run.cache": Row("run.cache=elsewhere", NOTHING),
     "run.seed": Row("run.seed=4", EVERY),
+    "run.curves": Row("run.curves=csv", NOTHING),
     "device": Row("device=auto", NOTHING),
     "workers": Row("workers=1", NOTHING),
     "memory_gb": Row("memory_gb=1", NOTHING),

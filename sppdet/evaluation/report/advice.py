@@ -18,7 +18,7 @@ _ERRORS = {
     "duplicate": "Second boxes on one object cost {gain}. A lower `detection.nms` removes more of them.",
     "similar": "Similar classes taken for each other cost {gain}{pairs}. More images of both, or a stronger "
     "`backbone.name`, tell them apart.",
-    "other": "Other classes taken for each other cost {gain}{pairs}. More images of both, or a stronger "
+    "misclassified": "Other classes taken for each other cost {gain}{pairs}. More images of both, or a stronger "
     "`backbone.name`, tell them apart.",
     "background": "False alarms on background cost {gain}. First look at “Labels to check”: some may be objects that "
     "nobody labelled. If not, label more images that show such background.",

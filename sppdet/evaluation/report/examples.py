@@ -132,7 +132,7 @@ class _Chooser:
         unlabelled = self.sure & self._is("background")
         unlabelled[[row for row in np.flatnonzero(unlabelled).tolist() if self._holds_object_of_its_class(row)]] = False
         taken_for: dict[int, int] = {}  # object -> the sure detection of another class on it
-        for row in sure_first[(self.sure & self._is("similar", "other"))[sure_first]]:
+        for row in sure_first[(self.sure & self._is("similar", "misclassified"))[sure_first]]:
             target, overlap = self._object_under(row, self.confused[row])
             if overlap >= FOUND_IOU and self.missed[target]:
                 taken_for.setdefault(target, row)

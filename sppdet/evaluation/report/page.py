@@ -52,7 +52,8 @@ _ERRORS = {
     "localisation": ("badly placed", "a detection on an object of its class, but with an IoU below 0.5"),
     "duplicate": ("second box", "a detection on an object that was already found"),
     "similar": ("similar class", "a detection on an object of a similar class"),
-    "other": ("other class", "a detection on an object of another class"),
+    "misclassified": ("other class", "a detection on an object of another class"),
+    "both": ("other class, badly placed", "a detection on an object of another class, with an IoU below 0.5"),
     "background": ("background", "a detection on nothing that is labelled"),
     "outranked": (
         "low score",

@@ -32,7 +32,10 @@ def test_a_good_run_is_only_told_its_threshold():
         ({"mean_range": (60.0, 80.0)}, "mAP could as well be 60 or 80. Differences of less than about 10 points"),
         ({"proposal_recall": 0.8}, "20% of the test objects have no proposal that covers them by half"),
         ({"gains": {"localisation": 4.0}}, "Badly placed boxes cost 4.0 points of mAP."),
-        ({"gains": {"other": 3.0}}, "taken for each other cost 3.0 points of mAP (most often dog for cat 9 times)."),
+        (
+            {"gains": {"misclassified": 3.0}},
+            "taken for each other cost 3.0 points of mAP (most often dog for cat 9 times).",
+        ),
         (
             {"classes": [*CALM["classes"], ClassFigures("sheep", 20, 1, 100.0)]},
             "The AP of 1 class rests on fewer than 10 test objects and says little: sheep (1).",
