@@ -12,7 +12,7 @@ from sppdet.detection import Detector
 from sppdet.training.data_settings import choices_of_run, choose_settings
 from sppdet.training.folds import cross_validate
 from sppdet.training.pipeline import Pipeline
-from sppdet.utils import SppdetError
+from sppdet.utils import SppdetError, cluster
 
 logger = logging.getLogger(__name__)
 
@@ -78,15 +78,18 @@ def run_training(
     Raises:
         SppdetError: settings, images or annotations that cannot be used; the message says what to do.
     """
+    on_cluster = cluster(config.run.engine, config.run.cluster, config.workers, Path(config.run.cache))
     if not folds:
         pipeline = Pipeline(config, keep, data)
-        pipeline.run(last, force)
+        with on_cluster:
+            pipeline.run(last, force)
         return pipeline
     if keep or force or last != STAGES[-1] or data is not None:
         raise SppdetError(
             "--folds: goes with neither --keep, --force and --stage nor a data set in memory; leave out one"
         )
-    return cross_validate(config, folds)
+    with on_cluster:
+        return cross_validate(config, folds)
 
 
 def train_detector(

@@ -2,6 +2,7 @@ from . import checkpoints as checkpoints
 from .compilation import compiled as compiled
 from .compilation import marker as marker
 from .compilation import multiplies_bfloat16 as multiplies_bfloat16
+from .engines import cluster as cluster
 from .environment import versions as versions
 from .errors import SppdetError as SppdetError
 from .execution import Checkpoint as Checkpoint
