@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from sppdet.config import STAGES, Config, in_folder, is_folder, override, preset_settings, settings_for
 from sppdet.data import Dataset, divide_dataset, load_split
 from sppdet.detection import Detector
+from sppdet.networks import process_group, rank, rank_count, wait_for_ranks
 from sppdet.training.data_settings import choices_of_run, choose_settings
 from sppdet.training.folds import cross_validate
 from sppdet.training.pipeline import Pipeline
@@ -80,16 +82,51 @@ def run_training(
     """
     on_cluster = cluster(config.run.engine, config.run.cluster, config.workers, Path(config.run.cache))
     if not folds:
-        pipeline = Pipeline(config, keep, data)
-        with on_cluster:
-            pipeline.run(last, force)
-        return pipeline
+        with process_group():
+            if rank_count() > 1:
+                return _run_in_ranks(config, keep, last, force, data, on_cluster)
+            pipeline = Pipeline(config, keep, data)
+            with on_cluster:
+                pipeline.run(last, force)
+            return pipeline
     if keep or force or last != STAGES[-1] or data is not None:
         raise SppdetError(
             "--folds: goes with neither --keep, --force and --stage nor a data set in memory; leave out one"
         )
     with on_cluster:
         return cross_validate(config, folds)
+
+
+def _run_in_ranks(
+    config: Config,
+    keep: bool,
+    last: str,
+    force: bool,
+    data: tuple[Dataset, Dataset] | None,
+    on_cluster: AbstractContextManager[None],
+) -> Pipeline:
+    """Run a training in the processes of ``torchrun``: end-to-end training in all, the other stages in the first."""
+    if force or not config.end_to_end.enabled:
+        raise SppdetError(
+            "torchrun: several processes share end-to-end training alone; leave out --force and set "
+            "end_to_end.enabled=true, or start one process"
+        )
+    first = rank() == 0
+    if not first:
+        logging.getLogger("sppdet").setLevel(logging.WARNING)  # the first process says what all do
+        wait_for_ranks()
+    pipeline = Pipeline(config, keep, data)
+    shared = STAGES.index("end_to_end")
+    if first:
+        with on_cluster:
+            pipeline.run(STAGES[min(shared - 1, STAGES.index(last))])
+        wait_for_ranks()
+    if STAGES.index(last) >= shared:
+        pipeline.run_stages("end_to_end", first="end_to_end")
+        if first:
+            with cluster(config.run.engine, config.run.cluster, config.workers, Path(config.run.cache)):
+                pipeline.run(last)
+    return pipeline
 
 
 def train_detector(
