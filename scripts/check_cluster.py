@@ -110,7 +110,9 @@ class DaskCluster:
             free.bind((host, 0))
             port = free.getsockname()[1]
         self.address = f"tcp://{host}:{port}"
-        self.scheduler = self._start("scheduler", [], "scheduler", "--host", host, "--port", str(port), "--no-dashboard")
+        self.scheduler = self._start(
+            "scheduler", [], "scheduler", "--host", host, "--port", str(port), "--no-dashboard"
+        )
 
     def add(self, *options: str, hide: Path | None = None) -> subprocess.Popen:
         """Start a worker; from one with ``hide``, the content of this folder is hidden."""

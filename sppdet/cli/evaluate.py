@@ -8,7 +8,14 @@ import sys
 from sppdet.cli import common as cli
 
 _MOVABLE = ("data.", "run.cache=")  # files that may have moved since the last evaluation
-_CHANGEABLE = (*_MOVABLE, "detection.", "run.engine=", "run.cluster=", "device=", "workers=")  # all other settings are the trained model's
+_CHANGEABLE = (
+    *_MOVABLE,
+    "detection.",
+    "run.engine=",
+    "run.cluster=",
+    "device=",
+    "workers=",
+)  # all other settings are the trained model's
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 
@@ -32,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
         metavar="OTHER",
         help="compare the last evaluation with that of the run in folder OTHER: the gain, and whether it may be chance",
     )
-    cli.add_overrides(arguments, "detection.nms=0.4; of data, detection, run.cache, run.engine, run.cluster, device and workers")
+    cli.add_overrides(
+        arguments, "detection.nms=0.4; of data, detection, run.cache, run.engine, run.cluster, device and workers"
+    )
     return arguments
 
 

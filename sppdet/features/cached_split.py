@@ -321,7 +321,9 @@ class CropSplit(FeatureSplit):
         annotated = {self._objects_name(i): i for i in images if len(self.dataset[i].boxes)}
         compute = partial(self.features.compute, backbone)
         one = partial(compute, batch=1)
-        computed = self._fill(annotated, lambda i: partial(np.copy, self._objects(i)), one, workers, "vectors of objects")
+        computed = self._fill(
+            annotated, lambda i: partial(np.copy, self._objects(i)), one, workers, "vectors of objects"
+        )
         every = {name: i for i, name in images.items()}
         return computed + self._fill(every, self._read_proposals, compute, workers, "vectors of proposals")
 

@@ -102,7 +102,9 @@ def train(
 
     def batches(first: int) -> Iterator[list[TrainingImage]]:
         share = (rank(), rank_count())
-        for step, images in enumerate(read_steps(split, settings, backbone, features, seed, first, steps, share), first):
+        for step, images in enumerate(
+            read_steps(split, settings, backbone, features, seed, first, steps, share), first
+        ):
             torch.manual_seed(seed + step + _RANK_SEEDS * rank())  # of dropout
             yield images
 

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -143,10 +144,16 @@ class _Dask(Cluster):
         self._client.wait_for_workers(1, timeout=_ANSWER)
 
     def check(self) -> None:
+        # What a function refers to is imported when it arrives. Dask gives up transfers that take as long as torch.
+        modules = sorted(name for name in sys.modules if name.startswith("sppdet."))
         with self._lost(OSError, TimeoutError):
+            for worker, error in self._client.run(_import, modules, on_error="return").items():
+                if error:
+                    raise SppdetError(
+                        f"run.cluster: the worker {worker} cannot import what is needed ({_first_line(error)}); install "
+                        "the same packages on all machines"
+                    )
             for worker, problem in self._client.run(_problem, self.token, on_error="return").items():
-                if isinstance(problem, ImportError):
-                    raise SppdetError(f"run.cluster: the worker {worker} lacks a package: {_first_line(problem)}")
                 if problem:
                     raise SppdetError(f"run.cluster: the worker {worker} {problem}")
 
@@ -266,6 +273,12 @@ def _problem(token: Path) -> str | None:
         f"on {platform.node()} (process {os.getpid()}) does not see the files of {token.parent}; give run.cache a folder "
         "that all machines share under one path"
     )
+
+
+def _import(modules: list[str]) -> None:
+    """Import modules."""
+    for name in modules:
+        import_module(name)
 
 
 def _first_line(error: BaseException) -> str:

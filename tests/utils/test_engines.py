@@ -84,7 +84,9 @@ def test_a_training_on_dask_has_the_files_of_one_on_this_machine(address, tmp_pa
 @pytest.mark.parametrize("engine", ["dask", "ray"])
 def test_an_engine_that_is_not_installed_is_named(engine, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, {"dask": "distributed"}.get(engine, engine), None)
-    with pytest.raises(SppdetError, match=rf"^run.engine: {engine} is not installed; pip install 'sppdet\[{engine}\]'$"):
+    with pytest.raises(
+        SppdetError, match=rf"^run.engine: {engine} is not installed; pip install 'sppdet\[{engine}\]'$"
+    ):
         ExitStack().enter_context(cluster(engine, None, 1, tmp_path))
 
 
