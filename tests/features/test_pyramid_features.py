@@ -206,9 +206,10 @@ def test_a_device_pools_layers_and_codes_as_the_compiled_loops(tiny_features, ki
     rng = np.random.default_rng(0)
     layers = {"layer_channels": (3, 5), "layer_levels": ((2, 1), (3,)), "layer_weights": (1.0, 0.5)}
     features = tiny_features(8, kind=kind, **layers)
+    boxes = np.array([[0, 0, 64, 64], [4, 8, 40, 60], [16, 16, 20, 20]], np.float32)
     for feature_map in (values := rng.normal(size=(16, 16, 8)).astype(np.float32), encode_map(values)):
-        expected = features.of_boxes([feature_map], BOXES, (64, 64))
-        vectors = replace(features, device="cpu").of_boxes([feature_map], BOXES, (64, 64))
+        expected = features.of_boxes([feature_map], boxes, (64, 64))
+        vectors = replace(features, device="cpu").of_boxes([feature_map], boxes, (64, 64))
         np.testing.assert_allclose(vectors, expected, rtol=1e-6, atol=1e-6)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import partial
-from functools import partial
 from pathlib import Path
 
 import numpy as np
