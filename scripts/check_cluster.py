@@ -91,9 +91,10 @@ class Work:
         """Return how many images were computed, how many of them more than once, and in how many processes."""
         names = [path.name.split("-") for path in self.compute.folder.iterdir()]
         per_image = Counter(name[0] for name in names)
+        twice, processes = sum(count > 1 for count in per_image.values()), len({name[1] for name in names})
         return (
-            f"{self.done} of {len(self.readers)} stored, {len(names)} computed, "
-            f"{sum(count > 1 for count in per_image.values())} of them twice, {len({name[1] for name in names})} processes"
+            f"{self.done} of {len(self.readers)} stored, {len(names)} computed, {twice} of them twice, "
+            f"{processes} processes"
         )
 
 
@@ -260,10 +261,10 @@ def check_limits(folder: Path, images: int) -> str:
     writing, begun = time.monotonic() - begun, time.monotonic()
     store.missing(names)
     listing = time.monotonic() - begun
+    at_work = count * _SECONDS / _SLOTS / seconds[_SECONDS]
     return (
-        f"{count / seconds[0.0]:.0f} units/s of nothing; {count} units of {_SECONDS:g} s on {_SLOTS} simulated workers in "
-        f"{seconds[_SECONDS]:.0f} s ({count * _SECONDS / _SLOTS / seconds[_SECONDS]:.0%} of the time at work); store: "
-        f"{len(names) / writing:.0f} entries/s written by one process, {len(names) / listing:.0f} entries/s listed"
+        f"{count / seconds[0.0]:.0f} units/s of nothing; {count} units of {_SECONDS:g} s on {_SLOTS} simulated workers "
+        f"in {seconds[_SECONDS]:.0f} s, {at_work:.0%} of it at work; store: {len(names) / writing:.0f} entries/s written by one process, {len(names) / listing:.0f} entries/s listed"
     )
 
 

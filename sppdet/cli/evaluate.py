@@ -8,14 +8,8 @@ import sys
 from sppdet.cli import common as cli
 
 _MOVABLE = ("data.", "run.cache=")  # files that may have moved since the last evaluation
-_CHANGEABLE = (
-    *_MOVABLE,
-    "detection.",
-    "run.engine=",
-    "run.cluster=",
-    "device=",
-    "workers=",
-)  # all other settings are the trained model's
+# All other settings are the trained model's.
+_CHANGEABLE = (*_MOVABLE, "detection.", "run.engine=", "run.cluster=", "device=", "workers=")
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 
@@ -39,9 +33,8 @@ def parser() -> argparse.ArgumentParser:
         metavar="OTHER",
         help="compare the last evaluation with that of the run in folder OTHER: the gain, and whether it may be chance",
     )
-    cli.add_overrides(
-        arguments, "detection.nms=0.4; of data, detection, run.cache, run.engine, run.cluster, device and workers"
-    )
+    changeable = "data, detection, run.cache, run.engine, run.cluster, device and workers"
+    cli.add_overrides(arguments, f"detection.nms=0.4; of {changeable}")
     return arguments
 
 

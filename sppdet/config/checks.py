@@ -65,8 +65,8 @@ def _check_cluster(config: Config) -> None:
     for name, folder in (("run.cache", config.run.cache), ("data.root", config.data.root)):
         if not Path(folder).is_absolute():
             raise SppdetError(
-                f"{name}: '{folder}' depends on the folder that a machine works in; give the whole path, as run.cluster "
-                "is set"
+                f"{name}: '{folder}' depends on the folder that a machine works in; give the whole path, as "
+                "run.cluster is set"
             )
 
 

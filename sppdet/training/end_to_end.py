@@ -79,8 +79,8 @@ def train(
     seed = execution.seed
     if rank_count() > settings.images_per_step:
         raise SppdetError(
-            f"end_to_end.images_per_step: {settings.images_per_step} cannot be divided among {rank_count()} processes of "
-            "torchrun; give more, or start fewer processes"
+            f"end_to_end.images_per_step: {settings.images_per_step} cannot be divided among {rank_count()} processes "
+            "of torchrun; give more, or start fewer processes"
         )
     torch.manual_seed(seed)
     useful = len(images_with_objects(split))

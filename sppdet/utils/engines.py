@@ -150,8 +150,8 @@ class _Dask(Cluster):
             for worker, error in self._client.run(_import, modules, on_error="return").items():
                 if error:
                     raise SppdetError(
-                        f"run.cluster: the worker {worker} cannot import what is needed ({_first_line(error)}); install "
-                        "the same packages on all machines"
+                        f"run.cluster: the worker {worker} cannot import what is needed ({_first_line(error)}); "
+                        "install the same packages on all machines"
                     )
             for worker, problem in self._client.run(_problem, self.token, on_error="return").items():
                 if problem:
@@ -270,8 +270,8 @@ def _problem(token: Path) -> str | None:
         if token.read_text() == token.name:
             return None
     return (
-        f"on {platform.node()} (process {os.getpid()}) does not see the files of {token.parent}; give run.cache a folder "
-        "that all machines share under one path"
+        f"on {platform.node()} (process {os.getpid()}) does not see the files of {token.parent}; give run.cache a "
+        "folder that all machines share under one path"
     )
 
 
