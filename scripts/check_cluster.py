@@ -42,12 +42,18 @@ _SLOTS, _SECONDS = 1000, 1.0  # simulated workers, and what a unit takes them
 
 
 class Counted:
-    """Selective search that leaves a file per image in a folder, so that the calls of all workers are counted."""
+    """Selective search that leaves a file per image in a folder, so that the calls of all workers are counted.
 
-    def __init__(self, folder: Path):
-        self.folder, self.search = folder, SelectiveSearch(engine="native")
+    Args:
+        folder: for the files.
+        pause: seconds that an image takes longer, so that there is work left for a worker that joins late.
+    """
+
+    def __init__(self, folder: Path, pause: float):
+        self.folder, self.pause, self.search = folder, pause, SelectiveSearch(engine="native")
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
+        time.sleep(self.pause)
         boxes = self.search(image)
         name = f"{hashlib.blake2b(image.tobytes(), digest_size=8).hexdigest()}-{os.getpid()}-{uuid4().hex}"
         (self.folder / name).touch()
@@ -61,16 +67,17 @@ class Work:
         folder: the shared one.
         name: of the store.
         images: how many.
+        pause: of `Counted`.
     """
 
-    def __init__(self, folder: Path, name: str, images: int):
+    def __init__(self, folder: Path, name: str, images: int, pause: float = 0.0):
         dataset = read_dataset(make_shapes(folder / f"images-{images}", images, 1), "trainval")
         self.readers = {entry: sample.read for entry, sample in zip(entry_names(dataset), dataset)}
         self.folder = folder / name
         shutil.rmtree(self.folder, ignore_errors=True)
         (self.folder / "calls").mkdir(parents=True)
         self.store = Store(self.folder / "cache", "proposals", {}, ".npy")
-        self.compute = Counted(self.folder / "calls")
+        self.compute = Counted(self.folder / "calls", pause)
 
     def run(self, engine: str, address: str | None = None, workers: int = 2) -> None:
         """Compute what is missing."""
@@ -194,9 +201,9 @@ def wait_for_workers(address: str, count: int) -> None:
         client.wait_for_workers(count, timeout=180)
 
 
-def check_dask(folder: Path, images: int) -> str:
+def check_dask(folder: Path, images: int, pause: float) -> str:
     """Four workers, one killed in mid-run, one joining late."""
-    work = Work(folder, "dask", images)
+    work = Work(folder, "dask", images, pause)
     with dask_cluster(folder, 4) as dask:
         wait_for_workers(dask.address, 4)
 
@@ -204,15 +211,15 @@ def check_dask(folder: Path, images: int) -> str:
             dask.workers[0].kill()
             dask.add()
 
-        with at_entry(work, images // 4, disturb):
+        with at_entry(work, images // 8, disturb):
             work.run("dask", dask.address)
         where = "in network namespaces" if dask.separate else "as plain processes"
     return f"4 workers {where}, 1 killed, 1 late: {work.calls()}; {_compared(work, folder, images)}"
 
 
-def check_scheduler(folder: Path, images: int) -> str:
+def check_scheduler(folder: Path, images: int, pause: float) -> str:
     """The scheduler dies in mid-run: one line; then another cluster goes on."""
-    work = Work(folder, "scheduler", images)
+    work = Work(folder, "scheduler", images, pause / 4)
     with dask_cluster(folder, 2) as dask, at_entry(work, images // 4, dask.scheduler.kill):
         begun = time.monotonic()
         line = _refused(lambda: work.run("dask", dask.address))
@@ -221,7 +228,7 @@ def check_scheduler(folder: Path, images: int) -> str:
     return f"after {seconds:.0f} s '{line}'; resumed from {before}: {work.calls()}; {_compared(work, folder, images)}"
 
 
-def check_unshared(folder: Path, images: int) -> str:
+def check_unshared(folder: Path, images: int, pause: float) -> str:
     """A worker that does not see the shared folder is found before work begins."""
     work = Work(folder, "unshared", images)
     with dask_cluster(folder, 1) as dask:
@@ -232,15 +239,15 @@ def check_unshared(folder: Path, images: int) -> str:
         return f"'{_refused(lambda: work.run('dask', dask.address))}'; {work.calls()}"
 
 
-def check_ray(folder: Path, images: int) -> str:
+def check_ray(folder: Path, images: int, pause: float) -> str:
     """Ray on this machine."""
     work = Work(folder, "ray", images)
     work.run("ray")
     return f"{work.calls()}; {_compared(work, folder, images)}"
 
 
-def check_limits(folder: Path, images: int) -> str:
-    """1000 workers' worth of units without work inside, and the store by itself; ``images`` is not used."""
+def check_limits(folder: Path, images: int, pause: float) -> str:
+    """1000 workers' worth of units without work inside, and the store by itself."""
     count = 20 * _SLOTS
     with dask_cluster(folder, 0) as dask:
         for _ in range(4):
@@ -264,7 +271,8 @@ def check_limits(folder: Path, images: int) -> str:
     at_work = count * _SECONDS / _SLOTS / seconds[_SECONDS]
     return (
         f"{count / seconds[0.0]:.0f} units/s of nothing; {count} units of {_SECONDS:g} s on {_SLOTS} simulated workers "
-        f"in {seconds[_SECONDS]:.0f} s, {at_work:.0%} of it at work; store: {len(names) / writing:.0f} entries/s written by one process, {len(names) / listing:.0f} entries/s listed"
+        f"in {seconds[_SECONDS]:.0f} s, {at_work:.0%} of it at work; store: {len(names) / writing:.0f} entries/s "
+        f"written by one process, {len(names) / listing:.0f} entries/s listed"
     )
 
 
@@ -302,12 +310,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a folder for images and results; its content may be replaced")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"some of {', '.join(PARTS)} (default: all)")
-    parser.add_argument("--images", type=int, default=40)
+    parser.add_argument("--images", type=int, default=80)
+    parser.add_argument("--pause", type=float, default=1.0, help="seconds that each image takes longer")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     lines = []
     for part in options.parts or PARTS:
-        lines.append(f"| {part} | {PARTS[part](options.folder.absolute(), options.images)} |")
+        lines.append(f"| {part} | {PARTS[part](options.folder.absolute(), options.images, options.pause)} |")
         print(lines[-1], flush=True)
     print("\n| part | result |", "|---|---|", *lines, sep="\n")
 

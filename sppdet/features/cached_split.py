@@ -335,7 +335,7 @@ class CropSplit(FeatureSplit):
         workers: int,
         description: str,
     ) -> int:
-        """Store the vectors of the boxes that ``boxes(i)()`` returns as an entry, for each entry and i of ``entries``."""
+        """Store the vectors of the boxes ``boxes(i)()`` as an entry, for each entry and i of ``entries``."""
         images = {entry: self.dataset[i].read for entry, i in entries.items()}
         boxes_of = {entry: boxes(i) for entry, i in entries.items()}
         return fill(self.map_store, images, compute, workers, description, threads=True, boxes=boxes_of)
