@@ -21,7 +21,7 @@ _LONGEST_WAIT = timedelta(days=7)  # while the first rank alone computes proposa
 @contextmanager
 def process_group() -> Iterator[None]:
     """Connect the processes of ``torchrun`` for the block; does nothing in a process that was started alone."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ or distributed.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "MASTER_ADDR" not in os.environ or _connected():
         yield
         return
     if torch.cuda.is_available():
@@ -33,19 +33,23 @@ def process_group() -> Iterator[None]:
         distributed.destroy_process_group()
 
 
+def _connected() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
 def rank() -> int:
     """Return the number of this process among those that train together; 0 in a process that was started alone."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    return distributed.get_rank() if _connected() else 0
 
 
 def rank_count() -> int:
     """Return how many processes train together."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    return distributed.get_world_size() if _connected() else 1
 
 
 def wait_for_ranks() -> None:
     """Wait until every rank has called this."""
-    if distributed.is_initialized():
+    if _connected():
         distributed.barrier()
 
 
@@ -56,7 +60,7 @@ def add_over_ranks(*values: float) -> list[float]:
         >>> add_over_ranks(3, 0.5)
         [3, 0.5]
     """
-    if not distributed.is_initialized():
+    if not _connected():
         return [*values]
     total = torch.tensor(values, dtype=torch.float64, device="cuda" if torch.cuda.is_available() else "cpu")
     distributed.all_reduce(total)
@@ -65,7 +69,7 @@ def add_over_ranks(*values: float) -> list[float]:
 
 def add_gradients(network: nn.Module) -> None:
     """Replace the gradient of every parameter that learns by the sum over all ranks."""
-    if not distributed.is_initialized():
+    if not _connected():
         return
     for parameter in network.parameters():
         if parameter.requires_grad:
@@ -76,6 +80,6 @@ def add_gradients(network: nn.Module) -> None:
 
 def copy_from_first_rank(network: nn.Module) -> None:
     """Give the network of every rank the weights of the first one."""
-    if distributed.is_initialized():
+    if _connected():
         for tensor in network.state_dict().values():
             distributed.broadcast(tensor, 0)

@@ -80,31 +80,28 @@ def run_training(
     Raises:
         SppdetError: settings, images or annotations that cannot be used; the message says what to do.
     """
-    on_cluster = cluster(config.run.engine, config.run.cluster, config.workers, Path(config.run.cache))
     if not folds:
         with process_group():
             if rank_count() > 1:
-                return _run_in_ranks(config, keep, last, force, data, on_cluster)
+                return _run_in_ranks(config, keep, last, force, data)
             pipeline = Pipeline(config, keep, data)
-            with on_cluster:
+            with _engine(config):
                 pipeline.run(last, force)
             return pipeline
     if keep or force or last != STAGES[-1] or data is not None:
         raise SppdetError(
             "--folds: goes with neither --keep, --force and --stage nor a data set in memory; leave out one"
         )
-    with on_cluster:
+    with _engine(config):
         return cross_validate(config, folds)
 
 
-def _run_in_ranks(
-    config: Config,
-    keep: bool,
-    last: str,
-    force: bool,
-    data: tuple[Dataset, Dataset] | None,
-    on_cluster: AbstractContextManager[None],
-) -> Pipeline:
+def _engine(config: Config) -> AbstractContextManager[None]:
+    """Return the block in which work over images runs where ``run.engine`` says."""
+    return cluster(config.run.engine, config.run.cluster, config.workers, Path(config.run.cache))
+
+
+def _run_in_ranks(config: Config, keep: bool, last: str, force: bool, data: tuple[Dataset, Dataset] | None) -> Pipeline:
     """Run a training in the processes of ``torchrun``: end-to-end training in all, the other stages in the first."""
     if force or not config.end_to_end.enabled:
         raise SppdetError(
@@ -118,13 +115,13 @@ def _run_in_ranks(
     pipeline = Pipeline(config, keep, data)
     shared = STAGES.index("end_to_end")
     if first:
-        with on_cluster:
+        with _engine(config):
             pipeline.run(STAGES[min(shared - 1, STAGES.index(last))])
         wait_for_ranks()
     if STAGES.index(last) >= shared:
         pipeline.run_stages("end_to_end", first="end_to_end")
         if first:
-            with cluster(config.run.engine, config.run.cluster, config.workers, Path(config.run.cache)):
+            with _engine(config):
                 pipeline.run(last)
     return pipeline
 

@@ -44,7 +44,7 @@ def cluster(engine: str, address: str | None, workers: int, folder: Path) -> Ite
     Args:
         engine: ``dask``, ``ray``, or ``processes``, with which the block changes nothing.
         address: where the cluster answers, such as ``tcp://host:8786``; None starts one on this machine for the block.
-        workers: processes of a cluster that is started here.
+        workers: processes of a cluster that is started here; 0 is one per core.
         folder: the cache, in which all machines must see the same files.
 
     Raises:
@@ -55,8 +55,10 @@ def cluster(engine: str, address: str | None, workers: int, folder: Path) -> Ite
     if engine == "processes" or _active is not None:  # in a block already
         yield
         return
-    opened = _ENGINES[engine](address, workers)
-    # Two names and the content are of this run alone: a folder that only looks alike has neither.
+    from sppdet.utils.parallel import worker_count
+
+    opened = _ENGINES[engine](address, worker_count(workers))
+    # Of this run alone: a folder that only looks alike does not have it.
     token = folder.absolute() / f"shared-{uuid4().hex}"
     try:
         atomic_write(token, lambda temporary: temporary.write_text(token.name))
@@ -105,10 +107,10 @@ class Cluster(ABC):
 
     @abstractmethod
     def check(self) -> None:
-        """Check that the workers are of this version and see the shared folder.
+        """Check that the workers have the packages and see the shared folder.
 
         Raises:
-            SppdetError: one of them is or does not.
+            SppdetError: one of them has or does not.
         """
 
     @abstractmethod
