@@ -3,8 +3,8 @@
     python scripts/check_cuda.py                    # at most 8 minutes; needs torch, torchvision and this folder
     python scripts/check_cuda.py --device cpu       # the same in small, to try the script
 
-Every figure is the mean over images of 688 pixels per shorter side, measured after a first image. The paper's GPU took
-0.053 s for the conv layers and 0.089 s for the fc layers of its fastest network, one scale (He et al. 2014, table 8).
+Figures are means over runs of one image of 375 x 500 pixels, enlarged to the scales, after a first run. The paper's GPU
+took 0.053 s for the conv layers and 0.089 s for the fc layers of its network at one scale (He et al. 2014, section 4.3).
 """
 
 from __future__ import annotations

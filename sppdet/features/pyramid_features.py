@@ -110,7 +110,9 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
         factors = self.factors(image.shape[1], image.shape[0])
         if self.map_type == "uint8":
             return [encode_map(backbone(image, factor)) for factor in factors]
-        return [backbone.on_device(image, factor) if self.device else backbone(image, factor) for factor in factors]
+        if self.device:
+            return [backbone.on_device(image, factor) for factor in factors]  # type: ignore[misc]
+        return [backbone(image, factor) for factor in factors]
 
     def factors(self, width: int, height: int) -> np.ndarray:
         """Return the enlargement ``(S,)`` of an image at each scale."""

@@ -79,7 +79,8 @@ def pyramid_pool_nested(feature_map: torch.Tensor, cells: torch.Tensor, levels: 
         n = levels[level]
         if parents[level] < 0:
             rois = _bins(cells, n).to(feature_map)
-            pooled[level] = roi_pool(feature_map[None], [rois], 1).view(len(cells), n, n, -1).permute(0, 3, 1, 2)
+            maxima = roi_pool(feature_map[None], [rois], 1)
+            pooled[level] = maxima.view(len(cells), n, n, feature_map.shape[0]).permute(0, 3, 1, 2)
         else:
             pooled[level] = functional.max_pool2d(pooled[parents[level]], levels[parents[level]] // n)
     return torch.cat([pooled[level].flatten(2) for level in range(len(levels))], dim=2).transpose(1, 2)

@@ -161,11 +161,12 @@ class _Dask(Cluster):
 
     def run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         import joblib
+        from distributed.client import CancelledError
         from distributed.scheduler import KilledWorker
 
         work = _Work(function, self.token)
         with (
-            self._lost(OSError, TimeoutError, KilledWorker),
+            self._lost(OSError, TimeoutError, CancelledError, KilledWorker),
             joblib.parallel_config("dask", client=self._client, scatter=[work]),
         ):
             pool = joblib.Parallel(return_as="generator", pre_dispatch=f"{_QUEUE} * n_jobs")
