@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # detection does not load torch unless it needs it
 _KINDS = ("max", "align")
 
 FeatureMap = np.ndarray | CodedMap  # float32 (H, W, C), or its codes
+Pool = Callable[["torch.Tensor", np.ndarray, tuple[int, ...]], "torch.Tensor"]  # (map, cells, levels) -> vectors
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
         return [torch.as_tensor(m).to(self.device, torch.float32).permute(2, 0, 1) for m in decoded]
 
     def block_on_device(self, maps: list[torch.Tensor], windows: Windows, rows: np.ndarray) -> torch.Tensor:
-        return self._pool_cells(maps[windows.scales[rows[0]]], windows.cells[rows])
+        return self._pool_cells(maps[windows.scales[rows[0]]], windows.cells[rows], _max_by_torch)
 
     def trunk_input(
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int
@@ -214,13 +216,13 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
 
     def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
         """Pool a feature map ``(1, C, H, W)``: vectors ``(N, D)`` of boxes ``(N, 4)``, differentiable."""
-        return self._pool_cells(maps[0], self.to_cells(boxes, size, factor, (maps.shape[3], maps.shape[2])))
+        return self._pool_cells(maps[0], self.to_cells(boxes, size, factor, (maps.shape[3], maps.shape[2])), _max)
 
-    def _pool_cells(self, feature_map: torch.Tensor, cells: np.ndarray) -> torch.Tensor:
-        """Pool rectangles ``(n, 4)`` of a map ``(C, H, W)``: vectors ``(n, D)``."""
+    def _pool_cells(self, feature_map: torch.Tensor, cells: np.ndarray, pool_max: Pool) -> torch.Tensor:
+        """Pool rectangles ``(n, 4)`` of a map ``(C, H, W)``: vectors ``(n, D)``; ``pool_max`` does kind ``max``."""
         import torch
 
-        pool = self._align if self.kind == "align" else _max
+        pool = self._align if self.kind == "align" else pool_max
         pooled = [pool(feature_map[p.channels] * p.weight, cells, p.levels) for p in self.pyramids]
         return torch.cat(pooled, 1) if len(pooled) > 1 else pooled[0]
 
@@ -229,6 +231,12 @@ def _max(feature_map: torch.Tensor, cells: np.ndarray, levels: tuple[int, ...]) 
     from sppdet.ops import pyramid_pool_batch
 
     return pyramid_pool_batch(feature_map, cells, levels).flatten(1)
+
+
+def _max_by_torch(feature_map: torch.Tensor, cells: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
+    from sppdet.ops import pyramid_pool_nested
+
+    return pyramid_pool_nested(feature_map, as_tensor(cells), levels).flatten(1)
 
 
 def _layer(feature_map: FeatureMap, pyramid: LayerPyramid) -> FeatureMap:

@@ -7,6 +7,7 @@ does no harm, and an interrupted run goes on from what is stored.
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import sys
@@ -139,6 +140,7 @@ class _Dask(Cluster):
     def _connect(self, workers: int) -> None:
         from distributed import Client
 
+        logging.getLogger("distributed").setLevel(logging.ERROR)
         if self.address is None:
             self._client = Client(n_workers=workers, threads_per_worker=1, dashboard_address=None)
         else:
@@ -164,13 +166,15 @@ class _Dask(Cluster):
         from distributed.client import CancelledError
         from distributed.scheduler import KilledWorker
 
-        work = _Work(function, self.token)
-        with (
-            self._lost(OSError, TimeoutError, CancelledError, KilledWorker),
-            joblib.parallel_config("dask", client=self._client, scatter=[work]),
-        ):
-            pool = joblib.Parallel(return_as="generator", pre_dispatch=f"{_QUEUE} * n_jobs")
-            yield from pool(joblib.delayed(_call)(work, item) for item in items)
+        # As a task of its own, the function is sent to each worker once, and made again where its only holder has died.
+        work = self._client.submit(_Work, function, self.token, pure=False)
+        with self._lost(OSError, TimeoutError, KilledWorker):
+            try:
+                with joblib.parallel_config("dask", client=self._client):
+                    pool = joblib.Parallel(return_as="generator", pre_dispatch=f"{_QUEUE} * n_jobs")
+                    yield from pool(joblib.delayed(_call)(work, item) for item in items)
+            except CancelledError:
+                raise OSError("its scheduler does not answer any more") from None
 
     def close(self) -> None:
         with suppress(Exception):  # of a cluster that is lost already
@@ -245,7 +249,7 @@ class _Work:
 
 
 def _call(work: _Work, item: Any) -> Any:
-    """Return ``work(item)``: Dask sends large arguments of a function once to each worker."""
+    """Return ``work(item)``."""
     return work(item)
 
 

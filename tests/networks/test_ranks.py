@@ -36,7 +36,7 @@ def two_ranks(tmp_path_factory, shapes_root) -> Path:
     subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
          str(ROOT / "tests" / "two_ranks.py"), str(shapes_root), str(folder)],
-        env=environment, check=True, timeout=300,
+        env=environment, check=True, timeout=600,
     )  # fmt: skip
     return folder
 
