@@ -248,7 +248,7 @@ def check_ray(folder: Path, images: int, pause: float) -> str:
 
 def check_limits(folder: Path, images: int, pause: float) -> str:
     """1000 workers' worth of units without work inside, and the store by itself."""
-    count = 20 * _SLOTS
+    count = 5 * _SLOTS
     with dask_cluster(folder, 0) as dask:
         for _ in range(4):
             dask.add("--nthreads", str(_SLOTS // 4))
