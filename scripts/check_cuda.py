@@ -4,7 +4,7 @@
     python scripts/check_cuda.py --device cpu       # the same in small, to try the script
 
 Figures are means over runs of one image of 375 x 500 pixels, enlarged to the scales, after a first run. The paper's GPU
-took 0.053 s for the conv layers and 0.089 s for the fc layers of its network at one scale (He et al. 2014, section 4.3).
+took 0.053 s for the conv layers and 0.089 s for the fc layers of its network at one scale (He et al. 2014).
 """
 
 from __future__ import annotations

@@ -140,7 +140,8 @@ class _Dask(Cluster):
     def _connect(self, workers: int) -> None:
         from distributed import Client
 
-        logging.getLogger("distributed").setLevel(logging.ERROR)
+        for name in ("distributed", "distributed.client"):  # whose errors reach the caller, too
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.address is None:
             self._client = Client(n_workers=workers, threads_per_worker=1, dashboard_address=None)
         else:
