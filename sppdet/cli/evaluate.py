@@ -8,7 +8,8 @@ import sys
 from sppdet.cli import common as cli
 
 _MOVABLE = ("data.", "run.cache=")  # files that may have moved since the last evaluation
-_CHANGEABLE = (*_MOVABLE, "detection.", "device=", "workers=")  # all other settings are the trained model's
+# All other settings are the trained model's.
+_CHANGEABLE = (*_MOVABLE, "detection.", "run.engine=", "run.cluster=", "device=", "workers=")
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 
@@ -38,7 +39,8 @@ def parser() -> argparse.ArgumentParser:
         help="write the test images, their objects and the detections of the last evaluation into a new folder, as "
         "COCO data that FiftyOne opens",
     )
-    cli.add_overrides(arguments, "detection.nms=0.4; of data, detection, run.cache, device and workers")
+    changeable = "data, detection, run.cache, run.engine, run.cluster, device and workers"
+    cli.add_overrides(arguments, f"detection.nms=0.4; of {changeable}")
     return arguments
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import singledispatch
+from pathlib import Path
 
 from sppdet.config.settings import FOREGROUND_IOU, MIN_CROP, ClassifierConfig, Config, ViewSettings
 from sppdet.utils import SppdetError
@@ -58,6 +59,20 @@ def _check_detection(config: Config) -> None:
         _check_fc(config)
     if config.regions.crop != "none":
         _check_crops(config)
+    if config.run.cluster is not None:
+        _check_cluster(config)
+
+
+def _check_cluster(config: Config) -> None:
+    """Refuse the address of a cluster without its engine, and folders that its machines would not find."""
+    if config.run.engine == "processes":
+        raise SppdetError("run.cluster: there is no cluster with run.engine=processes; set run.engine, or null")
+    for name, folder in (("run.cache", config.run.cache), ("data.root", config.data.root)):
+        if not Path(folder).is_absolute():
+            raise SppdetError(
+                f"{name}: '{folder}' depends on the folder that a machine works in; give the whole path, as "
+                "run.cluster is set"
+            )
 
 
 def _check_classifier_and_boxes(config: Config) -> None:

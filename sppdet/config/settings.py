@@ -320,12 +320,16 @@ class DetectionSettings(Checked):
 
 @dataclass(frozen=True)
 class RunSettings(Checked):
-    """Where results are written, and the seed of all random draws."""
+    """Where results are written, the seed of all random draws, and the machines that work."""
 
     dir: Name = "runs/default"
     cache: Name = "cache"
     seed: CountFromZero = 3
     curves: CurveForm = "none"
+    # where proposals, maps and detections are computed: processes of this machine, or a cluster (docs/clusters.md)
+    engine: Annotated[str, one_of("processes", "dask", "ray")] = "processes"
+    # address of the cluster, such as tcp://host:8786; null: one of `workers` processes on this machine
+    cluster: Annotated[str | None, any_value("the address is tried before work begins")] = None
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def _restore_features(description: dict, backbone: Backbone) -> WindowFeatures:
     values |= {"channels": backbone.channels, "layer_channels": backbone.layer_channels}
     if "crop" in values:
         return CropFeatures(**values | {"crop": Crop(**values["crop"])})
-    return PyramidFeatures(grid=backbone.grid, half=backbone.bfloat16_on_cpu, **values)
+    return PyramidFeatures(grid=backbone.grid, half=backbone.bfloat16_on_cpu, device=backbone.device_off_cpu, **values)
 
 
 def _restore_head(

@@ -7,13 +7,14 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import mean, stdev
 
 from sppdet.config import Config, from_dict, in_folder, override, to_dict
 from sppdet.config import load as load_config
-from sppdet.data import Dataset, Tiles, load_split, tile_dataset
+from sppdet.data import Dataset, Sample, Tiles, load_split, tile_dataset
 from sppdet.detection import MODEL_FILES, Detections, Predictor, load, merge_tiles
 from sppdet.evaluation.coco import write_coco_ground_truth, write_coco_results
 from sppdet.evaluation.costs import read_costs, record_cost
@@ -27,6 +28,7 @@ from sppdet.proposals import recall_line
 from sppdet.utils import (
     Meter,
     SppdetError,
+    cluster,
     errors_naming,
     file_digest,
     fingerprint,
@@ -101,24 +103,25 @@ def evaluate_run(
             f"{folder}: was measured by cross-validation and has learned from all of {config.data.root}; train with "
             "--folds and the changed settings, or give other images: data.root=FOLDER data.test_split=all"
         )
-    split.fill_proposals(detector.search, config.workers)
-    for part, part_split in zip(detector.parts, splits):
-        fill_maps([part_split], part.backbone, config.workers)
-    with Meter() as meter:
-        before_and_after = detect_all(detector, splits, config.workers)
-        plain, regressed = (
-            only_looked_for(dataset, _of_whole_images(part, dataset, tiles, detector)) for part in before_and_after
-        )
-        note("figures")
-        figures = evaluate_detections(dataset, regressed)
-        # The order of the keys is that of the file.
-        metrics = {name: value for name, value in figures.items() if name != "coco"} | {
-            "without_bbox": evaluate_voc(dataset, plain),
-            "coco": figures["coco"],
-            "proposals": split.recall(),
-        }
-        if reliability := measure_reliability(dataset, [detector.with_probabilities(entry) for entry in regressed]):
-            metrics["calibration"] = reliability
+    with cluster(config.run.engine, config.run.cluster, config.workers, Path(config.run.cache)):
+        split.fill_proposals(detector.search, config.workers)
+        for part, part_split in zip(detector.parts, splits):
+            fill_maps([part_split], part.backbone, config.workers)
+        with Meter() as meter:
+            before_and_after = detect_all(detector, splits, config.workers)
+            plain, regressed = (
+                only_looked_for(dataset, _of_whole_images(part, dataset, tiles, detector)) for part in before_and_after
+            )
+            note("figures")
+            figures = evaluate_detections(dataset, regressed)
+            # The order of the keys is that of the file.
+            metrics = {name: value for name, value in figures.items() if name != "coco"} | {
+                "without_bbox": evaluate_voc(dataset, plain),
+                "coco": figures["coco"],
+                "proposals": split.recall(),
+            }
+            if reliability := measure_reliability(dataset, [detector.with_probabilities(entry) for entry in regressed]):
+                metrics["calibration"] = reliability
     record_cost(folder, "evaluate", meter.cost())
     return _write(config, dataset, regressed, metrics, key, report)
 
@@ -226,15 +229,9 @@ def detect_all(
         Detections of every image before box regression, and after it.
     """
     split = splits[0]
-
-    def detect(i: int) -> tuple[Detections, Detections]:
-        proposals = split.proposals(i)
-        # The maps of mirror images are not stored: nothing else uses them.
-        mirrored = detector.read_mirror_image(split.dataset[i].read(), proposals) if detector.detection.flip else None
-        maps = [part_split.maps(i) for part_split in splits]
-        return detector.detect_both(maps, proposals, split.size(i), mirrored)
-
-    plain, regressed = zip(*parallel_map(detect, range(len(split)), workers, "detecting", threads=True))
+    detect = partial(_detect_one, detector, [part_split.of_images((), []) for part_split in splits])
+    images = [*zip(split.dataset, split.names)]
+    plain, regressed = zip(*parallel_map(detect, images, workers, "detecting", threads=True, portable=True))
     return list(plain), list(regressed)
 
 
@@ -256,6 +253,18 @@ def _of_whole_images(
         boxes, size = tiles.boxes(sample.width, sample.height), (sample.width, sample.height)
         merged.append(merge_tiles(islice(of_tiles, len(boxes)), boxes, tiles, size, detector.detection.nms))
     return merged
+
+
+def _detect_one(
+    detector: Predictor, splits: Sequence[FeatureSplit], image: tuple[Sample, str]
+) -> tuple[Detections, Detections]:
+    """Detect objects in an image and its store entry, see `detect_all`; ``splits`` are without images."""
+    sample, name = image
+    splits = [split.of_images((sample,), [name]) for split in splits]
+    proposals = splits[0].proposals(0)
+    # The maps of mirror images are not stored: nothing else uses them.
+    mirrored = detector.read_mirror_image(sample.read(), proposals) if detector.detection.flip else None
+    return detector.detect_both([split.maps(0) for split in splits], proposals, splits[0].size(0), mirrored)
 
 
 @dataclass(frozen=True)

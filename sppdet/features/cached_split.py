@@ -106,11 +106,14 @@ class CachedSplit:
     def with_mirror_images(self: Split) -> Split:
         """Return the images followed by their mirror images, with the proposals mirrored."""
         samples = (*self.dataset, *(sample.mirror() for sample in self.dataset))
-        names = [*self.names, *(name + _MIRRORED for name in self.names)]
-        return replace(self, dataset=replace(self.dataset, samples=samples), names=names)
+        return self.of_images(samples, [*self.names, *(name + _MIRRORED for name in self.names)])
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def of_images(self: Split, samples: tuple[Sample, ...], names: list[str]) -> Split:
+        """Return a split of other images in the same stores."""
+        return replace(self, dataset=replace(self.dataset, samples=samples), names=names)
 
     def size(self, i: int) -> tuple[int, int]:
         """Return the width and height of image ``i`` in pixels."""
@@ -244,15 +247,10 @@ class MapSplit(FeatureSplit):
 
     def _map(self, i: int, scale: int) -> FeatureMap:
         def compute() -> np.ndarray:
-            return self._compute(self.backbone, scale, self.dataset[i].read())
+            return _compute_map(self.backbone, scale, self.max_side, self.dataset[i].read())
 
         stored = self.map_store.read_or_compute(map_name(scale, self.names[i]), compute)
         return stored if isinstance(stored, CodedMap) else torch.from_numpy(stored).float().numpy()
-
-    def _compute(self, backbone: Backbone, scale: int, image: np.ndarray) -> np.ndarray:
-        """Return the feature map of an image at a scale, to be stored."""
-        height, width = image.shape[:2]
-        return backbone(image, scale_factor(width, height, scale, self.max_side))
 
     def map_entries(self) -> dict[str, float]:
         """Return the entries of the map store; a map takes space in proportion to the square of its scale."""
@@ -267,13 +265,19 @@ class MapSplit(FeatureSplit):
         if again:
             self.map_store.remove(list(images))
         images = dict(islice(images.items(), first))
-        compute = partial(self._compute, backbone, scale)
+        compute = partial(_compute_map, backbone, scale, self.max_side)
         return fill(self.map_store, images, compute, workers, f"maps at {scale}", threads=True)
 
 
 def map_name(scale: int, name: str) -> str:
     """Return the store entry of the feature map of image entry ``name`` at ``scale``."""
     return f"{scale}/{name}"
+
+
+def _compute_map(backbone: Backbone, scale: int, max_side: int, image: np.ndarray) -> np.ndarray:
+    """Return the feature map of an image at a scale, to be stored."""
+    height, width = image.shape[:2]
+    return backbone(image, scale_factor(width, height, scale, max_side))
 
 
 def _map_store(cache: str, backbone: Backbone, max_side: int, map_type: str = "float16") -> Store:
@@ -328,29 +332,30 @@ class CropSplit(FeatureSplit):
         images = dict(islice(enumerate(self.names), first))
         annotated = {self._objects_name(i): i for i in images if len(self.dataset[i].boxes)}
         compute = partial(self.features.compute, backbone)
-        computed = self._fill(annotated, self._objects, partial(compute, batch=1), workers, "vectors of objects")
+        one = partial(compute, batch=1)
+        computed = self._fill(
+            annotated, lambda i: partial(np.copy, self._objects(i)), one, workers, "vectors of objects"
+        )
         every = {name: i for i, name in images.items()}
-        return computed + self._fill(every, self.proposals, compute, workers, "vectors of proposals")
+        return computed + self._fill(every, self._read_proposals, compute, workers, "vectors of proposals")
 
     def _fill(
         self,
         entries: dict[str, int],
-        boxes: Callable[[int], np.ndarray],
+        boxes: Callable[[int], Callable[[], np.ndarray]],
         compute: Callable[..., np.ndarray],
         workers: int,
         description: str,
     ) -> int:
-        """Store the vectors of the ``boxes`` of image i as its entry, for each entry and i of ``entries``."""
+        """Store the vectors of the boxes ``boxes(i)()`` as an entry, for each entry and i of ``entries``."""
         images = {entry: self.dataset[i].read for entry, i in entries.items()}
-        return fill(
-            self.map_store,
-            images,
-            compute,
-            workers,
-            description,
-            threads=True,
-            boxes=lambda entry: boxes(entries[entry]),
-        )
+        boxes_of = {entry: boxes(i) for entry, i in entries.items()}
+        return fill(self.map_store, images, compute, workers, description, threads=True, boxes=boxes_of)
+
+    def _read_proposals(self, i: int) -> Callable[[], np.ndarray]:
+        """Return a function that reads the proposals of image ``i``, and holds no other image and no network."""
+        dataset = replace(self.dataset, samples=(self.dataset[i],))
+        return partial(CachedSplit(dataset, [self.names[i]], self.proposal_store, self.search).proposals, 0)
 
     def _objects(self, i: int) -> np.ndarray:
         return self.dataset[i].boxes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # detection does not load torch unless it needs it
 _KINDS = ("max", "align")
 
 FeatureMap = np.ndarray | CodedMap  # float32 (H, W, C), or its codes
+Pool = Callable[["torch.Tensor", np.ndarray, tuple[int, ...]], "torch.Tensor"]  # (map, cells, levels) -> vectors
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,7 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
             layer_weights=pooling.layer_weights,
             map_type=pooling.map_type,
             half=backbone.bfloat16_on_cpu,
+            device=backbone.device_off_cpu,
         )
 
     @property
@@ -102,9 +105,16 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
         return self._pyramids(self.channels, self.levels)
 
     def read(self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray | None = None) -> list[FeatureMap]:
-        """Compute the feature maps of an RGB uint8 image, one per scale: float32 ``(H, W, C)``, or maps of codes."""
-        maps = [backbone(image, factor) for factor in self.factors(image.shape[1], image.shape[0])]
-        return [encode_map(m) for m in maps] if self.map_type == "uint8" else [*maps]
+        """Compute the feature maps of an RGB uint8 image, one per scale: float32 ``(H, W, C)``, or maps of codes.
+
+        With ``device`` they are tensors that stay there.
+        """
+        factors = self.factors(image.shape[1], image.shape[0])
+        if self.map_type == "uint8":
+            return [encode_map(backbone(image, factor)) for factor in factors]
+        if self.device:
+            return [backbone.on_device(image, factor) for factor in factors]  # type: ignore[misc]
+        return [backbone(image, factor) for factor in factors]
 
     def factors(self, width: int, height: int) -> np.ndarray:
         """Return the enlargement ``(S,)`` of an image at each scale."""
@@ -187,6 +197,16 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
     def _align(self, feature_map: torch.Tensor, edges: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
         return pyramid_roi_align(feature_map, edges, levels, self.samples).flatten(1)
 
+    def on_device(self, maps: list[FeatureMap]) -> list[torch.Tensor]:
+        """Return the maps as float32 tensors ``(C, H, W)`` on ``device``."""
+        import torch
+
+        decoded = [m.decoded() if isinstance(m, CodedMap) else m for m in maps]
+        return [torch.as_tensor(m).to(self.device, torch.float32).permute(2, 0, 1) for m in decoded]
+
+    def block_on_device(self, maps: list[torch.Tensor], windows: Windows, rows: np.ndarray) -> torch.Tensor:
+        return self._pool_cells(maps[windows.scales[rows[0]]], windows.cells[rows], _max_by_torch)
+
     def trunk_input(
         self, backbone: Backbone, image: np.ndarray, boxes: np.ndarray, scale: int
     ) -> tuple[torch.Tensor, float]:
@@ -196,11 +216,14 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
 
     def pool(self, maps: torch.Tensor, boxes: np.ndarray, size: tuple[int, int], factor: float) -> torch.Tensor:
         """Pool a feature map ``(1, C, H, W)``: vectors ``(N, D)`` of boxes ``(N, 4)``, differentiable."""
+        return self._pool_cells(maps[0], self.to_cells(boxes, size, factor, (maps.shape[3], maps.shape[2])), _max)
+
+    def _pool_cells(self, feature_map: torch.Tensor, cells: np.ndarray, pool_max: Pool) -> torch.Tensor:
+        """Pool rectangles ``(n, 4)`` of a map ``(C, H, W)``: vectors ``(n, D)``; ``pool_max`` does kind ``max``."""
         import torch
 
-        cells = self.to_cells(boxes, size, factor, (maps.shape[3], maps.shape[2]))
-        pool = self._align if self.kind == "align" else _max
-        pooled = [pool(maps[0, p.channels] * p.weight, cells, p.levels) for p in self.pyramids]
+        pool = self._align if self.kind == "align" else pool_max
+        pooled = [pool(feature_map[p.channels] * p.weight, cells, p.levels) for p in self.pyramids]
         return torch.cat(pooled, 1) if len(pooled) > 1 else pooled[0]
 
 
@@ -208,6 +231,12 @@ def _max(feature_map: torch.Tensor, cells: np.ndarray, levels: tuple[int, ...]) 
     from sppdet.ops import pyramid_pool_batch
 
     return pyramid_pool_batch(feature_map, cells, levels).flatten(1)
+
+
+def _max_by_torch(feature_map: torch.Tensor, cells: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
+    from sppdet.ops import pyramid_pool_nested
+
+    return pyramid_pool_nested(feature_map, as_tensor(cells), levels).flatten(1)
 
 
 def _layer(feature_map: FeatureMap, pyramid: LayerPyramid) -> FeatureMap:

@@ -284,18 +284,19 @@ def fill(
     workers: int,
     description: str,
     threads: bool = False,
-    boxes: Callable[[str], np.ndarray] | None = None,
+    boxes: dict[str, Callable[[], np.ndarray]] | None = None,
 ) -> int:
     """Compute and store the entries that are missing.
 
     Args:
         store: where the entries are stored.
-        images: entry -> function that reads its image, RGB uint8 ``(H, W, 3)``.
+        images: entry -> function that reads its image, RGB uint8 ``(H, W, 3)``. It is sent to other machines, as
+            ``compute`` and ``boxes`` are, so it should hold what is needed for this image alone.
         compute: maps an image and, with ``boxes``, the boxes of the entry to the value that is stored.
         workers: processes or threads; 0 is every core.
         description: of the work, for the progress bar.
         threads: whether threads do the work, not processes.
-        boxes: maps an entry to its boxes ``(N, 4)``.
+        boxes: entry -> function that returns its boxes ``(N, 4)``.
 
     Returns:
         How many entries were computed.
@@ -304,9 +305,9 @@ def fill(
         SppdetError: some images cannot be read or used, one per line; all other entries are stored by then. Or the
             store cannot be written, which ends the work.
     """
-    missing = [(name, images[name]) for name in store.missing(list(images))]
-    work = partial(_fill_one, store, compute, boxes)
-    errors = [error for error in parallel_map(work, missing, workers, description, threads) if error]
+    missing = [(name, images[name], boxes and boxes[name]) for name in store.missing(list(images))]
+    work = partial(_fill_one, store, compute)
+    errors = [error for error in parallel_map(work, missing, workers, description, threads, portable=True) if error]
     if errors:
         more = [f"and {len(errors) - 10} more"] if len(errors) > 10 else []
         raise SppdetError("\n".join(errors[:10] + more))
@@ -316,17 +317,21 @@ def fill(
 def _fill_one(
     store: Store,
     compute: Callable[..., np.ndarray],
-    boxes: Callable[[str], np.ndarray] | None,
-    item: tuple[str, Callable[[], np.ndarray]],
+    item: tuple[str, Callable[[], np.ndarray], Callable[[], np.ndarray] | None],
 ) -> str | None:
-    """Store one entry; return the error of an image that cannot be used, so that the work on the others goes on."""
-    name, read = item
+    """Store one entry; return the error of an image that cannot be used, so that the work on the others goes on.
+
+    An entry that is stored stays as it is: a cluster repeats work whose worker has died before it could report.
+    """
+    name, read, boxes = item
+    if store.path(name).exists():
+        return None
     try:
         image = read()
     except SppdetError as error:  # which names the file
         return str(error)
     try:
-        value = compute(image, boxes(name)) if boxes else compute(image)
+        value = compute(image, boxes()) if boxes else compute(image)
     except SppdetError as error:
         return f"{name}: {error}"
     try:

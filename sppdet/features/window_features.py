@@ -6,7 +6,7 @@ Names: N windows, U of them with different cells, S scales, D features of a vect
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # detection does not load torch unless it needs it
 _BLOCK = 128  # windows pooled at a time: 13 MB at 512 channels, so an image's vectors never exist all at once
 
 # Fields of features that the backbone or the head decides. All others are settings: the vectors depend on them.
-_NOT_SETTINGS = {"head", "head_dimension", "concat_pooled", "half", "grid", "channels", "layer_channels"}
+_NOT_SETTINGS = {"head", "head_dimension", "concat_pooled", "half", "device", "grid", "channels", "layer_channels"}
 # Left out of the description at their defaults: keys and model files are then those of versions without them.
 _OPTIONAL = {"layer_levels", "layer_weights", "map_type"}
 
@@ -76,6 +76,7 @@ class WindowFeatures(ABC, Generic[Maps]):
         layer_levels: bins per side of each level, for each layer; empty pools all layers at the same levels.
         layer_weights: factor of each layer's numbers; empty is 1 for all.
         half: whether feature maps are rounded to bfloat16, and pooled and multiplied in bfloat16 where bins are maxima.
+        device: where torch pools and multiplies, such as ``cuda``; empty: on the CPU, by compiled loops.
         needs_windows: whether `read` has to know the windows.
     """
 
@@ -86,6 +87,7 @@ class WindowFeatures(ABC, Generic[Maps]):
     layer_levels: tuple[tuple[int, ...], ...] = ()
     layer_weights: tuple[float, ...] = ()
     half: bool = False
+    device: str = ""
 
     needs_windows: ClassVar[bool]
 
@@ -204,9 +206,29 @@ class WindowFeatures(ABC, Generic[Maps]):
         # Not side by side in one array: the copy would take longer than pooling.
         if self.head is None:
             return [(slice(None), pooled)]
-        last = slice(-self.head_dimension, None)
         first = [(slice(0, self.pooled_dimension), pooled)] if self.concat_pooled else []
-        return [*first, (last, self.head(as_tensor(pooled)).numpy())]
+        return [*first, (slice(-self.head_dimension, None), self.head(as_tensor(pooled)).numpy())]
+
+    def on_device(self, maps: Maps) -> Any:
+        """Return the maps as `block_on_device` reads them."""
+        raise NotImplementedError
+
+    def block_on_device(self, maps: Any, windows: Windows, rows: np.ndarray) -> torch.Tensor:
+        """Return what `block` returns in float32, computed by torch on ``device``."""
+        raise NotImplementedError
+
+    def _columns_on_device(
+        self, maps: Maps, windows: Windows, rows: np.ndarray | None
+    ) -> Iterator[tuple[np.ndarray, list[tuple[slice, torch.Tensor]]]]:
+        """Yield blocks of windows, and their vectors as (columns, values) pairs on ``device``."""
+        maps = self.on_device(maps)
+        for block in self.blocks(windows, rows):
+            pooled = self.block_on_device(maps, windows, block)
+            if self.head is None:
+                yield block, [(slice(None), pooled)]
+                continue
+            first = [(slice(0, self.pooled_dimension), pooled)] if self.concat_pooled else []
+            yield block, [*first, (slice(-self.head_dimension, None), self.head(pooled))]
 
     def vectors(self, maps: Maps, windows: Windows, rows: np.ndarray, dtype: DTypeLike = np.float32) -> np.ndarray:
         """Return the vectors ``(len(rows), D)`` of the windows at ``rows``, which must not repeat."""
@@ -216,6 +238,12 @@ class WindowFeatures(ABC, Generic[Maps]):
         position[rows] = torch.arange(len(rows))
         # Through torch: numpy converts to half precision a number at a time, 40 times slower.
         vectors = torch.from_numpy(np.empty((len(rows), self.dimension), dtype))
+        if self.device:
+            with torch.inference_mode():
+                for block, pairs in self._columns_on_device(maps, windows, rows):
+                    for columns, tensor in pairs:
+                        vectors[position[block], columns] = tensor.to(vectors.dtype).cpu()
+            return vectors.numpy()
         maps = self.halved(maps)
         for block in self.blocks(windows, rows):
             for columns, values in self._columns(self.block(maps, windows, block)):
@@ -244,6 +272,8 @@ class WindowFeatures(ABC, Generic[Maps]):
         Returns:
             float32 ``(U, K)`` products with the exact weights and ``(U, R)`` with the rough ones.
         """
+        if self.device:
+            return self._products_on_device(maps, windows, weights, rows)
         exact, rough = (np.zeros((len(windows.cells), count), np.float32) for count in weights.counts)
         maps = self.halved(maps)
 
@@ -255,6 +285,22 @@ class WindowFeatures(ABC, Generic[Maps]):
 
         side_by_side(multiply, self.blocks(windows, rows))
         return exact, rough
+
+    def _products_on_device(
+        self, maps: Maps, windows: Windows, weights: Products, rows: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return what `products` returns; from the maps to the products nothing leaves ``device``."""
+        import torch
+
+        with torch.inference_mode():
+            matrix = weights.on(self.device)
+            products = torch.zeros(len(windows.cells), matrix.shape[1], device=self.device)
+            for block, pairs in self._columns_on_device(maps, windows, rows):
+                index = torch.from_numpy(block).to(self.device)
+                products[index] = sum(values @ matrix[columns] for columns, values in pairs)
+            on_host = products.cpu().numpy()
+        exact, rough = weights.counts
+        return on_host[:, :exact], on_host[:, exact : exact + rough]
 
 
 def _json_like(value: Any) -> Any:

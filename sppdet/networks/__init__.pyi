@@ -11,6 +11,13 @@ from .normalisation import Normalisation as Normalisation
 from .onnx_cache import cached_trunk as cached_trunk
 from .onnx_cache import keep_trunk as keep_trunk
 from .onnx_trunk import has_onnxruntime as has_onnxruntime
+from .ranks import add_gradients as add_gradients
+from .ranks import add_over_ranks as add_over_ranks
+from .ranks import copy_from_first_rank as copy_from_first_rank
+from .ranks import process_group as process_group
+from .ranks import rank as rank
+from .ranks import rank_count as rank_count
+from .ranks import wait_for_ranks as wait_for_ranks
 from .trunk_output import WHOLE as WHOLE
 from .trunk_output import CellGrid as CellGrid
 from .trunk_output import Cut as Cut

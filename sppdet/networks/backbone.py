@@ -279,6 +279,11 @@ class Backbone:
         """Whether the CPU, which works on the feature maps wherever the trunk runs, is to multiply in bfloat16, too."""
         return self.half and multiplies_bfloat16()
 
+    @property
+    def device_off_cpu(self) -> str:
+        """The name of the device on which feature maps are worked on; empty if it is the CPU."""
+        return "" if self.device_name == "cpu" else self.device_name
+
     def settings(self) -> dict[str, Any]:
         """Return what a feature map depends on, apart from the image and the scale; for keys."""
         return {
@@ -306,10 +311,14 @@ class Backbone:
         if self.onnx:
             pixels = self._pixels(image, factor).transpose(2, 0, 1)[None]
             return np.ascontiguousarray(self.onnx(pixels)[0].transpose(1, 2, 0))
+        return self.on_device(image, factor).cpu().contiguous().numpy()
+
+    def on_device(self, image: np.ndarray, factor: float) -> torch.Tensor:
+        """Compute what a call computes in PyTorch, as a tensor ``(H, W, C)`` on the trunk's device."""
         import torch
 
         x = self.pixels(image, factor).to(self.device, memory_format=torch.channels_last)
-        return self.run(x)[0].permute(1, 2, 0).float().cpu().contiguous().numpy()
+        return self.run(x)[0].permute(1, 2, 0).float()
 
     def pixels(self, image: np.ndarray, factor: float) -> torch.Tensor:
         """Enlarge and normalise an image for the trunk.

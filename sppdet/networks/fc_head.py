@@ -52,7 +52,7 @@ class Head(nn.Module):
         self.fc6 = _fully_connected(inputs, units, ranks[0])
         self.fc7 = _fully_connected(units, units, ranks[1])
         self.drop = nn.Dropout(dropout)
-        self._converted: list[nn.Module] | None = None  # the layers in bfloat16
+        self._converted: dict[torch.device, list[nn.Module]] = {}  # the layers in bfloat16, or on other devices
 
     @classmethod
     def restore(
@@ -151,24 +151,26 @@ class Head(nn.Module):
             float32 ``(n, units)``, multiplied by ``balance``.
         """
         hidden = pooled.bfloat16() if self.use_bfloat16 else pooled.float() * self.scale
-        for layer in self._layers()[: 1 if self.layer == "fc6" else 2]:
+        for layer in self._layers(pooled.device)[: 1 if self.layer == "fc6" else 2]:
             hidden = torch.relu(layer(hidden))
         return hidden.float() * self.balance
 
-    def _layers(self) -> list[nn.Module]:
-        """Return fc6 and fc7; in bfloat16 they are converted once, and fc6 includes the scale."""
-        if not self.use_bfloat16:
+    def _layers(self, device: torch.device) -> list[nn.Module]:
+        """Return fc6 and fc7 on a device; in bfloat16 they are converted once, and fc6 includes the scale."""
+        if not self.use_bfloat16 and device == next(self.parameters()).device:
             return [self.fc6, self.fc7]
-        if self.training or self._converted is None:
-            fc6 = copy.deepcopy(self.fc6)
-            first = fc6[0] if isinstance(fc6, nn.Sequential) else fc6
-            first.get_parameter("weight").mul_(self.scale)
-            self._converted = [fc6.bfloat16(), copy.deepcopy(self.fc7).bfloat16()]
-        return self._converted
+        if self.training or device not in self._converted:
+            fc6, fc7 = copy.deepcopy(self.fc6), copy.deepcopy(self.fc7)
+            if self.use_bfloat16:
+                first = fc6[0] if isinstance(fc6, nn.Sequential) else fc6
+                first.get_parameter("weight").mul_(self.scale)
+                fc6, fc7 = fc6.bfloat16(), fc7.bfloat16()
+            self._converted[device] = [fc6.to(device), fc7.to(device)]
+        return self._converted[device]
 
     def train(self, mode: bool = True) -> Head:
-        """Set training or evaluation mode, and convert the layers to bfloat16 again when they are next needed."""
-        self._converted = None  # the weights may change now
+        """Set training or evaluation mode, and convert the layers again when they are next needed."""
+        self._converted = {}  # the weights may change now
         return super().train(mode)
 
 

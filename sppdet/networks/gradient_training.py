@@ -20,6 +20,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from sppdet.config import EndToEndSettings, FinetuneSettings
+from sppdet.networks.ranks import rank
 from sppdet.utils import Checkpoint, Curves, SppdetError, bar, checkpoints, entries_under, errors_naming
 
 logger = logging.getLogger(__name__)
@@ -111,8 +112,9 @@ def train_network(
         rate_setting: the setting to lower where the loss is not finite, such as ``finetune.learning_rate``.
         report_every: steps between two records in the log, each one line.
         report: returns the record, from the number of finished steps and the values since the last record.
-        checkpoint: the file to resume from and to write every few seconds; None writes none.
-        curves: where the records are written, too.
+        checkpoint: the file to resume from, and to write every few seconds where this is the only process or the first
+            one; None writes none.
+        curves: where the first process writes the records, too.
 
     Raises:
         SppdetError: a number that ``learn`` returned is not finite.
@@ -135,9 +137,9 @@ def train_network(
             if progress.step % report_every == 0:
                 progress.reports.append(report(progress.step, progress.last(report_every)))
                 logger.info("%s: %s", name, as_text(progress.reports[-1]))
-                if curves:
+                if curves and rank() == 0:
                     curves.write(name, progress.reports)
-            if checkpoint and progress.step < steps and time.monotonic() - saved > interval:
+            if checkpoint and rank() == 0 and progress.step < steps and time.monotonic() - saved > interval:
                 begun = time.monotonic()
                 _save(checkpoint, network, optimizer, schedule, progress)
                 saved = time.monotonic()

@@ -59,6 +59,9 @@ class OnnxTrunk:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(f"is no trunk in ONNX form ({reason[:120]})") from None
 
+    def __reduce__(self) -> tuple[type[OnnxTrunk], tuple[bytes]]:
+        return OnnxTrunk, (self.model,)  # sessions stay on their machine
+
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """Return the feature maps ``(N, C, h, w)`` of normalised images ``(N, 3, H, W)``, both float32."""
         return self._session().run(None, {"image": np.ascontiguousarray(pixels)})[0]

@@ -10,6 +10,7 @@ from .pooling import pyramid_pool_coded as pyramid_pool_coded
 from .pooling import unique_windows as unique_windows
 from .pooling_torch import SpatialPyramidPooling as SpatialPyramidPooling
 from .pooling_torch import pyramid_pool_batch as pyramid_pool_batch
+from .pooling_torch import pyramid_pool_nested as pyramid_pool_nested
 from .products import Products as Products
 from .products import as_tensor as as_tensor
 from .roi_align import pyramid_roi_align as pyramid_roi_align

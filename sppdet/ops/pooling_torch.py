@@ -40,10 +40,8 @@ def pyramid_pool_torch(feature_map: torch.Tensor, cells: np.ndarray, levels: Seq
 def pyramid_pool_batch(feature_map: torch.Tensor, cells: np.ndarray, levels: Sequence[int]) -> torch.Tensor:
     """Max-pool every window, differentiable and fast, for training.
 
-    Maps in float32 on the CPU are pooled by compiled loops, with the values and gradients of
-    `pyramid_pool_torch`. All other maps are pooled by torchvision's ``roi_pool``, and coarser levels from finer
-    ones. On whole cells torchvision's bins are those of this module up to rounding: where a quotient of floats falls
-    just above a whole number, a bin reads one more row.
+    Maps in float32 on the CPU are pooled by compiled loops, all others by `pyramid_pool_nested`, with the same values
+    and gradients as those of `pyramid_pool_torch`.
 
     Args:
         feature_map: ``(C, H, W)`` on any device.
@@ -55,18 +53,49 @@ def pyramid_pool_batch(feature_map: torch.Tensor, cells: np.ndarray, levels: Seq
     """
     if feature_map.device.type == "cpu" and feature_map.dtype == torch.float32:
         return _CompiledPyramid.apply(feature_map, cells, levels)
+    return pyramid_pool_nested(feature_map, torch.from_numpy(np.asarray(cells)), levels)
+
+
+def pyramid_pool_nested(feature_map: torch.Tensor, cells: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
+    """Max-pool every window by torchvision's ``roi_pool``, and coarser levels from the finer ones that hold them.
+
+    Each bin is a RoI of its own, with whole edges: ``roi_pool`` divides a RoI by floats, and a bin would read one more
+    row where a quotient falls just above a whole number.
+
+    Args:
+        feature_map: ``(C, H, W)`` on any device.
+        cells: int ``(N, 4)`` half-open ``x1, y1, x2, y2`` inside the map.
+        levels: bins per side of each level.
+
+    Returns:
+        ``(N, M, C)`` on the map's device.
+    """
     from torchvision.ops import roi_pool  # takes longer to import than torch
 
-    rois = torch.from_numpy(np.asarray(cells) - [0, 0, 1, 1]).to(feature_map)  # the last cell belongs to a RoI
+    cells = cells.to(feature_map.device, torch.int64)
     _, parents, _, order = level_plan(tuple(levels))
     pooled: dict[int, torch.Tensor] = {}
     for level in order.tolist():
         n = levels[level]
         if parents[level] < 0:
-            pooled[level] = roi_pool(feature_map[None], [rois], n)
+            rois = _bins(cells, n).to(feature_map)
+            maxima = roi_pool(feature_map[None], [rois], 1)
+            pooled[level] = maxima.view(len(cells), n, n, feature_map.shape[0]).permute(0, 3, 1, 2)
         else:
             pooled[level] = functional.max_pool2d(pooled[parents[level]], levels[parents[level]] // n)
     return torch.cat([pooled[level].flatten(2) for level in range(len(levels))], dim=2).transpose(1, 2)
+
+
+def _bins(cells: torch.Tensor, n: int) -> torch.Tensor:
+    """Return the bins of each window row by row: ``(N n n, 4)`` ``x1, y1, x2, y2``, the last cells included."""
+    steps = torch.arange(n, device=cells.device)
+    corner, size = cells[:, None, :2], (cells[:, 2:] - cells[:, :2])[:, None]
+    first = corner + steps[:, None] * size // n  # (N, n, 2)
+    last = corner - (-(steps[:, None] + 1) * size // n) - 1
+    edges = torch.cat([first, last], 2)  # (N, n, 4): x edges of the columns, y edges of the rows
+    grid = edges[:, None].expand(-1, n, -1, -1).clone()  # (N, row, column, 4)
+    grid[..., 1::2] = edges[:, :, None, 1::2]
+    return grid.flatten(0, 2)
 
 
 class _CompiledPyramid(torch.autograd.Function):

@@ -54,6 +54,7 @@ class Products:
         rough = exact[:0] if rough is None else rough
         self.counts = (len(exact), len(rough))
         self._float32 = _columns(exact, rough)
+        self._devices: dict[str, torch.Tensor] = {}
         if half:
             import torch
 
@@ -61,6 +62,14 @@ class Products:
             low = (torch.from_numpy(exact) - high.float()).bfloat16()
             parts = [high, low, torch.from_numpy(rough).bfloat16()]
             self._bfloat16 = as_tensor(_columns(*(part.view(torch.int16).numpy() for part in parts)))
+
+    def on(self, device: str) -> torch.Tensor:
+        """Return the weights in float32 on a device, as columns ``(D, N)``: exact ones, rough ones, and zeros."""
+        import torch
+
+        if device not in self._devices:
+            self._devices[device] = torch.from_numpy(self._float32).to(device)
+        return self._devices[device]
 
     def __call__(self, vectors: np.ndarray, features: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
         """Return the products of vectors with the exact and with the rough weights.

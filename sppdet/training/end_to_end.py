@@ -25,7 +25,19 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sppdet.config import EndToEndSettings
 from sppdet.features import CachedSplit, WindowFeatures
-from sppdet.networks import Backbone, Head, freeze, make_optimizer, train_network, warm_cosine
+from sppdet.networks import (
+    Backbone,
+    Head,
+    add_gradients,
+    add_over_ranks,
+    copy_from_first_rank,
+    freeze,
+    make_optimizer,
+    rank,
+    rank_count,
+    train_network,
+    warm_cosine,
+)
 from sppdet.ops import nms
 from sppdet.training.end_to_end_network import EndToEndNetwork, trunk_maps
 from sppdet.training.training_images import TrainingImage, images_with_objects, read_steps
@@ -36,6 +48,7 @@ _REPORT_EVERY = 50  # steps
 _SCALE_STEPS = 25  # steps whose images tell the size of the pooled features
 # Of windows that overlap by more than this only the hardest learns (arXiv 1604.03540, section 4.2).
 _HARD_OVERLAP = 0.7
+_RANK_SEEDS = 1_000_003  # between the seeds of processes that train together
 
 
 def train(
@@ -60,9 +73,15 @@ def train(
         The trained network, and the mean classification loss of the last tenth of the steps.
 
     Raises:
-        SppdetError: there is no object in the images, or the loss is not finite.
+        SppdetError: there is no object in the images, the loss is not finite, or there are more processes than images
+            in a step.
     """
     seed = execution.seed
+    if rank_count() > settings.images_per_step:
+        raise SppdetError(
+            f"end_to_end.images_per_step: {settings.images_per_step} cannot be divided among {rank_count()} processes "
+            "of torchrun; give more, or start fewer processes"
+        )
     torch.manual_seed(seed)
     useful = len(images_with_objects(split))
     if not useful:
@@ -76,13 +95,17 @@ def train(
     means, deviations = target_statistics(split, settings.flip)
     network.mean.copy_(torch.from_numpy(means))
     network.deviation.copy_(torch.from_numpy(deviations))
+    copy_from_first_rank(network)
     freeze(network.trunk, settings.frozen_stride)
     pretrained = ("trunk.", "head.") if start else ("trunk.",)
     optimizer = make_optimizer(_parameter_groups(network, settings, pretrained), settings)
 
     def batches(first: int) -> Iterator[list[TrainingImage]]:
-        for step, images in enumerate(read_steps(split, settings, backbone, features, seed, first, steps), first):
-            torch.manual_seed(seed + step)  # of dropout
+        share = (rank(), rank_count())
+        for step, images in enumerate(
+            read_steps(split, settings, backbone, features, seed, first, steps, share), first
+        ):
+            torch.manual_seed(seed + step + _RANK_SEEDS * rank())  # of dropout
             yield images
 
     progress = train_network(
@@ -113,7 +136,7 @@ def learn(
 
     On a CPU each image passes through the trunk, and its gradient back, in one thread beside those of the other images,
     because layers of small images are too little work for several threads. The gradients are added in the order of the
-    images, whatever the number of cores.
+    images, whatever the number of cores. Where several processes train together, ``images`` are a share of the step's.
 
     Returns:
         ``class_loss`` and ``box_loss``, the terms of the multi-task loss (Fast R-CNN, section 2.3), each divided by the
@@ -132,7 +155,8 @@ def learn(
     for gradients in of_images:
         for parameter, gradient in zip(parameters, gradients):
             parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
-    return {"class_loss": class_loss.item(), "box_loss": box_loss.item()}
+    add_gradients(network)
+    return dict(zip(("class_loss", "box_loss"), add_over_ranks(class_loss.item(), box_loss.item())))
 
 
 def _losses(
@@ -158,7 +182,7 @@ def _losses(
         chosen = [_hardest(image, losses, settings.windows_per_image) for image, losses in zip(images, of_images)]
         images = [image.only(rows) for image, rows in zip(images, chosen)]
     classification, regression = of_windows(images)
-    count = max(1, len(classification))
+    count = max(1, *add_over_ranks(len(classification)))
     return classification.sum() / count, regression.sum() / count
 
 

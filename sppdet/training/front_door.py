@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from sppdet.config import STAGES, Config, in_folder, is_folder, override, preset_settings, settings_for
 from sppdet.data import Dataset, Tiles, divide_dataset, load_split, tile_dataset
 from sppdet.detection import Detector
+from sppdet.networks import process_group, rank, rank_count, wait_for_ranks
 from sppdet.training.data_settings import choices_of_run, choose_settings
 from sppdet.training.folds import cross_validate
 from sppdet.training.pipeline import Pipeline
-from sppdet.utils import SppdetError
+from sppdet.utils import SppdetError, cluster
 
 logger = logging.getLogger(__name__)
 
@@ -80,14 +82,49 @@ def run_training(
         SppdetError: settings, images or annotations that cannot be used; the message says what to do.
     """
     if not folds:
-        pipeline = Pipeline(config, keep, data)
-        pipeline.run(last, force)
-        return pipeline
+        with process_group():
+            if rank_count() > 1:
+                return _run_in_ranks(config, keep, last, force, data)
+            pipeline = Pipeline(config, keep, data)
+            with _engine(config):
+                pipeline.run(last, force)
+            return pipeline
     if keep or force or last != STAGES[-1] or data is not None:
         raise SppdetError(
             "--folds: goes with neither --keep, --force and --stage nor a data set in memory; leave out one"
         )
-    return cross_validate(config, folds)
+    with _engine(config):
+        return cross_validate(config, folds)
+
+
+def _engine(config: Config) -> AbstractContextManager[None]:
+    """Return the block in which work over images runs where ``run.engine`` says."""
+    return cluster(config.run.engine, config.run.cluster, config.workers, Path(config.run.cache))
+
+
+def _run_in_ranks(config: Config, keep: bool, last: str, force: bool, data: tuple[Dataset, Dataset] | None) -> Pipeline:
+    """Run a training in the processes of ``torchrun``: end-to-end training in all, the other stages in the first."""
+    if force or not config.end_to_end.enabled:
+        raise SppdetError(
+            "torchrun: several processes share end-to-end training alone; leave out --force and set "
+            "end_to_end.enabled=true, or start one process"
+        )
+    first = rank() == 0
+    if not first:
+        logging.getLogger("sppdet").setLevel(logging.WARNING)  # the first process says what all do
+        wait_for_ranks()
+    pipeline = Pipeline(config, keep, data)
+    shared = STAGES.index("end_to_end")
+    if first:
+        with _engine(config):
+            pipeline.run(STAGES[min(shared - 1, STAGES.index(last))])
+        wait_for_ranks()
+    if STAGES.index(last) >= shared:
+        pipeline.run_stages("end_to_end", first="end_to_end")
+        if first:
+            with _engine(config):
+                pipeline.run(last)
+    return pipeline
 
 
 def train_detector(

@@ -31,7 +31,7 @@ from sppdet.data import Dataset
 from sppdet.detection import Detector, LinearSVMs, is_ensemble
 from sppdet.evaluation import check_names, evaluate_run, forget_cost, read_costs, record_cost, stage_line, summary
 from sppdet.features import FeatureSplit, WindowFeatures, fill_each, fill_maps
-from sppdet.networks import Cut, check_network
+from sppdet.networks import Cut, check_network, rank, wait_for_ranks
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune, image_svms
 from sppdet.training.bank import BANK_FILE, Bank, bank_origin, choose_windows, store_vectors, vectors_key
@@ -363,8 +363,10 @@ class Pipeline:
                 inputs.proposal_splits[0], inputs.initial_backbone, inputs.pooled_features, c.end_to_end,
                 self._execution(checkpoint), start,
             )  # fmt: skip
-            classes = list(inputs.train.classes)
-            write_result(path, key, network.state_dict(), head=network.head.description(), classes=classes)
+            if rank() == 0:
+                classes = list(inputs.train.classes)
+                write_result(path, key, network.state_dict(), head=network.head.description(), classes=classes)
+            wait_for_ranks()  # before the checkpoint is deleted
         return _Outcome(True, {"loss": round(loss, 4)})
 
     def _maps(self, forced: bool) -> _Outcome:

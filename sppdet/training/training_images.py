@@ -63,10 +63,12 @@ def read_steps(
     seed: int,
     first: int,
     last: int,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[list[TrainingImage]]:
     """Yield the images of the steps from ``first`` to ``last - 1``, which a thread reads ahead.
 
-    Each image with objects comes once per epoch. Order and draws depend on the seed and the epoch alone.
+    Each image with objects comes once per epoch. Order and draws depend on the seed and the epoch alone. A ``share``
+    ``(r, n)`` is every n-th image of each step, from image r on.
     """
     useful = images_with_objects(split)
 
@@ -77,9 +79,10 @@ def read_steps(
         return read_training_image(split, int(order[number]), settings, backbone, features, rng)
 
     count = settings.images_per_step
-    images = in_threads(read, range(first * count, last * count), 1)
+    of_step = range(share[0], count, share[1])
+    images = in_threads(read, [step * count + i for step in range(first, last) for i in of_step], 1)
     for _ in range(first, last):
-        yield list(islice(images, count))
+        yield list(islice(images, len(of_step)))
 
 
 def read_training_image(

@@ -12,6 +12,7 @@ from functools import partial
 from threading import Thread, local
 from typing import Any, TypeVar
 
+from sppdet.utils.engines import active_cluster
 from sppdet.utils.progress import bar
 
 Item = TypeVar("Item")
@@ -77,11 +78,17 @@ def _one_blas_thread() -> AbstractContextManager[object]:
 
 
 def parallel_map(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, description: str, threads: bool = False
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: int,
+    description: str,
+    threads: bool = False,
+    portable: bool = False,
 ) -> Iterator[Result]:
     """Yield ``function(item)`` for every item, in order, computed by several workers, with a progress bar.
 
     Threads suit work that releases the interpreter's lock and shares large arrays; processes suit all other work.
+    Portable work goes to a cluster instead, within `sppdet.utils.cluster`.
     Libraries use one thread in each worker, so that workers do not compete for cores. A function that writes its
     result to a store may be called twice for one item without harm, so that an interrupted run can be repeated.
 
@@ -91,6 +98,7 @@ def parallel_map(
         workers: number of processes or threads; 0 takes every core.
         description: text in front of the progress bar.
         threads: use threads instead of processes.
+        portable: whether function, items and results can be pickled and are small enough to be sent to other machines.
 
     Yields:
         Results, in the order of the items.
@@ -100,8 +108,9 @@ def parallel_map(
         [3, 2, 1]
     """
     workers = min(worker_count(workers), max(1, len(items)))
+    elsewhere = active_cluster() if portable and len(items) else None
     with bar(len(items), description) as count:
-        for result in _results(function, items, workers, threads):
+        for result in elsewhere.run(function, items) if elsewhere else _results(function, items, workers, threads):
             count()
             yield result
 

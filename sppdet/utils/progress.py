@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -170,7 +171,9 @@ def bar(total: int, description: str, done: int = 0) -> Iterator[Callable[[], ob
     """
     progress = _active
     if progress is None:
-        with tqdm(total=total, initial=done, desc=description, disable=not total, mininterval=0.5, unit="") as single:
+        # Of several processes of torchrun, the first one shows what all do.
+        hidden = not total or os.environ.get("RANK", "0") != "0"
+        with tqdm(total=total, initial=done, desc=description, disable=hidden, mininterval=0.5, unit="") as single:
             yield single.update
         return
     count = done

@@ -44,6 +44,8 @@ def message_of(settings: Config | ClassifierConfig, overrides: list[str]) -> str
         [*ALEXNET, "finetune.steps=0"],
         [*ALEXNET, "end_to_end.enabled=true", "end_to_end.units=4096"],
         ["regions.crop=warp", "regions.crop_size=64", "regions.context=31"],
+        ["run.engine=ray", "workers=2"],
+        ["run.engine=dask", "run.cluster=tcp://host:8786", "run.cache=/shared/cache", "data.root=/shared/images"],
         ["regions.crop_size=10", "regions.context=-3"],  # without crops neither is used
     ],
     ids=" ".join,
@@ -55,6 +57,15 @@ def test_settings_that_go_together_are_accepted(overrides):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (
+            ["run.cluster=tcp://host:8786"],
+            "run.cluster: there is no cluster with run.engine=processes; set run.engine, or null",
+        ),
+        (
+            ["run.engine=dask", "run.cluster=tcp://host:8786", "run.cache=/shared/cache"],
+            "data.root: 'shapes' depends on the folder that a machine works in; give the whole path, as run.cluster is "
+            "set",
+        ),
         (
             ["backbone.layers=[a,b]", "pooling.layer_levels=[[6,3]]"],
             "pooling.layer_levels: 1 for 2 layers of backbone.layers; give one for each, or []",

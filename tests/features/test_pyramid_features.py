@@ -201,6 +201,18 @@ def test_maps_of_codes_are_pooled_like_their_numbers(tiny_features, kind, half):
     np.testing.assert_array_equal(features.of_boxes(coded_maps, boxes, WHOLE), expected)
 
 
+@pytest.mark.parametrize("kind", ["max", "align"])
+def test_a_device_pools_layers_and_codes_as_the_compiled_loops(tiny_features, kind):
+    rng = np.random.default_rng(0)
+    layers = {"layer_channels": (3, 5), "layer_levels": ((2, 1), (3,)), "layer_weights": (1.0, 0.5)}
+    features = tiny_features(8, kind=kind, **layers)
+    boxes = np.array([[0, 0, 64, 64], [4, 8, 40, 60], [16, 16, 20, 20]], np.float32)
+    for feature_map in (values := rng.normal(size=(16, 16, 8)).astype(np.float32), encode_map(values)):
+        expected = features.of_boxes([feature_map], boxes, (64, 64))
+        vectors = replace(features, device="cpu").of_boxes([feature_map], boxes, (64, 64))
+        np.testing.assert_allclose(vectors, expected, rtol=1e-6, atol=1e-6)
+
+
 def test_the_type_of_maps_is_described_where_it_is_not_that_of_older_models(tiny_features):
     assert tiny_features(3, map_type="uint8").description() == tiny_features(3).description() | {"map_type": "uint8"}
 

@@ -234,8 +234,8 @@ def test_fill_computes_what_is_missing_once(tmp_path, images):
 
 def test_fill_hands_each_entry_its_boxes(tmp_path, images):
     store = Store(tmp_path / "cache", "proposals", {}, ".npy")
-    boxes = {name: np.full((1, 4), i, np.float32) for i, name in enumerate(images)}
-    fill(store, readers(images), lambda image, boxes: grey(image) + 10 * boxes, 1, "greys", boxes=boxes.__getitem__)
+    boxes = {name: partial(np.full, (1, 4), i, np.float32) for i, name in enumerate(images)}
+    fill(store, readers(images), lambda image, boxes: grey(image) + 10 * boxes, 1, "greys", boxes=boxes)
     assert [store.read(name)[0, 0] for name in images] == [0, 11, 22]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -100,6 +100,26 @@ def test_exact_and_rough_products_at_once(many):
     products = features.products(maps, windows, Products(exact, rough))
     np.testing.assert_array_equal(products[0], features.products(maps, windows, Products(exact))[0])
     np.testing.assert_allclose(products[1], expected @ rough.T, atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", ["", "fc6", "pool5+fc7"])
+def test_products_and_vectors_on_a_device_are_those_of_the_compiled_loops(many, layer):
+    features, maps, windows, _ = many
+    if layer:
+        features = features.under(Head(inputs=15, units=6, layer=layer, balance=0.5).eval())
+    rng = np.random.default_rng(2)
+    weights = Products(*rng.normal(size=(2, 4, features.dimension)).astype(np.float32))
+    rows = np.array([3, 22, 0, 7])
+    on_device = replace(features, device="cpu")  # the path of GPUs, here on the CPU
+    tensors = [torch.from_numpy(m) for m in maps]  # as a network leaves them there
+    for chosen in (None, rows):
+        expected = features.products(maps, windows, weights, chosen)
+        for read in (maps, tensors):
+            for here, there in zip(expected, on_device.products(read, windows, weights, chosen)):
+                np.testing.assert_allclose(there, here, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        on_device.vectors(tensors, windows, rows), features.vectors(maps, windows, rows), rtol=1e-6, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("half", [False, True])

@@ -8,7 +8,7 @@ import torch
 from pooling_windows import LEVELS, random_cells
 
 from sppdet.ops.pooling import pyramid_pool, to_reference_order
-from sppdet.ops.pooling_torch import SpatialPyramidPooling, pyramid_pool_batch, pyramid_pool_torch
+from sppdet.ops.pooling_torch import SpatialPyramidPooling, pyramid_pool_batch, pyramid_pool_nested, pyramid_pool_torch
 
 
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
@@ -20,6 +20,19 @@ def test_windows_are_pooled_for_training_as_by_plain_torch(levels):
     for windows in (cells, cells[:0]):
         expected = pyramid_pool_torch(feature_map, windows, levels)
         assert torch.equal(pyramid_pool_batch(feature_map, windows, levels), expected)
+
+
+@pytest.mark.parametrize("levels", LEVELS, ids=str)
+def test_windows_are_pooled_by_torch_alone_as_by_the_compiled_loops(levels):
+    rng = np.random.default_rng(0)
+    feature_map = rng.normal(size=(61, 47, 5)).astype(np.float32)
+    cells = random_cells(rng, 61, 47, 300)
+    pooled = pyramid_pool_nested(torch.from_numpy(feature_map).permute(2, 0, 1), torch.from_numpy(cells), levels)
+    np.testing.assert_array_equal(pooled.numpy(), pyramid_pool(feature_map, cells, levels))
+
+
+def test_torch_alone_pools_no_windows():
+    assert pyramid_pool_nested(torch.zeros(5, 4, 3), torch.zeros((0, 4), dtype=torch.int64), (6, 3)).shape == (0, 45, 5)
 
 
 @pytest.mark.parametrize("levels", LEVELS, ids=str)
@@ -39,7 +52,7 @@ def test_gradients_for_training_are_those_of_plain_torch(levels, channels):
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("pool", [pyramid_pool_batch, pyramid_pool_torch])
+@pytest.mark.parametrize("pool", [pyramid_pool_batch, pyramid_pool_torch])  # the first in float64: by torch alone
 def test_gradients_are_those_of_finite_differences(pool):
     rng = np.random.default_rng(0)
     # All cells differ, by more than the step of the differences.

@@ -166,6 +166,8 @@ ROWS = {
     "run.cache": Row("run.cache=elsewhere", NOTHING),
     "run.seed": Row("run.seed=4", EVERY),
     "run.curves": Row("run.curves=csv", NOTHING),
+    "run.engine": Row("run.engine=dask", NOTHING),
+    "run.cluster": Row("run.engine=dask run.cluster=tcp://host:8786", NOTHING),
     "device": Row("device=auto", NOTHING),
     "workers": Row("workers=1", NOTHING),
     "memory_gb": Row("memory_gb=1", NOTHING),

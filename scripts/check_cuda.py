@@ -1,0 +1,185 @@
+"""Check a GPU: the tests of what runs there, and images per second by stage, in one table.
+
+    python scripts/check_cuda.py                    # at most 8 minutes; needs torch, torchvision and this folder
+    python scripts/check_cuda.py --device cpu       # the same in small, to try the script
+
+Figures are means over runs of one image of 375 x 500 pixels, enlarged to the scales, after a first run. The paper's GPU
+took 0.053 s for the conv layers and 0.089 s for the fc layers of its network at one scale (He et al. 2014).
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from torchvision.ops import batched_nms  # noqa: E402
+
+from sppdet.config import PoolingSettings, RegionSettings  # noqa: E402
+from sppdet.features import PyramidFeatures  # noqa: E402
+from sppdet.networks import Backbone, Head  # noqa: E402
+from sppdet.ops import Products  # noqa: E402
+from sppdet.ops.pooling_torch import pyramid_pool_nested, pyramid_pool_torch  # noqa: E402
+
+ONE, FIVE = (688,), (480, 576, 688, 864, 1200)
+WINDOWS, CLASSES, LEVELS = 2000, 20, (6, 3, 2, 1)
+
+
+def check_pooling(device: str) -> str:
+    """Compare pooling on the device with plain torch on the CPU, bit for bit."""
+    rng = np.random.default_rng(0)
+    feature_map = torch.from_numpy(rng.normal(size=(7, 40, 60)).astype(np.float32))
+    corner = np.stack([rng.integers(0, 59, 400), rng.integers(0, 39, 400)], 1)
+    far = corner + 1 + (rng.random((400, 2)) * ([60, 40] - corner - 0.01)).astype(np.int64)
+    cells = np.concatenate([corner, np.minimum(far, [60, 40])], 1)
+    expected = pyramid_pool_torch(feature_map, cells, LEVELS)
+    pooled = pyramid_pool_nested(feature_map.to(device), torch.from_numpy(cells), LEVELS)
+    return "same bits as on the CPU" if torch.equal(pooled.cpu(), expected) else "DIFFERS FROM THE CPU"
+
+
+def check_gradient(device: str) -> str:
+    """Compare the gradient of pooling on the device with that of plain torch on the CPU."""
+    feature_map = torch.randperm(5 * 20 * 30).float().reshape(5, 20, 30)
+    cells = np.array([[0, 0, 30, 20], [3, 4, 17, 9], [5, 5, 6, 6]])
+    gradients = []
+    for pool, leaf in ((pyramid_pool_torch, feature_map.clone()), (None, feature_map.to(device))):
+        leaf.requires_grad_()
+        pooled = pool(leaf, cells, LEVELS) if pool else pyramid_pool_nested(leaf, torch.from_numpy(cells), LEVELS)
+        pooled.sum().backward()
+        gradients.append(leaf.grad.cpu())
+    return "same as on the CPU" if torch.allclose(*gradients) else "DIFFERS FROM THE CPU"
+
+
+def check_scores(device: str) -> str:
+    """Compare the margins of windows on the device with those of the compiled loops on the CPU."""
+    stages = Stages("small", (160,), device, 32, 200, 120)
+    maps = stages.features.read(stages.backbone, stages.image)
+    windows = stages.features.windows(stages.boxes, stages.size, maps)
+    there, _ = stages.features.products(maps, windows, stages.weights)
+    compiled = replace(stages.features, device="")
+    here, _ = compiled.products([m.float().cpu().contiguous().numpy() for m in maps], windows, stages.weights)
+    return (
+        f"largest difference from the CPU {np.abs(there - here).max() / np.abs(here).max():.1e} of the largest margin"
+    )
+
+
+class Stages:
+    """The stages of detection in an image, with random weights.
+
+    Args:
+        name: the network.
+        scales: pixels of the image's shorter side.
+        device: where everything runs.
+        units: of fc6 and fc7; 0 leaves them out.
+        windows: how many.
+        side: pixels of the image's shorter side before it is enlarged.
+    """
+
+    def __init__(self, name: str, scales: tuple[int, ...], device: str, units: int, windows: int, side: int):
+        rng = np.random.default_rng(0)
+        height, width = side, side * 4 // 3
+        self.image = rng.integers(0, 256, (height, width, 3), np.uint8)
+        corner = rng.random((windows, 2)) * [0.7 * width, 0.7 * height]
+        extent = rng.uniform(0.05, 0.3, (windows, 2)) * [width, height]
+        self.boxes, self.size = np.concatenate([corner, corner + extent], 1).astype(np.float32), (width, height)
+        self.device = device
+        self.backbone = Backbone.create(name, "random", device, "auto" if device != "cpu" else "float32")
+        levels = (7,) if units else LEVELS  # the level that VGG16's own fc6 reads
+        regions = RegionSettings(scales=scales, max_side=2000)
+        features = PyramidFeatures.create(self.backbone, regions, PoolingSettings(levels=levels))
+        if units:
+            features = features.under(Head(features.pooled_dimension, units, "fc7").eval())
+        self.features = replace(features, device=device)  # on a CPU, too, the path of GPUs
+        weights = rng.normal(size=(2, CLASSES, self.features.dimension)).astype(np.float32)
+        self.weights = Products(weights[0], np.repeat(weights[1], 4, axis=0))
+
+    def run(self) -> dict[str, float]:
+        """Return the seconds of each stage of one image."""
+        maps, conv = self._timed(lambda: self.features.read(self.backbone, self.image))
+        windows, finding = self._timed(lambda: self.features.windows(self.boxes, self.size, maps))
+        (margins, _), scoring = self._timed(lambda: self.features.products(maps, windows, self.weights))
+        scores = torch.from_numpy(margins[windows.group]).to(self.device).flatten()
+        boxes = torch.from_numpy(self.boxes).to(self.device).repeat_interleave(CLASSES, 0)
+        labels = torch.arange(CLASSES, device=self.device).repeat(len(self.boxes))
+        chosen = scores.topk(min(len(scores), 500 * CLASSES)).indices
+        _, suppressing = self._timed(lambda: batched_nms(boxes[chosen], scores[chosen], labels[chosen], 0.3))
+        return {"conv": conv, "windows": finding, "pool, fc, SVMs": scoring, "NMS": suppressing}
+
+    def _timed(self, stage: Callable[[], object]) -> tuple:
+        begun = time.perf_counter()
+        result = stage()
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+        return result, time.perf_counter() - begun
+
+
+def rows(device: str, seconds: float) -> list[list[str]]:
+    """Measure every network for at most ``seconds`` in all."""
+    small = device == "cpu"
+    cases = [
+        ("SqueezeNet, one scale", "squeezenet1_0", ONE, 0),
+        ("SqueezeNet, five scales", "squeezenet1_0", FIVE, 0),
+        ("VGG16, one scale", "vgg16", ONE, 0),
+        ("VGG16, five scales", "vgg16", FIVE, 0),
+        ("VGG16 and fc7, one scale", "vgg16", ONE, 4096),
+    ]
+    if small:
+        cases = [("small, one scale", "small", (160,), 0), ("small and fc7, one scale", "small", (160,), 32)]
+    table = []
+    for title, name, scales, units in cases:
+        stages = Stages(name, scales, device, units, 50 if small else WINDOWS, 120 if small else 375)
+        stages.run()
+        end, runs = time.monotonic() + seconds / len(cases), []
+        while not runs or (time.monotonic() < end and len(runs) < 50):
+            runs.append(stages.run())
+        means = {stage: sum(run[stage] for run in runs) / len(runs) for stage in runs[0]}
+        total = sum(means.values())
+        cells = [f"{means[stage]:.4f}" for stage in means]
+        table.append([title, *cells, f"{total:.4f}", f"{1 / total:.1f}", str(len(runs))])
+    return table
+
+
+def run_tests() -> str:
+    """Run the tests of pooling, products and fc layers, of which none needs more packages than this script."""
+    tests = [f"tests/{name}.py" for name in ("ops/test_pooling_torch", "ops/test_products", "networks/test_fc_head")]
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", *tests]
+    try:
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    except subprocess.TimeoutExpired:
+        return "not finished after 180 s"
+    return (result.stdout.strip() or result.stderr.strip()).splitlines()[-1]
+
+
+def main() -> None:
+    """Run the checks and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--seconds", type=float, default=120, help="time for the figures (default: 120)")
+    parser.add_argument("--no-tests", action="store_true", help="leave out pytest")
+    options = parser.parse_args()
+    if options.device != "cpu" and not torch.cuda.is_available():
+        raise SystemExit("error: --device: this machine has no usable CUDA; --device cpu tries the script")
+    name = "CPU" if options.device == "cpu" else torch.cuda.get_device_name()
+    print(f"{name}; torch {torch.__version__}; {WINDOWS} windows, {CLASSES} classes; seconds per image")
+    checks = {"pooling": check_pooling, "gradient of pooling": check_gradient, "scores": check_scores}
+    for title, check in checks.items():
+        print(f"{title}: {check(options.device)}", flush=True)
+    if not options.no_tests:
+        print(f"tests: {run_tests()}", flush=True)
+    header = ["network", "conv", "windows", "pool, fc, SVMs", "NMS", "all", "images/s", "images"]
+    lines = [header, ["---"] * len(header), *rows(options.device, options.seconds)]
+    lines.append(["paper, fastest network", "0.053", "-", "0.089", "-", "0.142", "7.0", "-"])
+    print("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+if __name__ == "__main__":
+    main()
