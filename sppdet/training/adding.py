@@ -42,7 +42,8 @@ from sppdet.features import FeatureSplit, open_split
 from sppdet.training import bbox_regression, svm
 from sppdet.training.bank import BANK_FILE, Bank, choose_windows, store_vectors, vectors_key
 from sppdet.training.calibration import HeldOut, detect_in_fold, draw_folds, fit_class
-from sppdet.training.mining import FixedRows, Miner, pool_locations
+from sppdet.training.locations import pool_locations
+from sppdet.training.mining import FixedRows, Miner
 from sppdet.utils import Execution, SppdetError, read_json, temporary_folder, write_json
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ Names: n windows, N detections, F folds, K classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -25,7 +25,7 @@ from sppdet.detection import BoxRegressors, Calibration, Curve, Detections, Dete
 from sppdet.evaluation import detect_all, flatten_detections, flatten_ground_truth, only_looked_for, right_and_wrong
 from sppdet.features import FeatureSplit, WindowFeatures
 from sppdet.training import svm
-from sppdet.training.mining import ClassWindows, pool_locations
+from sppdet.training.locations import ClassWindows, class_groups, pool_locations, share_locations, windows_in_memory
 from sppdet.utils import Execution, SppdetError, parallel_map
 
 # The curve that all classes together are drawn to, and of how many detections it takes the place in a fit.
@@ -240,13 +240,14 @@ def _fit_without(
 ) -> list[LinearSVMs]:
     """Fit the SVMs of all classes once for each fold, without the windows in the fold's images."""
     fits: list[list[svm.Fit]] = [[] for _ in folds]
-    for group, locations, positions in _groups(windows, features.dimension, execution.memory_gb):
-        vectors = pool_locations(split, features, locations, execution.workers)
+    locations, rows = share_locations(windows)
+    for classes, shared in class_groups(rows, windows_in_memory(execution.memory_gb, features.dimension)):
+        vectors = pool_locations(split, features, locations[shared], execution.workers)
         fit = partial(_fit_one, vectors, images, problem)
-        items = [(fold, of_class, rows) for fold in folds for of_class, rows in zip(group, positions)]
+        items = [(fold, windows[k], np.searchsorted(shared, rows[k])) for fold in folds for k in classes]
         results = parallel_map(fit, items, execution.workers, "fitting SVMs without a fold", threads=True)
         for number, fitted in enumerate(results):
-            fits[number // len(group)].append(fitted)
+            fits[number // len(classes)].append(fitted)
     return [svm.stack(of_fold) for of_fold in fits]
 
 
@@ -260,37 +261,6 @@ def _fit_one(
     if not (labels > 0).any():
         return svm.never(vectors.shape[1])
     return svm.fit(vectors, rows[keep], labels, problem, windows.alpha[keep])
-
-
-def _groups(
-    windows: Sequence[ClassWindows], dimension: int, memory_gb: float
-) -> Iterator[tuple[list[ClassWindows], np.ndarray, list[np.ndarray]]]:
-    """Yield the classes in order, as many at a time as share windows whose vectors fit into memory.
-
-    Yields:
-        The classes, the locations of their windows together, and the positions of each class's among these.
-    """
-    limit = memory_gb * 1e9 / (2 * dimension)
-    group: list[ClassWindows] = []
-    for of_class in windows:
-        if group and len(np.unique(_identities([*group, of_class]))) > limit:
-            yield _group(group)
-            group = []
-        group.append(of_class)
-    if group:
-        yield _group(group)
-
-
-def _group(group: list[ClassWindows]) -> tuple[list[ClassWindows], np.ndarray, list[np.ndarray]]:
-    _, first, positions = np.unique(_identities(group), return_index=True, return_inverse=True)
-    locations = np.concatenate([of_class.locations for of_class in group])[first]
-    return group, locations, np.split(positions, np.cumsum([len(of_class.labels) for of_class in group])[:-1])
-
-
-def _identities(group: list[ClassWindows]) -> np.ndarray:
-    """Return a value that equal windows share, of the windows of some classes together."""
-    locations = np.concatenate([of_class.locations for of_class in group])
-    return locations.view(f"V{locations.dtype.itemsize}")
 
 
 def detect_in_fold(split: FeatureSplit, detector: Detector, fold: np.ndarray, execution: Execution) -> list[HeldOut]:

@@ -38,7 +38,8 @@ from sppdet.training.bank import BANK_FILE, Bank, bank_origin, choose_windows, s
 from sppdet.training.cached_result import checkpoint_of, invalidate, is_done, write_result
 from sppdet.training.calibration import fit_calibration, hold_out, of_classes
 from sppdet.training.estimates import estimate, log_plan, map_splits, measure_speed, missing_maps
-from sppdet.training.mining import ClassWindows, Miner
+from sppdet.training.locations import ClassWindows
+from sppdet.training.mining import Miner
 from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
 from sppdet.utils import (

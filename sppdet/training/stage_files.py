@@ -13,7 +13,7 @@ from sppdet.features import WindowFeatures
 from sppdet.networks import Head
 from sppdet.training.cached_result import read_result
 from sppdet.training.calibration import HeldOut
-from sppdet.training.mining import ClassWindows
+from sppdet.training.locations import ClassWindows
 from sppdet.utils import entries_under, fingerprint, read_json
 
 _LONGEST_NAME = 150  # characters of a class's name in a file's; file systems limit the whole to 255 bytes

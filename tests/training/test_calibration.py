@@ -29,7 +29,8 @@ from sppdet.training.calibration import (
     hold_out,
     of_classes,
 )
-from sppdet.training.mining import LOCATION, ClassWindows, Miner, pool_locations
+from sppdet.training.locations import LOCATION, ClassWindows, pool_locations
+from sppdet.training.mining import Miner
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.execution import Execution
 
@@ -131,16 +132,6 @@ def test_windows_of_mirror_images_leave_with_their_image():
         _fit_one(vectors, 6, svm.Problem(), (np.array([image]), windows, np.arange(3))) for image in (2, 4)
     )
     assert without_2.intercept == svm.never(1).intercept < without_4.intercept  # no positive is left
-
-
-def test_windows_survive_being_written(tmp_path):
-    locations = np.zeros(4, LOCATION)
-    locations["image"], locations["scale"] = [3, 1, 2, 0], [0, 1, 0, 1]
-    locations["cells"] = np.arange(16).reshape(4, 4)
-    windows = ClassWindows(locations, 1, np.array([0.5, 0, 1, 0.25], np.float32))
-    restored = ClassWindows.restore(windows.tensors())
-    assert (restored.locations == locations).all() and restored.labels.tolist() == [1, -1, -1, -1]
-    assert restored.alpha.tolist() == windows.alpha.tolist()
 
 
 def test_detections_in_held_out_images_are_worse_than_those_in_images_that_were_learned(random_split, tiny_features):
