@@ -89,6 +89,10 @@ class DataSettings(Checked):
     test_share: Annotated[float | None, between(0.01, 0.99)] = None
     # a file of lines `image,class,...`: the classes that were looked for in images where it was not all of them
     labelled_classes: Annotated[str | None, any_value("the file is looked up when it is read")] = None
+    # classes whose boxes are no objects but regions of which nobody knows what they hold
+    ignore_classes: Annotated[tuple[str, ...], distinct_names()] = ()
+    # whether objects have no label here and there: what SVMs surely find without one is no background, and is listed
+    incomplete_labels: bool = False
 
 
 @dataclass(frozen=True)

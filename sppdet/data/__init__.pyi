@@ -1,4 +1,5 @@
 from .annotations import Located as Located
+from .dataset import EVERY_CLASS as EVERY_CLASS
 from .dataset import Dataset as Dataset
 from .dataset import Sample as Sample
 from .folders import LabelledImages as LabelledImages
@@ -26,4 +27,5 @@ from .splits import read_dataset as read_dataset
 from .splits import split_folder as split_folder
 from .voc import read_voc as read_voc
 from .writers import WRITERS as WRITERS
+from .writers import coco_mark as coco_mark
 from .writers import convert_folder as convert_folder

@@ -41,7 +41,8 @@ from sppdet.detection import (
 from sppdet.features import FeatureSplit, open_split
 from sppdet.training import bbox_regression, svm
 from sppdet.training.bank import BANK_FILE, Bank, choose_windows, store_vectors, vectors_key
-from sppdet.training.calibration import HeldOut, detect_in_fold, draw_folds, fit_class
+from sppdet.training.calibration import fit_class
+from sppdet.training.held_out import HeldOut, detect_in_fold, draw_folds, join_folds
 from sppdet.training.locations import pool_locations
 from sppdet.training.mining import FixedRows, Miner
 from sppdet.utils import Execution, SppdetError, read_json, temporary_folder, write_json
@@ -430,7 +431,7 @@ def _hold_out(
         detect_in_fold(split, replace(detector, classifier=svm.stack(of_fold)), fold, execution)
         for fold, of_fold in zip(folds, fits)
     ]
-    return [HeldOut.join(of_class) for of_class in zip(*of_folds)]
+    return join_folds(of_folds, miner.labels)
 
 
 def _curve(held_out: HeldOut, calibration: Calibration) -> dict[str, Any] | None:

@@ -62,8 +62,11 @@ def train(
     problem = svm.Problem(settings.C, settings.positive_weight, settings.bias, scale, seed=execution.seed)
 
     def fit_class(label: int) -> svm.Fit:
-        positive = np.array([label in split.dataset[int(i)].labels for i in images])
-        known = positive | [split.dataset[int(i)].was_looked_for([label])[0] for i in images]
+        samples = [split.dataset[int(i)] for i in images]
+        positive = np.array([label in sample.labels for sample in samples])
+        known = positive | [
+            sample.was_looked_for([label])[0] and not len(sample.ignored_of(label)) for sample in samples
+        ]
         if positive[known].all() or not positive.any():
             return svm.Fit(np.zeros(features.dimension, np.float32), 0.0, None, 0, True)
         signs = np.where(positive[known], 1, -1)

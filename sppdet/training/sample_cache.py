@@ -98,6 +98,16 @@ class SampleCache:
         easy = self.held[self.positives :, k] & (self.score[self.positives :, k] < margin)
         self.held[self.positives :, k] &= ~easy
 
+    def restrict(self, image: int, allowed: np.ndarray) -> None:
+        """Drop the negatives of an image that must not be such.
+
+        Args:
+            image: number of the image.
+            allowed: bool ``(n, K)``, whether each of the image's windows may be a negative of each class.
+        """
+        rows = np.flatnonzero(self._used & (self.locations["image"] == image))
+        self.held[rows] &= allowed[self._rank[rows] - _rank(image, 0)]
+
     def collect(self) -> None:
         """Free the rows that no class holds any more."""
         for row in np.flatnonzero(self._used & ~self.held.any(axis=1)).tolist():

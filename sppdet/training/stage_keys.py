@@ -101,6 +101,13 @@ class StageKeys:
         not_looked_for = [n for n, sample in enumerate(inputs.train) if not sample.was_looked_for([k])[0]]
         if stage in ("svm", "context") and not_looked_for:
             objects.append(not_looked_for)
+        ignored = [
+            [n, sample.ignored_of(k).tolist()] for n, sample in enumerate(inputs.train) if len(sample.ignored_of(k))
+        ]
+        if stage in ("svm", "context") and ignored:
+            objects.append({"ignored": ignored})
+        if stage in ("svm", "context") and self.config.data.incomplete_labels:  # objects of other classes count
+            objects.append({"incomplete_labels": self._objects()[1:]})
         depends = [self._final_features, head_key, inputs.train.classes[k]]
         return self._key(settings, depends, [inputs.split_of(stage).names, objects])
 
@@ -175,7 +182,12 @@ class StageKeys:
     def _objects(self) -> list:
         """Return the number of classes and all objects of the training images."""
         samples = [[sample.boxes.tolist(), sample.labels.tolist()] for sample in self.inputs.train]
-        return [len(self.inputs.labels), samples]
+        ignored = [
+            [n, sample.ignored.tolist(), sample.ignored_labels.tolist()]
+            for n, sample in enumerate(self.inputs.train)
+            if len(sample.ignored)
+        ]
+        return [len(self.inputs.labels), samples, *([ignored] if ignored else [])]
 
     def _settings(self, stage: str) -> dict:
         """Return the settings of a stage as its key holds them.

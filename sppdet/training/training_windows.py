@@ -27,8 +27,8 @@ def sample_windows(
     """Draw windows of one image from its objects and proposals.
 
     Foreground windows overlap an object by `FOREGROUND_IOU` or more, background windows by ``lowest`` to
-    `FOREGROUND_IOU`. An image with too few of either gives fewer windows: as in Fast R-CNN's minibatch.py none is
-    drawn twice.
+    `FOREGROUND_IOU`, and lie in no region that is ignored. An image with too few of either gives fewer windows: as in
+    Fast R-CNN's minibatch.py none is drawn twice.
 
     Args:
         split: the images.
@@ -48,7 +48,7 @@ def sample_windows(
     best = overlap.max(axis=1, initial=0)
     most = max(1, round(count * foreground_share))
     foreground = rng.permutation(np.flatnonzero(best >= FOREGROUND_IOU))[:most]
-    others = np.flatnonzero((best >= lowest) & (best < FOREGROUND_IOU))
+    others = np.flatnonzero((best >= lowest) & (best < FOREGROUND_IOU) & ~sample.are_ignored(boxes))
     background = rng.permutation(others)[: count - len(foreground)]
     nearest = overlap[foreground].argmax(axis=1) if len(foreground) else np.zeros(0, np.int64)
     labels = np.concatenate([sample.labels[nearest], np.full(len(background), len(split.dataset.classes))])

@@ -1,7 +1,8 @@
 """Which windows of an image the SVMs of classes learn from: positives, and those that may be negatives.
 
 Positives of a class are its objects and, where ``positive_overlap`` is below 1, the proposals that overlap an object by
-at least this IoU. Negatives are proposals whose IoU with every object of the class is below ``negative_overlap``.
+at least this IoU. Negatives are proposals whose IoU with every object of the class is below ``negative_overlap``. This
+holds for regions that are ignored, too, and no window that lies mostly in one is a negative.
 
 Names: n windows, N proposals of an image, U of them with different cells, K classes.
 """
@@ -14,6 +15,7 @@ import numpy as np
 
 from sppdet.config import SvmSettings
 from sppdet.features import FeatureSplit, WindowFeatures, Windows
+from sppdet.ops import boxes as geometry
 from sppdet.training.locations import LOCATION, locations_of
 
 # Most proposals that are positives per object, and per class unless that leaves less than one per object.
@@ -77,8 +79,12 @@ class WindowLabels:
 
         Where a class was not looked for, none is.
         """
-        overlap = self.split.overlaps(i, boxes, self.labels)
-        return (overlap < self.settings.negative_overlap) & self.split.dataset[i].was_looked_for(self.labels)
+        sample, below = self.split.dataset[i], self.settings.negative_overlap
+        negative = (self.split.overlaps(i, boxes, self.labels) < below) & sample.was_looked_for(self.labels)
+        for k, label in enumerate(self.labels) if len(sample.ignored) else ():
+            near = (geometry.iou(boxes, sample.ignored_of(label)) >= below).any(axis=1)
+            negative[:, k] &= ~(near | sample.are_ignored(boxes, label))
+        return negative
 
     def negatives(self, i: int, boxes: np.ndarray, windows: Windows) -> np.ndarray:
         """Return bool ``(U, K)``, whether windows of an image may be negatives of each class.

@@ -46,6 +46,15 @@ def test_where_a_class_was_not_looked_for_no_window_is_a_negative(split, tiny_fe
     assert len(labels.positives(0)[0]) == 2  # its object is an object all the same
 
 
+def test_windows_in_or_near_a_region_that_is_ignored_are_no_negatives(split, tiny_features):
+    region = np.array([[0, 32, 32, 64]], np.float32)
+    ignoring = with_first_sample(split, ignored=region, ignored_labels=np.array([1]))
+    windows = np.array([[0, 32, 16, 48], [0, 24, 32, 64], [0, 16, 32, 33], [0, 0, 16, 32]], np.float32)
+    before, after = (labels_of(s, tiny_features(1)).are_negatives(0, windows) for s in (split, ignoring))
+    assert before[:, 1].all() and after[:, 1].tolist() == [False, False, True, True]
+    assert (after[:, 0] == before[:, 0]).all()  # the other class knows of it
+
+
 def test_of_windows_with_equal_cells_all_must_be_negatives(make_split, tiny_features):
     # The boxes differ by a pixel and have the same cells; the IoU with the object is 0.29 and 0.31.
     boxes = [[0, 0, 18.5, 64], [0, 0, 19.5, 64]]

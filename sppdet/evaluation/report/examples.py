@@ -92,6 +92,34 @@ def choose_examples(
     return _Chooser(dataset, detections, errors, counts).groups()
 
 
+def perhaps_missed(dataset: Dataset, entries: Sequence[dict]) -> Group:
+    """Return what the labels of the training images perhaps miss.
+
+    Args:
+        dataset: the training images.
+        entries: the content of perhaps_missed.json.
+    """
+    numbers = {sample.id: i for i, sample in enumerate(dataset)}
+    examples: list[Example] = []
+    per_class = Counter[str]()
+    most = max(2, -(-2 * _LIMIT // max(1, len(dataset.classes))))
+    for entry in entries:
+        if entry["image"] in numbers and per_class[entry["class"]] < most and len(examples) < _LIMIT:
+            per_class[entry["class"]] += 1
+            image = numbers[entry["image"]]
+            sample = dataset[image]
+            labels = [Marked(box, False, dataset.classes[label]) for box, label in zip(sample.boxes, sample.labels)]
+            box = Marked(np.array(entry["box"], np.float32), True, f"{entry['class']} {entry['margin']:.2f}")
+            examples.append(Example(image, box, "no label there", labels))
+    return Group(
+        "Perhaps an object without a label, in the training images",
+        "Models that have not learned from these images are sure of them, so they were not taken for background. If an "
+        "object is real, add its label. perhaps_missed.json lists all.",
+        len(entries),
+        examples,
+    )
+
+
 class _Chooser:
     """All detections and objects of a data set, and what became of them."""
 
