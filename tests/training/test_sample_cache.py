@@ -67,6 +67,15 @@ def test_evict_drops_easy_negatives_and_never_positives():
     assert (cache.problem(0)[1] > 0).sum() == 1
 
 
+def test_negatives_of_an_image_that_must_not_be_such_go():
+    cache = sample_cache()
+    add(cache, 0, [0, 2], [[1, 1], [1, 1]], [[0, 0]] * 2)
+    add(cache, 1, [2], [[1, 1]], [[0, 0]])
+    cache.restrict(0, np.array([[True, True], [True, True], [False, True]]))
+    assert negatives(cache, 0) == [[0, 0], [1, 2]] and negatives(cache, 1) == [[0, 0], [0, 2], [1, 2]]
+    assert (cache.problem(0)[1] > 0).sum() == 1  # the positive is of image 0, too
+
+
 def test_collect_frees_rows_that_no_class_holds():
     cache = sample_cache()
     add(cache, 1, [0, 1, 2], [[1, 1], [1, 0], [0, 1]], [[-2, 0], [-2, 0], [0, 0]])
