@@ -50,7 +50,7 @@ from sppdet.training.estimates import estimate, log_plan, map_splits, measure_sp
 from sppdet.training.held_out import draw_folds, hold_out, join_folds
 from sppdet.training.locations import ClassWindows
 from sppdet.training.mining import Miner
-from sppdet.training.perhaps_missed import all_folds, find_perhaps_missed, ignore_perhaps_missed
+from sppdet.training.perhaps_missed import PerhapsMissed, all_folds, find_perhaps_missed, ignore_perhaps_missed
 from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
 from sppdet.utils import (
@@ -443,8 +443,13 @@ class Pipeline:
         inputs = self.inputs
         if not self.config.data.incomplete_labels:
             return split
-        perhaps_missed = [self._files.perhaps_missed(k) for k in inputs.labels]
+        perhaps_missed = [self._perhaps_missed(k) for k in inputs.labels]
         return ignore_perhaps_missed(split, len(inputs.train), inputs.labels, perhaps_missed)
+
+    def _perhaps_missed(self, k: int) -> PerhapsMissed:
+        """Return what the labels of class k perhaps miss; nothing for a class that was kept and learned without it."""
+        found = is_done(self._files.of_class("perhaps_missed", k), self._keys.of_class("svm", k), False)
+        return self._files.perhaps_missed(k) if found else PerhapsMissed.none()
 
     def _list_perhaps_missed(self) -> None:
         """Write what the labels perhaps miss for a person to look at, the surest first; remove an earlier list."""
@@ -452,7 +457,7 @@ class Pipeline:
         if not self.config.data.incomplete_labels:
             path.unlink(missing_ok=True)
             return
-        rows = [(k, *row) for k in inputs.labels for row in self._files.perhaps_missed(k).rows()]
+        rows = [(k, *row) for k in inputs.labels for row in self._perhaps_missed(k).rows()]
         rows.sort(key=lambda row: -row[-1])
         train = inputs.train
         entries = [

@@ -68,9 +68,8 @@ class StageFiles:
         return HeldOut.restore(_arrays(self.of_class("calibration", k)))
 
     def perhaps_missed(self, k: int) -> PerhapsMissed:
-        """Read the detections of class k that are perhaps objects without a label; none if nobody looked for any."""
-        path = self.of_class("perhaps_missed", k)
-        return PerhapsMissed.restore(_arrays(path)) if path.exists() else PerhapsMissed.none()
+        """Read the detections of class k that are perhaps objects without a label."""
+        return PerhapsMissed.restore(_arrays(self.of_class("perhaps_missed", k)))
 
     def softmax(self) -> Softmax:
         """Read the softmax classifier of the end-to-end training."""

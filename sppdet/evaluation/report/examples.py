@@ -102,7 +102,7 @@ def perhaps_missed(dataset: Dataset, entries: Sequence[dict]) -> Group:
     numbers = {sample.id: i for i, sample in enumerate(dataset)}
     examples: list[Example] = []
     per_class = Counter[str]()
-    most = max(2, -(-2 * _LIMIT // max(1, len(dataset.classes))))
+    most = _most_per_class(dataset.classes)
     for entry in entries:
         if entry["image"] in numbers and per_class[entry["class"]] < most and len(examples) < _LIMIT:
             per_class[entry["class"]] += 1
@@ -118,6 +118,11 @@ def perhaps_missed(dataset: Dataset, entries: Sequence[dict]) -> Group:
         len(entries),
         examples,
     )
+
+
+def _most_per_class(classes: Sequence[str]) -> int:
+    """Return how many examples of one class a group may have."""
+    return max(2, -(-2 * _LIMIT // max(1, len(classes))))
 
 
 class _Chooser:
@@ -250,7 +255,7 @@ class _Chooser:
 
     def _choose(self, rows: Iterable[int], labels: np.ndarray) -> list[int]:
         """Return the first rows, but not all of them of one class where there are several classes."""
-        per_class, chosen = max(2, -(-2 * _LIMIT // max(1, len(self.classes)))), Counter[int]()
+        per_class, chosen = _most_per_class(self.classes), Counter[int]()
         result: list[int] = []
         for row in rows:
             if chosen[labels[row]] < per_class:
