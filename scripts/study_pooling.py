@@ -33,7 +33,8 @@ from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.networks.backbone import Backbone
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.training import bbox_regression
-from sppdet.training.mining import Miner, feature_scale
+from sppdet.training.mining import Miner
+from sppdet.training.vector_norm import feature_scale
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.execution import Execution
 from sppdet.utils.files import atomic_write, fingerprint, read_json, write_json

@@ -77,10 +77,16 @@ def _check_cluster(config: Config) -> None:
 
 def _check_classifier_and_boxes(config: Config) -> None:
     """Refuse layers on fc7 that end-to-end training does not learn, or whose input is not among the features."""
-    if config.data.labelled_classes and (config.classifier == "softmax" or config.end_to_end.enabled):
+    trains_network = config.classifier == "softmax" or config.end_to_end.enabled
+    if config.data.labelled_classes and trains_network:
         raise SppdetError(
             "data.labelled_classes: only SVMs learn from images in which some classes were not looked for; set "
             "classifier=svm and end_to_end.enabled=false, or null"
+        )
+    if config.data.incomplete_labels and trains_network:
+        raise SppdetError(
+            "data.incomplete_labels: only SVMs learn without what is perhaps missed; set classifier=svm and "
+            "end_to_end.enabled=false, or false"
         )
     if config.classifier == "softmax":
         _require_fc7(config, "classifier", "softmax", ("fc7",), "svm")

@@ -96,6 +96,10 @@ class DataSettings(Checked):
     tiles: TileSide = 0
     # pixels that neighbouring tiles share, at least as many as the objects are large; null: a quarter of a side
     tile_overlap: Annotated[int | None, between(0, 50_000)] = None
+    # classes whose boxes are no objects but regions of which nobody knows what they hold
+    ignore_classes: Annotated[tuple[str, ...], distinct_names()] = ()
+    # whether objects have no label here and there: what SVMs surely find without one is no background, and is listed
+    incomplete_labels: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,5 @@
 from .annotations import Located as Located
+from .dataset import EVERY_CLASS as EVERY_CLASS
 from .dataset import Dataset as Dataset
 from .dataset import Sample as Sample
 from .folders import LabelledImages as LabelledImages
@@ -30,6 +31,7 @@ from .splits import load_split as load_split
 from .splits import read_dataset as read_dataset
 from .splits import split_folder as split_folder
 from .tiles import Tiles as Tiles
+from .tiles import in_whole_image as in_whole_image
 from .tiles import tile_dataset as tile_dataset
 from .tiles import tile_sample as tile_sample
 from .video import Frame as Frame
@@ -37,5 +39,6 @@ from .video import Video as Video
 from .video import written_video as written_video
 from .voc import read_voc as read_voc
 from .writers import WRITERS as WRITERS
+from .writers import coco_mark as coco_mark
 from .writers import convert_folder as convert_folder
 from .writers import new_folder as new_folder

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,12 +36,14 @@ class Object(NamedTuple):
     Attributes:
         name: the class, as the file has it.
         corners: four numbers in the unit of the annotation: left, top, right, bottom.
-        difficult: whether VOC calls the object difficult, or COCO a crowd.
+        difficult: whether VOC calls the object difficult.
+        ignored: whether this is no object but a region of which nobody knows how many it holds: COCO's crowd.
     """
 
     name: str
     corners: tuple[float, ...]
     difficult: bool = False
+    ignored: bool = False
 
 
 @dataclass
@@ -77,6 +79,7 @@ class Located:
         names: N names of classes.
         boxes: float32 ``(N, 4)`` pixel edges.
         difficult: bool ``(N,)``.
+        ignored: bool ``(N,)``, regions that are no objects.
         file: the annotation file.
         split: as in `Annotation`.
         id: name of the image in its data set.
@@ -87,6 +90,7 @@ class Located:
     names: list[str]
     boxes: np.ndarray
     difficult: np.ndarray
+    ignored: np.ndarray
     file: Path
     split: str | None = None
     id: str = ""
@@ -160,8 +164,8 @@ def locate(annotation: Annotation, path: Path, facts: ImageFacts, problems: list
     names = [item.name for item in used]
     for i, j in _nearly_equal(boxes, names):
         add("nearly twice", f"objects {rows[i] + 1} and {rows[j] + 1} ({names[i]}) are almost the same box")
-    difficult = np.array([item.difficult for item in used], bool)
-    return Located(path, facts, names, boxes, difficult, annotation.file, annotation.split)
+    difficult, ignored = (np.array(flags, bool) for flags in ([o.difficult for o in used], [o.ignored for o in used]))
+    return Located(path, facts, names, boxes, difficult, ignored, annotation.file, annotation.split)
 
 
 def _look_like_fractions(corners: np.ndarray) -> bool:
@@ -242,5 +246,7 @@ def to_dataset(
             problems.append(Problem("class", str(item.file), message, True))
         if not unknown:
             labels = np.array([numbers[name] for name in item.names], np.int64)
-            samples.append(Sample(item.id, item.path, *item.facts.size, item.boxes, labels, item.difficult))
+            rows = ~item.ignored
+            sample = Sample(item.id, item.path, *item.facts.size, item.boxes[rows], labels[rows], item.difficult[rows])
+            samples.append(replace(sample, ignored=item.boxes[~rows], ignored_labels=labels[~rows]))
     return Dataset(tuple(classes), tuple(samples))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import overload
 
@@ -13,6 +13,9 @@ from sppdet.data.images import read_image
 from sppdet.data.large_images import read_tile
 from sppdet.ops import boxes as geometry
 from sppdet.utils import counted
+
+EVERY_CLASS = -1  # in place of a class, in the labels of regions that are ignored
+_MOSTLY = 0.5  # a box is in a region if this share of its area is, as in COCO's evaluation at an IoU of 0.5
 
 
 @dataclass(frozen=True, eq=False, repr=False)  # eq: arrays have no plain truth value to compare by
@@ -33,9 +36,10 @@ class Sample:
         looked_for: bool ``(K,)`` classes that were annotated in this image; of the others nobody knows whether it holds
             them. None: all were.
         tile: ``x1, y1, x2, y2`` of the part of the image in the file that this sample is; None: all of it. ``width``,
-            ``height`` and ``boxes`` are those of the part.
-        cut: bool ``(N,)`` objects of which the tile shows so little that no window on them is learned from, neither as
-            an object nor as background; they are ``difficult``, too. None: no object is.
+            ``height``, ``boxes`` and ``ignored`` are those of the part.
+        ignored: float32 ``(M, 4)`` regions of which nobody knows what they hold, such as COCO's crowds: boxes in them
+            say nothing for or against a class.
+        ignored_labels: int64 ``(M,)`` the class of which this is so, or `EVERY_CLASS`.
 
     Examples:
         >>> cat = np.array([[10, 20, 60, 80]], np.float32)
@@ -56,7 +60,8 @@ class Sample:
     mirrored: bool = False
     looked_for: np.ndarray | None = None
     tile: tuple[int, int, int, int] | None = None
-    cut: np.ndarray | None = None
+    ignored: np.ndarray = field(default_factory=lambda: np.zeros((0, 4), np.float32))
+    ignored_labels: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __repr__(self) -> str:
         mirrored = ", mirrored" if self.mirrored else ""
@@ -77,14 +82,20 @@ class Sample:
         """Return bool ``(len(labels),)``, whether each class was annotated in this image."""
         return np.ones(len(labels), bool) if self.looked_for is None else self.looked_for[np.asarray(labels, np.int64)]
 
-    @property
-    def whole(self) -> np.ndarray:
-        """The rows of the objects that are not cut by the border of a tile."""
-        return np.arange(len(self.boxes)) if self.cut is None else np.flatnonzero(~self.cut)
+    def ignored_of(self, label: int) -> np.ndarray:
+        """Return the regions ``(m, 4)`` that are ignored for a class."""
+        return self.ignored[(self.ignored_labels == label) | (self.ignored_labels == EVERY_CLASS)]
+
+    def are_ignored(self, boxes: np.ndarray, label: int | None = None) -> np.ndarray:
+        """Return bool ``(N,)``, whether boxes lie mostly in a region that is ignored for a class; None: for any."""
+        regions = self.ignored if label is None else self.ignored_of(label)
+        inside = geometry.shares_inside(boxes, regions) >= _MOSTLY
+        return np.asarray(inside.any(axis=1))
 
     def mirror(self) -> Sample:
         """Return the sample flipped left to right, with its boxes."""
-        return replace(self, boxes=geometry.mirror(self.boxes, self.width), mirrored=not self.mirrored)
+        boxes, ignored = (geometry.mirror(each, self.width) for each in (self.boxes, self.ignored))
+        return replace(self, boxes=boxes, ignored=ignored, mirrored=not self.mirrored)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -24,7 +24,7 @@ def _is_coco(content: Any) -> bool:
 
 
 def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> list[Annotation]:
-    """Read annotations. A crowd counts as difficult; where a box is missing, the segmentation has it."""
+    """Read annotations. A crowd is a region that is ignored; where a box is missing, the segmentation has it."""
     annotations = []
     for file in files:
         try:
@@ -55,7 +55,9 @@ def _read_file(listing: Listing, file: Path, content: dict, problems: list[Probl
             message = f"{file}: {what} has neither box nor segmentation; remove it"
             problems.append(Problem("object left out", str(file), message))
         else:
-            item = Object(names[entry["category_id"]], corners, bool(entry.get("iscrowd", 0)))
+            difficult = bool(entry.get("difficult", 0))  # written by us, beside `iscrowd`
+            crowd = bool(entry.get("iscrowd", 0)) and not difficult
+            item = Object(names[entry["category_id"]], corners, difficult, crowd)
             images[entry["image_id"]].objects.append(item)
     return [annotation for image_id, annotation in images.items() if image_id not in unusable]
 

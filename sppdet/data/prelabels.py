@@ -18,7 +18,7 @@ from sppdet.data.format_yolo import names_in
 from sppdet.data.listing import Listing
 from sppdet.data.problems import Problem
 from sppdet.data.voc import write_voc_annotation
-from sppdet.data.writers import coco_content, yolo_line
+from sppdet.data.writers import coco_content, coco_mark, yolo_line
 from sppdet.utils import SppdetError, file_digest, read_json, write_json, write_lines
 
 RECORD = ".sppdet-labels.json"
@@ -194,7 +194,9 @@ def _folder_of(images: Path, form: str) -> Path:
 
 
 def _coco(images: Sequence[Prelabelled], classes: Sequence[str]) -> dict:
-    rows = [(image.path.name, image.size, image.names, image.boxes, [False] * len(image.names)) for image in images]
+    rows = [
+        (image.path.name, image.size, image.names, image.boxes, [coco_mark()] * len(image.names)) for image in images
+    ]
     return coco_content(rows, classes)
 
 

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet.config import Config
+from sppdet.config import Config, DataSettings
 from sppdet.data.annotations import Located
 from sppdet.data.dataset import Dataset
+from sppdet.data.ignored import with_ignored_classes
 from sppdet.data.labelled_folder import LabelledFolder, duplicate_groups, read_folder
 from sppdet.data.listing import SPLIT_FILE
 from sppdet.data.looked_for import with_looked_for
@@ -83,13 +84,14 @@ def load_split(config: Config, split: str, classes: Sequence[str] | None = None,
     data, root = config.data, _root(config)
     classes = data.classes if classes is None else classes
     names = [data.train_split, data.test_split, split]
+    every = _names_to_read(classes, data)
     if data.test_share is None and data.format in (None, "voc") and _has_lists(root, names):
-        dataset = read_voc(root, split, classes, limit, data.skip_bad)
+        dataset = read_voc(root, split, every, limit, data.skip_bad)
     else:
         folder = _read_once(root, data.format, data.skip_bad)
         images = _images_of(folder, split, data.test_share, config.run.seed, Path(config.run.cache))
-        dataset = folder.dataset(images, classes, limit)
-    return with_looked_for(dataset, data.labelled_classes)
+        dataset = folder.dataset(images, every, limit)
+    return _as_labelled(dataset, data)
 
 
 def load_folds(config: Config, folds: int) -> tuple[Dataset, list[Dataset]]:
@@ -107,10 +109,21 @@ def load_folds(config: Config, folds: int) -> tuple[Dataset, list[Dataset]]:
     """
     folder = _read_once(_root(config), config.data.format, config.data.skip_bad)
     folder = replace(folder, images=folder.images[: config.data.limit_train])
-    every = with_looked_for(folder.dataset(classes=config.data.classes), config.data.labelled_classes)
+    data = config.data
+    every = _as_labelled(folder.dataset(classes=_names_to_read(data.classes, data)), data)
     parts = fold_folder(folder, folds, config.run.seed, Path(config.run.cache))
-    datasets = [folder.dataset(part, every.classes) for part in parts]
-    return every, [with_looked_for(dataset, config.data.labelled_classes) for dataset in datasets]
+    datasets = [folder.dataset(part, _names_to_read(every.classes, data)) for part in parts]
+    return every, [_as_labelled(dataset, data) for dataset in datasets]
+
+
+def _names_to_read(classes: Sequence[str] | None, data: DataSettings) -> list[str] | None:
+    """Return the names of classes and of regions that are ignored; None where the annotations tell the classes."""
+    return None if classes is None else [*dict.fromkeys([*classes, *data.ignore_classes])]
+
+
+def _as_labelled(dataset: Dataset, data: DataSettings) -> Dataset:
+    """Return a data set that knows what nobody has labelled: ignored regions, and classes that were not looked for."""
+    return with_looked_for(with_ignored_classes(dataset, data.ignore_classes), data.labelled_classes)
 
 
 def divide_dataset(dataset: Dataset, test_share: float = DEFAULT_SHARE, seed: int = 3) -> tuple[Dataset, Dataset]:

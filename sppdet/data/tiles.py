@@ -87,8 +87,8 @@ def tile_dataset(dataset: Dataset, tiles: Tiles | None) -> Dataset:
 def tile_sample(sample: Sample, tiles: Tiles) -> list[Sample]:
     """Return the tiles of an image, or the image itself if it is no larger than one.
 
-    An object has its box in each tile that shows some of it, clipped to the tile. Where less than 70% of its area can
-    be seen it is ``cut``: no window on it is learned from, neither as an object nor as background.
+    An object has its box in each tile that shows 70% of its area or more, clipped to the tile. What other tiles show
+    of it is ``ignored`` there: it is learned from neither as an object nor as background.
     """
     boxes = tiles.boxes(sample.width, sample.height)
     return [sample] if len(boxes) == 1 else [_tile_of(sample, box) for box in boxes]
@@ -96,19 +96,32 @@ def tile_sample(sample: Sample, tiles: Tiles) -> list[Sample]:
 
 def _tile_of(sample: Sample, tile: np.ndarray) -> Sample:
     x1, y1, x2, y2 = (int(edge) for edge in tile)
-    width, height = x2 - x1, y2 - y1
-    shown = geometry.clip(sample.boxes - np.array([x1, y1, x1, y1], np.float32), width, height)
+    width, height, corner = x2 - x1, y2 - y1, np.array([x1, y1, x1, y1], np.float32)
+    shown = geometry.clip(sample.boxes - corner, width, height)
     share = geometry.areas(shown) / np.maximum(geometry.areas(sample.boxes), 1e-6)
-    rows = share > 0
-    cut = share[rows] < _WHOLE
+    whole, cut = share >= _WHOLE, (share > 0) & (share < _WHOLE)
+    ignored = geometry.clip(sample.ignored - corner, width, height)
+    visible = geometry.areas(ignored) > 0
     return replace(
         sample,
         id=f"{sample.id}@{x1},{y1}",
         width=width,
         height=height,
-        boxes=shown[rows],
-        labels=sample.labels[rows],
-        difficult=sample.difficult[rows] | cut,
+        boxes=shown[whole],
+        labels=sample.labels[whole],
+        difficult=sample.difficult[whole],
         tile=(x1, y1, x2, y2),
-        cut=cut if cut.any() else None,
+        ignored=np.concatenate([ignored[visible], shown[cut]]),
+        ignored_labels=np.concatenate([sample.ignored_labels[visible], sample.labels[cut]]),
     )
+
+
+def in_whole_image(sample: Sample, box: list[float]) -> tuple[str, list[float]]:
+    """Return the id of the whole image that a sample is a tile of, and the corners of a box in it.
+
+    Of a sample that is a whole image, these are its id and the box itself.
+    """
+    if sample.tile is None:
+        return sample.id, box
+    x, y = sample.tile[:2]
+    return sample.id.removesuffix(f"@{x},{y}"), [corner + offset for corner, offset in zip(box, (x, y, x, y))]

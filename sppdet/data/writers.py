@@ -16,7 +16,7 @@ from sppdet.data.labelled_folder import LabelledFolder
 from sppdet.data.voc import write_voc_annotation
 from sppdet.utils import SppdetError, write_json, write_lines
 
-_CocoImage = tuple[str, tuple[int, int], Sequence[str], np.ndarray, Sequence[bool]]
+_CocoImage = tuple[str, tuple[int, int], Sequence[str], np.ndarray, Sequence[dict[str, int]]]
 
 
 def convert_folder(folder: LabelledFolder, output: str | os.PathLike, form: str) -> None:
@@ -69,7 +69,7 @@ def _write_voc(folder: LabelledFolder, output: Path) -> None:
             *image.facts.size,
             image.boxes,
             image.names,
-            image.difficult.tolist(),
+            (image.difficult | image.ignored).tolist(),
         )
     lists = _splits(folder)
     if "test" in lists and "train" in lists and "trainval" not in lists:
@@ -112,13 +112,24 @@ def yolo_line(number: int, box: np.ndarray, size: tuple[int, int]) -> str:
 
 
 def _write_coco(folder: LabelledFolder, output: Path) -> None:
-    """Write ``images`` and ``annotations/instances_SPLIT.json``. Difficult objects have COCO's flag ``iscrowd``."""
+    """Write ``images`` and ``annotations/instances_SPLIT.json``. Difficult objects and crowds have ``iscrowd``."""
     for split, images in _splits(folder).items():
         rows = []
         for image in images:
             path = _copy(image, output / "images")
-            rows.append((path.name, image.facts.size, image.names, image.boxes, image.difficult.tolist()))
+            marks = [coco_mark(*flags) for flags in zip(image.difficult.tolist(), image.ignored.tolist())]
+            rows.append((path.name, image.facts.size, image.names, image.boxes, marks))
         write_json(output / "annotations" / f"instances_{split}.json", coco_content(rows, folder.classes))
+
+
+def coco_mark(difficult: bool = False, ignored: bool = False) -> dict[str, int]:
+    """Return the fields by which COCO's toolkit ignores a difficult object or a crowd, and a reader tells them apart.
+
+    Examples:
+        >>> coco_mark(), coco_mark(difficult=True)
+        ({'iscrowd': 0}, {'iscrowd': 1, 'difficult': 1})
+    """
+    return {"iscrowd": int(difficult or ignored)} | ({"difficult": 1} if difficult else {})
 
 
 def coco_content(images: Sequence[_CocoImage], classes: Sequence[str]) -> dict:
@@ -126,19 +137,19 @@ def coco_content(images: Sequence[_CocoImage], classes: Sequence[str]) -> dict:
 
     Args:
         images: of each the file's name, width and height, names of N objects, boxes ``(N, 4)`` as pixel edges, and N
-            flags of difficult ones.
+            marks of `coco_mark`.
         classes: names of all classes; their numbers begin with 1.
     """
     numbers = {name: k for k, name in enumerate(classes, 1)}
     categories = [{"id": number, "name": name, "supercategory": ""} for name, number in numbers.items()]
     entries: list[dict] = []
     annotations: list[dict] = []
-    for image_id, (file_name, (width, height), names, boxes, flags) in enumerate(images, 1):
+    for image_id, (file_name, (width, height), names, boxes, marks) in enumerate(images, 1):
         entries.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
-        for name, (x1, y1, x2, y2), difficult in zip(names, boxes.astype(float), flags):
+        for name, (x1, y1, x2, y2), mark in zip(names, boxes.astype(float), marks):
             box = [float(number) for number in (x1, y1, x2 - x1, y2 - y1)]
             entry = {"id": len(annotations) + 1, "image_id": image_id, "category_id": numbers[name], "bbox": box}
-            annotations.append(entry | {"area": box[2] * box[3], "iscrowd": int(difficult), "segmentation": []})
+            annotations.append(entry | {"area": box[2] * box[3], **mark, "segmentation": []})
     return {"info": {}, "licenses": [], "images": entries, "annotations": annotations, "categories": categories}
 
 

@@ -15,6 +15,7 @@ from .in_memory import evaluate_detections as evaluate_detections
 from .in_memory import evaluate_detector as evaluate_detector
 from .reliability import measure_reliability as measure_reliability
 from .report.page import write_report as write_report
+from .run import PERHAPS_MISSED as PERHAPS_MISSED
 from .run import LastEvaluation as LastEvaluation
 from .run import detect_all as detect_all
 from .run import evaluate_folds as evaluate_folds
@@ -23,8 +24,11 @@ from .run import read_last_evaluation as read_last_evaluation
 from .run import summary as summary
 from .significance import compare_runs as compare_runs
 from .voc import average_precision as average_precision
+from .voc import best_truth as best_truth
 from .voc import evaluate_voc as evaluate_voc
 from .voc import flatten_detections as flatten_detections
 from .voc import flatten_ground_truth as flatten_ground_truth
+from .voc import match_label as match_label
 from .voc import only_looked_for as only_looked_for
 from .voc import right_and_wrong as right_and_wrong
+from .voc import without_ignored as without_ignored

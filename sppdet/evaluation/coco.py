@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sppdet.data import Dataset
+from sppdet.data import Dataset, coco_mark
 from sppdet.detection import Detections
 from sppdet.evaluation.voc import check_detections
 from sppdet.ops import boxes as geometry
@@ -39,9 +39,10 @@ FIGURES = {  # name here -> position in COCOeval.stats
 def evaluate_coco(dataset: Dataset, detections: Sequence[Detections]) -> dict[str, float | None]:
     """Compute COCO's figures for boxes with pycocotools: its official numbers times 100.
 
-    Difficult objects are marked ``iscrowd``, the only mark from which pycocotools takes what to ignore (it overwrites a
-    field ``ignore``). As in VOC, they need not be found and a detection on one is not wrong. The rules still differ
-    from VOC's where there are difficult or crowded objects, by more than the sampling of the curve:
+    Regions that are ignored are crowds. So are difficult objects: ``iscrowd`` is the only mark from which pycocotools
+    takes what to ignore (it overwrites a field ``ignore``). As in VOC, they need not be found and a detection on one is
+    not wrong. The rules still differ from VOC's where there are difficult or crowded objects, by more than the sampling
+    of the curve:
 
     - The overlap with a crowd is the intersection over the area of the *detection*. A small box inside a difficult
       object is therefore ignored by COCO and wrong by VOC.
@@ -144,14 +145,19 @@ def ground_truth(dataset: Dataset) -> dict:
     """Return the data set as the content of a COCO annotation file.
 
     Category ids are labels + 1, annotation ids start at 1 (pycocotools takes an annotation 0 for "no match"), boxes are
-    (left, top, width, height), and difficult objects are ``iscrowd`` (see `evaluate_coco`).
+    (left, top, width, height). Difficult objects and regions that are ignored are ``iscrowd`` (see `evaluate_coco`); a
+    region that is ignored for every class is a crowd of each.
     """
     images: list[dict] = []
     annotations: list[dict] = []
     for number, name, sample in zip(image_ids(dataset), file_names(dataset), dataset.samples):
         images.append({"id": number, "file_name": name, "width": int(sample.width), "height": int(sample.height)})
-        rows = zip(geometry.to_xywh(sample.boxes).tolist(), sample.labels.tolist(), sample.difficult.tolist())
-        for bbox, label, difficult in rows:
+        marks = [coco_mark(difficult) for difficult in sample.difficult.tolist()]
+        rows = [*zip(geometry.to_xywh(sample.boxes).tolist(), sample.labels.tolist(), marks)]
+        for label in range(len(dataset.classes)):
+            crowds = geometry.to_xywh(sample.ignored_of(label)).tolist()
+            rows += [(bbox, label, coco_mark(ignored=True)) for bbox in crowds]
+        for bbox, label, mark in rows:
             annotations.append(
                 {
                     "id": len(annotations) + 1,
@@ -159,7 +165,7 @@ def ground_truth(dataset: Dataset) -> dict:
                     "category_id": label + 1,
                     "bbox": bbox,
                     "area": bbox[2] * bbox[3],
-                    "iscrowd": int(difficult),
+                    **mark,
                 }
             )
     categories = [{"id": k, "name": name, "supercategory": ""} for k, name in enumerate(dataset.classes, start=1)]

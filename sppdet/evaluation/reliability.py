@@ -11,7 +11,7 @@ import numpy as np
 
 from sppdet.data import Dataset
 from sppdet.detection import Detections
-from sppdet.evaluation.voc import flatten_detections, flatten_ground_truth, right_and_wrong
+from sppdet.evaluation.voc import flatten_detections, flatten_ground_truth, right_and_wrong, without_ignored
 
 BINS = 10  # of equal width
 _LEAST = 0.1  # probability of the detections that count
@@ -32,6 +32,7 @@ def measure_reliability(dataset: Dataset, detections: Sequence[Detections], iou_
         that holds detections: ``low`` and ``high``, the number of ``detections``, their mean ``probability`` and the
         share of ``right`` ones. All in 0..1. None without probabilities or without a detection.
     """
+    detections = without_ignored(dataset, detections, iou_threshold)
     known = [entry.probabilities for entry in detections if entry.probabilities is not None]
     if len(known) < len(detections) or not sum(map(len, known)):
         return None

@@ -22,7 +22,7 @@ from sppdet.evaluation.devkit_files import check_names, read_devkit_results, wri
 from sppdet.evaluation.flat_metrics import flat_numbers
 from sppdet.evaluation.in_memory import evaluate_detections
 from sppdet.evaluation.reliability import measure_reliability
-from sppdet.evaluation.voc import evaluate_voc, mean_over_known, only_looked_for, table
+from sppdet.evaluation.voc import evaluate_voc, mean_over_known, only_looked_for, table, without_ignored
 from sppdet.features import FeatureSplit, entry_names, fill_maps, open_split
 from sppdet.proposals import recall_line
 from sppdet.utils import (
@@ -41,6 +41,7 @@ from sppdet.utils import (
 
 logger = logging.getLogger(__name__)
 
+PERHAPS_MISSED = "perhaps_missed.json"  # written by training with data.incomplete_labels
 _RESULTS = "detections"  # the folder of the devkit's and COCO's result files in a run's folder
 
 
@@ -275,7 +276,7 @@ class LastEvaluation:
         folder: the run's folder.
         config: the settings of that evaluation.
         dataset: the test split.
-        detections: an entry for each sample of ``dataset``, with box regression.
+        detections: an entry for each sample of ``dataset``, with box regression; without those in ignored regions.
         metrics: the content of metrics.json.
     """
 
@@ -330,7 +331,7 @@ def read_last_evaluation(folder: str | os.PathLike, overrides: Iterable[str] = (
             f"{folder / _RESULTS}: the files of detections are not those of {path}; python -m sppdet.evaluate {folder} "
             "--force writes both again"
         )
-    detections = read_devkit_results(folder / _RESULTS, dataset, config.data.test_split)
+    detections = without_ignored(dataset, read_devkit_results(folder / _RESULTS, dataset, config.data.test_split))
     return LastEvaluation(folder, config, dataset, detections, metrics)
 
 
@@ -387,4 +388,5 @@ def _metrics_key(config: Config, names: list[str], dataset: Dataset) -> str:
     model = [file_digest(folder / name) for name in MODEL_FILES if (folder / name).exists()]
     objects = [[s.boxes.tolist(), s.labels.tolist(), s.difficult.tolist()] for s in dataset]
     objects += [[s.id, s.looked_for.tolist()] for s in dataset if s.looked_for is not None]
+    objects += [[s.id, s.ignored.tolist(), s.ignored_labels.tolist()] for s in dataset if len(s.ignored)]
     return fingerprint([model, config.data.test_split, names, objects, asdict(config.detection)])

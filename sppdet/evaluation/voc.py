@@ -271,7 +271,8 @@ def evaluate_voc(dataset: Dataset, detections: Sequence[Detections], iou_thresho
         SppdetError: as `check_detections`.
     """
     check_detections(dataset, detections)
-    all_detections, all_objects = flatten_detections(detections), flatten_ground_truth(dataset)
+    counted = without_ignored(dataset, detections, iou_threshold)
+    all_detections, all_objects = flatten_detections(counted), flatten_ground_truth(dataset)
     points: dict[str, float | None] = {}
     areas: dict[str, float | None] = {}
     recalls: dict[str, float | None] = {}
@@ -338,6 +339,26 @@ def flatten_ground_truth(dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.n
 def only_looked_for(dataset: Dataset, detections: Sequence[Detections]) -> list[Detections]:
     """Leave out the detections of classes that were not looked for in their image: nobody knows if they are right."""
     return [entry[sample.was_looked_for(entry.labels)] for sample, entry in zip(dataset, detections, strict=True)]
+
+
+def without_ignored(dataset: Dataset, detections: Sequence[Detections], iou_threshold: float = 0.5) -> list[Detections]:
+    """Leave out detections in regions that are ignored for their class, unless they overlap one of its objects.
+
+    Args:
+        dataset: P samples.
+        detections: P entries, in the order of ``dataset.samples``.
+        iou_threshold: lowest IoU of a detection with the object it finds.
+    """
+    counted = []
+    for sample, entry in zip(dataset, detections, strict=True):
+        kept = np.ones(len(entry.labels), bool)
+        for label in np.unique(entry.labels) if len(sample.ignored) else ():
+            rows = np.flatnonzero(entry.labels == label)
+            boxes, objects = entry.boxes[rows], sample.boxes[sample.labels == label]
+            on_object = (geometry.iou(boxes, objects) >= iou_threshold).any(axis=1)
+            kept[rows] = on_object | ~sample.are_ignored(boxes, label)
+        counted.append(entry if kept.all() else entry[kept])
+    return counted
 
 
 def check_detections(dataset: Dataset, detections: Sequence[Detections]) -> None:

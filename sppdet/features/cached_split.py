@@ -128,28 +128,23 @@ class CachedSplit:
         return geometry.mirror(boxes, sample.width) if sample.mirrored else boxes
 
     def objects(self, i: int, label: int) -> np.ndarray:
-        """Return the boxes ``(M, 4)`` of one class in image ``i``, difficult ones included, as in the papers.
-
-        Objects that the border of a tile cuts are left out.
-        """
+        """Return the boxes ``(M, 4)`` of one class in image ``i``, difficult ones included, as in the papers."""
         sample = self.dataset[i]
-        return sample.boxes[sample.whole][sample.labels[sample.whole] == label]
+        return sample.boxes[sample.labels == label]
 
-    def overlaps(self, i: int, windows: np.ndarray, labels: list[int], cut: bool = True) -> np.ndarray:
+    def overlaps(self, i: int, windows: np.ndarray, labels: list[int]) -> np.ndarray:
         """Compute the highest IoU of each window of image ``i`` with an object of each class.
 
         Args:
             windows: ``(N, 4)`` pixel edges.
             labels: K classes.
-            cut: whether objects count that the border of a tile cuts.
 
         Returns:
             ``(N, K)``; 0 for a class without objects in the image.
         """
         sample = self.dataset[i]
-        rows = np.arange(len(sample.boxes)) if cut else sample.whole
-        overlap, of_objects = geometry.iou(windows, sample.boxes[rows]), sample.labels[rows]
-        best = [overlap[:, of_objects == label].max(axis=1, initial=0) for label in labels]
+        overlap = geometry.iou(windows, sample.boxes)
+        best = [overlap[:, sample.labels == label].max(axis=1, initial=0) for label in labels]
         return np.stack(best, axis=1) if best else np.zeros((len(windows), 0), np.float32)
 
     def fill_proposals(self, search: SelectiveSearch, workers: int, again: bool = False) -> int:

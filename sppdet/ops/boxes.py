@@ -96,13 +96,38 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         >>> iou(as_boxes([[0, 0, 10, 10]]), as_boxes([[0, 0, 10, 10], [0, 0, 10, 5], [10, 0, 20, 10]])).tolist()
         [[1.0, 0.5, 0.0]]
     """
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    side = np.clip(high - low, 0, None)
-    intersection = side[..., 0] * side[..., 1]
+    intersection = _intersections(a, b)
     union = areas(a)[:, None] + areas(b)[None, :] - intersection
     kind = np.result_type(intersection, np.float32)  # whole numbers become floats
     return np.divide(intersection, union, out=np.zeros(intersection.shape, kind), where=union > 0)
+
+
+def shares_inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
+    """Return the share of each box's area that lies in each region, COCO's overlap with a crowd.
+
+    Args:
+        boxes: ``(N, 4)`` x1, y1, x2, y2.
+        regions: ``(M, 4)``.
+
+    Returns:
+        ``(N, M)``, as `iou`.
+
+    Examples:
+        >>> shares_inside(as_boxes([[0, 0, 10, 10]]), as_boxes([[0, 0, 90, 90], [5, 0, 90, 90]])).tolist()
+        [[1.0, 0.5]]
+    """
+    intersection = _intersections(boxes, regions)
+    area = np.broadcast_to(areas(boxes)[:, None], intersection.shape)
+    kind = np.result_type(intersection, np.float32)
+    return np.divide(intersection, area, out=np.zeros(intersection.shape, kind), where=area > 0)
+
+
+def _intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the area ``(N, M)`` that boxes share."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    side = np.clip(high - low, 0, None)
+    return side[..., 0] * side[..., 1]
 
 
 def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -35,8 +35,10 @@ from sppdet.detection import (
 from sppdet.features import FeatureSplit
 from sppdet.training import bbox_regression, svm
 from sppdet.training.bank import BANK_FILE, Bank, choose_windows, store_vectors, vectors_key
-from sppdet.training.calibration import HeldOut, detect_in_fold, draw_folds, fit_class
-from sppdet.training.mining import FixedRows, Miner, pool_locations
+from sppdet.training.calibration import fit_class
+from sppdet.training.held_out import HeldOut, calibration_folds, detect_in_fold, join_folds
+from sppdet.training.locations import pool_locations
+from sppdet.training.mining import FixedRows, Miner
 from sppdet.training.model_and_bank import read_model, save_model
 from sppdet.training.new_images import as_trained, filled_split, new_names, without_objects
 from sppdet.utils import Execution, SppdetError
@@ -223,7 +225,7 @@ def _hold_out(
     """Detect the new classes in the new images, each time with SVMs that were fitted without a fold of these."""
     if images < 2:
         return [HeldOut(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.int64), 0)] * len(detector.classes)
-    folds = draw_folds(images, bank.calibration, execution.seed, split.dataset[:images])
+    folds = calibration_folds(split.dataset.samples[:images], bank.calibration, execution.seed)
     fits: list[list[svm.Fit]] = [[] for _ in folds]
     for k in range(len(detector.classes)):
         windows, more = miner.windows(k), miner.fixed_rows[k]
@@ -240,7 +242,7 @@ def _hold_out(
         detect_in_fold(split, replace(detector, classifier=svm.stack(of_fold)), fold, execution)
         for fold, of_fold in zip(folds, fits)
     ]
-    return [HeldOut.join(of_class) for of_class in zip(*of_folds)]
+    return join_folds(of_folds, miner.labels)
 
 
 def _curve(held_out: HeldOut, calibration: Calibration) -> dict[str, Any] | None:

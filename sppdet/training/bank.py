@@ -285,7 +285,7 @@ def store_vectors(
     Args:
         split: the images that the locations number.
         features: how windows become vectors.
-        locations: ``(n,)`` of `sppdet.training.mining.LOCATION`.
+        locations: ``(n,)`` of `sppdet.training.locations.LOCATION`.
         execution: workers.
     """
     coded = isinstance(features, PyramidFeatures) and features.map_type == "uint8" and features.kind == "max"

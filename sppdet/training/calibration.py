@@ -1,32 +1,25 @@
 """The calibration of margins: how probable it is that a detection is right, learned on images that no SVM has seen.
 
-The training images are divided into folds. For a fold the SVMs are fitted again, without the fold's windows, from the
-windows and the dual variables of their training; then they detect in the images of the fold. Of all folds together
-each class gets the curve, Platt's or that of isotonic regression, which has the lower log loss in images that were left
-out of its fit. A class with few detections is drawn to the curve of all classes.
+The detections are those of `sppdet.training.held_out`. Of all folds together each class gets the curve, Platt's or that
+of isotonic regression, which has the lower log loss in images that were left out of its fit. A class with few
+detections is drawn to the curve of all classes. Where the network was trained on these images, as end to end,
+probabilities come out too high.
 
-The network and the box regression are those of the run, which have seen the fold's images. Where the network was
-trained on these images, as end to end, probabilities come out too high.
-
-Names: n windows, N detections, F folds, K classes, D features.
+Names: N detections, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from sppdet.config import DEFAULT_THRESHOLD, CalibrationSettings
+from sppdet.config import DEFAULT_THRESHOLD
 from sppdet.data import Dataset
-from sppdet.detection import BoxRegressors, Calibration, Curve, Detections, Detector, LinearSVMs, Sigmoid, Steps
-from sppdet.evaluation import detect_all, flatten_detections, flatten_ground_truth, only_looked_for, right_and_wrong
-from sppdet.features import FeatureSplit, WindowFeatures
-from sppdet.training import svm
-from sppdet.training.mining import ClassWindows, pool_locations
-from sppdet.utils import Execution, SppdetError, parallel_map
+from sppdet.detection import BoxRegressors, Calibration, Curve, Detector, LinearSVMs, Sigmoid, Steps
+from sppdet.training.held_out import HeldOut, compare_with_objects
+from sppdet.utils import SppdetError, parallel_map
 
 # The curve that all classes together are drawn to, and of how many detections it takes the place in a fit.
 _PRIOR, _PRIOR_WEIGHT = Sigmoid(2.0, 0.0), 20.0
@@ -37,50 +30,6 @@ _LEAST_FOR_STEPS = 50  # right ones, and wrong ones
 _MOST_KNOTS = 32
 _FROM_ZERO_AND_ONE = 1e-3  # isotonic regression ends in 0 and 1, of which nobody can be sure
 _PARTS = 4  # of the images, by which curves are compared
-# The SVMs of a fold start near their end.
-_TOLERANCE, _EPOCHS = 0.1, 50
-
-
-@dataclass(frozen=True, eq=False)
-class HeldOut:
-    """The detections of one class in images that its SVM did not learn from.
-
-    Attributes:
-        margins: ``(N,)`` float32.
-        right: ``(N,)`` bool. Detections of difficult objects are neither right nor wrong, and left out.
-        images: ``(N,)`` int64, the number of each detection's image.
-        objects: how many there were to detect.
-    """
-
-    margins: np.ndarray
-    right: np.ndarray
-    images: np.ndarray
-    objects: int
-
-    @classmethod
-    def join(cls, several: Sequence[HeldOut]) -> HeldOut:
-        """Return the detections of several classes, or folds, together."""
-        margins, right, images = (
-            np.concatenate([getattr(one, name) for one in several]) for name in ("margins", "right", "images")
-        )
-        return cls(margins, right, images, sum(one.objects for one in several))
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Return the values as arrays, for a file."""
-        return {
-            "margins": self.margins, "right": self.right, "images": self.images, "objects": np.array(self.objects),
-        }  # fmt: skip
-
-    @classmethod
-    def restore(cls, tensors: dict[str, np.ndarray]) -> HeldOut:
-        """Return the detections that `tensors` described."""
-        return cls(tensors["margins"], tensors["right"], tensors["images"], int(tensors["objects"]))
-
-    def __getitem__(self, rows: np.ndarray) -> HeldOut:
-        return replace(self, margins=self.margins[rows], right=self.right[rows], images=self.images[rows])
-
-
-# The curves
 
 
 def fit_calibration(held_out: Sequence[HeldOut]) -> Calibration | None:
@@ -175,169 +124,6 @@ def _best_threshold(held_out: HeldOut, shared: float) -> float:
     best = int(np.argmax(f1))
     own = margins[best] if best + 1 == len(margins) else (margins[best] + margins[best + 1]) / 2
     return round(float((held_out.objects * own + _PRIOR_OBJECTS * shared) / (held_out.objects + _PRIOR_OBJECTS)), 5)
-
-
-# The detections in held-out images
-
-
-def hold_out(
-    split: FeatureSplit,
-    images: int,
-    detector: Detector,
-    windows: Sequence[ClassWindows],
-    features: WindowFeatures,
-    problem: svm.Problem,
-    settings: CalibrationSettings,
-    execution: Execution,
-) -> list[HeldOut]:
-    """Detect in images with SVMs that did not learn from them.
-
-    Args:
-        split: the images that the SVMs were trained on.
-        images: how many of them are no mirror images, which follow the others.
-        detector: the trained detector of K classes.
-        windows: what the SVM of each class was fitted to.
-        features: how windows become the vectors of the SVMs.
-        problem: the parameters of the SVMs.
-        settings: number of folds and images.
-        execution: seed of the folds; workers; memory for vectors.
-
-    Returns:
-        The detections of each class.
-    """
-    folds = draw_folds(images, settings, execution.seed, split.dataset[:images])
-    quick = replace(problem, tolerance=max(problem.tolerance, _TOLERANCE), max_epochs=_EPOCHS)
-    fitted = _fit_without(split, images, windows, features, quick, folds, execution)
-    of_folds = [
-        detect_in_fold(split, replace(detector, classifier=svms), fold, execution) for svms, fold in zip(fitted, folds)
-    ]
-    return [HeldOut.join(of_class) for of_class in zip(*of_folds)]
-
-
-def draw_folds(
-    images: int, settings: CalibrationSettings, seed: int, dataset: Dataset | None = None
-) -> list[np.ndarray]:
-    """Return the images of each fold, at most ``settings.images`` in all folds together, or in one if it is larger.
-
-    Args:
-        images: how many images are divided.
-        settings: number of folds and images.
-        seed: of the draw.
-        dataset: these images, where some of them may be tiles: those of one file come into one fold.
-
-    Examples:
-        >>> [len(fold) for fold in draw_folds(10, CalibrationSettings(folds=4, images=400), seed=0)]
-        [3, 3, 3, 1]
-        >>> [len(fold) for fold in draw_folds(5000, CalibrationSettings(folds=4, images=400), seed=0)]
-        [400]
-    """
-    if dataset is not None and any(sample.tile is not None for sample in dataset):
-        _, files = np.unique([str(sample.path) for sample in dataset], return_inverse=True)
-        count = int(files.max()) + 1
-        of_files = replace(settings, images=max(1, settings.images * count // images))
-        return [np.flatnonzero(np.isin(files, fold)) for fold in draw_folds(count, of_files, seed)]
-    size = min(-(-images // settings.folds), settings.images)
-    count = min(-(-images // size), max(1, settings.images // size))
-    order = np.random.default_rng(seed).permutation(images)
-    return [np.sort(order[size * fold : size * (fold + 1)]) for fold in range(count)]
-
-
-def _fit_without(
-    split: FeatureSplit,
-    images: int,
-    windows: Sequence[ClassWindows],
-    features: WindowFeatures,
-    problem: svm.Problem,
-    folds: list[np.ndarray],
-    execution: Execution,
-) -> list[LinearSVMs]:
-    """Fit the SVMs of all classes once for each fold, without the windows in the fold's images."""
-    fits: list[list[svm.Fit]] = [[] for _ in folds]
-    for group, locations, positions in _groups(windows, features.dimension, execution.memory_gb):
-        vectors = pool_locations(split, features, locations, execution.workers)
-        fit = partial(_fit_one, vectors, images, problem)
-        items = [(fold, of_class, rows) for fold in folds for of_class, rows in zip(group, positions)]
-        results = parallel_map(fit, items, execution.workers, "fitting SVMs without a fold", threads=True)
-        for number, fitted in enumerate(results):
-            fits[number // len(group)].append(fitted)
-    return [svm.stack(of_fold) for of_fold in fits]
-
-
-def _fit_one(
-    vectors: np.ndarray, images: int, problem: svm.Problem, item: tuple[np.ndarray, ClassWindows, np.ndarray]
-) -> svm.Fit:
-    """Fit the SVM of one class without the windows in a fold's images; ``item`` is the fold, the class, its rows."""
-    fold, windows, rows = item
-    keep = ~np.isin(windows.locations["image"] % images, fold)
-    labels = windows.labels[keep]
-    if not (labels > 0).any():
-        return svm.never(vectors.shape[1])
-    return svm.fit(vectors, rows[keep], labels, problem, windows.alpha[keep])
-
-
-def _groups(
-    windows: Sequence[ClassWindows], dimension: int, memory_gb: float
-) -> Iterator[tuple[list[ClassWindows], np.ndarray, list[np.ndarray]]]:
-    """Yield the classes in order, as many at a time as share windows whose vectors fit into memory.
-
-    Yields:
-        The classes, the locations of their windows together, and the positions of each class's among these.
-    """
-    limit = memory_gb * 1e9 / (2 * dimension)
-    group: list[ClassWindows] = []
-    for of_class in windows:
-        if group and len(np.unique(_identities([*group, of_class]))) > limit:
-            yield _group(group)
-            group = []
-        group.append(of_class)
-    if group:
-        yield _group(group)
-
-
-def _group(group: list[ClassWindows]) -> tuple[list[ClassWindows], np.ndarray, list[np.ndarray]]:
-    _, first, positions = np.unique(_identities(group), return_index=True, return_inverse=True)
-    locations = np.concatenate([of_class.locations for of_class in group])[first]
-    return group, locations, np.split(positions, np.cumsum([len(of_class.labels) for of_class in group])[:-1])
-
-
-def _identities(group: list[ClassWindows]) -> np.ndarray:
-    """Return a value that equal windows share, of the windows of some classes together."""
-    locations = np.concatenate([of_class.locations for of_class in group])
-    return locations.view(f"V{locations.dtype.itemsize}")
-
-
-def detect_in_fold(split: FeatureSplit, detector: Detector, fold: np.ndarray, execution: Execution) -> list[HeldOut]:
-    """Detect in the images of a fold, and compare with the objects; return the detections of each class."""
-    samples = tuple(split.dataset[int(i)] for i in fold)
-    of_fold = replace(split, dataset=replace(split.dataset, samples=samples), names=[split.names[int(i)] for i in fold])
-    detections = detect_all(detector, [of_fold], execution.workers)[1]
-    # The detector may have some of the classes alone.
-    labels = np.array([split.dataset.classes.index(name) for name in detector.classes])
-    in_dataset = [replace(entry, labels=labels[entry.labels], classes=split.dataset.classes) for entry in detections]
-    held_out = compare_with_objects(of_fold.dataset, in_dataset, labels.tolist())
-    return [replace(of_class, images=fold[of_class.images]) for of_class in held_out]
-
-
-def compare_with_objects(
-    dataset: Dataset, detections: Sequence[Detections], labels: Sequence[int] | None = None
-) -> list[HeldOut]:
-    """Tell which detections are right.
-
-    Args:
-        dataset: images that the SVMs did not learn from.
-        detections: those of each image, with labels of the data set.
-        labels: the classes to compare; None: all.
-
-    Returns:
-        The detections of each class.
-    """
-    detected, truth = flatten_detections(only_looked_for(dataset, detections)), flatten_ground_truth(dataset)
-    images, _, _, margins = detected
-    held_out = []
-    for label in range(len(dataset.classes)) if labels is None else labels:
-        rows, right, objects = right_and_wrong(detected, truth, label)
-        held_out.append(HeldOut(margins[rows], right, images[rows], objects))
-    return held_out
 
 
 def calibrate_detector(detector: Detector, dataset: Dataset, workers: int = 0) -> Detector:

@@ -121,6 +121,9 @@ def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again:
             seconds = speed.pooling * pooling * images + _PER_CLASS[stage] * len(inputs.labels)
             if stage == "calibration":
                 seconds += speed.pooling * _DETECTION * min(len(inputs.train_pieces), inputs.config.calibration.images)
+            if stage == "svm" and inputs.config.data.incomplete_labels:  # folds, and another fit
+                seconds += speed.pooling * (_DETECTION + 2 * _CALIBRATION) * images
+                seconds += 2 * _PER_CLASS["svm"] * len(inputs.labels)
             if stage == "bbox":
                 seconds += speed.operation * _ridge_operations(inputs)
         estimates[stage] = Estimate(seconds, items)

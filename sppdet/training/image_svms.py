@@ -63,8 +63,10 @@ def train(
 
     def fit_class(label: int) -> svm.Fit:
         samples = [split.dataset[int(i)] for i in images]
-        positive = np.array([label in sample.labels[sample.whole] for sample in samples])
-        known = positive | [sample.was_looked_for([label])[0] and label not in sample.labels for sample in samples]
+        positive = np.array([label in sample.labels for sample in samples])
+        known = positive | [
+            sample.was_looked_for([label])[0] and not len(sample.ignored_of(label)) for sample in samples
+        ]
         if positive[known].all() or not positive.any():
             return svm.Fit(np.zeros(features.dimension, np.float32), 0.0, None, 0, True)
         signs = np.where(positive[known], 1, -1)

@@ -4,9 +4,6 @@ What is kept of a window is its location, 24 bytes. Its vector, 50 kB, is pooled
 every fit, for as many classes at a time as ``memory_gb`` holds. So memory does not grow with the number of images, but
 the maps are read again for every such group of classes.
 
-Positives of a class are its objects and, where ``positive_overlap`` is below 1, the proposals that overlap an object by
-at least this IoU. Negatives are proposals whose IoU with every object of the class is below ``negative_overlap``.
-
 Each class starts from random negatives. Then images are read in a fixed order; a negative that scores above
 ``hard_margin`` is hard and is kept. After growing shares of the images (1/16, 1/8, 1/4, 1/2, all) every class is fitted
 again, and negatives that score below ``evict_margin`` are dropped. R-CNN and SPP_net do this class by class, with a fit
@@ -22,7 +19,7 @@ Names: n windows, U of them with different cells, K classes, D features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -35,82 +32,19 @@ from sppdet.detection import LinearSVMs
 from sppdet.features import FeatureSplit, WindowFeatures, Windows
 from sppdet.ops import Products, nms
 from sppdet.training import svm
+from sppdet.training.locations import (
+    LOCATION,
+    ClassWindows,
+    class_groups,
+    locations_of,
+    pool_locations,
+    windows_in_memory,
+)
+from sppdet.training.sample_cache import SampleCache
+from sppdet.training.window_labels import WindowLabels
 from sppdet.utils import Checkpoint, Execution, entries_under, parallel_map, verify_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
-
-# Images, and windows of each, that tell the mean norm of all vectors.
-_NORM_IMAGES, _NORM_WINDOWS = 200, 200
-
-
-def feature_scale(split: FeatureSplit, features: WindowFeatures, norm: float, execution: Execution) -> float:
-    """Compute the factor that brings the mean L2 norm of window vectors to ``norm``, from a sample of the windows.
-
-    Args:
-        split: images with their proposals and feature maps.
-        features: how windows become vectors.
-        norm: the mean norm that is wanted.
-        execution: seed of the sample; workers.
-
-    Returns:
-        The factor; 1 where there is no window or all vectors are zero.
-    """
-    seed, workers = execution.seed, execution.workers
-    images = np.random.default_rng(seed).permutation(len(split))[:_NORM_IMAGES]
-
-    def norms_of(i: int) -> np.ndarray:
-        boxes = np.random.default_rng([seed, i]).permutation(split.proposals(i))[:_NORM_WINDOWS]
-        if not len(boxes):
-            return np.zeros(0)
-        return np.linalg.norm(features.of_boxes(split.maps(i), boxes, split.size(i)), axis=1)
-
-    norms = np.concatenate(list(parallel_map(norms_of, images.tolist(), workers, "feature norm", threads=True)))
-    mean = float(norms.mean()) if len(norms) else 0.0
-    return norm / mean if mean > 0 else 1.0
-
-
-# Where a window lies: index of its image in the split, index of the feature map, and x1, y1, x2, y2 in cells of the
-# map. float32 holds whole cells exactly; with pooling.kind=align the edges are not whole.
-LOCATION = np.dtype([("image", np.int32), ("scale", np.int32), ("cells", np.float32, 4)])
-# Names of these fields in checkpoints, which stay as they were in earlier versions.
-_STORED_NAMES = {"image": "picture", "scale": "scale", "cells": "window"}
-# Most proposals that are positives per object, and per class unless that leaves less than one per object.
-_NEAR_PER_OBJECT, _NEAR_PER_CLASS = 20, 10_000
-_GROWTH = 2048  # rows by which the cache grows
-_TRIM_SLACK = 4  # a class may hold 1/4 more negatives than its limit before they are sorted and trimmed
-
-
-@dataclass(frozen=True, eq=False)
-class ClassWindows:
-    """The windows that the SVM of one class was fitted to, and their dual variables: enough to fit it again.
-
-    Attributes:
-        locations: ``(n,)`` of `LOCATION`, positives first.
-        positives: how many of them are positives.
-        alpha: ``(n,)`` float32, the dual variables; zeros where they are not known.
-    """
-
-    locations: np.ndarray
-    positives: int
-    alpha: np.ndarray
-
-    @property
-    def labels(self) -> np.ndarray:
-        """``(n,)`` +1 for positives, -1 for negatives."""
-        return np.where(np.arange(len(self.locations)) < self.positives, 1, -1)
-
-    def tensors(self) -> dict[str, np.ndarray]:
-        """Return the values as arrays without fields, for a file."""
-        fields = {name: self.locations[name] for name in _STORED_NAMES}
-        return fields | {"alpha": self.alpha, "positives": np.array(self.positives)}
-
-    @classmethod
-    def restore(cls, tensors: dict[str, np.ndarray]) -> ClassWindows:
-        """Return the windows that `tensors` described."""
-        locations = np.empty(len(tensors["alpha"]), LOCATION)
-        for name in _STORED_NAMES:
-            locations[name] = tensors[name]
-        return cls(locations, int(tensors["positives"]), tensors["alpha"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,128 +71,6 @@ class _ClassRows:
     labels: np.ndarray
     alpha: np.ndarray
     rest: tuple[np.ndarray, float] | None
-
-
-class SampleCache:
-    """The windows that some classes train on, and the state of each class for each window.
-
-    A row is one window. The first rows are positives and stay. Rows of negatives that no class uses any more are used
-    again.
-
-    Args:
-        positives: ``(P,)`` of `LOCATION`.
-        positive_classes: ``(P,)`` the class of each positive, 0 to K - 1.
-        classes: K.
-
-    Attributes:
-        positives: P, the number of rows of positives.
-        locations: ``(R,)`` of `LOCATION`, where each row's window lies.
-        held: bool ``(R, K)``, whether class k trains on row r.
-        alpha: float64 ``(R, K)``, the dual variables of the last fit.
-        score: float32 ``(R, K)``, the margins of the last fit.
-    """
-
-    def __init__(self, positives: np.ndarray, positive_classes: np.ndarray, classes: int):
-        count = self.positives = len(positives)
-        self.locations = positives
-        self.held = np.zeros((count, classes), bool)
-        self.held[np.arange(count), positive_classes] = True
-        self.alpha = np.zeros((count, classes))
-        self.score = np.zeros((count, classes), np.float32)
-        self._used = np.zeros(count, bool)
-        # Orders the rows by image and window, whatever rows they were stored in, and identifies the window.
-        self._rank = np.zeros(count, np.int64)
-        self._row_of: dict[int, int] = {}  # rank -> row, of the negatives
-        self._free: list[int] = []
-
-    def _grow(self) -> None:
-        count = len(self.locations)
-        for name in ("locations", "held", "alpha", "score", "_used", "_rank"):
-            old = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.zeros((_GROWTH, *old.shape[1:]), old.dtype)]))
-        self._free += range(count + _GROWTH - 1, count - 1, -1)
-
-    def add(self, windows: np.ndarray, locations: np.ndarray, wanted: np.ndarray, score: np.ndarray) -> None:
-        """Add negatives; a class that holds one already keeps its state for it.
-
-        Args:
-            windows: ``(n,)`` numbers of the windows within their images.
-            locations: ``(n,)`` of `LOCATION`.
-            wanted: bool ``(n, K)``, whether the window becomes a negative of each class.
-            score: ``(n, K)`` margins.
-        """
-        for window, location, classes, margins in zip(windows.tolist(), locations, wanted, score):
-            rank = _rank(int(location["image"]), window)
-            if rank not in self._row_of:
-                if not self._free:
-                    self._grow()
-                row = self._free.pop()
-                self._row_of[rank], self._rank[row], self._used[row] = row, rank, True
-                self.locations[row] = location
-            row = self._row_of[rank]
-            new = classes & ~self.held[row]
-            self.held[row] |= new
-            self.score[row, new] = margins[new]
-            self.alpha[row, new] = 0
-
-    def negatives(self, k: int) -> np.ndarray:
-        """Return the rows of class k's negatives, in an order that does not depend on the other classes."""
-        rows = self.positives + np.flatnonzero(self.held[self.positives :, k])
-        return rows[np.argsort(self._rank[rows])]
-
-    def problem(self, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return class k's rows ``(n,)``, positives first, and their labels ``(n,)``, +1 or -1."""
-        index = np.concatenate([np.flatnonzero(self.held[: self.positives, k]), self.negatives(k)])
-        return index, np.where(index < self.positives, 1, -1)
-
-    def trim(self, k: int, limit: int) -> None:
-        """Leave class k its ``limit`` hardest negatives, if it has a quarter more than ``limit``."""
-        # Called after every image: count first, and sort only where negatives have to go.
-        if np.count_nonzero(self.held[self.positives :, k]) > limit * (_TRIM_SLACK + 1) // _TRIM_SLACK:
-            negatives = self.negatives(k)
-            hardest = np.argsort(-self.score[negatives, k], kind="stable")
-            self.held[negatives[hardest[limit:]], k] = False
-
-    def evict(self, k: int, margin: float) -> None:
-        """Drop class k's negatives that score below ``margin``."""
-        easy = self.held[self.positives :, k] & (self.score[self.positives :, k] < margin)
-        self.held[self.positives :, k] &= ~easy
-
-    def collect(self) -> None:
-        """Free the rows that no class holds any more."""
-        for row in np.flatnonzero(self._used & ~self.held.any(axis=1)).tolist():
-            del self._row_of[int(self._rank[row])]
-            self._used[row] = False
-            self._free.append(row)
-
-    def __len__(self) -> int:
-        """Return the number of negatives, each of one class or more."""
-        return len(self._row_of)
-
-    def state(self) -> dict[str, np.ndarray]:
-        """Return all that `restore` needs, as arrays without fields."""
-        rows = np.concatenate([np.arange(self.positives), np.flatnonzero(self._used)])
-        state = {stored: self.locations[name][rows] for name, stored in _STORED_NAMES.items()}
-        state |= {"held": self.held[rows], "alpha": self.alpha[rows], "score": self.score[rows]}
-        return state | {"rank": self._rank[rows], "positives": np.array(self.positives)}
-
-    @classmethod
-    def restore(cls, state: dict[str, np.ndarray]) -> SampleCache:
-        """Return the cache that `state` describes."""
-        locations = np.empty(len(state["rank"]), LOCATION)
-        for name, stored in _STORED_NAMES.items():
-            locations[name] = state[stored]
-        cache = cls(locations, np.zeros(len(locations), np.int64), state["held"].shape[1])
-        cache.positives, cache._rank = state["positives"].item(), state["rank"]
-        cache.held, cache.alpha, cache.score = state["held"], state["alpha"], state["score"]
-        cache._used = np.arange(len(locations)) >= cache.positives
-        cache._row_of = {int(cache._rank[row]): row for row in range(cache.positives, len(locations))}
-        return cache
-
-
-def _rank(image: int, window: int) -> int:
-    """Return the number that orders windows by image, then by their number within it."""
-    return (image << 32) + window
 
 
 class Miner:
@@ -297,7 +109,7 @@ class Miner:
         self.cache: SampleCache
         self.fixed = fixed
         self.fixed_rows = [self._fixed_rows(fixed, k) for k in range(len(self.labels))] if fixed else []
-        self._objects = [sum((sample.labels == label).sum() for sample in split.dataset) for label in self.labels]
+        self._of_images = WindowLabels(split, features, self.labels, settings, execution.seed)
 
     def train(self) -> LinearSVMs:
         """Train the SVMs of all classes.
@@ -305,7 +117,7 @@ class Miner:
         The checkpoint is written after every fit. A training that finds one of its key resumes from it and gets the
         same SVMs as without the interruption.
         """
-        for label, count in zip(self.labels, self._objects):
+        for label, count in zip(self.labels, self._of_images.objects):
             if not count:
                 name = self.split.dataset.classes[label]
                 logger.warning("no training objects of %s: it will never be detected", name)
@@ -341,6 +153,21 @@ class Miner:
             self._mine([*range(len(self.split))], fitted)
             fitted = self._fit()
         return fitted
+
+    def relearn(self, split: FeatureSplit) -> LinearSVMs:
+        """Fit the SVMs again after `train`, without the negatives that are none in images of which more is ignored.
+
+        Nothing is mined: on BCCD with half of the labels, another pass over the images brought nothing.
+
+        Args:
+            split: the images of the training; more regions of them are ignored.
+        """
+        of_images = WindowLabels(split, self.features, self.labels, self.settings, self.execution.seed)
+        for i, sample in enumerate(split.dataset):
+            if len(sample.ignored):
+                windows, boxes = of_images.windows(i, split.maps(i))
+                self.cache.restrict(i, of_images.negatives(i, boxes, windows))
+        return self._fit()
 
     def _fixed_rows(self, fixed: FixedRows, k: int) -> _ClassRows:
         """Return the fixed rows of class k as its first fit takes them."""
@@ -414,39 +241,22 @@ class Miner:
     def _start(self, order: np.ndarray) -> SampleCache:
         """Return a cache of the positives of every class and of random windows, the same ones for all classes."""
         workers, count = self.execution.workers, self.settings.random_negatives
-        positives = parallel_map(self._positives, order.tolist(), workers, "positives", threads=True)
+        positives = parallel_map(self._of_images.positives, order.tolist(), workers, "positives", threads=True)
         locations, classes = zip(*positives)
         cache = SampleCache(np.concatenate(locations), np.concatenate(classes), len(self.labels))
         per_image = -(-count // len(order))
         images = order[: -(-count // per_image)] if per_image else order[:0]
 
         def draw(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            windows, boxes = self._windows(i, self.split.maps(i))
+            windows, boxes = self._of_images.windows(i, self.split.maps(i))
             rows = np.random.default_rng([self.execution.seed, i]).permutation(len(windows.cells))[:per_image]
             rows = rows[np.argsort(rows)]
-            return rows, _locations(i, windows, rows), self._may_be_negative(i, boxes, windows)[rows]
+            return rows, locations_of(i, windows, rows), self._of_images.negatives(i, boxes, windows)[rows]
 
         drawn = parallel_map(draw, images.tolist(), workers, "random negatives", threads=True)
         for rows, row_locations, negative in drawn:
             cache.add(rows, row_locations, negative, np.zeros(negative.shape, np.float32))
         return cache
-
-    def _positives(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the locations ``(n,)`` of an image's positives, and the class of each ``(n,)``."""
-        if not any(len(self.split.objects(i, label)) for label in self.labels):
-            return np.zeros(0, LOCATION), np.zeros(0, np.int64)
-        maps = self.split.maps(i)
-        boxes, classes = self._positive_boxes(i, maps)
-        windows = self.features.windows(boxes, self.split.size(i), maps)
-        return _locations(i, windows, windows.group), classes
-
-    def _positive_boxes(self, i: int, maps: object) -> tuple[np.ndarray, np.ndarray]:
-        """Return the boxes ``(n, 4)`` of an image's positives, and the class of each ``(n,)``."""
-        boxes = [self.split.objects(i, label) for label in self.labels]
-        if self.settings.positive_overlap < 1:
-            boxes = [np.concatenate(both) for both in zip(boxes, self._near_proposals(i, maps))]
-        classes = np.repeat(np.arange(len(boxes)), [len(class_boxes) for class_boxes in boxes])
-        return np.concatenate(boxes), classes
 
     def candidates(
         self, i: int, weights: Products, bias: np.ndarray, random: int
@@ -469,58 +279,27 @@ class Miner:
         drawn = np.zeros(len(windows.cells), bool)
         drawn[np.random.default_rng([self.execution.seed, i]).permutation(len(drawn))[:random]] = True
         rows = np.flatnonzero(hard.any(axis=1) | drawn)
-        boxes, classes = self._positive_boxes(i, maps)
-        labels = -self._is_negative(i, self.split.overlaps(i, boxes, self.labels)).astype(np.int8)
+        boxes, classes = self._of_images.positive_boxes(i, maps)
+        labels = -self._of_images.are_negatives(i, boxes).astype(np.int8)
         labels[np.arange(len(boxes)), classes] = 1
         positives = self.features.windows(boxes, self.split.size(i), maps)
         return (
-            np.concatenate([_locations(i, positives, positives.group), _locations(i, windows, rows)]),
+            np.concatenate([locations_of(i, positives, positives.group), locations_of(i, windows, rows)]),
             np.concatenate([labels, -negative[rows].astype(np.int8)]),
             np.concatenate([np.zeros(labels.shape, bool), hard[rows]]),
             np.concatenate([np.zeros(len(labels), bool), drawn[rows]]),
         )
 
-    def _near_proposals(self, i: int, maps: object) -> list[np.ndarray]:
-        """Draw the proposals ``(n, 4)`` that are positives of each class; a draw does not depend on other classes."""
-        windows, proposals = self._windows(i, maps)
-        near = self.split.overlaps(i, proposals, self.labels, cut=False) >= self.settings.positive_overlap
-        proposals_of_classes = []
-        for near_class, label, count in zip(near.T, self.labels, self._objects):
-            rows = np.flatnonzero(near_class)
-            rows = rows[np.unique(windows.group[rows], return_index=True)[1]]  # one of those with equal cells
-            drawn = np.random.default_rng([self.execution.seed, i]).permutation(rows)
-            per_object = max(1, min(_NEAR_PER_OBJECT, _NEAR_PER_CLASS // max(count, 1)))
-            proposals_of_classes.append(proposals[drawn[: per_object * len(self.split.objects(i, label))]])
-        return proposals_of_classes
-
-    def _windows(self, i: int, maps: object) -> tuple[Windows, np.ndarray]:
-        """Return an image's proposals on its maps, and as boxes ``(N, 4)``."""
-        boxes = self.split.proposals(i)
-        return self.features.windows(boxes, self.split.size(i), maps), boxes
-
     def _scored(
         self, i: int, maps: Any, weights: Products, bias: np.ndarray
     ) -> tuple[Windows, np.ndarray, np.ndarray, np.ndarray]:
         """Return an image's windows, and each ``(U, K)``: may it be a negative, is it a hard one, and its margin."""
-        windows, boxes = self._windows(i, maps)
+        windows, boxes = self._of_images.windows(i, maps)
         score = self.features.products(maps, windows, weights)[0] + bias
-        negative = self._may_be_negative(i, boxes, windows)
+        negative = self._of_images.negatives(i, boxes, windows)
         hard = negative & (score > self.settings.hard_margin)
         self._drop_duplicates(windows, boxes, score, hard)
         return windows, negative, hard, score
-
-    def _is_negative(self, i: int, overlap: np.ndarray) -> np.ndarray:
-        """Return ``(n, K)`` whether windows with these overlaps ``(n, K)`` may be negatives of each class."""
-        return (overlap < self.settings.negative_overlap) & self.split.dataset[i].was_looked_for(self.labels)
-
-    def _may_be_negative(self, i: int, boxes: np.ndarray, windows: Windows) -> np.ndarray:
-        """Return ``(U, K)`` whether a window may be a negative of each class.
-
-        Of boxes with equal cells the highest overlap counts. Where a class was not looked for, no window is one.
-        """
-        overlap = np.zeros((len(windows.cells), len(self.labels)), np.float32)
-        np.maximum.at(overlap, windows.group, self.split.overlaps(i, boxes, self.labels))
-        return self._is_negative(i, overlap)
 
     def _mine(self, images: list[int], fitted: LinearSVMs) -> None:
         """Add the hard negatives of some images to the cache."""
@@ -529,7 +308,7 @@ class Miner:
         def find(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
             windows, _, hard, score = self._scored(i, self.split.maps(i), weights, fitted.bias)
             rows = np.flatnonzero(hard.any(axis=1))
-            return rows, _locations(i, windows, rows), hard[rows], score[rows]
+            return rows, locations_of(i, windows, rows), hard[rows], score[rows]
 
         description = f"mining {len(images)} images"
         for negatives in parallel_map(find, images, self.execution.workers, description, threads=True):
@@ -552,7 +331,9 @@ class Miner:
 
     def _fit(self) -> LinearSVMs:
         """Fit the SVMs of all classes to the windows of the cache."""
-        fits = [fitted for classes in self._class_groups() for fitted in self._fit_classes(classes)]
+        held = [np.flatnonzero(of_class) for of_class in self.cache.held.T]
+        limit = windows_in_memory(self.execution.memory_gb, self.features.dimension)
+        fits = [fitted for group in class_groups(held, limit) for fitted in self._fit_classes(*group)]
         self.cache.collect()
         negatives = self.cache.held[self.cache.positives :].sum(axis=0)
         logger.debug(
@@ -566,24 +347,10 @@ class Miner:
             logger.warning("the SVMs of %d classes stopped at the iteration limit; a smaller svm.C helps", unconverged)
         return svm.stack(fits)
 
-    def _class_groups(self) -> Iterator[list[int]]:
-        """Yield the classes in order, as many at a time as share rows whose vectors fit into ``memory_gb``."""
-        limit = self.execution.memory_gb * 1e9 / (2 * self.features.dimension)
-        group: list[int] = []
-        rows = np.zeros(len(self.cache.locations), bool)
-        for k in range(len(self.labels)):
-            class_rows = self.cache.held[:, k]
-            if group and np.count_nonzero(rows | class_rows) > limit:
-                yield group
-                group, rows = [], np.zeros_like(rows)
-            group, rows = [*group, k], rows | class_rows
-        yield group
-
-    def _fit_classes(self, classes: list[int]) -> list[svm.Fit]:
-        """Fit the SVMs of some classes, and drop their easy negatives."""
+    def _fit_classes(self, classes: list[int], rows: np.ndarray) -> list[svm.Fit]:
+        """Fit the SVMs of some classes, whose windows are ``rows`` of the cache, and drop their easy negatives."""
         cache = self.cache
         solve = svm.SOLVERS[self.settings.solver]
-        rows = np.flatnonzero(cache.held[:, classes].any(axis=1))
         vectors = self._vectors(rows)
         position = np.zeros(len(cache.locations), np.int64)
         position[rows] = np.arange(len(rows))
@@ -619,40 +386,6 @@ class Miner:
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
         """Pool the windows of the cache's ``rows`` again: float16 ``(len(rows), D)``."""
         return pool_locations(self.split, self.features, self.cache.locations[rows], self.execution.workers)
-
-
-def pool_locations(split: FeatureSplit, features: WindowFeatures, locations: np.ndarray, workers: int) -> np.ndarray:
-    """Pool windows again, image by image.
-
-    Args:
-        split: the images that the locations number.
-        features: how windows become vectors of D features.
-        locations: ``(n,)`` of `LOCATION`.
-        workers: threads; 0 is every core.
-
-    Returns:
-        float16 ``(n, D)``.
-    """
-    vectors = np.empty((len(locations), features.dimension), np.float16)
-    order = np.argsort(locations["image"], kind="stable")
-    images = np.split(order, np.flatnonzero(np.diff(locations["image"][order])) + 1) if len(locations) else []
-
-    def fill(image_rows: np.ndarray) -> None:
-        every, of_image = np.arange(len(image_rows)), locations[image_rows]
-        windows = Windows(of_image["scale"], of_image["cells"], every)
-        maps = split.maps(int(of_image["image"][0]))
-        vectors[image_rows] = features.vectors(maps, windows, every, np.float16)
-
-    for _ in parallel_map(fill, images, workers, "vectors", threads=True):
-        pass
-    return vectors
-
-
-def _locations(image: int, windows: Windows, rows: np.ndarray) -> np.ndarray:
-    """Return the locations ``(len(rows),)`` of the windows at ``rows``, of `LOCATION`."""
-    locations = np.empty(len(rows), LOCATION)
-    locations["image"], locations["scale"], locations["cells"] = image, windows.scales[rows], windows.cells[rows]
-    return locations
 
 
 def _rounds(order: np.ndarray, rounds: int) -> list[np.ndarray]:

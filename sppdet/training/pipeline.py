@@ -22,23 +22,36 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from sppdet.config import STAGES, Config, to_dict
-from sppdet.data import Dataset
+from sppdet.data import Dataset, in_whole_image
 from sppdet.detection import Detector, LinearSVMs, is_ensemble
-from sppdet.evaluation import check_names, evaluate_run, forget_cost, read_costs, record_cost, stage_line, summary
+from sppdet.evaluation import (
+    PERHAPS_MISSED,
+    check_names,
+    evaluate_run,
+    forget_cost,
+    read_costs,
+    record_cost,
+    stage_line,
+    summary,
+)
 from sppdet.features import FeatureSplit, WindowFeatures, fill_each, fill_maps
 from sppdet.networks import Cut, check_network, rank, wait_for_ranks
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune, image_svms
 from sppdet.training.bank import BANK_FILE, Bank, bank_origin, choose_windows, store_vectors, vectors_key
 from sppdet.training.cached_result import checkpoint_of, invalidate, is_done, write_result
-from sppdet.training.calibration import fit_calibration, hold_out, of_classes
+from sppdet.training.calibration import fit_calibration, of_classes
 from sppdet.training.estimates import estimate, log_plan, map_splits, measure_speed, missing_maps
-from sppdet.training.mining import ClassWindows, Miner
+from sppdet.training.held_out import calibration_folds, hold_out, join_folds, of_files
+from sppdet.training.locations import ClassWindows
+from sppdet.training.mining import Miner
+from sppdet.training.perhaps_missed import PerhapsMissed, all_folds, find_perhaps_missed, ignore_perhaps_missed
 from sppdet.training.pretraining import pretrain
 from sppdet.training.stage_inputs import StageInputs
 from sppdet.training.training_sizes import advice, trained_on
@@ -402,6 +415,8 @@ class Pipeline:
         ) -> list[dict[str, np.ndarray]]:
             miner = Miner(split, features, classes, self.config.svm, scale, execution)
             svms = miner.train()
+            if self.config.data.incomplete_labels:
+                svms = self._relearn(miner, svms)
             for number, k in enumerate(classes):
                 windows = miner.windows(number).tensors()
                 write_result(self._files.of_class("windows", k), self._keys.of_class("svm", k), windows)
@@ -410,7 +425,56 @@ class Pipeline:
         outcome = self._train_classes("svm", forced, train)
         if outcome is not None:
             self.keep_bank()
+        if not self.name:
+            self._list_perhaps_missed()
         return outcome
+
+    def _relearn(self, miner: Miner, svms: LinearSVMs) -> LinearSVMs:
+        """Find what the labels perhaps miss, store it, and return the SVMs of a miner's classes that ignore it."""
+        c, inputs, images = self.config, self.inputs, len(self.inputs.train_pieces)
+        detector = Detector(
+            classes=tuple(inputs.train.classes[k] for k in miner.labels), backbone=inputs.backbone,
+            features=miner.features, search=SelectiveSearch.of(c.proposals), classifier=svms, regressors=None,
+            detection=replace(c.detection, context=0.0, flip=False), head=inputs.head,
+        )  # fmt: skip
+        windows = [miner.windows(number) for number in range(len(miner.labels))]
+        folds = hold_out(
+            miner.split, images, detector, windows, miner.features, miner.problem,
+            of_files(inputs.train_pieces.samples, partial(all_folds, seed=c.run.seed)), miner.execution,
+        )  # fmt: skip
+        perhaps_missed = find_perhaps_missed(folds, miner.labels, c.svm.negative_overlap)
+        for k, of_class in zip(miner.labels, perhaps_missed):
+            key = self._keys.of_class("svm", k)
+            write_result(self._files.of_class("perhaps_missed", k), key, of_class.tensors())
+        return miner.relearn(ignore_perhaps_missed(miner.split, images, miner.labels, perhaps_missed))
+
+    def _ignoring_perhaps_missed(self, split: FeatureSplit) -> FeatureSplit:
+        """Return the images of a stage after the SVMs; what their labels perhaps miss is ignored."""
+        inputs = self.inputs
+        if not self.config.data.incomplete_labels:
+            return split
+        perhaps_missed = [self._perhaps_missed(k) for k in inputs.labels]
+        return ignore_perhaps_missed(split, len(inputs.train_pieces), inputs.labels, perhaps_missed)
+
+    def _perhaps_missed(self, k: int) -> PerhapsMissed:
+        """Return what the labels of class k perhaps miss; nothing for a class that was kept and learned without it."""
+        found = is_done(self._files.of_class("perhaps_missed", k), self._keys.of_class("svm", k), False)
+        return self._files.perhaps_missed(k) if found else PerhapsMissed.none()
+
+    def _list_perhaps_missed(self) -> None:
+        """Write what the labels perhaps miss for a person to look at, the surest first; remove an earlier list."""
+        inputs, path = self.inputs, self.inputs.folder / PERHAPS_MISSED
+        if not self.config.data.incomplete_labels:
+            path.unlink(missing_ok=True)
+            return
+        rows = [(k, *row) for k in inputs.labels for row in self._perhaps_missed(k).rows()]
+        rows.sort(key=lambda row: -row[-1])
+        entries = []
+        for k, i, box, margin in rows:
+            image, box = in_whole_image(inputs.train_pieces[i], box)
+            entries.append({"image": image, "class": inputs.train.classes[k], "box": box, "margin": margin})
+        write_json(path, {"perhaps_missed": entries}, sealed=True)
+        logger.info("%s perhaps without a label: %s lists them", counted(len(entries), "object"), path)
 
     def keep_bank(self) -> None:
         """Write the bank of the trained SVMs, unless it is there."""
@@ -419,7 +483,8 @@ class Pipeline:
         origin = fingerprint([inputs.train.classes, keys, c.svm.bank])
         if not c.svm.bank or self.name or bank_origin(inputs.folder) == origin:
             return
-        split, execution, svms = inputs.split_of("svm"), Execution(c.run.seed, c.workers), self._files.svms()
+        split = self._ignoring_perhaps_missed(inputs.split_of("svm"))
+        execution, svms = Execution(c.run.seed, c.workers), self._files.svms()
         features, scale = inputs.learns_from("svm")
         miner = Miner(split, features, inputs.labels, c.svm, scale, execution)
         locations, labels = choose_windows(split, features, svms, miner, c.svm.bank, execution)
@@ -436,6 +501,7 @@ class Pipeline:
         def train(
             split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
         ) -> list[dict[str, np.ndarray]]:
+            split = self._ignoring_perhaps_missed(split)
             svms = image_svms.train(split, features, classes, self.config.svm, scale, execution)
             return _by_class(svms.weight, svms.bias[:, None])
 
@@ -454,13 +520,14 @@ class Pipeline:
         def train(
             split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
         ) -> list[dict[str, np.ndarray]]:
+            split, images = self._ignoring_perhaps_missed(split), len(self.inputs.train_pieces)
             miner = Miner(split, features, classes, self.config.svm, scale, execution)
             detector = of_classes(self._without_calibration(), classes)
-            held_out = hold_out(
-                split, len(self.inputs.train_pieces), detector, self._windows(miner, detector), features, miner.problem,
-                self.config.calibration, execution,
+            folds = hold_out(
+                split, images, detector, self._windows(miner, detector), features, miner.problem,
+                calibration_folds(split.dataset.samples[:images], self.config.calibration, execution.seed), execution,
             )  # fmt: skip
-            return [of_class.tensors() for of_class in held_out]
+            return [of_class.tensors() for of_class in join_folds(folds, classes)]
 
         return self._train_classes("calibration", forced, train)
 

@@ -54,14 +54,13 @@ def object_crops(dataset: Dataset, side: int, seed: int, workers: int) -> Crops:
 
     def cut(i: int) -> tuple[list[np.ndarray], list[int]]:
         sample = dataset[i]
-        objects = sample.whole
-        if not len(objects):
+        if not len(sample.boxes):
             return [], []
         rng = np.random.default_rng([seed, i])
         image = sample.read()
         background = _background(sample, rng)
-        labels = [*sample.labels[objects].tolist(), *[len(dataset.classes)] * len(background)]
-        return [_crop(image, box, side) for box in np.concatenate([sample.boxes[objects], background])], labels
+        labels = [*sample.labels.tolist(), *[len(dataset.classes)] * len(background)]
+        return [_crop(image, box, side) for box in np.concatenate([sample.boxes, background])], labels
 
     images, labels = zip(*parallel_map(cut, range(len(dataset)), workers, "cropping objects", threads=True))
     return Crops(np.array([*chain(*images)]), np.array([*chain(*labels)], np.int64))

@@ -12,8 +12,9 @@ from sppdet.detection import BoxRegressors, LinearSVMs, Softmax
 from sppdet.features import WindowFeatures
 from sppdet.networks import Head
 from sppdet.training.cached_result import read_result
-from sppdet.training.calibration import HeldOut
-from sppdet.training.mining import ClassWindows
+from sppdet.training.held_out import HeldOut
+from sppdet.training.locations import ClassWindows
+from sppdet.training.perhaps_missed import PerhapsMissed
 from sppdet.utils import entries_under, fingerprint, read_json
 
 _LONGEST_NAME = 150  # characters of a class's name in a file's; file systems limit the whole to 255 bytes
@@ -45,7 +46,8 @@ class StageFiles:
     def of_class(self, stage: str, k: int) -> Path:
         """Return the file of class k of stage ``svm``, ``context``, ``bbox`` or ``calibration``.
 
-        Those of ``windows`` are written with the SVMs: the windows that these were fitted to.
+        Those of ``windows`` and ``perhaps_missed`` are written with the SVMs: the windows that these were fitted to,
+        and what is perhaps an object without a label.
         """
         name = quote(self.classes[k], safe=" ")
         if len(name) > _LONGEST_NAME:
@@ -64,6 +66,10 @@ class StageFiles:
     def held_out(self, k: int) -> HeldOut:
         """Read the detections of class k in images that its SVM did not learn from."""
         return HeldOut.restore(_arrays(self.of_class("calibration", k)))
+
+    def perhaps_missed(self, k: int) -> PerhapsMissed:
+        """Read the detections of class k that are perhaps objects without a label."""
+        return PerhapsMissed.restore(_arrays(self.of_class("perhaps_missed", k)))
 
     def softmax(self) -> Softmax:
         """Read the softmax classifier of the end-to-end training."""

@@ -20,9 +20,9 @@ from sppdet.features import (
 from sppdet.networks import Backbone, Cut, Head, network_state, restore_trunk, weights_digest
 from sppdet.proposals import SelectiveSearch
 from sppdet.training.cached_result import read_result, write_result
-from sppdet.training.mining import feature_scale
 from sppdet.training.stage_files import StageFiles
 from sppdet.training.stage_keys import StageKeys
+from sppdet.training.vector_norm import feature_scale
 from sppdet.utils import Execution, entries_under, errors_naming, fingerprint, read_json
 
 

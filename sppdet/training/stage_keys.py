@@ -101,10 +101,14 @@ class StageKeys:
         head_key = None if head is None else [inputs.head_digest, head.layer]
         samples = inputs.train_pieces.samples
         objects = [sample.boxes[sample.labels == k].tolist() for sample in samples]
-        objects += [sample.cut[sample.labels == k].tolist() for sample in samples if sample.cut is not None]
         not_looked_for = [n for n, sample in enumerate(samples) if not sample.was_looked_for([k])[0]]
         if stage in ("svm", "context") and not_looked_for:
             objects.append(not_looked_for)
+        ignored = [[n, sample.ignored_of(k).tolist()] for n, sample in enumerate(samples) if len(sample.ignored_of(k))]
+        if stage in ("svm", "context") and ignored:
+            objects.append({"ignored": ignored})
+        if stage in ("svm", "context") and self.config.data.incomplete_labels:  # objects of other classes count
+            objects.append({"incomplete_labels": self._objects()[1:]})
         depends = [self._final_features, head_key, inputs.train.classes[k]]
         return self._key(settings, depends, [inputs.split_of(stage).names, objects])
 
@@ -180,8 +184,12 @@ class StageKeys:
         """Return the number of classes and all objects of the training images."""
         pieces = self.inputs.train_pieces
         samples = [[sample.boxes.tolist(), sample.labels.tolist()] for sample in pieces]
-        cut = [sample.cut.tolist() for sample in pieces if sample.cut is not None]
-        return [len(self.inputs.labels), samples, *([cut] if cut else [])]
+        ignored = [
+            [n, sample.ignored.tolist(), sample.ignored_labels.tolist()]
+            for n, sample in enumerate(pieces)
+            if len(sample.ignored)
+        ]
+        return [len(self.inputs.labels), samples, *([ignored] if ignored else [])]
 
     def _files(self, samples: Dataset) -> list:
         """Return the digest of each image's file, and the tiles that the images are."""

@@ -52,7 +52,7 @@ class TrainingImage:
 
 def images_with_objects(split: CachedSplit) -> np.ndarray:
     """Return the numbers of the images that training can use."""
-    return np.flatnonzero([len(sample.whole) for sample in split.dataset])
+    return np.flatnonzero([len(sample.boxes) for sample in split.dataset])
 
 
 def read_steps(

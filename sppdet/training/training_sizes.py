@@ -55,11 +55,9 @@ def advice(dataset: Dataset, tiles: Tiles | None) -> str | None:
 
 
 def _object_sides(dataset: Dataset) -> np.ndarray:
-    """Return the longer sides, in pixels, of all objects that no tile cuts."""
-    boxes = [sample.boxes[sample.whole] for sample in dataset]
-    return np.concatenate(
-        [np.zeros(0), *((of_image[:, 2:] - of_image[:, :2]).max(axis=1, initial=0) for of_image in boxes)]
-    )
+    """Return the longer sides, in pixels, of all objects."""
+    sides = [(sample.boxes[:, 2:] - sample.boxes[:, :2]).max(axis=1, initial=0) for sample in dataset]
+    return np.concatenate([np.zeros(0), *sides])
 
 
 def _image_sides(dataset: Dataset) -> list[int]:

@@ -27,8 +27,8 @@ def sample_windows(
     """Draw windows of one image from its objects and proposals.
 
     Foreground windows overlap an object by `FOREGROUND_IOU` or more, background windows by ``lowest`` to
-    `FOREGROUND_IOU`. An image with too few of either gives fewer windows: as in Fast R-CNN's minibatch.py none is
-    drawn twice.
+    `FOREGROUND_IOU`, and lie in no region that is ignored. An image with too few of either gives fewer windows: as in
+    Fast R-CNN's minibatch.py none is drawn twice.
 
     Args:
         split: the images.
@@ -43,29 +43,16 @@ def sample_windows(
         foreground ``(f, 4)``.
     """
     sample = split.dataset[i]
-    boxes, overlap = _windows_and_overlaps(split, i)
+    boxes = np.concatenate([sample.boxes, split.proposals(i)])
+    overlap = geometry.iou(boxes, sample.boxes)
     best = overlap.max(axis=1, initial=0)
     most = max(1, round(count * foreground_share))
     foreground = rng.permutation(np.flatnonzero(best >= FOREGROUND_IOU))[:most]
-    others = np.flatnonzero((best >= lowest) & (best < FOREGROUND_IOU))
+    others = np.flatnonzero((best >= lowest) & (best < FOREGROUND_IOU) & ~sample.are_ignored(boxes))
     background = rng.permutation(others)[: count - len(foreground)]
     nearest = overlap[foreground].argmax(axis=1) if len(foreground) else np.zeros(0, np.int64)
     labels = np.concatenate([sample.labels[nearest], np.full(len(background), len(split.dataset.classes))])
     return boxes[np.concatenate([foreground, background])], labels.astype(np.int64), sample.boxes[nearest]
-
-
-def _windows_and_overlaps(split: CachedSplit, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the windows of an image, objects first, and their IoU ``(n, objects)`` with the objects.
-
-    Windows whose nearest object is cut by the border of a tile are left out.
-    """
-    sample = split.dataset[i]
-    windows = np.concatenate([sample.boxes, split.proposals(i)])
-    overlap = geometry.iou(windows, sample.boxes)
-    if sample.cut is not None:
-        kept = ~(sample.cut[overlap.argmax(axis=1)] & (overlap.max(axis=1) > 0))
-        windows, overlap = windows[kept], overlap[kept]
-    return windows, overlap
 
 
 def target_statistics(split: CachedSplit, flip: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -83,8 +70,9 @@ def target_statistics(split: CachedSplit, flip: bool) -> tuple[np.ndarray, np.nd
     """
     all_labels, all_targets = [np.zeros(0, np.int64)], [np.zeros((0, 4))]
     for i, sample in enumerate(split.dataset):
-        if len(sample.whole):
-            windows, overlap = _windows_and_overlaps(split, i)
+        if len(sample.boxes):
+            windows = np.concatenate([sample.boxes, split.proposals(i)])
+            overlap = geometry.iou(windows, sample.boxes)
             foreground = overlap.max(axis=1) >= FOREGROUND_IOU
             nearest = overlap[foreground].argmax(axis=1)
             all_labels.append(sample.labels[nearest])

@@ -75,6 +75,11 @@ def test_settings_that_go_together_are_accepted(overrides):
             "pooling.layer_weights: 2 for 1 layer of backbone.layers; give one for each, or []",
         ),
         (
+            ["data.incomplete_labels=true", "end_to_end.enabled=true", "features=pool5+fc7"],
+            "data.incomplete_labels: only SVMs learn without what is perhaps missed; set classifier=svm and "
+            "end_to_end.enabled=false, or false",
+        ),
+        (
             ["classifier=softmax"],
             "classifier: softmax is a layer on fc7; set end_to_end.enabled=true and features=fc7 with it, "
             "or classifier=svm",

@@ -25,7 +25,17 @@ def test_ids_crowds_and_categories_without_objects(tmp_path):
     folder = read_folder(tmp_path)
     assert (folder.format, folder.classes) == ("coco", ("cat", "dog"))
     assert objects_of(folder) == {"a": [("cat", 10, 5, 20.5, 15), ("dog", 0, 0, 4, 4)]}
-    assert folder.images[0].difficult.tolist() == [False, True]
+    assert folder.images[0].ignored.tolist() == [False, True] and not folder.images[0].difficult.any()
+    (sample,) = folder.dataset()
+    assert sample.labels.tolist() == [0] and sample.ignored_of(1).tolist() == [[0, 0, 4, 4]]
+
+
+def test_difficult_objects_that_we_wrote_stay_objects(tmp_path):
+    write_image(tmp_path / "images/a.jpg")
+    box = {"bbox": [10, 5, 10.5, 10], "iscrowd": 1, "difficult": 1}
+    write(tmp_path / "annotations/instances_default.json", coco(box))
+    (sample,) = read_folder(tmp_path).dataset()
+    assert sample.difficult.tolist() == [True] and len(sample.ignored) == 0
 
 
 def test_segmentations_stand_for_missing_boxes(tmp_path):

@@ -14,7 +14,7 @@ from sppdet.config import Config, override
 from sppdet.data import splits
 from sppdet.data.labelled_folder import read_folder
 from sppdet.data.shapes import CLASSES
-from sppdet.data.splits import divide, fold_folder, load_split, read_dataset, split_folder
+from sppdet.data.splits import divide, fold_folder, load_folds, load_split, read_dataset, split_folder
 from sppdet.data.voc import read_voc
 from sppdet.utils.errors import SppdetError
 
@@ -208,6 +208,26 @@ def test_skip_bad_leaves_out_images_of_voc_lists_and_of_other_folders(tmp_path, 
         load_split(config_of(data__root=tmp_path / "other"), "trainval")
     with pytest.warns(UserWarning, match=r"files left out by data\.skip_bad: 1"):
         assert len(load_split(config_of(data__root=tmp_path / "other", data__skip_bad="true"), "all")) == 9
+
+
+@pytest.mark.parametrize("names", ["[star]", "[star,zebra]"])
+def test_classes_that_are_ignored_are_regions_in_all_splits(shapes_root, names):
+    plain, config = config_of(data__root=shapes_root), config_of(data__root=shapes_root, data__ignore_classes=names)
+    if "zebra" in names:
+        with pytest.raises(SppdetError, match=r"data\.ignore_classes: no box is of class 'zebra'"):
+            load_split(config, "trainval")
+        return
+    train = load_split(config, "trainval")
+    test = load_split(config, "test", train.classes)
+    every, parts = load_folds(config, 3)
+    assert train.classes == test.classes == every.classes == parts[0].classes and "star" not in train.classes
+    for data, before in ((train, load_split(plain, "trainval")), (test, load_split(plain, "test"))):
+        star = before.classes.index("star")
+        for sample, full in zip(data, before):
+            np.testing.assert_array_equal(sample.ignored, full.boxes[full.labels == star])
+            assert [data.classes[k] for k in sample.labels] == [before.classes[k] for k in full.labels if k != star]
+    assert sum(len(sample.ignored) for sample in train) > 0
+    assert sum(len(sample.ignored) for part in parts for sample in part) == sum(len(s.ignored) for s in every)
 
 
 def test_divide_gives_each_class_its_share_and_a_single_group_to_the_largest_part():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,8 @@ import pytest
 from PIL import Image
 
 from sppdet.config.settings import DataSettings
-from sppdet.data.dataset import Dataset, Sample
-from sppdet.data.tiles import Tiles, tile_dataset, tile_sample
+from sppdet.data.dataset import EVERY_CLASS, Dataset, Sample
+from sppdet.data.tiles import Tiles, in_whole_image, tile_dataset, tile_sample
 from sppdet.utils.errors import SppdetError
 
 
@@ -46,11 +47,25 @@ def test_objects_lie_in_the_tiles_that_show_them():
     left, right = tile_sample(sample, Tiles(100, 20))
     assert (left.id, left.width, left.height, left.tile) == ("a@0,0", 100, 80, (0, 0, 100, 80))
     assert (right.id, right.width, right.tile) == ("a@70,0", 100, (70, 0, 170, 80))
-    assert left.labels.tolist() == [0, 1, 2, 3] and left.boxes[2].tolist() == [92, 40, 100, 60]
-    assert left.cut.tolist() == left.difficult.tolist() == [False, False, True, False]
-    assert left.whole.tolist() == [0, 1, 3]
+    assert left.labels.tolist() == [0, 1, 3]
+    assert left.ignored.tolist() == [[92, 40, 100, 60]] and left.ignored_labels.tolist() == [2]
     assert right.labels.tolist() == [1, 2, 3] and right.boxes.tolist()[0] == [5, 10, 25, 30]
-    assert right.cut is None and right.boxes[2].tolist() == [0, 40, 14, 60]  # 70% of it
+    assert not len(right.ignored) and right.boxes[2].tolist() == [0, 40, 14, 60]  # 70% of it
+
+
+def test_ignored_regions_lie_in_the_tiles_that_show_them():
+    regions = np.array([[60, 0, 80, 20], [120, 0, 140, 20]], np.float32)
+    sample = replace(sample_of([]), ignored=regions, ignored_labels=np.array([EVERY_CLASS, 1]))
+    left, right = tile_sample(sample, Tiles(100, 20))
+    assert left.ignored.tolist() == [[60, 0, 80, 20]] and left.ignored_labels.tolist() == [EVERY_CLASS]
+    assert right.ignored.tolist() == [[0, 0, 10, 20], [50, 0, 70, 20]] and right.ignored_labels.tolist() == [-1, 1]
+
+
+def test_a_box_of_a_tile_in_the_whole_image():
+    sample = sample_of([])
+    left, right = tile_sample(sample, Tiles(100, 20))
+    assert in_whole_image(right, [0, 1, 2, 3]) == (sample.id, [70, 1, 72, 3])
+    assert in_whole_image(left, [0, 1, 2, 3]) == in_whole_image(sample, [0, 1, 2, 3]) == (sample.id, [0, 1, 2, 3])
 
 
 def test_a_tile_reads_its_part_of_the_image(tmp_path):

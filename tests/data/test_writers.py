@@ -51,11 +51,15 @@ def test_voc_has_the_lists_that_training_asks_for(tmp_path, folder):
     assert [sample.id for sample in read_voc(tmp_path / "out", "trainval")] == ["a_b", "c"]
 
 
-def test_coco_keeps_difficult_objects_as_crowds(tmp_path, folder):
-    folder.images[0].difficult[:] = True
+@pytest.mark.parametrize(("flag", "mark"), [("difficult", 1), ("ignored", None)])
+def test_coco_marks_difficult_objects_and_crowds_so_that_they_are_read_as_such(tmp_path, folder, flag, mark):
+    getattr(folder.images[0], flag)[:] = True
     convert_folder(folder, tmp_path / "out", "coco")
     (path,) = (tmp_path / "out/annotations").glob("*test.json")
-    assert [entry["iscrowd"] for entry in json.loads(path.read_text())["annotations"]] == [1]
+    (entry,) = json.loads(path.read_text())["annotations"]
+    assert (entry["iscrowd"], entry.get("difficult")) == (1, mark)
+    (image,) = [image for image in read_folder(tmp_path / "out").images if image.split == "test"]
+    assert getattr(image, flag).all() and image.difficult.any() != image.ignored.any()
 
 
 def test_a_folder_without_splits_stays_without(tmp_path):

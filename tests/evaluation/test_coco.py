@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from evaluation_data import HERE, THERE, dataset_of, detections_of, image_of, random_detections
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from sppdet.evaluation.coco import evaluate_coco, image_ids, write_coco_ground_truth, write_coco_results
-from sppdet.evaluation.voc import evaluate_voc
-from sppdet.ops.boxes import from_xywh
+from sppdet.evaluation.coco import evaluate_coco, ground_truth, image_ids, write_coco_ground_truth, write_coco_results
+from sppdet.evaluation.voc import evaluate_voc, without_ignored
+from sppdet.ops.boxes import from_xywh, to_xywh
 from sppdet.utils.errors import SppdetError
 
 
@@ -63,6 +66,54 @@ def test_coco_ignores_detections_by_their_share_inside_a_difficult_object():
     detections = [detections_of(((0, 0, 5, 5), 0, 2.0), (THERE, 0, 1.0))]
     assert evaluate_coco(truth, detections)["AP50"] == pytest.approx(100)
     assert evaluate_voc(truth, detections)["mAP_area"] == pytest.approx(50)
+
+
+def test_regions_that_are_ignored_are_pycocotools_crowds(tmp_path):
+    """Beside a file with crowds, and beside VOC's rule, in images without a second detection of an object."""
+    truth, detections = with_regions(40)
+    crowds = [
+        {"id": 1000 + i, "image_id": i, "category_id": 1, "iscrowd": 1, "bbox": box, "area": box[2] * box[3]}
+        for i, sample in enumerate(truth)
+        for box in to_xywh(sample.ignored).tolist()
+    ]
+    plain = [replace(sample, ignored=np.zeros((0, 4)), ignored_labels=np.zeros(0, int)) for sample in truth]
+    write_coco_ground_truth(tmp_path / "truth.json", dataset_of(*plain, classes=["cat"]))
+    content = json.loads((tmp_path / "truth.json").read_text())
+    content["annotations"] += crowds
+    (tmp_path / "truth.json").write_text(json.dumps(content))
+    write_coco_results(tmp_path / "results.json", truth, detections)
+    toolkit = COCO(tmp_path / "truth.json")
+    evaluation = COCOeval(toolkit, toolkit.loadRes(str(tmp_path / "results.json")), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    figures = evaluate_coco(truth, detections)
+    assert [figures["AP"], figures["AP50"]] == pytest.approx((100 * evaluation.stats[:2]).tolist())
+    assert figures["AP50"] > evaluate_coco(dataset_of(*plain, classes=["cat"]), detections)["AP50"] + 1
+    kept = [len(entry.scores) for entry in without_ignored(truth, detections)]
+    of_all_sizes = [entry for entry in evaluation.evalImgs if entry and entry["aRng"] == [0, 1e10]]
+    counted = {entry["image_id"]: int((~entry["dtIgnore"][0].astype(bool)).sum()) for entry in of_all_sizes}
+    assert kept == [counted.get(i, 0) for i in range(40)] and sum(kept) < sum(len(d.scores) for d in detections)
+
+
+def with_regions(images: int):
+    """Return images "0", "1" ... with a cat and a region that is ignored, and detections near and far from both."""
+    rng, samples, detections = np.random.default_rng(5), [], []
+    for i in range(images):
+        x, y, side = rng.integers(150, 300), rng.integers(0, 200), rng.integers(40, 100)
+        region = np.array([[x, y, x + side, y + side]], np.float32)
+        samples.append(replace(image_of(str(i), (HERE, 0)), ignored=region, ignored_labels=np.array([0])))
+        boxes = region.repeat(6, axis=0) + rng.integers(-60, 60, (6, 4))
+        boxes = [box for box in boxes.tolist() if box[2] > box[0] and box[3] > box[1] and box[0] > 20]
+        scores = rng.permutation(len(boxes) + 1)
+        rows = [(box, 0, score) for box, score in zip(boxes, scores[1:])]
+        detections.append(detections_of(*rows, *([((0, 0, 10, 9), 0, scores[0])] if i % 3 else [])))
+    return dataset_of(*samples, classes=["cat"]), detections
+
+
+def test_a_region_that_is_ignored_for_every_class_is_a_crowd_of_each():
+    region = replace(image_of("a"), ignored=np.array([HERE], np.float32), ignored_labels=np.array([-1]))
+    assert [entry["category_id"] for entry in ground_truth(dataset_of(region))["annotations"]] == [1, 2]
 
 
 def test_coco_without_detections_or_without_objects(capsys):
@@ -138,7 +189,7 @@ def test_coco_ground_truth(tmp_path):
     assert [(c["id"], c["name"]) for c in content["categories"]] == [(1, "cat"), (2, "dog")]
     assert content["annotations"] == [
         {"id": 1, "image_id": 1, "category_id": 2, "bbox": [0, 0, 10, 10], "area": 100, "iscrowd": 0},
-        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [100, 0, 10, 10], "area": 100, "iscrowd": 1},
+        {"id": 2, "image_id": 1, "category_id": 1, "bbox": [100, 0, 10, 10], "area": 100, "iscrowd": 1, "difficult": 1},
     ]
 
 

@@ -125,3 +125,13 @@ def test_iou_of_boxes_of_whole_numbers_is_that_of_floats():
     overlap = geometry.iou(boxes, boxes)
     np.testing.assert_allclose(overlap, [[1, 1 / 3], [1 / 3, 1]])
     assert overlap.dtype == np.float64
+
+
+def test_shares_inside_are_pycocotools_overlaps_with_crowds():
+    from pycocotools import mask
+
+    rng = np.random.default_rng(1)
+    boxes, regions = random_boxes(rng, 40), random_boxes(rng, 9)
+    expected = mask.iou(*(geometry.to_xywh(b).astype(np.float64) for b in (boxes, regions)), [True] * 9)
+    np.testing.assert_allclose(geometry.shares_inside(boxes, regions), expected, atol=1e-6)
+    assert geometry.shares_inside(boxes, regions[:0]).shape == (40, 0)

@@ -12,7 +12,8 @@ from sppdet.detection.linear_layers import LinearSVMs
 from sppdet.features.cached_split import MapSplit
 from sppdet.ops.coded_maps import encode_map
 from sppdet.training.bank import BANK_FILE, Bank, StoredVectors, bank_origin, choose_windows, store_vectors
-from sppdet.training.mining import Miner, pool_locations
+from sppdet.training.locations import pool_locations
+from sppdet.training.mining import Miner
 from sppdet.utils.execution import Execution
 
 EXECUTION = Execution(seed=3, workers=1)

@@ -1,4 +1,4 @@
-"""Calibration: curves against the probabilities that data were drawn with, and folds that the SVMs do not see."""
+"""Calibration: curves against the probabilities that data were drawn with, and other images."""
 
 from __future__ import annotations
 
@@ -9,29 +9,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sppdet.config import DEFAULT_THRESHOLD, CalibrationSettings
-from sppdet.config.settings import DetectionSettings, SvmSettings
+from sppdet.config import DEFAULT_THRESHOLD
+from sppdet.config.settings import DetectionSettings
 from sppdet.data.dataset import Dataset, Sample
 from sppdet.detection.calibration import Calibration, Sigmoid, Steps
 from sppdet.detection.detections import Detections
-from sppdet.detection.detector import Detector
-from sppdet.evaluation.run import detect_all
-from sppdet.proposals.search import SelectiveSearch
-from sppdet.training import svm
 from sppdet.training.calibration import (
-    HeldOut,
-    _fit_one,
-    _fit_without,
     calibrate_detector,
-    draw_folds,
     fit_calibration,
     fit_class,
-    hold_out,
-    of_classes,
 )
-from sppdet.training.mining import LOCATION, ClassWindows, Miner, pool_locations
+from sppdet.training.held_out import HeldOut
 from sppdet.utils.errors import SppdetError
-from sppdet.utils.execution import Execution
 
 TRUE = Sigmoid(3.0, -1.0)
 
@@ -95,80 +84,6 @@ def test_the_threshold_is_where_f1_is_best():
     best = np.argmax([2 * (margins[margins >= t] > 0.5).sum() / ((margins >= t).sum() + 10_000) for t in margins])
     _, threshold = fit_class(held_out, TRUE, DEFAULT_THRESHOLD)
     assert threshold == pytest.approx(margins[best], abs=0.02)
-
-
-def test_folds_cover_few_images_once_and_take_a_part_of_many():
-    folds = draw_folds(11, CalibrationSettings(folds=3), seed=0)
-    assert np.sort(np.concatenate(folds)).tolist() == list(range(11))
-    folds = draw_folds(1000, CalibrationSettings(folds=4, images=400), seed=0)
-    assert [len(fold) for fold in folds] == [250]
-    assert [len(fold) for fold in draw_folds(800, CalibrationSettings(folds=4, images=400), seed=0)] == [200, 200]
-
-
-def test_a_fold_s_svms_are_those_of_a_fit_without_the_fold_s_windows(random_split, tiny_features):
-    split, features = random_split(images=10, classes=2), tiny_features(8)
-    settings = SvmSettings(C=0.1, random_negatives=40, max_negatives=60, tolerance=0.001)
-    miner = Miner(split, features, [0, 1], settings, 1.0, Execution(workers=1))
-    miner.train()
-    windows = [miner.windows(k) for k in range(2)]
-    folds = [np.array([0, 3, 4]), np.array([1, 2])]
-    problem = svm.Problem(C=0.1, tolerance=0.001, max_epochs=1000)
-    fitted = _fit_without(split, 10, windows, features, problem, folds, Execution(workers=1))
-    for fold, svms in zip(folds, fitted):
-        for k, of_class in enumerate(windows):
-            keep = ~np.isin(of_class.locations["image"], fold)
-            rows = pool_locations(split, features, of_class.locations[keep], 1)
-            expected = svm.fit(rows, np.arange(len(rows)), of_class.labels[keep], problem)
-            np.testing.assert_allclose(svms.weight[k], expected.weight, atol=0.02)
-
-
-def test_windows_of_mirror_images_leave_with_their_image():
-    locations = np.zeros(3, LOCATION)
-    locations["image"] = [2, 8, 4]  # 8 is the mirror image of 2 among 6
-    windows = ClassWindows(locations, 2, np.zeros(3, np.float32))
-    vectors = np.ones((3, 1), np.float16)
-    without_2, without_4 = (
-        _fit_one(vectors, 6, svm.Problem(), (np.array([image]), windows, np.arange(3))) for image in (2, 4)
-    )
-    assert without_2.intercept == svm.never(1).intercept < without_4.intercept  # no positive is left
-
-
-def test_windows_survive_being_written(tmp_path):
-    locations = np.zeros(4, LOCATION)
-    locations["image"], locations["scale"] = [3, 1, 2, 0], [0, 1, 0, 1]
-    locations["cells"] = np.arange(16).reshape(4, 4)
-    windows = ClassWindows(locations, 1, np.array([0.5, 0, 1, 0.25], np.float32))
-    restored = ClassWindows.restore(windows.tensors())
-    assert (restored.locations == locations).all() and restored.labels.tolist() == [1, -1, -1, -1]
-    assert restored.alpha.tolist() == windows.alpha.tolist()
-
-
-def test_detections_in_held_out_images_are_worse_than_those_in_images_that_were_learned(random_split, tiny_features):
-    split, features = random_split(images=16, classes=2), tiny_features(8)
-    settings = SvmSettings(C=0.1, random_negatives=60, max_negatives=80)
-    miner = Miner(split, features, [0, 1], settings, 1.0, Execution(workers=1))
-    svms = miner.train()
-    detector = Detector(
-        classes=split.dataset.classes, backbone=None, features=features, search=SelectiveSearch(), classifier=svms,
-        regressors=None, detection=DetectionSettings(),
-    )  # fmt: skip
-    windows = [miner.windows(k) for k in range(2)]
-    folds = CalibrationSettings(folds=4)
-    held_out = hold_out(split, 16, detector, windows, features, miner.problem, folds, Execution(workers=1))
-    learned = detect_all(detector, [split], 1)[1]
-    for k, of_class in enumerate(held_out):
-        assert of_class.objects == sum((sample.labels == k).sum() for sample in split.dataset)
-        assert set(of_class.images.tolist()) <= set(range(16)) and 0 < of_class.right.sum() <= of_class.objects
-        of_all = np.concatenate([detections.scores[detections.labels == k] for detections in learned])
-        assert not np.array_equal(np.sort(of_all), np.sort(of_class.margins))
-    # A class alone has the same detections.
-    alone = hold_out(
-        split, 16, of_classes(detector, [1]), windows[1:], features, miner.problem, folds, Execution(workers=1)
-    )
-    np.testing.assert_array_equal(alone[0].right, held_out[1].right)
-    np.testing.assert_allclose(alone[0].margins, held_out[1].margins, atol=1e-5)
-    calibration = fit_calibration(held_out)
-    assert calibration is not None and len(calibration.curves) == 2
 
 
 # On other images

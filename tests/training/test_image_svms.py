@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -73,3 +75,17 @@ def test_more_images_than_the_limit_are_sampled(split, tiny_features, monkeypatc
     monkeypatch.setitem(svm.SOLVERS, "dual", count)
     image_svms.train(split, tiny_features(4), [0], SETTINGS, 1.0, Execution(workers=1))
     assert sizes == [(7, 7, 7)]
+
+
+def test_an_image_with_a_region_that_is_ignored_teaches_nothing(split, tiny_features):
+    """It counts as little as one in which the class was not looked for."""
+    features, execution = tiny_features(4), Execution(workers=1)
+    region, every = np.array([[0, 0, 9, 9]], np.float32), np.array([-1])
+    changes = {"ignored": region, "ignored_labels": every}, {"looked_for": np.array([False, True, True])}
+    weights = []
+    for change in changes:
+        samples = (replace(split.dataset[0], **change), *split.dataset.samples[1:])
+        changed = replace(split, dataset=replace(split.dataset, samples=samples))
+        weights.append(image_svms.train(changed, features, [0], SETTINGS, 1.0, execution).weight)
+    np.testing.assert_array_equal(*weights)
+    assert not np.array_equal(weights[0], image_svms.train(split, features, [0], SETTINGS, 1.0, execution).weight)

@@ -10,95 +10,13 @@ import torch
 from safetensors import safe_open
 
 from sppdet.config.settings import SvmSettings
-from sppdet.features.window_features import Windows
 from sppdet.networks.fc_head import Head
 from sppdet.ops.products import Products
-from sppdet.training import mining, svm
-from sppdet.training.mining import LOCATION, Miner, SampleCache, feature_scale
+from sppdet.training import svm
+from sppdet.training.mining import Miner
 from sppdet.utils.execution import Checkpoint, Execution
 
 SETTINGS = {"C": 0.1, "random_negatives": 30, "max_negatives": 40, "hard_per_image": 6}
-
-
-def sample_cache() -> SampleCache:
-    """Two classes with one positive each."""
-    return SampleCache(np.zeros(2, LOCATION), np.array([0, 1]), 2)
-
-
-def add(cache: SampleCache, image: int, windows: list[int], wanted, score) -> None:
-    locations = np.array([(image, 0, (window, 0, 9, 9)) for window in windows], LOCATION)
-    wanted = np.array(wanted, bool).reshape(-1, 2)
-    cache.add(np.array(windows, int), locations, wanted, np.array(score, np.float32).reshape(-1, 2))
-
-
-def negatives(cache: SampleCache, k: int) -> list[list[int]]:
-    """Return the image and the number of each of class k's negatives."""
-    index, labels = cache.problem(k)
-    return [[int(location["image"]), int(location["cells"][0])] for location in cache.locations[index[labels < 0]]]
-
-
-def test_positives_belong_to_their_class():
-    index, labels = sample_cache().problem(1)
-    assert index.tolist() == [1] and labels.tolist() == [1]
-
-
-def test_a_window_is_kept_once_for_all_classes():
-    cache = sample_cache()
-    add(cache, 7, [3, 4], [[1, 0], [0, 1]], [[0.5, 0], [0, 0.6]])
-    add(cache, 7, [3], [[1, 1]], [[0.9, 0.8]])
-    assert len(cache) == 2
-    assert negatives(cache, 0) == [[7, 3]] and negatives(cache, 1) == [[7, 3], [7, 4]]
-    row = next(r for r in cache.problem(0)[0] if r >= 2)
-    np.testing.assert_allclose(cache.score[row], [0.5, 0.8])  # class 0 had it: its score is the one of its last fit
-
-
-def test_the_same_window_number_of_another_image_is_another_row():
-    cache = sample_cache()
-    add(cache, 1, [3], [[1, 0]], [[0, 0]])
-    add(cache, 2, [3], [[1, 0]], [[0, 0]])
-    assert negatives(cache, 0) == [[1, 3], [2, 3]]
-
-
-def test_trim_keeps_the_hardest_once_a_quarter_more_has_come():
-    cache = sample_cache()
-    add(cache, 1, list(range(5)), [[1, 1]] * 5, [[w, -w] for w in range(5)])
-    cache.trim(0, 4)
-    assert len(negatives(cache, 0)) == 5  # five are not more than four and a quarter of four
-    add(cache, 2, [9], [[1, 0]], [[10, 0]])
-    cache.trim(0, 4)
-    assert negatives(cache, 0) == [[1, 2], [1, 3], [1, 4], [2, 9]]
-    assert len(negatives(cache, 1)) == 5  # the other class keeps its own
-
-
-def test_evict_drops_easy_negatives_and_never_positives():
-    cache = sample_cache()
-    add(cache, 1, [0, 1, 2], [[1, 1]] * 3, [[-2, 0], [-1.2, 0], [0, -3]])
-    cache.score[:2] = -9
-    cache.evict(0, -1.2)
-    assert negatives(cache, 0) == [[1, 1], [1, 2]] and len(negatives(cache, 1)) == 3
-    assert (cache.problem(0)[1] > 0).sum() == 1
-
-
-def test_collect_frees_rows_that_no_class_holds():
-    cache = sample_cache()
-    add(cache, 1, [0, 1, 2], [[1, 1], [1, 0], [0, 1]], [[-2, 0], [-2, 0], [0, 0]])
-    cache.evict(0, -1)
-    cache.collect()
-    assert len(cache) == 2 and negatives(cache, 1) == [[1, 0], [1, 2]]
-    add(cache, 5, [8], [[1, 0]], [[1, 0]])  # fits, where four rows would not
-    assert negatives(cache, 0) == [[5, 8]]
-
-
-def test_a_row_that_is_used_again_starts_from_nothing():
-    cache = sample_cache()
-    add(cache, 1, [0], [[1, 0]], [[-5, 0]])
-    row = int(cache.problem(0)[0][-1])
-    cache.alpha[row, 0] = 0.7
-    cache.evict(0, -1)
-    cache.collect()
-    add(cache, 2, [0], [[1, 0]], [[0.25, 0]])
-    assert cache.problem(0)[0][-1] == row
-    assert cache.alpha[row, 0] == 0 and cache.score[row, 0] == 0.25
 
 
 def miner(split, features, labels, workers=1, memory_gb=2.0, checkpoint=None, **changes) -> Miner:
@@ -192,18 +110,6 @@ def test_windows_near_an_object_are_no_negatives(planted, tiny_features):
     assert ((brightest[:, 0] > 0.5) & (brightest[:, 1] > 0.5)).sum() == 1
 
 
-def test_where_a_class_was_not_looked_for_no_window_is_a_negative(planted, tiny_features):
-    samples = list(planted.dataset.samples)
-    samples[9] = replace(samples[9], looked_for=np.array([False]))
-    split = replace(planted, dataset=replace(planted.dataset, samples=tuple(samples)))
-    made = miner(split, tiny_features(4), [0], random_negatives=1000, hard_margin=-1e9, evict_margin=-1e9)
-    made.train()
-    index, labels = made.cache.problem(0)
-    locations = made.cache.locations[index]
-    assert 9 in locations["image"][labels > 0]  # its object is an object all the same
-    assert 9 not in locations["image"][labels < 0] and (labels < 0).sum() > 30
-
-
 def test_where_a_class_was_not_looked_for_no_candidate_of_a_bank_is_its_negative(random_split, tiny_features):
     split, features = random_split(images=4), tiny_features(8)
     samples = list(split.dataset.samples)
@@ -217,32 +123,6 @@ def test_where_a_class_was_not_looked_for_no_candidate_of_a_bank_is_its_negative
     every = labels(split)
     assert (every[:, 1] < 0).any()
     np.testing.assert_array_equal(labels(partly)[:, 1], np.maximum(every[:, 1], 0))
-
-
-@pytest.mark.parametrize(("overlap", "expected"), [(1.0, []), (0.8, []), (0.7, [[8, 8, 24, 20]])])
-def test_windows_that_overlap_an_object_by_enough_are_positives_too(planted, tiny_features, overlap, expected):
-    made = miner(planted, tiny_features(4), [0], random_negatives=8, positive_overlap=overlap)
-    made.train()
-    index, labels = made.cache.problem(0)
-    locations = made.cache.locations[index[labels > 0]]
-    for image in range(10):
-        cells = locations["cells"][locations["image"] == image]
-        assert (cells * 4).tolist() == [[8, 8, 24, 24], *expected]
-
-
-@pytest.mark.parametrize(("per_class", "expected"), [(10000, 20), (7, 7), (0, 1)])
-def test_of_windows_near_an_object_a_few_are_drawn_each_cell_once(
-    make_split, tiny_features, monkeypatch, per_class, expected
-):
-    monkeypatch.setattr(mining, "_NEAR_PER_CLASS", per_class)
-    windows = [[x, y, 60, 60 + z] for x in range(0, 9, 4) for y in range(0, 13, 4) for z in (0, 4)] * 2
-    split = make_split([(np.ones((16, 16, 1)), [*windows, [0, 0, 8, 8]], [[0, 0, 64, 64]], [0])], ("a",))
-    made = miner(split, tiny_features(1), [0], positive_overlap=0.5)
-    made.train()
-    index, labels = made.cache.problem(0)
-    cells = made.cache.locations["cells"][index[labels > 0]]
-    assert len(cells) == 1 + expected < 1 + len(windows) // 2
-    assert len(np.unique(cells[1:], axis=0)) == expected
 
 
 @pytest.mark.parametrize(("overlap", "negatives"), [(0.8, {(8, 8), (9, 8), (0, 12)}), (0.7, {(8, 8), (0, 12)})])
@@ -261,25 +141,6 @@ def test_of_overlapping_hard_negatives_the_hardest_stays(make_split, tiny_featur
     index, labels = made.cache.problem(0)
     corners = made.cache.locations["cells"][index[labels < 0], :2]
     assert {(int(x), int(y)) for x, y in corners} == negatives
-
-
-def test_feature_scale_brings_the_mean_norm_to_20(random_split, tiny_features):
-    split, features = random_split(images=4), tiny_features(8)
-    norms = []
-    for i in range(4):
-        maps = split.maps(i)
-        windows = features.windows(split.proposals(i), (64, 64), maps)
-        vectors = features.vectors(maps, windows, np.arange(len(windows.cells)))[windows.group]
-        norms += np.linalg.norm(vectors, axis=1).tolist()
-    scale = feature_scale(split, features, 20.0, Execution(workers=1))
-    assert scale * np.mean(norms) == pytest.approx(20.0, rel=1e-5)
-
-
-def test_without_windows_or_with_zeros_the_scale_is_one(make_split, tiny_features):
-    nothing = (np.ones((16, 16, 1)), [], [[0, 0, 8, 8]], [0])
-    zeros = (np.zeros((16, 16, 1)), [[0, 0, 8, 8]], [], [])
-    for image in (nothing, zeros):
-        assert feature_scale(make_split([image], ("a",)), tiny_features(1), 20.0, Execution(workers=1)) == 1.0
 
 
 def test_a_class_whose_objects_fill_their_images_needs_no_negatives(make_split, tiny_features):
@@ -311,24 +172,6 @@ def test_images_without_objects_or_windows_take_part(random_split, make_split, t
     expected = svm.fit(made._vectors(index), np.arange(4), labels, replace(made.problem, tolerance=1e-6))
     np.testing.assert_allclose(svms.weight[0], expected.weight, atol=0.01)
     np.testing.assert_allclose(svms.bias[0], expected.intercept, atol=0.02)
-
-
-@pytest.mark.parametrize("kind", ["max", "align"])
-def test_vectors_are_pooled_again_as_they_were(random_split, tiny_features, kind):
-    split, features = random_split(images=6), tiny_features(8, kind=kind)
-    for i, name in enumerate(split.names):  # edges between cells
-        shift = np.random.default_rng(i).uniform(-1, 1, (len(split.proposals(i)), 4)).astype(np.float32)
-        split.proposal_store.write(name, np.clip(split.proposals(i) + shift, 0, 64))
-    made = miner(split, features, [0, 1])
-    made.train()
-    index, labels = made.cache.problem(1)
-    for place, vector in zip(made.cache.locations[index], made._vectors(index)):
-        alone = Windows(place["scale"][None], place["cells"][None], np.zeros(1, np.int64))
-        expected = features.block(split.maps(place["image"]), alone, np.zeros(1, np.int64))
-        np.testing.assert_array_equal(vector, expected[0].astype(np.float16))
-    assert made._vectors(index[:0]).shape == (0, features.dimension)
-    whole = made.cache.locations[index[labels < 0]]["cells"] % 1 == 0
-    assert whole.all() if kind == "max" else not whole.all(axis=1).any()
 
 
 def test_a_class_whose_svm_takes_its_objects_for_background_is_named(make_split, tiny_features, log_lines):

@@ -19,6 +19,7 @@ from tiny_run import TinyRun
 import sppdet
 from sppdet import config
 from sppdet.config.settings import STAGES
+from sppdet.ops.boxes import iou
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.training import bbox_regression, train_detector
 from sppdet.training.mining import Miner
@@ -671,3 +672,34 @@ class TestCalibration:
         run.train(self.FOLDS, last="calibration", force=True)
         run.train(self.FOLDS)
         assert run.model() == model
+
+
+class TestIncompleteLabels:
+    MODE = "data.incomplete_labels=true"
+
+    def test_what_is_perhaps_missed_is_listed_and_ignored_by_later_stages(self, run, trained, log_lines):
+        settings = self.MODE, "detection.context=0.3", "calibration.folds=2", "svm.bank=100"
+        run.train(*settings)
+        entries = run.json("perhaps_missed.json")["perhaps_missed"]
+        margins = [entry["margin"] for entry in entries]
+        assert entries and margins == sorted(margins, reverse=True)
+        pipeline = run.pipeline(*settings)
+        train = pipeline.inputs.train
+        for entry in entries:
+            sample = next(sample for sample in train if sample.id == entry["image"])
+            objects = sample.boxes[sample.labels == train.classes.index(entry["class"])]
+            assert (iou(np.array([entry["box"]]), objects) < 0.3).all()
+        ignoring = pipeline._ignoring_perhaps_missed(pipeline.inputs.split).dataset
+        assert sum(len(sample.ignored) for sample in ignoring) == len(entries)
+        assert f"{len(entries)} objects perhaps without a label" in "".join(log_lines)
+        assert run.model() != trained.model()
+        times = run.times()
+        run.train(*settings)
+        assert run.times() == times
+
+    def test_without_the_mode_the_list_goes_and_the_model_is_that_of_other_runs(self, run, trained):
+        run.train(self.MODE)
+        assert (run.folder / "perhaps_missed.json").exists()
+        run.train()
+        assert run.model() == trained.model()
+        assert not (run.folder / "perhaps_missed.json").exists()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,8 @@ from sppdet.detection.tiles import TrainedOn
 from sppdet.evaluation.diagnosis_run import diagnose_run
 from sppdet.evaluation.in_memory import evaluate_detector
 from sppdet.evaluation.voc import flatten_detections
-from sppdet.training.calibration import draw_folds
+from sppdet.training.held_out import calibration_folds
 from sppdet.training.training_sizes import advice, trained_on
-from sppdet.training.training_windows import sample_windows
 
 TILES = ("data.tiles=100", "data.tile_overlap=48", "calibration.folds=2")
 
@@ -69,23 +67,9 @@ def test_advice_on_tiles():
     assert advice(images(4000, 90), Tiles(700, 70)).endswith("cut many of them; give data.tile_overlap=90")
 
 
-def test_no_window_on_a_cut_object_is_learned_from(random_split):
-    split = random_split(1, 1)
-    sample = split.dataset[0]
-    boxes = np.array([[0, 0, 32, 32], [40, 40, 64, 64]], np.float32)
-    sample = replace(sample, boxes=boxes, labels=np.zeros(2, np.int64), cut=np.array([False, True]))
-    split = replace(split, dataset=replace(split.dataset, samples=(sample,)))
-    assert split.objects(0, 0).tolist() == [[0, 0, 32, 32]]
-    on_cut = boxes[1:] + np.float32(4)
-    assert split.overlaps(0, on_cut, [0])[0, 0] > 0.3  # no negative
-    assert split.overlaps(0, on_cut, [0], cut=False)[0, 0] == 0  # and no positive
-    windows, _, objects = sample_windows(split, 0, 1000, 1.0, np.random.default_rng(0), lowest=0)
-    assert (objects == boxes[0]).all() and not (windows == boxes[1]).all(axis=1).any()
-
-
 def test_tiles_of_one_image_are_in_one_fold(shapes_root):
     pieces = tile_dataset(read_dataset(shapes_root, "trainval"), Tiles(100, 48))
-    folds = draw_folds(len(pieces), CalibrationSettings(folds=3), 0, pieces)
+    folds = calibration_folds(pieces.samples, CalibrationSettings(folds=3), 0)
     of_folds = [{pieces[int(i)].path for i in fold} for fold in folds]
     assert len(folds) == 3 and sum(map(len, of_folds)) == len(set().union(*of_folds)) == 12
     assert sorted(np.concatenate(folds).tolist()) == list(range(len(pieces)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from end_to_end_images import Workplace
@@ -33,6 +35,17 @@ def test_sampled_windows_have_the_overlaps_that_their_labels_say(random_split):
         assert foreground[: len(nearest)].all()
         assert (nearest == sample.boxes[overlap[foreground].argmax(axis=1)]).all()
         assert ((best[~foreground] >= 0.1) & (best[~foreground] < 0.5)).all() and (labels[~foreground] == 3).all()
+
+
+def test_windows_in_a_region_that_is_ignored_are_no_background(random_split):
+    split = random_split(images=1, windows=300)
+    (sample,) = split.dataset
+    left = np.array([[0, 0, 32, 64]], np.float32)
+    sample = replace(sample, ignored=left, ignored_labels=np.array([0]))
+    split = replace(split, dataset=replace(split.dataset, samples=(sample,)))
+    boxes, labels, _ = sample_windows(split, 0, 200, 0.25, np.random.default_rng(0), lowest=0.0)
+    background = boxes[labels == 3]
+    assert len(background) > 20 and not sample.are_ignored(background).any()
 
 
 def test_background_may_overlap_no_object(random_split):

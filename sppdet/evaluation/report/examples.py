@@ -92,6 +92,39 @@ def choose_examples(
     return _Chooser(dataset, detections, errors, counts).groups()
 
 
+def perhaps_missed(dataset: Dataset, entries: Sequence[dict]) -> Group:
+    """Return what the labels of the training images perhaps miss.
+
+    Args:
+        dataset: the training images.
+        entries: the content of perhaps_missed.json.
+    """
+    numbers = {sample.id: i for i, sample in enumerate(dataset)}
+    examples: list[Example] = []
+    per_class = Counter[str]()
+    most = _most_per_class(dataset.classes)
+    for entry in entries:
+        if entry["image"] in numbers and per_class[entry["class"]] < most and len(examples) < _LIMIT:
+            per_class[entry["class"]] += 1
+            image = numbers[entry["image"]]
+            sample = dataset[image]
+            labels = [Marked(box, False, dataset.classes[label]) for box, label in zip(sample.boxes, sample.labels)]
+            box = Marked(np.array(entry["box"], np.float32), True, f"{entry['class']} {entry['margin']:.2f}")
+            examples.append(Example(image, box, "no label there", labels))
+    return Group(
+        "Perhaps an object without a label, in the training images",
+        "Models that have not learned from these images are sure of them, so they were not taken for background. If an "
+        "object is real, add its label. perhaps_missed.json lists all.",
+        len(entries),
+        examples,
+    )
+
+
+def _most_per_class(classes: Sequence[str]) -> int:
+    """Return how many examples of one class a group may have."""
+    return max(2, -(-2 * _LIMIT // max(1, len(classes))))
+
+
 class _Chooser:
     """All detections and objects of a data set, and what became of them."""
 
@@ -222,7 +255,7 @@ class _Chooser:
 
     def _choose(self, rows: Iterable[int], labels: np.ndarray) -> list[int]:
         """Return the first rows, but not all of them of one class where there are several classes."""
-        per_class, chosen = max(2, -(-2 * _LIMIT // max(1, len(self.classes)))), Counter[int]()
+        per_class, chosen = _most_per_class(self.classes), Counter[int]()
         result: list[int] = []
         for row in rows:
             if chosen[labels[row]] < per_class:

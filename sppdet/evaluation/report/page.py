@@ -28,7 +28,7 @@ from sppdet.evaluation.report.charts import (
     draw_reliability,
     draw_thresholds,
 )
-from sppdet.evaluation.report.examples import Group, choose_examples
+from sppdet.evaluation.report.examples import Group, choose_examples, perhaps_missed
 from sppdet.evaluation.report.figures import (
     COCO_DRAWS,
     Range,
@@ -40,7 +40,7 @@ from sppdet.evaluation.report.figures import (
 )
 from sppdet.evaluation.report.more_images import curve_points, expectation
 from sppdet.evaluation.report.thumbnails import Thumbnail, make_thumbnails
-from sppdet.evaluation.run import LastEvaluation, read_last_evaluation
+from sppdet.evaluation.run import PERHAPS_MISSED, LastEvaluation, read_last_evaluation
 from sppdet.evaluation.voc import flatten_detections, flatten_ground_truth, match_label, precision_recall
 from sppdet.utils import SppdetError, atomic_write, read_json
 
@@ -130,6 +130,7 @@ def _content(last: LastEvaluation, counts: ThresholdCounts) -> dict[str, object]
     ranges = resampled_ranges(dataset, detections, metrics["coco"]["AP"])
     suspects, mistakes = choose_examples(dataset, detections, errors, counts)
     suspect_groups, mistake_groups = _with_thumbnails(dataset, suspects, mistakes, last.config.workers)
+    missed = _perhaps_missed(last, train)
     train_objects = [None] * len(dataset.classes) if train is None else object_counts(train).tolist()
     classes = [
         advice.ClassFigures(name, number, objects, metrics["AP"][name])
@@ -176,6 +177,7 @@ def _content(last: LastEvaluation, counts: ThresholdCounts) -> dict[str, object]
         "reliability_chart": _svg(draw_reliability(metrics["calibration"]["bins"])) if reliability else "",
         "proposals_known": proposals_known,
         "confusions": confusions,
+        "perhaps_missed": missed,
         "suspects": suspect_groups,
         "mistakes": mistake_groups,
         "system": _system(last.config),
@@ -287,6 +289,17 @@ def _with_thumbnails(
         for groups in (suspects, mistakes)
     ]
     return shown[0], shown[1]
+
+
+def _perhaps_missed(last: LastEvaluation, train: Dataset | None) -> list[_ShownGroup]:
+    """Return what the labels of the training images perhaps miss; empty if nobody looked for that, or nothing is."""
+    path = last.folder / PERHAPS_MISSED
+    if train is None or not path.is_file():
+        return []
+    group = perhaps_missed(train, read_json(path, perhaps_missed=list)["perhaps_missed"])
+    if not group.examples:
+        return []
+    return [_ShownGroup(group, make_thumbnails(train, group.examples, last.config.workers))]
 
 
 def _confusions(diagnosis: dict) -> list[tuple[str, str, int]]:

@@ -7,7 +7,7 @@ import pytest
 from evaluation_data import ELSEWHERE, HERE, THERE, dataset_of, detections_of, image_of
 
 from sppdet.evaluation.diagnosis import errors_by_class
-from sppdet.evaluation.report.examples import choose_examples
+from sppdet.evaluation.report.examples import choose_examples, perhaps_missed
 from sppdet.evaluation.report.figures import count_at_thresholds
 
 
@@ -78,3 +78,15 @@ def test_one_class_does_not_take_the_whole_group():
 def test_without_detections_or_objects_there_is_nothing_to_show():
     assert not any(groups_of(dataset_of(image_of("x")), [detections_of()]).values())
     assert np.all([len(v) == 0 for v in groups_of(dataset_of(), []).values()])
+
+
+def test_what_the_labels_of_training_images_perhaps_miss_comes_as_it_was_listed():
+    dataset = dataset_of(image_of("a", (HERE, 0)), image_of("b"))
+    entries = [{"image": "b", "class": "dog", "box": [*ELSEWHERE], "margin": 1.5}]
+    entries += [{"image": "a", "class": "cat", "box": [*THERE], "margin": 1.0}] * 20
+    entries += [{"image": "gone", "class": "dog", "box": [*THERE], "margin": 0.9}]
+    group = perhaps_missed(dataset, entries)
+    assert group.count == 22 and len(group.examples) == 12
+    first, second = group.examples[:2]
+    assert (first.image, first.focus.text, first.focus.box.tolist()) == (1, "dog 1.50", [*ELSEWHERE])
+    assert (second.image, second.focus.text, [other.text for other in second.others]) == (0, "cat 1.00", ["cat"])

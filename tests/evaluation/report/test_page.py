@@ -16,8 +16,9 @@ from PIL import Image
 
 from sppdet.config import Config, override
 from sppdet.evaluation.in_memory import evaluate_detections
+from sppdet.evaluation.report import page as report_module
 from sppdet.evaluation.report.page import report_page, write_report
-from sppdet.evaluation.run import LastEvaluation
+from sppdet.evaluation.run import PERHAPS_MISSED, LastEvaluation
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import write_json
 
@@ -178,3 +179,15 @@ def test_the_page_works_in_a_browser(last, page, tmp_path, width):
         f"{wrong}",
     ]
     assert seen["after"]["line"] != seen["before"]["line"] and seen["after"]["point"] != seen["before"]["point"]
+
+
+def test_what_the_labels_of_training_images_perhaps_miss_is_shown_if_it_was_looked_for(last, page, monkeypatch):
+    title = "in the training images"
+    assert title not in page
+    write_json(last.folder / PERHAPS_MISSED, {"perhaps_missed": [
+        {"image": "image <3>", "class": HOSTILE[0], "box": [300.0, 300.0, 400.0, 400.0], "margin": 1.25}
+    ]})  # fmt: skip
+    monkeypatch.setattr(report_module, "_training_images", lambda last: (last.dataset, 0))
+    text = text_of(report_page(last))
+    assert title in text and f"{HOSTILE[0]} 1.25" in html.unescape(text)
+    (last.folder / PERHAPS_MISSED).unlink()

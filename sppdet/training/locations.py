@@ -1,0 +1,126 @@
+"""Where windows lie, in 24 bytes each, from which their vectors of 50 kB are pooled again.
+
+Names: n windows, K classes, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sppdet.features import FeatureSplit, WindowFeatures, Windows
+from sppdet.utils import parallel_map
+
+# Where a window lies: index of its image in the split, index of the feature map, and x1, y1, x2, y2 in cells of the
+# map. float32 holds whole cells exactly; with pooling.kind=align the edges are not whole.
+LOCATION = np.dtype([("image", np.int32), ("scale", np.int32), ("cells", np.float32, 4)])
+# Names of these fields in checkpoints, which stay as they were in earlier versions.
+STORED_NAMES = {"image": "picture", "scale": "scale", "cells": "window"}
+
+
+@dataclass(frozen=True, eq=False)
+class ClassWindows:
+    """The windows that the SVM of one class was fitted to, and their dual variables: enough to fit it again.
+
+    Attributes:
+        locations: ``(n,)`` of `LOCATION`, positives first.
+        positives: how many of them are positives.
+        alpha: ``(n,)`` float32, the dual variables; zeros where they are not known.
+    """
+
+    locations: np.ndarray
+    positives: int
+    alpha: np.ndarray
+
+    @property
+    def labels(self) -> np.ndarray:
+        """``(n,)`` +1 for positives, -1 for negatives."""
+        return np.where(np.arange(len(self.locations)) < self.positives, 1, -1)
+
+    def tensors(self) -> dict[str, np.ndarray]:
+        """Return the values as arrays without fields, for a file."""
+        fields = {name: self.locations[name] for name in STORED_NAMES}
+        return fields | {"alpha": self.alpha, "positives": np.array(self.positives)}
+
+    @classmethod
+    def restore(cls, tensors: dict[str, np.ndarray]) -> ClassWindows:
+        """Return the windows that `tensors` described."""
+        locations = np.empty(len(tensors["alpha"]), LOCATION)
+        for name in STORED_NAMES:
+            locations[name] = tensors[name]
+        return cls(locations, int(tensors["positives"]), tensors["alpha"])
+
+
+def pool_locations(split: FeatureSplit, features: WindowFeatures, locations: np.ndarray, workers: int) -> np.ndarray:
+    """Pool windows again, image by image.
+
+    Args:
+        split: the images that the locations number.
+        features: how windows become vectors of D features.
+        locations: ``(n,)`` of `LOCATION`.
+        workers: threads; 0 is every core.
+
+    Returns:
+        float16 ``(n, D)``.
+    """
+    vectors = np.empty((len(locations), features.dimension), np.float16)
+    order = np.argsort(locations["image"], kind="stable")
+    images = np.split(order, np.flatnonzero(np.diff(locations["image"][order])) + 1) if len(locations) else []
+
+    def fill(image_rows: np.ndarray) -> None:
+        every, of_image = np.arange(len(image_rows)), locations[image_rows]
+        windows = Windows(of_image["scale"], of_image["cells"], every)
+        maps = split.maps(int(of_image["image"][0]))
+        vectors[image_rows] = features.vectors(maps, windows, every, np.float16)
+
+    for _ in parallel_map(fill, images, workers, "vectors", threads=True):
+        pass
+    return vectors
+
+
+def locations_of(image: int, windows: Windows, rows: np.ndarray) -> np.ndarray:
+    """Return the locations ``(len(rows),)`` of the windows at ``rows``, of `LOCATION`."""
+    locations = np.empty(len(rows), LOCATION)
+    locations["image"], locations["scale"], locations["cells"] = image, windows.scales[rows], windows.cells[rows]
+    return locations
+
+
+def share_locations(windows: Sequence[ClassWindows]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Return the different locations of the windows of classes, and of each class the numbers of its windows."""
+    locations = np.concatenate([of_class.locations for of_class in windows])
+    identities = locations.view(f"V{locations.dtype.itemsize}")
+    _, first, rows = np.unique(identities, return_index=True, return_inverse=True)
+    return locations[first], np.split(rows, np.cumsum([len(of_class.locations) for of_class in windows])[:-1])
+
+
+def class_groups(rows: Sequence[np.ndarray], limit: float) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Divide classes into groups whose windows together are no more than memory holds.
+
+    Args:
+        rows: of each class, the numbers of its windows, which classes may share.
+        limit: windows of a group; a class with more is a group of its own.
+
+    Yields:
+        Classes, in order; and the numbers of their windows together, ascending.
+
+    Examples:
+        >>> [(classes, shared.tolist()) for classes, shared in class_groups([[1, 5], [5, 2], [7]], 3)]
+        [([0, 1], [1, 2, 5]), ([2], [7])]
+    """
+    group: list[int] = []
+    shared = np.zeros(0, np.int64)
+    for k, of_class in enumerate(rows):
+        together = np.union1d(shared, of_class)
+        if group and len(together) > limit:
+            yield group, shared
+            group, together = [], np.unique(of_class)
+        group, shared = [*group, k], together
+    if group:
+        yield group, shared
+
+
+def windows_in_memory(memory_gb: float, dimension: int) -> float:
+    """Return how many vectors of ``dimension`` numbers in half precision fit into memory."""
+    return memory_gb * 1e9 / (2 * dimension)
