@@ -29,7 +29,7 @@ def write_bank(run: Path, folder: Path, size: int) -> None:
     """
     pipeline = Pipeline(override(load(run / "config.json"), [f"run.dir={run}", f"svm.bank={size}"]))
     pipeline.prepare()
-    pipeline.keep_bank()
+    pipeline.stages.keep_bank()
     bank = Bank.load(run)
     atomic_write(folder / BANK_FILE, replace(bank, limit=SvmSettings().bank).save)
 

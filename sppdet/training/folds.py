@@ -48,7 +48,7 @@ def cross_validate(config: Config, folds: int) -> Pipeline:
     final, pipelines = _pipelines(config, folds)
     final.log_data()
     parts = _run(final, pipelines, parts_of_curve(pipelines))
-    final.save()
+    final.stages.save()
     folds_done = [(pipeline.inputs.test, pipeline.inputs.folder) for pipeline in pipelines]
     curve = curve_of(pipelines, parts) if parts else None
     final.log_result(evaluate_folds(final.config, final.inputs.train, folds_done, curve))

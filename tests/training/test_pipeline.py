@@ -23,8 +23,8 @@ from sppdet.ops.boxes import iou
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.training import bbox_regression, train_detector
 from sppdet.training.mining import Miner
-from sppdet.training.pipeline import Pipeline
 from sppdet.training.stage_inputs import StageInputs
+from sppdet.training.stages import Stages
 from sppdet.utils.errors import SppdetError
 
 SHAPES = ("circle", "cross", "ring", "square", "star", "triangle")
@@ -68,8 +68,8 @@ def test_two_layers_of_a_librarys_network_train_and_detect(run, shapes_root):
 
 
 def test_curves_are_written_into_the_run(run):
-    assert run.pipeline()._execution(None).curves is None
-    curves = run.pipeline("run.curves=csv")._execution(None).curves
+    assert run.pipeline().stages._execution(None).curves is None
+    curves = run.pipeline("run.curves=csv").stages._execution(None).curves
     assert (curves.folder, curves.form) == (run.folder / "curves", "csv")
 
 
@@ -146,7 +146,7 @@ class TestStages:
     def test_every_stage_of_the_list_runs(self, run, monkeypatch):
         ran = []
         for stage in STAGES:
-            monkeypatch.setattr(Pipeline, f"_{stage}", lambda self, forced, stage=stage: ran.append((stage, forced)))
+            monkeypatch.setattr(Stages, f"_{stage}", lambda self, forced, stage=stage: ran.append((stage, forced)))
         pipeline = run.pipeline()
         pipeline.run("calibration", force=True)
         assert ran == [(stage, stage == "calibration") for stage in STAGES[:-1]]
@@ -689,7 +689,7 @@ class TestIncompleteLabels:
             sample = next(sample for sample in train if sample.id == entry["image"])
             objects = sample.boxes[sample.labels == train.classes.index(entry["class"])]
             assert (iou(np.array([entry["box"]]), objects) < 0.3).all()
-        ignoring = pipeline._ignoring_perhaps_missed(pipeline.inputs.split).dataset
+        ignoring = pipeline.stages._ignoring_perhaps_missed(pipeline.inputs.split).dataset
         assert sum(len(sample.ignored) for sample in ignoring) == len(entries)
         assert f"{len(entries)} objects perhaps without a label" in "".join(log_lines)
         assert run.model() != trained.model()
