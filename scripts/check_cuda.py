@@ -1,6 +1,6 @@
 """Check a GPU: the tests of what runs there, and images per second by stage, in one table.
 
-    python scripts/check_cuda.py                    # at most 8 minutes; needs torch, torchvision and this folder
+    python scripts/check_cuda.py                    # meant for 8 minutes; needs torch, torchvision, this folder
     python scripts/check_cuda.py --device cpu       # the same in small, to try the script
 
 Figures are means over runs of one image of 375 x 500 pixels, enlarged to the scales, after a first run. The paper's GPU
