@@ -135,10 +135,11 @@ def add_background(
 ) -> Detector:
     """Refit a trained model on images that hold none of its classes: what it finds in them was a false alarm.
 
+    The arguments after ``images`` are those of `add_classes`.
+
     Args:
         run: folder of the model, with its bank.
         images: a folder of images, which need no annotations; or a data set, whose objects are not looked at.
-        output, cache, device, workers: as for `add_classes`.
 
     Returns:
         The new detector. A class without hard negatives in the images keeps its weights, bit for bit.
