@@ -216,8 +216,8 @@ def to_dict(config: Any) -> dict[str, Any]:
     """Return settings as nested dicts of JSON's types.
 
     Examples:
-        >>> to_dict(Config().run)
-        {'dir': 'runs/default', 'cache': 'cache', 'seed': 3}
+        >>> to_dict(Config().calibration)
+        {'folds': 4, 'images': 400}
     """
     return {field.name: _plain(getattr(config, field.name)) for field in dataclasses.fields(config)}
 

@@ -139,7 +139,7 @@ def test_settings_come_from_a_file_and_the_command_line(workplace, capsys):
     assert main(["train", "colours", "--config", "c.yaml", "sizes=[64]", "--print-config"]) == 0
     out = capsys.readouterr().out
     assert "levels: [6]" in out and "sizes: [64]" in out and "root: colours" in out
-    assert "run: {dir: runs/classifier, seed: 5}" in out
+    assert "run: {dir: runs/classifier, seed: 5, curves: none}" in out
 
 
 def break_one_class(root: Path) -> None:

@@ -12,7 +12,7 @@ from sppdet.data.large_images import PixelsInMemory
 from sppdet.data.tiles import Tiles
 from sppdet.detection.detections import Detections
 from sppdet.detection.detector import Detector
-from sppdet.detection.saved_model import load
+from sppdet.detection.saved_ensemble import load
 from sppdet.detection.tiles import TilePlan, TrainedOn, detect_in_tiles, merge_tiles, plan_tiles
 from sppdet.utils.errors import SppdetError
 
