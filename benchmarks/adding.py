@@ -13,8 +13,9 @@ from sppdet import config
 from sppdet.data.dataset import Dataset
 from sppdet.data.splits import load_split
 from sppdet.detection.saved_model import load_detector
-from sppdet.training.adding import add_background, add_classes, remove_classes
+from sppdet.training.adding import add_background, add_classes
 from sppdet.training.bank import BANK_FILE
+from sppdet.training.changing import remove_classes
 from sppdet.training.pipeline import Pipeline
 
 IMAGES, BACKGROUND, TRAINED = 30, 20, 120

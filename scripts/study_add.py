@@ -72,9 +72,9 @@ def main() -> None:
         seconds[name] = time.perf_counter() - start[0], time.process_time() - start[1]
 
     together, grown = output / "together", output / "grown"
-    run_training(in_folder(config, together), data=(train, test), last="calibration").save()
+    run_training(in_folder(config, together), data=(train, test), last="calibration").stages.save()
     some, some_test = with_classes(train, first), with_classes(test, first)
-    run_training(in_folder(config, output / "first"), data=(some, some_test), last="calibration").save()
+    run_training(in_folder(config, output / "first"), data=(some, some_test), last="calibration").stages.save()
     current = output / "first"
     for number, name in enumerate(added):
         images = with_classes(train, [name])
