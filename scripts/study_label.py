@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=20, help="images that are labelled by hand; default: %(default)s")
     parser.add_argument("--more", type=int, default=100, help="images that are pre-labelled; default: %(default)s")
     parser.add_argument("--good", type=float, default=0.75, help="IoU from which on a box stays; default: %(default)s")
+    parser.add_argument("--threshold", default="auto", help="lowest probability, or auto; default: %(default)s")
     parser.add_argument("--preset", default="default")
     parser.add_argument("--work", type=Path, default=Path("runs/study_label"))
     options = parser.parse_intermixed_args()
@@ -56,7 +57,9 @@ def main() -> None:
     detector = sppdet.train_detector(
         few, options.overrides, preset=options.preset, output=options.work, test=part(dataset, slice(options.images))
     )
-    counts = sum((corrections(one, detector.predict(one.read()), options.good) for one in others), Counter())
+    threshold = "auto" if options.threshold == "auto" else float(options.threshold)
+    found = ((one, detector.predict(one.read(), threshold=threshold)) for one in others)
+    counts = sum((corrections(one, detections, options.good) for one, detections in found), Counter())
     objects = sum(int((~one.difficult).sum()) for one in others)
     todo = counts["move"] + counts["delete"] + counts["draw"]
     print("| labelled | pre-labelled | objects | kept | moved | deleted | drawn | boxes handled | of drawing all |")
