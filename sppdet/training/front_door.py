@@ -14,7 +14,7 @@ from sppdet.networks import process_group, rank, rank_count, wait_for_ranks
 from sppdet.training.data_settings import choices_of_run, choose_settings
 from sppdet.training.folds import cross_validate
 from sppdet.training.pipeline import Pipeline
-from sppdet.utils import SppdetError, cluster
+from sppdet.utils import SppdetError, cluster, require_engine
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ def _following_data(settings: Config, overrides: list[str], training_images: Cal
         overrides: what the user gave; these settings stay.
         training_images: reads them.
     """
+    require_engine(settings.run.engine)  # before the choice, which takes up to a minute
     fixed = {text.partition("=")[0].strip() for text in overrides}
     choices = choices_of_run(settings, fixed)
     if not choices:

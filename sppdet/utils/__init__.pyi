@@ -4,6 +4,7 @@ from .compilation import marker as marker
 from .compilation import multiplies_bfloat16 as multiplies_bfloat16
 from .curves import Curves as Curves
 from .engines import cluster as cluster
+from .engines import require_engine as require_engine
 from .environment import versions as versions
 from .errors import SppdetError as SppdetError
 from .execution import Checkpoint as Checkpoint

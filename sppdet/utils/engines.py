@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -29,6 +30,8 @@ Result = TypeVar("Result")
 
 _ANSWER = 20.0  # seconds in which a cluster must answer, and have a worker
 _QUEUE = 32  # units that are sent ahead per core: work for machines that join later
+
+_PACKAGES = {"dask": "distributed", "ray": "ray"}
 
 _active: Cluster | None = None
 
@@ -73,6 +76,20 @@ def cluster(engine: str, address: str | None, workers: int, folder: Path) -> Ite
         opened.close()
 
 
+def require_engine(engine: str) -> None:
+    """Check that the package of an engine is installed.
+
+    Raises:
+        SppdetError: it is not.
+    """
+    if engine in _PACKAGES and not find_spec(_PACKAGES[engine]):
+        raise _not_installed(engine)
+
+
+def _not_installed(engine: str) -> SppdetError:
+    return SppdetError(f"run.engine: {engine} is not installed; pip install 'sppdet[{engine}]'")
+
+
 class Cluster(ABC):
     """A cluster to which work can be sent.
 
@@ -95,7 +112,7 @@ class Cluster(ABC):
         try:
             self._connect(workers)
         except ImportError:
-            raise SppdetError(f"run.engine: {self.name} is not installed; pip install 'sppdet[{self.name}]'") from None
+            raise _not_installed(self.name) from None
         except Exception as error:  # Ray raises errors of any kind
             raise SppdetError(
                 f"run.cluster: {address or self.name} does not answer ({_first_line(error)}); start it, correct the "

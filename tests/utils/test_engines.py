@@ -84,10 +84,12 @@ def test_a_training_on_dask_has_the_files_of_one_on_this_machine(address, tmp_pa
 @pytest.mark.parametrize("engine", ["dask", "ray"])
 def test_an_engine_that_is_not_installed_is_named(engine, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, {"dask": "distributed"}.get(engine, engine), None)
-    with pytest.raises(
-        SppdetError, match=rf"^run.engine: {engine} is not installed; pip install 'sppdet\[{engine}\]'$"
-    ):
+    message = rf"^run.engine: {engine} is not installed; pip install 'sppdet\[{engine}\]'$"
+    with pytest.raises(SppdetError, match=message):
+        engines.require_engine(engine)
+    with pytest.raises(SppdetError, match=message):
         ExitStack().enter_context(cluster(engine, None, 1, tmp_path))
+    engines.require_engine("processes")
 
 
 def test_a_cluster_that_does_not_answer_is_named(address, tmp_path, monkeypatch):
