@@ -41,4 +41,3 @@ from .voc import read_voc as read_voc
 from .writers import WRITERS as WRITERS
 from .writers import coco_mark as coco_mark
 from .writers import convert_folder as convert_folder
-from .writers import new_folder as new_folder

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ import yaml
 from sppdet.data.annotations import Located
 from sppdet.data.labelled_folder import LabelledFolder
 from sppdet.data.voc import write_voc_annotation
-from sppdet.utils import SppdetError, write_json, write_lines
+from sppdet.utils import SppdetError, new_folder, write_json, write_lines
 
 _CocoImage = tuple[str, tuple[int, int], Sequence[str], np.ndarray, Sequence[dict[str, int]]]
 
@@ -36,27 +35,6 @@ def convert_folder(folder: LabelledFolder, output: str | os.PathLike, form: str)
         raise SppdetError(f"{form!r} is none of {', '.join(WRITERS)}; give one of these")
     with new_folder(output) as unfinished:
         WRITERS[form](folder, unfinished)
-
-
-@contextmanager
-def new_folder(output: str | os.PathLike) -> Iterator[Path]:
-    """Make a folder that appears complete at the end of the block, or not at all.
-
-    Raises:
-        SppdetError: it exists already and is not empty, or cannot be written.
-    """
-    output = Path(output)
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise SppdetError(f"{output}: exists already; give a new folder, or remove this one")
-    temporary = output.with_name(f".{output.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        os.replace(temporary, output)
-    except OSError as error:
-        raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_voc(folder: LabelledFolder, output: Path) -> None:

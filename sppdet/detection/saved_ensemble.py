@@ -18,7 +18,7 @@ from sppdet.detection.ensemble import Ensemble
 from sppdet.detection.model_files import MODEL_FILES, REMEDY
 from sppdet.detection.saved_model import load_detector
 from sppdet.detection.shipped import model_folder
-from sppdet.utils import SppdetError, errors_naming, file_digest, read_json, temporary_folder, write_json
+from sppdet.utils import SppdetError, errors_naming, file_digest, new_folder, read_json, write_json
 
 _ENSEMBLE_FORMAT = "combination 1"
 
@@ -74,14 +74,8 @@ def combine_runs(folders: Sequence[Path], weights: Sequence[float], output: Path
     detectors = [load_detector(folder, "cpu") for folder in folders]
     _check_that_runs_fit(folders, detectors)
     shares = [weight / sum(weights) for weight in weights]
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(output.parent) as temporary:
-            unfinished = temporary / output.name
-            _write_ensemble(folders, detectors[0], shares, unfinished, output)
-            unfinished.rename(output)
-    except OSError as error:
-        raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
+    with new_folder(output) as unfinished:
+        _write_ensemble(folders, detectors[0], shares, unfinished, output)
 
 
 def _check_that_runs_fit(folders: Sequence[Path], detectors: Sequence[Detector]) -> None:

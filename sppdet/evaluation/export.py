@@ -6,9 +6,9 @@ import os
 import shutil
 from collections.abc import Iterable
 
-from sppdet.data import new_folder
 from sppdet.evaluation.coco import file_names, write_coco_ground_truth, write_coco_results
 from sppdet.evaluation.run import read_last_evaluation
+from sppdet.utils import new_folder
 
 
 def export_run(folder: str | os.PathLike, output: str | os.PathLike, overrides: Iterable[str] = ()) -> str:

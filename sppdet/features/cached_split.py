@@ -24,7 +24,7 @@ from sppdet.networks import Backbone
 from sppdet.ops import CodedMap
 from sppdet.ops import boxes as geometry
 from sppdet.proposals import SelectiveSearch, proposal_recall
-from sppdet.utils import SppdetError, file_digest, fingerprint, short_name
+from sppdet.utils import SppdetError, file_digests, fingerprint, short_name
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ Split = TypeVar("Split", bound="CachedSplit")
 
 def entry_names(dataset: Dataset) -> list[str]:
     """Return the store entry of each image: its id, or the beginning of a long one, a digest of the file, its tile."""
-    digests = {path: file_digest(path) for path in {sample.path for sample in dataset}}  # tiles share a file
+    digests = file_digests(sample.path for sample in dataset)
     return [f"{short_name(sample.id)}-{digests[sample.path]}{_tile_name(sample)}" for sample in dataset]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from sppdet.detection import StoredModel, model_folder, replace_files, shipped_model
 from sppdet.training.bank import BANK_FILE, Bank
-from sppdet.utils import SppdetError, read_json, temporary_folder, write_json
+from sppdet.utils import SppdetError, new_folder, read_json, write_json
 
 
 def read_model(name: str | Path, output: str | Path | None, needs_bank: bool = True) -> tuple[StoredModel, Any]:
@@ -38,19 +38,11 @@ def save_model(model: StoredModel, bank: Bank | None, output: str | Path | None)
     if output is None:
         replace_files(model.folder, write)
         return
-    output = Path(output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(output.parent) as temporary:
-            unfinished = temporary / output.name
-            unfinished.mkdir()
-            write(unfinished)
-            if (model.folder / "config.json").is_file():
-                settings = read_json(model.folder / "config.json", run=dict)
-                write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
-            unfinished.rename(output)
-    except OSError as error:
-        raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
+    with new_folder(output) as unfinished:
+        write(unfinished)
+        if (model.folder / "config.json").is_file():
+            settings = read_json(model.folder / "config.json", run=dict)
+            write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
 
 
 def check_known(model: StoredModel, names: Sequence[str]) -> None:

@@ -20,15 +20,15 @@ from sppdet.networks import Backbone, Cut, Head, weights_digest
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import image_svms
 from sppdet.training.cached_result import Key, has_result, is_done
-from sppdet.utils import SppdetError, file_digest, read_json
+from sppdet.utils import SppdetError, file_digests, read_json
 
 if TYPE_CHECKING:
     from sppdet.training.stage_inputs import StageInputs
 
 # Settings, or their beginnings, that the results of no class depend on.
 _INDEPENDENT = (
-    "data.", "run.dir", "run.cache", "run.curves", "calibration.", "detection.", "workers", "memory_gb", "device",
-    "backbone.engine",
+    "data.", "run.dir", "run.cache", "run.curves", "run.engine", "run.cluster", "calibration.",
+    "detection.", "workers", "memory_gb", "device", "backbone.engine",
 )  # fmt: skip
 
 # Settings enter the keys under the names that they had when the first results were made: these are still valid.
@@ -104,7 +104,8 @@ class StageKeys:
         not_looked_for = [n for n, sample in enumerate(samples) if not sample.was_looked_for([k])[0]]
         if stage in ("svm", "context") and not_looked_for:
             objects.append(not_looked_for)
-        ignored = [[n, sample.ignored_of(k).tolist()] for n, sample in enumerate(samples) if len(sample.ignored_of(k))]
+        with_regions = [(n, sample) for n, sample in enumerate(samples) if len(sample.ignored)]
+        ignored = [[n, sample.ignored_of(k).tolist()] for n, sample in with_regions if len(sample.ignored_of(k))]
         if stage in ("svm", "context") and ignored:
             objects.append({"ignored": ignored})
         if stage in ("svm", "context") and self.config.data.incomplete_labels:  # objects of other classes count
@@ -193,7 +194,7 @@ class StageKeys:
 
     def _files(self, samples: Dataset) -> list:
         """Return the digest of each image's file, and the tiles that the images are."""
-        digests = {path: file_digest(path) for path in {sample.path for sample in samples}}
+        digests = file_digests(sample.path for sample in samples)
         tiles = [sample.tile for sample in samples if sample.tile is not None]
         return [digests[sample.path] for sample in samples] + tiles
 

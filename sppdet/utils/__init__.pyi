@@ -14,7 +14,9 @@ from .files import check_entries as check_entries
 from .files import entries_under as entries_under
 from .files import errors_naming as errors_naming
 from .files import file_digest as file_digest
+from .files import file_digests as file_digests
 from .files import fingerprint as fingerprint
+from .files import new_folder as new_folder
 from .files import read_json as read_json
 from .files import remove_leftovers as remove_leftovers
 from .files import require_writable as require_writable

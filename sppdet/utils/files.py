@@ -73,6 +73,27 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
+@contextmanager
+def new_folder(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """Make a folder that appears complete at the end of the block, or not at all.
+
+    Raises:
+        SppdetError: it exists already and is not empty, or cannot be written.
+    """
+    output = Path(output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise SppdetError(f"{output}: exists already; give a new folder, or remove this one")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with temporary_folder(output.parent) as temporary:
+            unfinished = temporary / output.name
+            unfinished.mkdir()
+            yield unfinished
+            os.replace(unfinished, output)
+    except OSError as error:
+        raise SppdetError(f"{output}: cannot be written ({error.strerror}); choose another folder") from None
+
+
 def remove_leftovers(folder: str | os.PathLike[str], below: bool = True) -> None:
     """Delete the temporary files that killed processes have left in a folder and, if ``below``, in the folders in it.
 
@@ -283,3 +304,8 @@ def file_digest(path: str | os.PathLike[str]) -> str:
         return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
     except OSError as error:
         raise SppdetError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+
+
+def file_digests(paths: Iterable[Path]) -> dict[Path, str]:
+    """Return the digest of each file; a file that comes several times, as that of tiles does, is read once."""
+    return {path: file_digest(path) for path in set(paths)}
