@@ -9,6 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from sppdet.networks import Cut, rank, wait_for_ranks
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import bbox_regression, end_to_end, finetune, image_svms
 from sppdet.training.bank import BANK_FILE, Bank, bank_origin, choose_windows, store_vectors, vectors_key
-from sppdet.training.cached_result import checkpoint_of, invalidate, is_done, write_result
+from sppdet.training.cached_result import Key, checkpoint_of, invalidate, is_done, write_result
 from sppdet.training.calibration import fit_calibration, of_classes
 from sppdet.training.estimates import map_splits
 from sppdet.training.held_out import calibration_folds, hold_out, join_folds, of_files
@@ -149,17 +150,16 @@ class Stages:
         if c.backbone.weights != "pretrain":
             return None
         key = self._keys.pretrain()
-        if forced:
-            invalidate(path)
-        if self._keys.is_done(path, key):
-            return _SKIPPED
-        with checkpoint_of(path, key.data) as checkpoint:
+
+        def train(execution: Execution) -> dict[str, Any]:
             trunk, accuracy = pretrain(
                 self.inputs.train_pieces, c.backbone.name, c.backbone.precision, c.pretrain, c.pooling.levels, c.device,
-                self._execution(checkpoint), Cut.of(c.backbone),
+                execution, Cut.of(c.backbone),
             )  # fmt: skip
             write_result(path, key, trunk.state_dict())
-        return Outcome(True, {"training_accuracy": round(accuracy, 3)})
+            return {"training_accuracy": round(accuracy, 3)}
+
+        return self._train_network(path, key, forced, train)
 
     def _proposals(self, forced: bool) -> Outcome:
         search, workers = SelectiveSearch.of(self.config.proposals), self.config.workers
@@ -181,20 +181,19 @@ class Stages:
             return None
         start = inputs.network_head(c.end_to_end.dropout)
         key = self._keys.end_to_end(start)
-        if forced:
-            invalidate(path)
-        if self._keys.is_done(path, key):
-            return _SKIPPED
-        with checkpoint_of(path, key.data) as checkpoint:
+
+        def train(execution: Execution) -> dict[str, Any]:
             network, loss = end_to_end.train(
-                inputs.proposal_splits[0], inputs.initial_backbone, inputs.pooled_features, c.end_to_end,
-                self._execution(checkpoint), start,
+                inputs.proposal_splits[0], inputs.initial_backbone, inputs.pooled_features, c.end_to_end, execution,
+                start,
             )  # fmt: skip
             if rank() == 0:
                 classes = list(inputs.train.classes)
                 write_result(path, key, network.state_dict(), head=network.head.description(), classes=classes)
             wait_for_ranks()  # before the checkpoint is deleted
-        return Outcome(True, {"loss": round(loss, 4)})
+            return {"loss": round(loss, 4)}
+
+        return self._train_network(path, key, forced, train)
 
     def _maps(self, forced: bool) -> Outcome:
         splits = map_splits(self.inputs)
@@ -210,18 +209,28 @@ class Stages:
             return None
         start = inputs.network_head(c.finetune.dropout)
         key = self._keys.finetune(start)
+
+        def train(execution: Execution) -> dict[str, Any]:
+            head, loss = finetune.train(
+                inputs.split_of("finetune"), inputs.pooled_features, c.finetune, inputs.scale / c.svm.norm,
+                inputs.backbone.bfloat16_on_cpu, execution, start,
+            )  # fmt: skip
+            tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
+            write_result(path, key, tensors, head=head.description())
+            return {"loss": None if loss is None else round(loss, 4)}
+
+        return self._train_network(path, key, forced, train)
+
+    def _train_network(
+        self, path: Path, key: Key, forced: bool, train: Callable[[Execution], dict[str, Any]]
+    ) -> Outcome:
+        """Run a stage that trains by gradient unless its result is valid; ``train`` writes it and returns the cost."""
         if forced:
             invalidate(path)
         if self._keys.is_done(path, key):
             return _SKIPPED
         with checkpoint_of(path, key.data) as checkpoint:
-            head, loss = finetune.train(
-                inputs.split_of("finetune"), inputs.pooled_features, c.finetune, inputs.scale / c.svm.norm,
-                inputs.backbone.bfloat16_on_cpu, self._execution(checkpoint), start,
-            )  # fmt: skip
-            tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
-            write_result(path, key, tensors, head=head.description())
-        return Outcome(True, {"loss": None if loss is None else round(loss, 4)})
+            return Outcome(True, train(self._execution(checkpoint)))
 
     def _svm(self, forced: bool) -> Outcome | None:
         def train(
