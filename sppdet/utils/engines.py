@@ -31,8 +31,6 @@ Result = TypeVar("Result")
 _ANSWER = 20.0  # seconds in which a cluster must answer, and have a worker
 _QUEUE = 32  # units that are sent ahead per core: work for machines that join later
 
-_PACKAGES = {"dask": "distributed", "ray": "ray"}
-
 _active: Cluster | None = None
 
 
@@ -82,7 +80,7 @@ def require_engine(engine: str) -> None:
     Raises:
         SppdetError: it is not.
     """
-    if engine in _PACKAGES and not find_spec(_PACKAGES[engine]):
+    if engine in _ENGINES and not find_spec(_ENGINES[engine].package):
         raise _not_installed(engine)
 
 
@@ -98,6 +96,8 @@ class Cluster(ABC):
         workers: processes of a cluster that is started here.
 
     Attributes:
+        name: of the engine.
+        package: that holds it.
         token: the file that workers must see.
 
     Raises:
@@ -105,6 +105,7 @@ class Cluster(ABC):
     """
 
     name: ClassVar[str]
+    package: ClassVar[str]
     token: Path
 
     def __init__(self, address: str | None, workers: int):
@@ -152,7 +153,7 @@ class Cluster(ABC):
 
 
 class _Dask(Cluster):
-    name = "dask"
+    name, package = "dask", "distributed"
 
     def _connect(self, workers: int) -> None:
         from distributed import Client
@@ -200,7 +201,7 @@ class _Dask(Cluster):
 
 
 class _Ray(Cluster):
-    name = "ray"
+    name = package = "ray"
 
     def _connect(self, workers: int) -> None:
         import ray
@@ -244,7 +245,7 @@ class _Ray(Cluster):
         ray.shutdown()
 
 
-_ENGINES: dict[str, Callable[[str | None, int], Cluster]] = {"dask": _Dask, "ray": _Ray}
+_ENGINES: dict[str, type[Cluster]] = {"dask": _Dask, "ray": _Ray}
 
 
 class _Work:
