@@ -13,7 +13,7 @@ from collections import Counter
 from pathlib import Path
 
 import sppdet
-from sppdet.data import Dataset, Sample, read_dataset
+from sppdet.data import Sample, read_dataset
 from sppdet.detection import Detections
 from sppdet.ops import boxes as geometry
 
@@ -34,11 +34,6 @@ def corrections(sample: Sample, detections: Detections, good: float) -> Counter[
     return counts
 
 
-def part(dataset: Dataset, samples: slice) -> Dataset:
-    """Return some images of a data set."""
-    return Dataset(dataset.classes, dataset.samples[samples])
-
-
 def main() -> None:
     """Run the study and print a row of a Markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -53,10 +48,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/study_label"))
     options = parser.parse_intermixed_args()
     dataset = read_dataset(options.root, options.train, limit=options.images + options.more)
-    few, others = part(dataset, slice(options.images)), part(dataset, slice(options.images, None))
-    detector = sppdet.train_detector(
-        few, options.overrides, preset=options.preset, output=options.work, test=part(dataset, slice(options.images))
-    )
+    few, others = dataset[: options.images], dataset[options.images :]
+    detector = sppdet.train_detector(few, options.overrides, preset=options.preset, output=options.work, test=few)
     threshold = "auto" if options.threshold == "auto" else float(options.threshold)
     found = ((one, detector.predict(one.read(), threshold=threshold)) for one in others)
     counts = sum((corrections(one, detections, options.good) for one, detections in found), Counter())

@@ -23,6 +23,7 @@ import numpy as np
 from sppdet.config import MIN_TILE
 from sppdet.data import Pixels, Tiles
 from sppdet.detection.detections import Detections
+from sppdet.ops import boxes as geometry
 from sppdet.ops import nms
 from sppdet.utils import SppdetError, parallel_map, thread_count
 
@@ -189,15 +190,10 @@ def _survivors(every: Detections, fragment: np.ndarray, rows: np.ndarray, overla
         return chosen[nms(every.xyxy[chosen], every.scores[chosen], overlap)]
 
     objects = best(rows[~fragment[rows]])
-    fragments = [row for row in rows[fragment[rows]] if not _lies_inside(every.xyxy[row], every.xyxy[objects])]
-    return best(np.concatenate([objects, np.array(fragments, np.int64)])) if fragments else objects
-
-
-def _lies_inside(box: np.ndarray, others: np.ndarray) -> bool:
-    """Whether more than half of a box ``(4,)`` lies inside one of ``others`` ``(n, 4)``."""
-    low, high = np.maximum(box[:2], others[:, :2]), np.minimum(box[2:], others[:, 2:])
-    shared = np.prod(np.maximum(high - low, 0), axis=1)
-    return bool((shared > _INSIDE * np.prod(box[2:] - box[:2])).any())
+    fragments = rows[fragment[rows]]
+    inside = geometry.shares_inside(every.xyxy[fragments], every.xyxy[objects]) > _INSIDE
+    fragments = fragments[~inside.any(axis=1)]
+    return best(np.concatenate([objects, fragments])) if len(fragments) else objects
 
 
 def _most_room(boxes: np.ndarray, tiles: Tiles, size: tuple[int, int]) -> np.ndarray:

@@ -112,15 +112,17 @@ def ignore_perhaps_missed(
         labels: K classes.
         perhaps_missed: those of each class.
     """
-    samples = list(split.dataset)
-    for label, of_class in zip(labels, perhaps_missed):
-        for i, sample in enumerate(samples):
-            boxes = of_class.boxes[of_class.images == i % images]
-            if sample.mirrored:
-                boxes = geometry.mirror(boxes, sample.width)
+    numbers = np.concatenate([np.zeros(0, np.int64), *(of_class.images for of_class in perhaps_missed)])
+    regions = np.concatenate([np.zeros((0, 4), np.float32), *(of_class.boxes for of_class in perhaps_missed)])
+    of_regions = np.repeat(np.asarray(labels, np.int64), [len(of_class.images) for of_class in perhaps_missed])
+    present, samples = {*numbers.tolist()}, list(split.dataset)
+    for i, sample in enumerate(samples):
+        if i % images in present:
+            rows = np.flatnonzero(numbers == i % images)
+            boxes = geometry.mirror(regions[rows], sample.width) if sample.mirrored else regions[rows]
             samples[i] = replace(
                 sample,
                 ignored=np.concatenate([sample.ignored, boxes]),
-                ignored_labels=np.concatenate([sample.ignored_labels, np.full(len(boxes), label)]),
+                ignored_labels=np.concatenate([sample.ignored_labels, of_regions[rows]]),
             )
     return replace(split, dataset=replace(split.dataset, samples=tuple(samples)))
