@@ -42,6 +42,8 @@ def run(
     """
     warnings.showwarning = _show_warning
     warnings.filterwarnings("always", module=r"PIL\.")  # by default one file's warning silences those of the others
+    # joblib replaces a process whose memory grows, which changes no result.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs were given to the executor")
     _say_once.cache_clear()
     for stream in (sys.stdout, sys.stderr):  # a name of a file or class may not fit the terminal's encoding
         reconfigure = getattr(stream, "reconfigure", None)  # a stream that replaces the real one may lack it

@@ -108,6 +108,15 @@ def test_warnings_are_one_line_without_a_line_of_our_source(capsys, monkeypatch)
     assert capsys.readouterr().err == "warning: a.xml: no objects\n"
 
 
+def test_that_joblib_replaces_a_process_that_grew_is_not_said(capsys, monkeypatch):
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    text = "A worker stopped while some jobs were given to the executor. This can be caused by a too short timeout."
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        cli.run(lambda options: warnings.warn(text, UserWarning, stacklevel=1), NO_OPTIONS)
+    assert capsys.readouterr().err == ""
+
+
 def test_text_goes_to_the_stream_that_is_named(capsys):
     cli.say("result")
     cli.say("error: trouble", sys.stderr)
