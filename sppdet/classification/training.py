@@ -108,7 +108,7 @@ def train_classifier(
 def _learn(network: SPPClassifier, backbone: Backbone, pixels: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
     """Compute the gradients of a batch; return its loss and the number of images that were classified correctly."""
     pixels, labels = pixels.to(backbone.device, memory_format=torch.channels_last), labels.to(backbone.device)
-    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
+    with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half_in_training):
         logits = network(pixels).float()
     loss = nn.functional.cross_entropy(logits, labels)
     loss.backward()

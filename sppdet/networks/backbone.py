@@ -74,10 +74,14 @@ def _suits_onnxruntime(trunk: nn.Module, device: torch.device, precision: str) -
     """Whether engine ``auto`` is ONNX Runtime for a trunk."""
     if device.type != "cpu" or not has_onnxruntime():
         return False
+    return resolve_precision(precision, device) == "float32" or (precision == "auto" and _has_depthwise(trunk))
+
+
+def _has_depthwise(trunk: nn.Module) -> bool:
+    """Whether a trunk has depthwise convolutions, or others of several groups."""
     from torch import nn
 
-    depthwise = any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in trunk.modules())
-    return resolve_precision(precision, device) == "float32" or (precision == "auto" and depthwise)
+    return any(isinstance(layer, nn.Conv2d) and layer.groups > 1 for layer in trunk.modules())
 
 
 def is_cpu(device: str) -> bool:
@@ -273,6 +277,15 @@ class Backbone:
     def half(self) -> bool:
         """Whether the trunk multiplies in bfloat16."""
         return self.precision == "bfloat16"
+
+    @property
+    def half_in_training(self) -> bool:
+        """Whether the trunk is to be trained in bfloat16.
+
+        On a CPU the gradients of depthwise convolutions take twice as long in bfloat16 as in float32
+        (docs/experiments/best.md).
+        """
+        return self.half and not (self.device.type == "cpu" and _has_depthwise(self.trunk))
 
     @property
     def bfloat16_on_cpu(self) -> bool:

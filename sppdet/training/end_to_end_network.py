@@ -63,7 +63,7 @@ class EndToEndNetwork(nn.Module):
         Returns:
             float32 ``(B, C, H', W')``.
         """
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half):
+        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=backbone.half_in_training):
             return trunk_maps(self.trunk, backbone, pixels) * self.head.scale
 
     def forward(self, pooled: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,6 +9,7 @@ import pytest
 
 from sppdet.detection import load
 from sppdet.detection.shipped import model_folder, shipped_model
+from sppdet.ops.boxes import iou
 
 VOC = Path(__file__).resolve().parents[3] / "shared" / "VOCdevkit" / "VOC2007" / "JPEGImages"
 
@@ -28,4 +29,5 @@ def test_a_folder_of_its_name_comes_first(tmp_path, monkeypatch):
 def test_it_finds_the_dog_of_a_photograph():
     best = load("voc07", "cpu").predict(VOC / "000029.jpg")[:1]
     assert best.names[0] == "dog" and best.scores[0] > 0.5
-    np.testing.assert_allclose(best.xyxy[0], [81, 35, 288, 274], atol=8)
+    annotated = np.array([[55, 62, 284, 290]])
+    assert iou(best.xyxy, annotated)[0, 0] > 0.7

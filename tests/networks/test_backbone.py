@@ -165,3 +165,9 @@ def test_a_network_of_a_library_with_other_layers_stays_in_torch_unless_it_was_a
     assert Backbone.create(name, "random", "cpu", "float32", cut=cut, engine="auto").onnx is None
     with pytest.raises(SppdetError, match=r"mobilenet_v3_small in onnxruntime: .* has no ONNX form here; use auto or"):
         Backbone.create(name, "random", "cpu", "float32", cut=cut, engine="onnxruntime")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("squeezenet1_0", True), ("efficientnet_lite0", False)])
+def test_depthwise_convolutions_are_trained_in_float32_on_a_cpu(name, expected):
+    assert Backbone.create(name, "random", "cpu", "bfloat16").half_in_training is expected
+    assert not Backbone.create(name, "random", "cpu", "float32").half_in_training
