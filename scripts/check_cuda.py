@@ -183,7 +183,7 @@ def run_tests(device: str, tests: tuple[str, ...], *options: str, needs: tuple[s
     if missing := [package for package in needs if not find_spec(package)]:
         return f"left out, without {', '.join(missing)}"
     files = [f"tests/{name}.py" for name in tests]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, *files]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, *files]
     environment = os.environ | {"SPPDET_TEST_DEVICE": device}
     try:
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=150, env=environment)
