@@ -173,7 +173,8 @@ def _require_vips(path: str | os.PathLike[str]) -> None:
     """Refuse an image that only libvips can read if that is not installed."""
     if not _has_vips():
         raise SppdetError(
-            f"{path}: has more pixels than can be read at once; pip install 'sppdet[large]' to read it in parts"
+            f"{path}: has more pixels than can be read at once; pip install 'sppdet[large]' to read it in parts, with "
+            "--tiles or data.tiles"
         ) from None
 
 

@@ -180,7 +180,6 @@ def _fit_without(
     fixed: tuple[np.ndarray, Sequence[ClassRows]] | None = None,
 ) -> list[LinearSVMs]:
     """Fit the SVMs of all classes once for each fold, without the windows in the fold's images."""
-    images = sum(not sample.mirrored for sample in split.dataset)
     fits: list[list[svm.Fit]] = [[] for _ in folds]
     locations, rows = share_locations(windows)
     for classes, shared in class_groups(rows, windows_in_memory(execution.memory_gb, features.dimension)):
@@ -189,7 +188,7 @@ def _fit_without(
         if fixed is not None:
             more = [replace(of_class, rows=len(vectors) + of_class.rows) for of_class in fixed[1]]
             vectors = np.concatenate([vectors, fixed[0]])
-        fit = partial(_fit_one, vectors, images, problem)
+        fit = partial(_fit_one, vectors, split.unmirrored, problem)
         items = [(fold, windows[k], np.searchsorted(shared, rows[k]), more[k]) for fold in folds for k in classes]
         results = parallel_map(fit, items, execution.workers, "fitting SVMs without a fold", threads=True)
         for number, fitted in enumerate(results):

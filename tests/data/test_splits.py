@@ -12,7 +12,7 @@ from labelled import voc_xml, write, write_image
 from PIL import Image
 
 from sppdet.config import Config, override
-from sppdet.data import splits
+from sppdet.data import large_images, splits
 from sppdet.data.labelled_folder import read_folder
 from sppdet.data.shapes import CLASSES
 from sppdet.data.splits import divide, fold_folder, load_folds, load_split, read_dataset, split_folder
@@ -225,6 +225,9 @@ def test_images_that_are_too_large_are_cut_or_named_or_left_out(shapes_root, mon
     with pytest.warns(UserWarning, match=rf"too large, left out by data\.skip_bad: {len(large)} \("):
         left = load_split(config_of(data__root=shapes_root, data__skip_bad="true"), "trainval")
     assert ids(left) == [sample.id for sample in samples if sample not in large]
+    monkeypatch.setattr(large_images, "_has_vips", lambda: False)
+    with pytest.raises(SppdetError, match=r"pip install 'sppdet\[large\]' to read it in parts, with --tiles or data"):
+        load_split(config_of(data__root=shapes_root, data__tiles=100), "trainval")
 
 
 @pytest.mark.parametrize("names", ["[star]", "[star,zebra]"])
