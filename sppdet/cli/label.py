@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sppdet.cli import common as cli
-from sppdet.cli.detect import check_threshold, threshold
+from sppdet.cli.detect import check_threshold
+from sppdet.cli.detect_options import threshold
 from sppdet.data import FORMATS, AnnotationFolder, Prelabelled, find_images
 from sppdet.utils import SppdetError, file_digest, write_lines
 

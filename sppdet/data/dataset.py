@@ -10,7 +10,7 @@ from typing import overload
 import numpy as np
 
 from sppdet.data.images import read_image
-from sppdet.data.large_images import read_tile
+from sppdet.data.large_images import Pixels, PixelsInMemory, open_pixels, read_tile
 from sppdet.ops import boxes as geometry
 from sppdet.utils import counted
 
@@ -77,6 +77,15 @@ class Sample:
         """
         image = read_image(self.path) if self.tile is None else read_tile(self.path, self.tile)
         return np.ascontiguousarray(image[:, ::-1]) if self.mirrored else image
+
+    def open(self) -> Pixels:
+        """Open the image to read parts of it.
+
+        Raises:
+            SppdetError: the file cannot be read as an image.
+        """
+        is_file = self.tile is None and not self.mirrored
+        return open_pixels(self.path) if is_file else PixelsInMemory(self.read())
 
     def was_looked_for(self, labels: Sequence[int] | np.ndarray) -> np.ndarray:
         """Return bool ``(len(labels),)``, whether each class was annotated in this image."""

@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from sppdet.data.images import decode_image, image_header
+from sppdet.data.images import decode_image, is_too_large
+from sppdet.data.large_images import header_of_any_size, open_pixels
 from sppdet.data.problems import Problem
 from sppdet.utils import SppdetError, file_digest
 
@@ -43,10 +44,15 @@ def image_facts(path: Path, problems: list[Problem], decode: bool = False, diges
         digest: compute the digest.
     """
     try:
-        width, height, orientation = image_header(path)
+        width, height, orientation = header_of_any_size(path)
         end = _ENDS.get(path.suffix.lower())
         truncated = end is not None and end not in _tail(path)
-        if decode or truncated:
+        if is_too_large(width, height):
+            if truncated:
+                raise SppdetError(f"{path}: is cut off at the end; copy it again")
+            if decode:
+                open_pixels(path).overview()  # reads all parts
+        elif decode or truncated:
             # A JPEG that is cut off is decoded as far as it goes; other damage is an error.
             truncated = decode_image(path)[1]
         facts = ImageFacts((width, height), orientation, truncated, file_digest(path) if digest else "")

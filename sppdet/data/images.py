@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 import sys
@@ -27,8 +28,22 @@ being_read: ContextVar[str | os.PathLike | None] = ContextVar("being_read", defa
 _JPEG = ("JPEG", "MPO")  # Pillow's names of the formats that are decoded as far as they go
 
 
+# What to do about an image that is too large.
+IN_TILES = "make it smaller, or read it in tiles (detect with --tiles, train with data.tiles=SIDE)"
+
+
 class TooManyPixels(SppdetError):
     """An image is so large that Pillow takes it for a decompression bomb."""
+
+
+def _most_pixels() -> float:
+    """Return the number of pixels above which Pillow takes an image for a decompression bomb."""
+    return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else math.inf
+
+
+def is_too_large(width: int, height: int) -> bool:
+    """Whether `read_image` refuses an image of so many pixels."""
+    return width * height > _most_pixels()
 
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | np.ndarray | torch.Tensor"
@@ -199,8 +214,7 @@ def _errors_naming(path: str | os.PathLike) -> Iterator[None]:
         raise SppdetError(f"{path}: no such image; check the path") from None
     except Image.DecompressionBombError:
         raise TooManyPixels(
-            f"{path}: has over {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, too many; make it smaller, or detect in "
-            "it with --tiles"
+            f"{path}: has over {_most_pixels():,} pixels, too many to read at once; {IN_TILES}"
         ) from None
     except UnidentifiedImageError:
         what = "is empty" if Path(path).is_file() and Path(path).stat().st_size == 0 else "is no image Pillow knows"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from sppdet.data.images import ImageLike, TooManyPixels, byte_range, image_size, read_image, to_rgb
+from sppdet.data.images import ImageLike, TooManyPixels, byte_range, image_header, image_size, read_image, to_rgb
 from sppdet.utils import SppdetError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class PixelsInFile(Pixels):
     def __init__(self, path: str | os.PathLike[str]):
         self._path, self._lock = path, Lock()
         with _naming(path):
-            self._image = _as_rgb(_open(path), path)
+            self._image = _as_rgb(_open(path).autorot(), path)
         self.width, self.height = self._image.width, self._image.height
 
     def read(self, box: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -125,11 +125,25 @@ def open_pixels(image: ImageLike, bgr: bool = False) -> Pixels:
         if width * height <= _IN_MEMORY or not _has_vips():
             return PixelsInMemory(read_image(image))
     except TooManyPixels:
-        if not _has_vips():
-            raise SppdetError(
-                f"{image}: has more pixels than can be read at once; pip install 'sppdet[large]' to read it in parts"
-            ) from None
+        _require_vips(image)
     return PixelsInFile(image)
+
+
+def header_of_any_size(path: str | os.PathLike[str]) -> tuple[int, int, int]:
+    """Return what `sppdet.data.images.image_header` does, also of an image with more pixels than Pillow reads.
+
+    Raises:
+        SppdetError: as `open_pixels`.
+    """
+    try:
+        return image_header(path)
+    except TooManyPixels:
+        _require_vips(path)
+    with _naming(path):
+        image = _open(path)
+        orientation = int(image.get("orientation")) if image.get_typeof("orientation") else 1
+        width, height = image.width, image.height
+    return (height, width, orientation) if orientation >= 5 else (width, height, orientation)
 
 
 def read_tile(path: Path, tile: tuple[int, int, int, int]) -> np.ndarray:
@@ -155,6 +169,15 @@ def _has_vips() -> bool:
     return True
 
 
+def _require_vips(path: str | os.PathLike[str]) -> None:
+    """Refuse an image that only libvips can read if that is not installed."""
+    if not _has_vips():
+        raise SppdetError(
+            f"{path}: has more pixels than can be read at once; pip install 'sppdet[large]' to read it in parts, with "
+            "--tiles or data.tiles"
+        ) from None
+
+
 @contextmanager
 def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn errors of libvips about a file into a `SppdetError` of one line."""
@@ -172,7 +195,11 @@ def _open(path: str | os.PathLike[str]) -> pyvips.Image:
 
     pyvips.block_untrusted_set(True)  # only the loaders that libvips tests against damaged files
     # By its source, as libvips looks for options in the brackets of a file's name.
-    return pyvips.Image.new_from_source(pyvips.Source.new_from_file(os.fspath(path)), "").autorot()
+    source = pyvips.Source.new_from_file(os.fspath(path))
+    image = pyvips.Image.new_from_source(source, "")
+    # As Pillow does it, a JPEG that is cut off is decoded as far as it goes, and other damage is an error.
+    is_jpeg = image.get("vips-loader").startswith("jpegload")
+    return image if is_jpeg else pyvips.Image.new_from_source(source, "", fail_on="truncated")
 
 
 def _as_rgb(image: Any, path: str | os.PathLike[str]) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import warnings
 from collections import Counter, defaultdict
@@ -17,10 +18,11 @@ from sppdet.config import Config, DataSettings
 from sppdet.data.annotations import Located
 from sppdet.data.dataset import Dataset
 from sppdet.data.ignored import with_ignored_classes
+from sppdet.data.images import IN_TILES, is_too_large
 from sppdet.data.labelled_folder import LabelledFolder, duplicate_groups, read_folder
 from sppdet.data.listing import SPLIT_FILE
 from sppdet.data.looked_for import with_looked_for
-from sppdet.data.problems import remarks
+from sppdet.data.problems import Problem, listed, raise_fatal, remarks
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc, voc_folder, voc_lists
 from sppdet.utils import SppdetError, counted, fingerprint, write_json
@@ -123,7 +125,27 @@ def _names_to_read(classes: Sequence[str] | None, data: DataSettings) -> list[st
 
 def _as_labelled(dataset: Dataset, data: DataSettings) -> Dataset:
     """Return a data set that knows what nobody has labelled: ignored regions, and classes that were not looked for."""
-    return with_looked_for(with_ignored_classes(dataset, data.ignore_classes), data.labelled_classes)
+    return with_looked_for(with_ignored_classes(_readable(dataset, data), data.ignore_classes), data.labelled_classes)
+
+
+def _readable(dataset: Dataset, data: DataSettings) -> Dataset:
+    """Refuse images with more pixels than are read at once that ``data.tiles`` does not cut, or leave them out."""
+    uncut = data.tiles or math.inf  # sides of images that stay whole
+    too_large = [
+        sample for sample in dataset
+        if is_too_large(sample.width, sample.height) and max(sample.width, sample.height) <= uncut
+    ]  # fmt: skip
+    if not too_large:
+        return dataset
+    if not data.skip_bad:
+        sizes = {sample.path: f"{sample.width} x {sample.height} pixels" for sample in too_large}
+        raise_fatal(
+            Problem("unreadable image", str(path), f"{path}: {size} are too many to read at once; {IN_TILES}", True)
+            for path, size in sizes.items()
+        )
+    names = listed([sample.path for sample in too_large])
+    warnings.warn(f"{data.root}: too large, left out by data.skip_bad: {len(too_large)} ({names})", stacklevel=2)
+    return replace(dataset, samples=tuple(sample for sample in dataset if sample not in too_large))
 
 
 def divide_dataset(dataset: Dataset, test_share: float = DEFAULT_SHARE, seed: int = 3) -> tuple[Dataset, Dataset]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +11,13 @@ import numpy as np
 
 from sppdet.config import DEFAULT_THRESHOLD, DetectionSettings
 from sppdet.detection.calibration import Calibration
+from sppdet.detection.candidates import Deltas, WindowScores
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
-from sppdet.detection.predictor import Predictor, WindowScores
+from sppdet.detection.predictor import Predictor
 from sppdet.detection.tiles import TrainedOn
 from sppdet.features import CropFeatures, PyramidFeatures, WindowFeatures, Windows
 from sppdet.networks import Backbone
-from sppdet.ops import Products
+from sppdet.ops import Array, Products, like, on_host
 from sppdet.ops import boxes as geometry
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import SppdetError
@@ -141,43 +141,50 @@ class Detector(Predictor):
         """
         proposals = geometry.mirror(proposals, size[0]) if mirrored else proposals
         windows = self.features.windows(proposals, size, maps)
-        products, shifts = self.features.products(maps, windows, self.window_weights)
-        margins = self.classifier.margins(products + self.classifier.bias)[windows.group]
+        products, shifts = self._multiply(self.features, maps, windows, self.window_weights)
+        group = like(windows.group, products)
+        margins = self.classifier.margins(products + like(self.classifier.bias, products))[group]
         if self.detection.context:
-            margins += self.detection.context * np.minimum(self._image_margins(maps, size), 0)
+            margins += self.detection.context * self._image_margins(maps, size).clip(max=0)
         if self.regressors is None:
             return WindowScores(margins, None)
         if self.regresses_all_windows:
             deltas = self._deltas_of_all(self.regressors, windows, shifts)
         else:
             deltas = self._deltas_of_some(self.regressors, maps, windows)
-        return WindowScores(margins, (lambda *chosen: deltas(*chosen) * _MIRROR) if mirrored else deltas)
+        mirror = like(_MIRROR, margins)
+        return WindowScores(margins, (lambda *chosen: deltas(*chosen) * mirror) if mirrored else deltas)
 
-    def _image_margins(self, maps: Any, size: tuple[int, int]) -> np.ndarray:
+    def _multiply(
+        self, features: WindowFeatures, maps: Any, windows: Windows, weights: Products, rows: np.ndarray | None = None
+    ) -> tuple[Array, Array]:
+        """Return the products of `WindowFeatures.products`, which stay on the device where there is one."""
+        multiply = features.products_on_device if features.device else features.products
+        return multiply(maps, windows, weights, rows)
+
+    def _image_margins(self, maps: Any, size: tuple[int, int]) -> Array:
         """Return the margins ``(K,)`` of the whole image: does it hold an object of the class?"""
         image = self.features.whole(maps, size)
-        products, _ = self.features.products(maps, image, self.image_weights)
-        return products[0] + self._image_svms.bias
+        products, _ = self._multiply(self.features, maps, image, self.image_weights)
+        return products[0] + like(self._image_svms.bias, products)
 
-    def _deltas_of_all(
-        self, regressors: BoxRegressors, windows: Windows, shifts: np.ndarray
-    ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def _deltas_of_all(self, regressors: BoxRegressors, windows: Windows, shifts: Array) -> Deltas:
         """Return the function `WindowScores.deltas` where the products of all windows are known."""
-        all_deltas = shifts.reshape(-1, *regressors.bias.shape) + regressors.bias
-        return lambda rows, labels: all_deltas[windows.group[rows], labels]
+        all_deltas = shifts.reshape(-1, *regressors.bias.shape) + like(regressors.bias, shifts)
+        group = like(windows.group, shifts)
+        return lambda rows, labels: all_deltas[group[rows], labels]
 
-    def _deltas_of_some(
-        self, regressors: BoxRegressors, maps: Any, windows: Windows
-    ) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def _deltas_of_some(self, regressors: BoxRegressors, maps: Any, windows: Windows) -> Deltas:
         """Return the function `WindowScores.deltas` that pools the windows it is asked for once more."""
 
-        def deltas(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-            group = windows.group[rows]
-            present, column = np.unique(labels, return_inverse=True)
+        def deltas(rows: Array, labels: Array) -> Array:
+            group = windows.group[on_host(rows)]
+            present, column = np.unique(on_host(labels), return_inverse=True)
             weight = regressors.weight[present].reshape(4 * len(present), -1)
             weights = Products(weight[:0], weight, self.features.half)
-            _, shifts = self.features.pooled.products(maps, windows, weights, np.unique(group))
-            return (shifts.reshape(-1, len(present), 4) + regressors.bias[present])[group, column]
+            _, shifts = self._multiply(self.features.pooled, maps, windows, weights, np.unique(group))
+            all_deltas = shifts.reshape(-1, len(present), 4) + like(regressors.bias[present], shifts)
+            return all_deltas[like(group, shifts), like(column, shifts)]
 
         return deltas
 

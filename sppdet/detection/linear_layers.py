@@ -9,8 +9,14 @@ decision boundary. It is not a probability.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from sppdet.ops import Array, is_tensor
+
+if TYPE_CHECKING:  # detection does not load torch unless it needs it
+    import torch
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +31,7 @@ class LinearSVMs:
     weight: np.ndarray
     bias: np.ndarray
 
-    def margins(self, outputs: np.ndarray) -> np.ndarray:
+    def margins(self, outputs: Array) -> Array:
         """Return the margins ``(n, K)`` of ``outputs = vectors @ weight.T + bias``: the outputs themselves."""
         return outputs
 
@@ -45,14 +51,18 @@ class Softmax:
     weight: np.ndarray
     bias: np.ndarray
 
-    def margins(self, outputs: np.ndarray) -> np.ndarray:
+    def margins(self, outputs: Array) -> Array:
         """Return the log odds ``(n, K)`` of the logits ``outputs = vectors @ weight.T + bias``, ``(n, K + 1)``.
+
+        They are an array, or a tensor if the logits are one.
 
         Examples:
             >>> softmax = Softmax(np.zeros((3, 2)), np.zeros(3))
             >>> softmax.margins(np.log([[0.5, 0.2, 0.3]])).round(3)  # log(0.5 / 0.5) and log(0.2 / 0.8)
             array([[ 0.   , -1.386]], dtype=float32)
         """
+        if is_tensor(outputs):
+            return _log_odds(outputs.double()).float()
         logits = outputs.astype(np.float64)
         # The sum over the other classes is added up from both sides: 1 - p would be 0 for a window of which the
         # network is all but certain.
@@ -77,3 +87,13 @@ class BoxRegressors:
     weight: np.ndarray
     bias: np.ndarray
     of_head: bool = False
+
+
+def _log_odds(logits: torch.Tensor) -> torch.Tensor:
+    """Return what `Softmax.margins` does, as operations of torch."""
+    import torch
+
+    before = torch.logcumsumexp(logits, dim=1)[:, :-2]
+    after = torch.logcumsumexp(logits.flip(1), dim=1).flip(1)[:, 1:]
+    others = torch.logaddexp(torch.nn.functional.pad(before, (1, 0), value=-torch.inf), after)
+    return logits[:, :-1] - others

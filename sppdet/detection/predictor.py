@@ -1,14 +1,13 @@
-"""From images to detections: what a single detector and an ensemble have in common.
+"""From images to detections: which images there are, in which tiles they are read, and which detections are returned.
 
-Names: N proposals, K classes, n candidates.
+Names: K classes.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -18,75 +17,25 @@ from sppdet.data import ImageLike, Pixels, open_pixels, to_rgb
 from sppdet.detection.calibration import Calibration
 from sppdet.detection.detections import Detections
 from sppdet.detection.tiles import TilePlan, TrainedOn, detect_in_tiles, plan_tiles
-from sppdet.ops import boxes as geometry
-from sppdet.ops import nms, vote
-from sppdet.proposals import SelectiveSearch
-from sppdet.utils import SppdetError, set_thread_count, thread_count
+from sppdet.detection.window_detector import WindowDetector
+from sppdet.utils import SppdetError
 
 if TYPE_CHECKING:
     from sahi.models.base import DetectionModel
-
-    from sppdet.detection.detector import Detector
 
 Threshold = float | Literal["auto"] | None  # of `Predictor.predict`
 TileSide = int | Literal["auto"] | None  # of `Predictor.predict`
 ImageT = TypeVar("ImageT", bound=ImageLike)  # a list of strings is a list of images
 
 
-@dataclass(frozen=True, eq=False)
-class WindowScores:
-    """The scores of an image's proposals by one detector, read in the image or in its mirror image.
-
-    Attributes:
-        margins: ``(N, K)``.
-        deltas: ``deltas(rows, labels)`` computes the box regression ``(n, 4)`` (dx, dy, dw, dh, see
-            `sppdet.ops.boxes.decode`) of the proposals ``rows`` ``(n,)``, each by the regressor of its label
-            ``(n,)``; None without box regression. In the frame of the image, also where the mirror image was read.
-    """
-
-    margins: np.ndarray
-    deltas: Callable[[np.ndarray, np.ndarray], np.ndarray] | None
-
-
-@dataclass(frozen=True, eq=False)
-class Candidates:
-    """Windows that may become detections.
-
-    Attributes:
-        rows: ``(n,)`` index of each among the proposals.
-        labels: ``(n,)``.
-        scores: ``(n,)``.
-        boxes: ``(n, 4)`` pixel edges.
-    """
-
-    rows: np.ndarray
-    labels: np.ndarray
-    scores: np.ndarray
-    boxes: np.ndarray
-
-    def __getitem__(self, chosen: np.ndarray) -> Candidates:
-        return Candidates(self.rows[chosen], self.labels[chosen], self.scores[chosen], self.boxes[chosen])
-
-
-class Predictor(ABC):
+class Predictor(WindowDetector):
     """A trained model that turns images into detections.
 
     Attributes:
-        classes: K names.
-        search: computes the proposals.
         trained_on: what is known of the training images; None for models of earlier versions.
-        detection: settings of the steps from scored windows to detections.
     """
 
-    detection: DetectionSettings
-
-    if TYPE_CHECKING:  # the fields or properties of subclasses
-
-        @property
-        def classes(self) -> tuple[str, ...]: ...
-
-        @property
-        def search(self) -> SelectiveSearch: ...
+    if TYPE_CHECKING:  # a field or property of subclasses
 
         @property
         def trained_on(self) -> TrainedOn | None: ...
@@ -95,16 +44,6 @@ class Predictor(ABC):
     @abstractmethod
     def calibrated(self) -> Calibration | None:
         """The probabilities of margins: learned, or those of a softmax; None if they are not known."""
-
-    @property
-    @abstractmethod
-    def parts(self) -> tuple[Detector, ...]:
-        """The detectors, each with its network, that score the windows."""
-
-    @property
-    @abstractmethod
-    def part_weights(self) -> tuple[float, ...]:
-        """The weight of each of ``parts`` in the means of margins and box regressions; the sum is 1."""
 
     @abstractmethod
     def with_detection(self, settings: DetectionSettings | None = None, **changes: Any) -> Predictor:
@@ -118,11 +57,6 @@ class Predictor(ABC):
             SppdetError: if a value is out of its limits, or ``context`` is above 0 and the model has no SVMs of whole
                 images.
         """
-
-    @property
-    def needs_windows(self) -> bool:
-        """Whether `read` has to know the proposals, as R-CNN does."""
-        return any(part.features.needs_windows for part in self.parts)
 
     @overload
     def predict(
@@ -260,7 +194,7 @@ class Predictor(ABC):
     def _predict_whole(self, pixels: np.ndarray, threshold: Threshold, margin: float | None) -> Detections:
         margins = self.lowest_margins(threshold, margin)
         lowest = min(float(margins.min()), self.detection.min_margin)
-        maps, mirrored, proposals = self._read_and_search(pixels)
+        maps, mirrored, proposals = self.read_and_search(pixels)
         size = (pixels.shape[1], pixels.shape[0])
         detections = self.with_probabilities(self.detect(maps, proposals, size, mirrored, lowest))
         return self.select(detections, threshold, margin)
@@ -280,175 +214,3 @@ class Predictor(ABC):
         probabilities = self.calibrated.probabilities(detections.labels, detections.scores)
         order = np.argsort(-probabilities, kind="stable")
         return replace(detections, probabilities=probabilities)[order]
-
-    def _read_and_search(self, image: np.ndarray) -> tuple[list[Any], list[Any] | None, np.ndarray]:
-        """Return what `read` and `read_mirror_image` return for an image, and its proposals."""
-        threads = thread_count()
-        # With one thread this is one of many workers, and the other cores are busy. The native search uses all cores.
-        if threads == 1 or self.needs_windows or self.search.engine == "native":
-            proposals = self.search(image)
-            return self.read(image, proposals), self.read_mirror_image(image, proposals), proposals
-        with ThreadPoolExecutor(1) as helper:
-            search = helper.submit(self.search, image)
-            # The threads of a layer wait for each other: one that shared its core with the search would delay them all.
-            set_thread_count(threads - 1)
-            try:
-                maps, mirrored = self.read(image), self.read_mirror_image(image)
-            finally:
-                set_thread_count(threads)
-            return maps, mirrored, search.result()
-
-    def read(self, image: np.ndarray, proposals: np.ndarray | None = None) -> list[Any]:
-        """Run the network of each of ``parts`` on an image.
-
-        Args:
-            image: RGB uint8 ``(H, W, 3)``.
-            proposals: ``(N, 4)`` pixel edges; only needed if ``needs_windows``.
-
-        Returns:
-            For each part what its ``features.read`` returns: feature maps, or with R-CNN the vectors of the proposals.
-        """
-        return [part.features.read(part.backbone, image, proposals) for part in self.parts]
-
-    def read_mirror_image(self, image: np.ndarray, proposals: np.ndarray | None = None) -> list[Any] | None:
-        """Run the networks on the mirror image of an image.
-
-        Args:
-            image: RGB uint8 ``(H, W, 3)``, not mirrored.
-            proposals: ``(N, 4)`` pixel edges in the image itself; only needed if ``needs_windows``.
-
-        Returns:
-            What `read` returns for the mirror image; None unless ``detection.flip`` is set.
-        """
-        if not self.detection.flip:
-            return None
-        mirrored = None if proposals is None else geometry.mirror(proposals, image.shape[1])
-        return self.read(np.ascontiguousarray(image[:, ::-1]), mirrored)
-
-    def window_scores(
-        self, maps: Sequence[Any], proposals: np.ndarray, size: tuple[int, int], mirrored: Sequence[Any] | None = None
-    ) -> list[tuple[float, WindowScores]]:
-        """Score the proposals of an image with every one of ``parts``.
-
-        Args:
-            maps: what `read` returned for the image.
-            proposals: ``(N, 4)`` pixel edges.
-            size: ``(width, height)`` of the image in pixels.
-            mirrored: what `read` returned for the mirror image; None leaves it out.
-
-        Returns:
-            (weight, scores) pairs; the weights sum to 1. Empty without proposals.
-        """
-        if not len(proposals):
-            return []
-        scores = []
-        for n, (part, weight) in enumerate(zip(self.parts, self.part_weights)):
-            if mirrored is None:
-                scores.append((weight, part.score(maps[n], proposals, size)))
-            else:
-                scores.append((0.5 * weight, part.score(maps[n], proposals, size)))
-                scores.append((0.5 * weight, part.score(mirrored[n], proposals, size, mirrored=True)))
-        return scores
-
-    def detect(
-        self,
-        maps: Sequence[Any],
-        proposals: np.ndarray,
-        size: tuple[int, int],
-        mirrored: Sequence[Any] | None = None,
-        min_margin: float | None = None,
-    ) -> Detections:
-        """Detect objects among the proposals of an image that the networks have read.
-
-        Args:
-            maps: what `read` returned for the image.
-            proposals: ``(N, 4)`` pixel edges.
-            size: ``(width, height)`` of the image in pixels.
-            mirrored: what `read_mirror_image` returned for the image. Margins and box regressions are then the
-                means of those in the image and in its mirror image.
-            min_margin: in place of ``detection.min_margin``.
-
-        Returns:
-            Detections after box regression, where the model has it.
-        """
-        scores = self.window_scores(maps, proposals, size, mirrored)
-        candidates = self._candidates(scores, proposals, min_margin)
-        regressed = self._regress(scores, candidates, size)
-        return self._suppress_and_vote(candidates) if regressed is None else regressed
-
-    def detect_both(
-        self, maps: Sequence[Any], proposals: np.ndarray, size: tuple[int, int], mirrored: Sequence[Any] | None = None
-    ) -> tuple[Detections, Detections]:
-        """Detect objects before and after box regression.
-
-        With ``detection.vote`` 0, as in the original systems, regression moves the boxes that survived suppression,
-        leaves their scores, and is followed by a second suppression. Otherwise, as in Fast R-CNN, all candidates are
-        moved before suppression; those around a survivor then vote on its box (`sppdet.ops.vote`), both before
-        and after box regression.
-
-        Args:
-            maps, proposals, size, mirrored: as for `detect`.
-
-        Returns:
-            Detections before and after box regression; one and the same object twice if the model has none.
-        """
-        scores = self.window_scores(maps, proposals, size, mirrored)
-        candidates = self._candidates(scores, proposals)
-        plain, regressed = self._suppress_and_vote(candidates), self._regress(scores, candidates, size)
-        return plain, plain if regressed is None else regressed
-
-    def _candidates(
-        self, scores: list[tuple[float, WindowScores]], proposals: np.ndarray, min_margin: float | None = None
-    ) -> Candidates:
-        """Return each class's best windows above ``min_margin``, or else ``detection.min_margin``."""
-        if not scores:
-            return Candidates(*(np.zeros(0, np.int64),) * 2, np.zeros(0, np.float32), np.zeros((0, 4), np.float32))
-        min_margin = self.detection.min_margin if min_margin is None else min_margin
-        zero = np.zeros_like(scores[0][1].margins)
-        margins = sum((weight * score.margins for weight, score in scores), zero)
-        rows_of_classes, labels_of_classes = [], []
-        for k in range(margins.shape[1]):
-            above = np.flatnonzero(margins[:, k] > min_margin)
-            best = above[np.argsort(-margins[above, k], kind="stable")[: self.detection.max_candidates]]
-            rows_of_classes.append(best)
-            labels_of_classes.append(np.full(len(best), k, np.int64))
-        rows, labels = np.concatenate(rows_of_classes), np.concatenate(labels_of_classes)
-        return Candidates(rows, labels, margins[rows, labels], proposals[rows])
-
-    def _regress(
-        self, scores: list[tuple[float, WindowScores]], candidates: Candidates, size: tuple[int, int]
-    ) -> Detections | None:
-        """Return the detections among candidates after box regression; None if the model has none."""
-        regressors = [(weight, score.deltas) for weight, score in scores if score.deltas is not None]
-        if not regressors:
-            return None
-        if not self.detection.vote:
-            candidates = candidates[self._suppress(candidates)]
-        if not len(candidates.rows):
-            return self._suppress_and_vote(candidates)
-        total = sum(weight for weight, _ in regressors)  # some parts of an ensemble may have no box regression
-        deltas = np.zeros((len(candidates.rows), 4), np.float32)
-        for weight, compute in regressors:
-            deltas += compute(candidates.rows, candidates.labels) * (weight / total)
-        boxes = geometry.clip(geometry.decode(candidates.boxes, deltas), *size)
-        return self._suppress_and_vote(replace(candidates, boxes=boxes))
-
-    def _suppress_and_vote(self, candidates: Candidates) -> Detections:
-        """Return the candidates that survive suppression, voted on if ``detection.vote`` is set; best first."""
-        kept, overlap = self._suppress(candidates), self.detection.vote
-        if overlap:
-            boxes = vote(candidates.boxes, candidates.scores, candidates.labels, kept, overlap)
-        else:
-            boxes = candidates.boxes[kept]
-        order = np.argsort(-candidates.scores[kept], kind="stable")
-        kept = kept[order]
-        return Detections(boxes[order], candidates.labels[kept], candidates.scores[kept], self.classes)
-
-    def _suppress(self, candidates: Candidates) -> np.ndarray:
-        """Return the rows of the candidates that survive suppression, class by class."""
-        kept = []
-        for k in np.unique(candidates.labels):
-            rows = np.flatnonzero(candidates.labels == k)
-            survivors = nms(candidates.boxes[rows], candidates.scores[rows], self.detection.nms)
-            kept.append(rows[survivors[: self.detection.max_per_class]])
-        return np.concatenate([np.zeros(0, np.int64), *kept])

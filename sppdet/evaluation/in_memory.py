@@ -82,7 +82,7 @@ def evaluate_detector(detector: Predictor, dataset: Dataset, iou_threshold: floa
         )
 
     def detect(i: int) -> Detections:
-        return detector.predict(dataset[i].read(), threshold=None)  # mAP counts low scores too
+        return detector.predict_pixels(dataset[i].open(), threshold=None)  # mAP counts low scores too
 
     detections = list(parallel_map(detect, range(len(dataset)), workers, "detecting", threads=True))
     return evaluate_detections(dataset, detections, iou_threshold)

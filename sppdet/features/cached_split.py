@@ -111,6 +111,11 @@ class CachedSplit:
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def unmirrored(self) -> int:
+        """The number of images without those that `with_mirror_images` has added."""
+        return sum(not name.endswith(_MIRRORED) for name in self.names)
+
     def of_images(self: Split, samples: tuple[Sample, ...], names: list[str]) -> Split:
         """Return a split of other images in the same stores."""
         return replace(self, dataset=replace(self.dataset, samples=samples), names=names)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from sppdet.networks import Backbone
-from sppdet.ops import Products, as_tensor, bins
+from sppdet.ops import Products, as_tensor, bins, on_host
 from sppdet.utils import side_by_side
 
 if TYPE_CHECKING:  # detection does not load torch unless it needs it
@@ -273,7 +273,8 @@ class WindowFeatures(ABC, Generic[Maps]):
             float32 ``(U, K)`` products with the exact weights and ``(U, R)`` with the rough ones.
         """
         if self.device:
-            return self._products_on_device(maps, windows, weights, rows)
+            on_device = self.products_on_device(maps, windows, weights, rows)
+            return on_host(on_device[0]), on_host(on_device[1])
         exact, rough = (np.zeros((len(windows.cells), count), np.float32) for count in weights.counts)
         maps = self.halved(maps)
 
@@ -286,10 +287,10 @@ class WindowFeatures(ABC, Generic[Maps]):
         side_by_side(multiply, self.blocks(windows, rows))
         return exact, rough
 
-    def _products_on_device(
-        self, maps: Maps, windows: Windows, weights: Products, rows: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return what `products` returns; from the maps to the products nothing leaves ``device``."""
+    def products_on_device(
+        self, maps: Maps, windows: Windows, weights: Products, rows: np.ndarray | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what `products` returns as tensors on ``device``, where all is computed."""
         import torch
 
         with torch.inference_mode():
@@ -298,9 +299,8 @@ class WindowFeatures(ABC, Generic[Maps]):
             for block, pairs in self._columns_on_device(maps, windows, rows):
                 index = torch.from_numpy(block).to(self.device)
                 products[index] = sum(values @ matrix[columns] for columns, values in pairs)
-            on_host = products.cpu().numpy()
         exact, rough = weights.counts
-        return on_host[:, :exact], on_host[:, exact : exact + rough]
+        return products[:, :exact], products[:, exact : exact + rough]
 
 
 def _json_like(value: Any) -> Any:

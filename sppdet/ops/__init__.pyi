@@ -1,4 +1,8 @@
 from . import boxes as boxes
+from .arrays import Array as Array
+from .arrays import is_tensor as is_tensor
+from .arrays import like as like
+from .arrays import on_host as on_host
 from .boxes import clip as clip
 from .boxes import from_voc as from_voc
 from .boxes import to_voc as to_voc
@@ -15,4 +19,5 @@ from .products import Products as Products
 from .products import as_tensor as as_tensor
 from .roi_align import pyramid_roi_align as pyramid_roi_align
 from .suppression import nms as nms
+from .suppression import nms_by_class as nms_by_class
 from .suppression import vote as vote

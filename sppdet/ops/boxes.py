@@ -7,8 +7,12 @@ width is ``x2 - x1``, and plain IoU gives exactly the devkit's "+1" arithmetic.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from sppdet.ops.arrays import Array, is_tensor, like
 
 _VOC_OFFSET = np.array([1.0, 1, 0, 0])  # from pixel edges to VOC's corners
 
@@ -130,14 +134,15 @@ def _intersections(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return side[..., 0] * side[..., 1]
 
 
-def clip(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Cut boxes ``(N, 4)`` to an image of ``width`` x ``height`` pixels.
+def clip(boxes: Array, width: int, height: int) -> Array:
+    """Cut boxes ``(N, 4)``, an array or a tensor on any device, to an image of ``width`` x ``height`` pixels.
 
     Examples:
         >>> clip(as_boxes([[-3, 5, 120, 60]]), 100, 50).tolist()
         [[0.0, 5.0, 100.0, 50.0]]
     """
-    return np.clip(boxes, 0, np.array([width, height, width, height], np.float32))
+    limits = like(np.array([width, height, width, height], np.float32), boxes)
+    return boxes.clamp(min=0).minimum(limits) if is_tensor(boxes) else np.clip(boxes, 0, limits)
 
 
 def mirror(boxes: np.ndarray, width: int) -> np.ndarray:
@@ -170,15 +175,15 @@ def encode(boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
     return np.concatenate([shift / size, np.log(target_size / size)], axis=1)
 
 
-def decode(boxes: np.ndarray, deltas: np.ndarray) -> NDArray[np.float32]:
+def decode(boxes: Array, deltas: Array) -> Array:
     """Return boxes moved by deltas, the inverse of `encode`.
 
     Args:
-        boxes: ``(N, 4)`` x1, y1, x2, y2.
-        deltas: ``(N, 4)`` dx, dy, dw, dh.
+        boxes: float32 ``(N, 4)`` x1, y1, x2, y2; an array, or a tensor on any device.
+        deltas: float32 ``(N, 4)`` dx, dy, dw, dh; as ``boxes``.
 
     Returns:
-        ``(N, 4)``; no side grows beyond 1000 / 16 of its length.
+        float32 ``(N, 4)``, as ``boxes``; no side grows beyond 1000 / 16 of its length.
 
     Examples:
         >>> decode(as_boxes([[0, 0, 10, 20]]), np.array([[0.5, 0.25, 0, 0]])).tolist()
@@ -186,6 +191,11 @@ def decode(boxes: np.ndarray, deltas: np.ndarray) -> NDArray[np.float32]:
     """
     size = boxes[:, 2:] - boxes[:, :2]
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + deltas[:, :2] * size
+    if is_tensor(boxes):
+        import torch
+
+        half = size.double() * torch.exp(deltas[:, 2:].double().clamp(max=math.log(1000 / 16))) / 2
+        return torch.cat([centre - half, centre + half], dim=1).float()
     # The bound of torchvision and detectron2: wrong regression of an unusual window must not overflow.
     half = size * np.exp(np.minimum(deltas[:, 2:], np.log(1000 / 16))) / 2
     return np.concatenate([centre - half, centre + half], axis=1).astype(np.float32)

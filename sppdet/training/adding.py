@@ -32,12 +32,10 @@ from sppdet.detection import (
     compact_regressors,
     load_detector,
 )
-from sppdet.features import FeatureSplit
-from sppdet.training import bbox_regression, svm
+from sppdet.training import bbox_regression
 from sppdet.training.bank import BANK_FILE, Bank, choose_windows, store_vectors, vectors_key
 from sppdet.training.calibration import fit_class
-from sppdet.training.held_out import HeldOut, calibration_folds, detect_in_fold, join_folds
-from sppdet.training.locations import pool_locations
+from sppdet.training.held_out import HeldOut, calibration_folds, hold_out, join_folds
 from sppdet.training.mining import FixedRows, Miner
 from sppdet.training.model_and_bank import read_model, save_model
 from sppdet.training.new_images import as_trained, filled_split, new_names, without_objects
@@ -103,10 +101,13 @@ def add_classes(
                 mirrored if bank.bbox.flip else split, of_boxes, labels, bank.bbox, bank.scales[1], execution
             )
         curves: list[dict[str, Any] | None] = [None] * len(names)
-        if detector.calibration is not None and bank.calibration.folds:
-            new = _of_new_classes(detector, names, svms, boxes)
-            held_out = _hold_out(of_svms, len(dataset), new, miner, vectors, bank, execution)
-            curves = [_curve(one, detector.calibration) for one in held_out]
+        if detector.calibration is not None and bank.calibration.folds and len(dataset) > 1:
+            folds = hold_out(
+                of_svms, _of_new_classes(detector, names, svms, boxes), [miner.windows(k) for k in range(len(labels))],
+                miner.problem, calibration_folds(dataset.samples, bank.calibration, execution.seed), execution,
+                (vectors, miner.fixed_rows),
+            )  # fmt: skip
+            curves = [_curve(one, detector.calibration) for one in join_folds(folds, labels)]
         limit = -(-2 * bank.limit * len(names) // (len(model.classes) + len(names)))
         locations, new_labels = choose_windows(of_svms, features, svms, miner, min(limit, bank.limit), execution)
         stored = store_vectors(of_svms, features, locations, execution)
@@ -212,38 +213,6 @@ def _of_new_classes(
         detector, classes=tuple(names), classifier=svms, regressors=boxes, image_svms=None, calibration=None,
         detection=replace(detector.detection, context=0.0),
     )  # fmt: skip
-
-
-def _hold_out(
-    split: FeatureSplit,
-    images: int,
-    detector: Detector,
-    miner: Miner,
-    bank_vectors: np.ndarray,
-    bank: Bank,
-    execution: Execution,
-) -> list[HeldOut]:
-    """Detect the new classes in the new images, each time with SVMs that were fitted without a fold of these."""
-    if images < 2:
-        return [HeldOut(np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.int64), 0)] * len(detector.classes)
-    folds = calibration_folds(split.dataset.samples[:images], bank.calibration, execution.seed)
-    fits: list[list[svm.Fit]] = [[] for _ in folds]
-    for k in range(len(detector.classes)):
-        windows, more = miner.windows(k), miner.fixed_rows[k]
-        own = pool_locations(split, detector.features, windows.locations, execution.workers)
-        vectors = np.concatenate([own, bank_vectors])
-        for fold, of_fold in zip(folds, fits):
-            keep = np.flatnonzero(~np.isin(windows.locations["image"] % images, fold))
-            index = np.concatenate([keep, len(own) + more.rows])
-            labels = np.concatenate([windows.labels[keep], more.labels])
-            alpha = np.concatenate([windows.alpha[keep], more.alpha])
-            known = (labels > 0).any()
-            of_fold.append(svm.fit(vectors, index, labels, miner.problem, alpha) if known else svm.never(own.shape[1]))
-    of_folds = [
-        detect_in_fold(split, replace(detector, classifier=svm.stack(of_fold)), fold, execution)
-        for fold, of_fold in zip(folds, fits)
-    ]
-    return join_folds(of_folds, miner.labels)
 
 
 def _curve(held_out: HeldOut, calibration: Calibration) -> dict[str, Any] | None:

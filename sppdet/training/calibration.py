@@ -144,7 +144,7 @@ def calibrate_detector(detector: Detector, dataset: Dataset, workers: int = 0) -
         )
     lowest = detector.detection.min_margin
     detections = list(
-        parallel_map(lambda i: detector.predict(dataset[i].read(), margin=lowest), range(len(dataset)), workers,
+        parallel_map(lambda i: detector.predict_pixels(dataset[i].open(), margin=lowest), range(len(dataset)), workers,
                      "detecting", threads=True)
     )  # fmt: skip
     calibration = fit_calibration(compare_with_objects(dataset, detections))

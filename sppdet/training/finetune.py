@@ -68,13 +68,14 @@ def train(
     fc8 = nn.Linear(settings.units, len(split.dataset.classes) + 1)
     nn.init.normal_(fc8.weight, std=_FC8_DEVIATION)
     nn.init.zeros_(fc8.bias)
-    network = nn.Sequential(head, fc8)
+    device = features.device or "cpu"
+    network = nn.Sequential(head, fc8).to(device)
     optimizer = make_optimizer(network.parameters(), settings)
     share = {"cosine": warm_cosine, "step": step_decay}[settings.schedule]
 
     def learn(batch: Batch) -> dict[str, float]:
-        vectors, labels = batch
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+        vectors, labels = (each.to(device) for each in batch)
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
             logits = network(vectors).float()
         loss = nn.functional.cross_entropy(logits, labels)
         loss.backward()
@@ -93,7 +94,7 @@ def train(
         checkpoint=execution.checkpoint,
         curves=execution.curves,
     )
-    return head, progress.final("loss")
+    return head.cpu(), progress.final("loss")
 
 
 def _batches(

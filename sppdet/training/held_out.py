@@ -29,10 +29,10 @@ from sppdet.evaluation import (
 from sppdet.features import FeatureSplit, WindowFeatures
 from sppdet.training import svm
 from sppdet.training.locations import ClassWindows, class_groups, pool_locations, share_locations, windows_in_memory
+from sppdet.training.mining import ClassRows
 from sppdet.utils import Execution, parallel_map
 
-# The SVMs of a fold start near their end.
-_TOLERANCE, _EPOCHS = 0.1, 50
+_TOLERANCE, _EPOCHS = 0.1, 50  # of `briefly`
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,34 +97,36 @@ class FoldDetections:
 
 def hold_out(
     split: FeatureSplit,
-    images: int,
     detector: Detector,
     windows: Sequence[ClassWindows],
-    features: WindowFeatures,
     problem: svm.Problem,
     folds: list[np.ndarray],
     execution: Execution,
+    fixed: tuple[np.ndarray, Sequence[ClassRows]] | None = None,
 ) -> list[FoldDetections]:
     """Detect in images with SVMs that did not learn from them.
 
     Args:
-        split: the images that the SVMs were trained on.
-        images: how many of them are no mirror images, which follow the others.
+        split: the images that the SVMs were trained on; mirror images follow the others.
         detector: the trained detector of K classes.
         windows: what the SVM of each class was fitted to.
-        features: how windows become the vectors of the SVMs.
         problem: the parameters of the SVMs.
         folds: the images of each, in ascending order.
         execution: workers; memory for vectors.
+        fixed: vectors that are no windows of the images, those of a bank, and for each class which it learns from.
 
     Returns:
         The detections in each fold.
     """
-    quick = replace(problem, tolerance=max(problem.tolerance, _TOLERANCE), max_epochs=_EPOCHS)
-    fitted = _fit_without(split, images, windows, features, quick, folds, execution)
+    fitted = _fit_without(split, detector.features, windows, problem, folds, execution, fixed)
     return [
-        detect_in_fold(split, replace(detector, classifier=svms), fold, execution) for svms, fold in zip(fitted, folds)
+        _detect_in_fold(split, replace(detector, classifier=svms), fold, execution) for svms, fold in zip(fitted, folds)
     ]
+
+
+def briefly(problem: svm.Problem) -> svm.Problem:
+    """Return the parameters of SVMs with less effort, for many fits that start near their end."""
+    return replace(problem, tolerance=max(problem.tolerance, _TOLERANCE), max_epochs=_EPOCHS)
 
 
 def join_folds(folds: Sequence[FoldDetections], labels: Sequence[int]) -> list[HeldOut]:
@@ -170,20 +172,24 @@ def calibration_folds(samples: Sequence[Sample], settings: CalibrationSettings, 
 
 def _fit_without(
     split: FeatureSplit,
-    images: int,
-    windows: Sequence[ClassWindows],
     features: WindowFeatures,
+    windows: Sequence[ClassWindows],
     problem: svm.Problem,
     folds: list[np.ndarray],
     execution: Execution,
+    fixed: tuple[np.ndarray, Sequence[ClassRows]] | None = None,
 ) -> list[LinearSVMs]:
     """Fit the SVMs of all classes once for each fold, without the windows in the fold's images."""
     fits: list[list[svm.Fit]] = [[] for _ in folds]
     locations, rows = share_locations(windows)
     for classes, shared in class_groups(rows, windows_in_memory(execution.memory_gb, features.dimension)):
         vectors = pool_locations(split, features, locations[shared], execution.workers)
-        fit = partial(_fit_one, vectors, images, problem)
-        items = [(fold, windows[k], np.searchsorted(shared, rows[k])) for fold in folds for k in classes]
+        more: list[ClassRows] | list[None] = [None] * len(windows)
+        if fixed is not None:
+            more = [replace(of_class, rows=len(vectors) + of_class.rows) for of_class in fixed[1]]
+            vectors = np.concatenate([vectors, fixed[0]])
+        fit = partial(_fit_one, vectors, split.unmirrored, problem)
+        items = [(fold, windows[k], np.searchsorted(shared, rows[k]), more[k]) for fold in folds for k in classes]
         results = parallel_map(fit, items, execution.workers, "fitting SVMs without a fold", threads=True)
         for number, fitted in enumerate(results):
             fits[number // len(classes)].append(fitted)
@@ -191,18 +197,27 @@ def _fit_without(
 
 
 def _fit_one(
-    vectors: np.ndarray, images: int, problem: svm.Problem, item: tuple[np.ndarray, ClassWindows, np.ndarray]
+    vectors: np.ndarray,
+    images: int,
+    problem: svm.Problem,
+    item: tuple[np.ndarray, ClassWindows, np.ndarray, ClassRows | None],
 ) -> svm.Fit:
-    """Fit the SVM of one class without the windows in a fold's images; ``item`` is the fold, the class, its rows."""
-    fold, windows, rows = item
+    """Fit the SVM of one class without the windows in a fold's images.
+
+    ``item`` is the fold, the class, its rows, and those rows that are no windows.
+    """
+    fold, windows, rows, more = item
     keep = ~np.isin(windows.locations["image"] % images, fold)
-    labels = windows.labels[keep]
+    index, labels, alpha = rows[keep], windows.labels[keep], windows.alpha[keep]
+    if more is not None:
+        index, labels = np.concatenate([index, more.rows]), np.concatenate([labels, more.labels])
+        alpha = np.concatenate([alpha, more.alpha])
     if not (labels > 0).any():
         return svm.never(vectors.shape[1])
-    return svm.fit(vectors, rows[keep], labels, problem, windows.alpha[keep])
+    return svm.fit(vectors, index, labels, problem, alpha)
 
 
-def detect_in_fold(split: FeatureSplit, detector: Detector, fold: np.ndarray, execution: Execution) -> FoldDetections:
+def _detect_in_fold(split: FeatureSplit, detector: Detector, fold: np.ndarray, execution: Execution) -> FoldDetections:
     """Detect in the images of a fold."""
     samples = tuple(split.dataset[int(i)] for i in fold)
     of_fold = replace(split, dataset=replace(split.dataset, samples=samples), names=[split.names[int(i)] for i in fold])

@@ -64,7 +64,7 @@ class FixedRows:
 
 
 @dataclass(eq=False)
-class _ClassRows:
+class ClassRows:
     """The fixed rows of one class: their numbers, labels, dual variables, and the rest of the SVM (`svm.remainder`)."""
 
     rows: np.ndarray
@@ -169,15 +169,15 @@ class Miner:
                 self.cache.restrict(i, of_images.negatives(i, boxes, windows))
         return self._fit()
 
-    def _fixed_rows(self, fixed: FixedRows, k: int) -> _ClassRows:
+    def _fixed_rows(self, fixed: FixedRows, k: int) -> ClassRows:
         """Return the fixed rows of class k as its first fit takes them."""
         rows = np.flatnonzero(fixed.labels[:, k])
         labels = fixed.labels[rows, k].astype(np.int64)
         if fixed.start is None:
-            return _ClassRows(rows, labels, np.zeros(len(rows)), None)
+            return ClassRows(rows, labels, np.zeros(len(rows)), None)
         start = svm.Fit(fixed.start.weight[k], float(fixed.start.bias[k]), None, 0, True)
         alpha = svm.optimal_alpha(svm.margins(fixed.vectors, rows, start), labels, self.problem)
-        return _ClassRows(rows, labels, alpha, svm.remainder(fixed.vectors, rows, labels, alpha, start, self.problem))
+        return ClassRows(rows, labels, alpha, svm.remainder(fixed.vectors, rows, labels, alpha, start, self.problem))
 
     def windows(self, k: int) -> ClassWindows:
         """Return the windows of class ``labels[k]`` after `train` or `collect_windows`."""

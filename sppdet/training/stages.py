@@ -29,7 +29,7 @@ from sppdet.training.bank import BANK_FILE, Bank, bank_origin, choose_windows, s
 from sppdet.training.cached_result import Key, checkpoint_of, invalidate, is_done, write_result
 from sppdet.training.calibration import fit_calibration, of_classes
 from sppdet.training.estimates import map_splits
-from sppdet.training.held_out import calibration_folds, hold_out, join_folds, of_files
+from sppdet.training.held_out import briefly, calibration_folds, hold_out, join_folds, of_files
 from sppdet.training.locations import ClassWindows
 from sppdet.training.mining import Miner
 from sppdet.training.perhaps_missed import PerhapsMissed, all_folds, find_perhaps_missed, ignore_perhaps_missed
@@ -262,7 +262,7 @@ class Stages:
         )  # fmt: skip
         windows = [miner.windows(number) for number in range(len(miner.labels))]
         folds = hold_out(
-            miner.split, images, detector, windows, miner.features, miner.problem,
+            miner.split, detector, windows, briefly(miner.problem),
             of_files(inputs.train_pieces.samples, partial(all_folds, seed=c.run.seed)), miner.execution,
         )  # fmt: skip
         perhaps_missed = find_perhaps_missed(folds, miner.labels, c.svm.negative_overlap)
@@ -347,7 +347,7 @@ class Stages:
             miner = Miner(split, features, classes, self.config.svm, scale, execution)
             detector = of_classes(self._without_calibration(), classes)
             folds = hold_out(
-                split, images, detector, self._windows(miner, detector), features, miner.problem,
+                split, detector, self._windows(miner, detector), briefly(miner.problem),
                 calibration_folds(split.dataset.samples[:images], self.config.calibration, execution.seed), execution,
             )  # fmt: skip
             return [of_class.tensors() for of_class in join_folds(folds, classes)]

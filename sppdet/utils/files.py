@@ -26,6 +26,7 @@ from sppdet.utils.errors import SppdetError
 Value = TypeVar("Value")
 
 _LONGEST_NAME = 200  # bytes: file systems limit a name to 255, and digests, numbers and suffixes follow
+_PART = 2**20  # bytes of a file that are digested at a time
 _DAY = 24 * 3600.0  # seconds
 _HOST = hashlib.blake2b(platform.node().encode(), digest_size=4).hexdigest()  # which machine a temporary file is of
 _TEMPORARY = ".sppdet-"  # beginning of the names of temporary files
@@ -300,8 +301,12 @@ def file_digest(path: str | os.PathLike[str]) -> str:
     Raises:
         SppdetError: the file cannot be read.
     """
+    digest = hashlib.blake2b(digest_size=8)
     try:
-        return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
+        with open(path, "rb") as file:
+            while part := file.read(_PART):
+                digest.update(part)
+        return digest.hexdigest()
     except OSError as error:
         raise SppdetError(f"{path}: cannot be read ({error.strerror}); check the path") from None
 

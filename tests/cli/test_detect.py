@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from sppdet.cli.detect import default_model, main, output_paths
+from sppdet.cli.detect import default_model, main
 from sppdet.config.settings import DetectionSettings
 from sppdet.detection.detector import Detector
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs
@@ -177,16 +177,6 @@ def test_a_drawing_is_a_jpeg_of_the_image_with_its_detections(folder, detector):
     error = [np.abs(pixels - image).mean() for image in (expected, np.asarray(random_image()))]
     assert 2 * error[0] < error[1]  # what JPEG loses of the noise, and what was drawn
     assert os.listdir("detections") == ["a.jpg"]
-
-
-def test_equal_stems_are_numbered_around_names_that_are_taken(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    images = ["p/a.jpg", "q/a.png", "a-2.jpg", "p/A.tif", "b.jpg"]  # `A` is `a` on some file systems
-    for name in images:
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
-    names = [path.name for path in output_paths(images, tmp_path / "new")]
-    assert names == ["a.jpg", "a-3.jpg", "a-2.jpg", "A-4.jpg", "b.jpg"]
 
 
 def test_another_file_in_the_folder_of_an_image_is_never_overwritten(folder, capsys):
@@ -409,7 +399,7 @@ def test_one_image_needs_neither_torch_nor_scipy(folder):
 
 def test_detections_survive_a_drawing_that_fails(folder, capsys, monkeypatch):
     save(folder / "a.png")
-    monkeypatch.setattr("sppdet.cli.detect._JPEG_SIDE", 10)
+    monkeypatch.setattr("sppdet.cli.drawings._JPEG_SIDE", 10)
     assert main(["a.png", "--threshold", "-100", "--max-detections", "1"]) == 2
     printed = capsys.readouterr()
     assert "a.png: 1 found\n" in printed.out
@@ -425,11 +415,6 @@ def test_files_of_a_folder_that_are_not_taken_are_told(folder, capsys):
         (folder / "photos" / name).touch()
     assert main(["photos", "--no-pictures"]) == 0
     assert "warning: photos: passed over 2 .heic, 1 .psd; name files" in capsys.readouterr().err
-
-
-def test_long_names_are_shortened(tmp_path):
-    a, b = (output_paths([f"{'ü' * 120}{letter}.png"], tmp_path)[0] for letter in "ab")
-    assert a != b and len(os.fsencode(a.name)) <= 210
 
 
 # Other tools

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from labelled import write_image
+from PIL import Image
 
 from sppdet.data.image_facts import ImageFacts, image_facts
 from sppdet.data.problems import Problem
@@ -41,3 +42,21 @@ def test_damage_in_the_middle_is_found_by_decoding(tmp_path):
     problems: list[Problem] = []
     assert image_facts(path, problems) is not None and problems == []
     assert image_facts(path, problems, decode=True) is None and problems[0].kind == "unreadable image"
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_images_with_more_pixels_than_are_read_at_once(tmp_path, monkeypatch, suffix):
+    """They are whole, cut off, or damaged in the middle, which decoding finds."""
+    pytest.importorskip("pyvips", reason="needs the extra large: pip install 'sppdet[large]'")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    path, problems = write_image(tmp_path / f"a{suffix}", size=(100, 100)), []
+    content = path.read_bytes()
+    facts = image_facts(path, problems, decode=True, digest=True)
+    assert facts == ImageFacts((100, 100), 1, False, facts.digest) and problems == []
+    path.write_bytes(content[:-300])
+    assert image_facts(path, problems) is None
+    assert problems[0].message == f"{path}: is cut off at the end; copy it again" and problems[0].fatal
+    if suffix == ".png":
+        path.write_bytes(content[:5000] + bytes(100) + content[5100:])
+        assert image_facts(path, problems) is not None and len(problems) == 1
+        assert image_facts(path, problems, decode=True) is None and "cannot be read" in problems[1].message

@@ -8,7 +8,7 @@ from PIL import ExifTags, Image
 
 from sppdet.data import large_images
 from sppdet.data.images import read_image
-from sppdet.data.large_images import PixelsInFile, PixelsInMemory, open_pixels, read_tile
+from sppdet.data.large_images import PixelsInFile, PixelsInMemory, header_of_any_size, open_pixels, read_tile
 from sppdet.utils import SppdetError
 
 
@@ -83,17 +83,29 @@ def test_large_files_are_read_in_parts_and_small_ones_at_once(tmp_path, vips, mo
 def test_what_pillow_takes_for_a_bomb_is_read_in_parts(tmp_path, vips, monkeypatch):
     path = save(tmp_path / "a.png", picture())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(SppdetError, match=r"a\.png: has over 2,000 pixels, too many; make it smaller, or detect in it"):
+    with pytest.raises(SppdetError, match=r"a\.png: has over 2,000 pixels, too many to read at once; make it"):
         read_image(path)
     assert isinstance(open_pixels(path), PixelsInFile)
 
 
-def test_without_libvips_the_error_names_the_extra(tmp_path, monkeypatch):
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_the_header_of_what_pillow_takes_for_a_bomb(tmp_path, vips, monkeypatch, orientation):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = save(tmp_path / "a.jpg", picture(), exif=exif)
+    expected = header_of_any_size(path)
+    assert expected == ((60, 90, 6) if orientation == 6 else (90, 60, orientation))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert header_of_any_size(path) == expected
+
+
+@pytest.mark.parametrize("read", [open_pixels, header_of_any_size])
+def test_without_libvips_the_error_names_the_extra(tmp_path, monkeypatch, read):
     path = save(tmp_path / "a.png", picture())
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     monkeypatch.setattr(large_images, "_has_vips", lambda: False)
     with pytest.raises(SppdetError, match=r"a\.png: has more .*; pip install 'sppdet\[large\]' to read it in parts"):
-        open_pixels(path)
+        read(path)
 
 
 def test_a_damaged_file_is_named(tmp_path, vips):
@@ -103,6 +115,21 @@ def test_a_damaged_file_is_named(tmp_path, vips):
     with pytest.raises(SppdetError, match=r"a\.tif: cannot be read \(.*\); copy it again"):
         pixels = PixelsInFile(path)
         pixels.read((0, 500, 900, 600))
+
+
+def test_damage_in_the_middle_is_an_error(tmp_path, vips):
+    path = save(tmp_path / "a.png", picture(100, 100))
+    content = path.read_bytes()
+    path.write_bytes(content[:5000] + bytes(100) + content[5100:])
+    with pytest.raises(SppdetError, match=r"a\.png: cannot be read \(.*\); copy it again"):
+        PixelsInFile(path).read((0, 0, 100, 100))
+
+
+def test_a_jpeg_that_is_cut_off_is_decoded_as_far_as_it_goes(tmp_path, vips):
+    path = save(tmp_path / "a.jpg", picture(160, 90))
+    whole = PixelsInFile(path).read((0, 0, 90, 160))
+    path.write_bytes(path.read_bytes()[:-300])
+    np.testing.assert_array_equal(PixelsInFile(path).read((0, 0, 90, 160))[:100], whole[:100])
 
 
 def test_channels_that_are_no_colours_are_refused(tmp_path, vips):

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from labelled import voc_xml, write, write_image
+from PIL import Image
 
 from sppdet.config import Config, override
-from sppdet.data import splits
+from sppdet.data import large_images, splits
 from sppdet.data.labelled_folder import read_folder
 from sppdet.data.shapes import CLASSES
 from sppdet.data.splits import divide, fold_folder, load_folds, load_split, read_dataset, split_folder
@@ -208,6 +209,25 @@ def test_skip_bad_leaves_out_images_of_voc_lists_and_of_other_folders(tmp_path, 
         load_split(config_of(data__root=tmp_path / "other"), "trainval")
     with pytest.warns(UserWarning, match=r"files left out by data\.skip_bad: 1"):
         assert len(load_split(config_of(data__root=tmp_path / "other", data__skip_bad="true"), "all")) == 9
+
+
+def test_images_that_are_too_large_are_cut_or_named_or_left_out(shapes_root, monkeypatch):
+    pytest.importorskip("pyvips", reason="needs the extra large: pip install 'sppdet[large]'")
+    samples = read_dataset(shapes_root, "trainval").samples
+    areas = sorted(sample.width * sample.height for sample in samples)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", areas[-3] // 2)  # two or three are larger than twice as much
+    large = [sample for sample in samples if sample.width * sample.height > areas[-3] // 2 * 2]
+    for tiles in (0, 500):
+        with pytest.raises(SppdetError, match=r"pixels are too many to read at once; .* data\.tiles=SIDE") as caught:
+            load_split(config_of(data__root=shapes_root, data__tiles=tiles), "trainval")
+        assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [str(s.path) for s in large]
+    assert len(load_split(config_of(data__root=shapes_root, data__tiles=100), "trainval")) == 12
+    with pytest.warns(UserWarning, match=rf"too large, left out by data\.skip_bad: {len(large)} \("):
+        left = load_split(config_of(data__root=shapes_root, data__skip_bad="true"), "trainval")
+    assert ids(left) == [sample.id for sample in samples if sample not in large]
+    monkeypatch.setattr(large_images, "_has_vips", lambda: False)
+    with pytest.raises(SppdetError, match=r"pip install 'sppdet\[large\]' to read it in parts, with --tiles or data"):
+        load_split(config_of(data__root=shapes_root, data__tiles=100), "trainval")
 
 
 @pytest.mark.parametrize("names", ["[star]", "[star,zebra]"])

@@ -8,18 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from detectors import WINDOWS, A, hand_made_detector, hand_made_map, random_detector
+from detectors import WINDOWS, A, hand_made_map, random_detector
 
 from sppdet.detection.detector import Detector, class_list
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs
 from sppdet.features.crop_features import CropFeatures
 from sppdet.features.warp import Crop
 from sppdet.utils.errors import SppdetError
-
-
-@pytest.fixture
-def by_hand(tiny_features) -> Detector:
-    return hand_made_detector(tiny_features)
 
 
 def test_scores_by_hand(by_hand):

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from detectors import WINDOWS, A, C, FixedSearch, hand_made_detector, hand_made_map
+from detectors import WINDOWS, A, C, FixedSearch, hand_made_map
 
 from sppdet.detection.detections import Detections
 from sppdet.detection.detector import Detector
@@ -16,11 +16,6 @@ from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs
 from sppdet.utils.errors import SppdetError
 
 SIZE = (64, 64)
-
-
-@pytest.fixture
-def by_hand(tiny_features) -> Detector:
-    return hand_made_detector(tiny_features)
 
 
 def shifting(detector: Detector, across: float) -> Detector:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from sppdet.detection.linear_layers import LinearSVMs, Softmax
 
@@ -34,3 +35,10 @@ def test_log_odds_of_a_window_that_is_all_but_certain():
     """Where 1 - p is 0 in double precision."""
     margins = SOFTMAX.margins(np.array([[40, 0, 0], [300, 0, 0], [-300, 0, 0]], np.float32))[:, 0]
     np.testing.assert_allclose(margins, np.array([40, 300, -300]) - np.log(2), rtol=1e-6)
+
+
+def test_tensors_have_the_margins_of_arrays():
+    logits = np.random.default_rng(0).normal(size=(500, 5)).astype(np.float32) * 40
+    margins = SOFTMAX.margins(torch.from_numpy(logits))
+    assert margins.dtype == torch.float32
+    np.testing.assert_allclose(margins.numpy(), SOFTMAX.margins(logits), rtol=1e-6)

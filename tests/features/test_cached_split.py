@@ -151,6 +151,7 @@ def test_maps_of_another_type_are_stored_elsewhere(tmp_path, greys, backbone):
 def test_damaged_proposals_and_maps_are_computed_anew(tmp_path, random_image, backbone, mirrored, caplog):
     caplog.set_level(logging.WARNING)
     split = open_split(random_image, tmp_path / "cache", SEARCH, backbone, pyramid(backbone)).with_mirror_images()
+    assert len(split) == 2 * split.unmirrored == 2 * len(random_image)
     split.fill_proposals(SEARCH, 1)
     fill_maps([split], backbone, 1)
     i = int(mirrored)

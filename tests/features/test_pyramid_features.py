@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from device import DEVICE
 from torchvision.ops import roi_align, roi_pool
 
 from sppdet.features.pyramid_features import PyramidFeatures
@@ -209,7 +210,7 @@ def test_a_device_pools_layers_and_codes_as_the_compiled_loops(tiny_features, ki
     boxes = np.array([[0, 0, 64, 64], [4, 8, 40, 60], [16, 16, 20, 20]], np.float32)
     for feature_map in (values := rng.normal(size=(16, 16, 8)).astype(np.float32), encode_map(values)):
         expected = features.of_boxes([feature_map], boxes, (64, 64))
-        vectors = replace(features, device="cpu").of_boxes([feature_map], boxes, (64, 64))
+        vectors = replace(features, device=DEVICE).of_boxes([feature_map], boxes, (64, 64))
         np.testing.assert_allclose(vectors, expected, rtol=1e-6, atol=1e-6)
 
 

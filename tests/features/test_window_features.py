@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 import torch
+from device import DEVICE
 
 from sppdet.features import window_features as module
 from sppdet.features.window_features import Windows
@@ -110,7 +111,7 @@ def test_products_and_vectors_on_a_device_are_those_of_the_compiled_loops(many, 
     rng = np.random.default_rng(2)
     weights = Products(*rng.normal(size=(2, 4, features.dimension)).astype(np.float32))
     rows = np.array([3, 22, 0, 7])
-    on_device = replace(features, device="cpu")  # the path of GPUs, here on the CPU
+    on_device = replace(features, device=DEVICE)  # the path of GPUs, here on the CPU
     tensors = [torch.from_numpy(m) for m in maps]  # as a network leaves them there
     for chosen in (None, rows):
         expected = features.products(maps, windows, weights, chosen)

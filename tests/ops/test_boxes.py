@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from sppdet.ops import boxes as geometry
 
@@ -135,3 +136,14 @@ def test_shares_inside_are_pycocotools_overlaps_with_crowds():
     expected = mask.iou(*(geometry.to_xywh(b).astype(np.float64) for b in (boxes, regions)), [True] * 9)
     np.testing.assert_allclose(geometry.shares_inside(boxes, regions), expected, atol=1e-6)
     assert geometry.shares_inside(boxes, regions[:0]).shape == (40, 0)
+
+
+def test_tensors_are_moved_and_clipped_as_arrays():
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(-20, 80, (500, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(1, 60, (500, 2))], axis=1).astype(np.float32)
+    deltas = rng.normal(scale=2, size=(500, 4)).astype(np.float32)
+    moved = geometry.decode(torch.from_numpy(boxes), torch.from_numpy(deltas))
+    np.testing.assert_array_max_ulp(moved.numpy(), geometry.decode(boxes, deltas), 1)
+    clipped = geometry.clip(torch.from_numpy(boxes), 90, 70)
+    np.testing.assert_array_equal(clipped.numpy(), geometry.clip(boxes, 90, 70))

@@ -8,7 +8,7 @@ import torch
 import torchvision
 
 from sppdet.ops import boxes as geometry
-from sppdet.ops.suppression import nms, vote
+from sppdet.ops.suppression import nms, nms_by_class, vote
 
 
 def test_the_best_of_overlapping_boxes_is_kept():
@@ -44,6 +44,14 @@ def test_the_boxes_that_torchvision_keeps_are_kept(seed):
 def test_an_iou_is_rounded_to_float32():
     boxes = np.array([[0, 0, 13, 1], [7, 0, 20, 1]])  # IoU 6 / 20, in float32 a little above 0.3
     assert nms(boxes, np.array([2.0, 1.0]), 0.3).tolist() == [0]
+
+
+def test_classes_are_suppressed_each_for_itself_and_only_so_many_are_kept():
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 9], [20, 20, 30, 30], [40, 40, 50, 50], [0, 0, 10, 10]])
+    scores, labels = np.array([0.5, 0.9, 0.1, 0.2, 0.3]), np.array([2, 2, 2, 2, 0])
+    assert nms_by_class(boxes, scores, labels, 0.6, 9).tolist() == [4, 1, 3, 2]
+    assert nms_by_class(boxes, scores, labels, 0.6, 2).tolist() == [4, 1, 3]
+    assert nms_by_class(boxes[:0], scores[:0], labels[:0], 0.6, 2).tolist() == []
 
 
 def test_a_survivor_becomes_the_weighted_mean_of_the_boxes_of_its_class():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+from device import DEVICE
 
 from sppdet.config.settings import BoxRegressionSettings
 from sppdet.ops import boxes as geometry
@@ -147,3 +150,16 @@ def test_the_progress_names_the_classes_that_are_fitted(split, tiny_features):
         progress.begin("bbox")
         bbox_regression.train(split, tiny_features(3), [0, 1, 2], BoxRegressionSettings(), 1.0, Execution(workers=1))
         assert progress._text == "fitting box regressions, 3 of 3"
+
+
+@pytest.mark.parametrize("kind", ["max", "align"])
+def test_on_a_device_the_same_boxes_are_learned(random_split, tiny_features, kind):
+    """The path of GPUs, here on the CPU."""
+    split, features, settings = random_split(), tiny_features(8, kind=kind), BoxRegressionSettings(ridge=1.0)
+    compiled, there = (
+        bbox_regression.train(split, each, [0, 1, 2], settings, 1.0, Execution(workers=1))
+        for each in (features, replace(features, device=DEVICE))
+    )
+    assert np.abs(compiled.weight).max() > 0.01
+    np.testing.assert_allclose(there.weight, compiled.weight, atol=1e-4)
+    np.testing.assert_allclose(there.bias, compiled.bias, atol=1e-4)

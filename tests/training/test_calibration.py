@@ -12,6 +12,7 @@ from PIL import Image
 from sppdet.config import DEFAULT_THRESHOLD
 from sppdet.config.settings import DetectionSettings
 from sppdet.data.dataset import Dataset, Sample
+from sppdet.data.large_images import Pixels
 from sppdet.detection.calibration import Calibration, Sigmoid, Steps
 from sppdet.detection.detections import Detections
 from sppdet.training.calibration import (
@@ -97,7 +98,7 @@ class Remembering:
     detection: DetectionSettings = field(default_factory=DetectionSettings)
     calibration: Calibration | None = None
 
-    def predict(self, image: np.ndarray, margin: float) -> Detections:
+    def predict_pixels(self, pixels: Pixels, margin: float) -> Detections:
         assert margin == self.detection.min_margin
         return Detections([[0, 0, 8, 8], [20, 20, 30, 30]], [0, 0], [1.0, -1.0], self.classes)
 

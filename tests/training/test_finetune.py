@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from device import DEVICE
 from log_records import records_of
 from torch import nn
 
@@ -38,6 +40,16 @@ def records(caplog):
     """Return the records that a training has logged."""
     caplog.set_level(logging.INFO, "sppdet")
     return lambda: records_of(caplog.messages)
+
+
+def test_on_a_device_the_same_layers_are_learned(train, random_split, tiny_features):
+    """The path of GPUs, here on the CPU."""
+    split, features = random_split(images=6), tiny_features(8)
+    head, there = (
+        train(split, each, key=each.device, dropout=0.0)[0] for each in (features, replace(features, device=DEVICE))
+    )
+    for name, weight in head.state_dict().items():
+        torch.testing.assert_close(there.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_one_step_of_sgd_by_hand(train, random_split, tiny_features):

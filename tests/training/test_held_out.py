@@ -10,7 +10,7 @@ from sppdet.evaluation.run import detect_all
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.training import svm
 from sppdet.training.calibration import fit_calibration, of_classes
-from sppdet.training.held_out import _fit_one, _fit_without, draw_folds, hold_out, join_folds
+from sppdet.training.held_out import _fit_one, _fit_without, briefly, draw_folds, hold_out, join_folds
 from sppdet.training.locations import LOCATION, ClassWindows, pool_locations
 from sppdet.training.mining import Miner
 from sppdet.utils.execution import Execution
@@ -32,7 +32,7 @@ def test_a_fold_s_svms_are_those_of_a_fit_without_the_fold_s_windows(random_spli
     windows = [miner.windows(k) for k in range(2)]
     folds = [np.array([0, 3, 4]), np.array([1, 2])]
     problem = svm.Problem(C=0.1, tolerance=0.001, max_epochs=1000)
-    fitted = _fit_without(split, 10, windows, features, problem, folds, Execution(workers=1))
+    fitted = _fit_without(split, features, windows, problem, folds, Execution(workers=1))
     for fold, svms in zip(folds, fitted):
         for k, of_class in enumerate(windows):
             keep = ~np.isin(of_class.locations["image"], fold)
@@ -47,7 +47,7 @@ def test_windows_of_mirror_images_leave_with_their_image():
     windows = ClassWindows(locations, 2, np.zeros(3, np.float32))
     vectors = np.ones((3, 1), np.float16)
     without_2, without_4 = (
-        _fit_one(vectors, 6, svm.Problem(), (np.array([image]), windows, np.arange(3))) for image in (2, 4)
+        _fit_one(vectors, 6, svm.Problem(), (np.array([image]), windows, np.arange(3), None)) for image in (2, 4)
     )
     assert without_2.intercept == svm.never(1).intercept < without_4.intercept  # no positive is left
 
@@ -63,8 +63,8 @@ def test_detections_in_held_out_images_are_worse_than_those_in_images_that_were_
     )  # fmt: skip
     windows = [miner.windows(k) for k in range(2)]
     folds = draw_folds(16, CalibrationSettings(folds=4), seed=3)
-    execution = Execution(workers=1)
-    held_out = join_folds(hold_out(split, 16, detector, windows, features, miner.problem, folds, execution), [0, 1])
+    execution, problem = Execution(workers=1), briefly(miner.problem)
+    held_out = join_folds(hold_out(split, detector, windows, problem, folds, execution), [0, 1])
     learned = detect_all(detector, [split], 1)[1]
     for k, of_class in enumerate(held_out):
         assert of_class.objects == sum((sample.labels == k).sum() for sample in split.dataset)
@@ -73,7 +73,7 @@ def test_detections_in_held_out_images_are_worse_than_those_in_images_that_were_
         assert not np.array_equal(np.sort(of_all), np.sort(of_class.margins))
     # A class alone has the same detections.
     of_one = of_classes(detector, [1])
-    alone = join_folds(hold_out(split, 16, of_one, windows[1:], features, miner.problem, folds, execution), [1])
+    alone = join_folds(hold_out(split, of_one, windows[1:], problem, folds, execution), [1])
     np.testing.assert_array_equal(alone[0].right, held_out[1].right)
     np.testing.assert_allclose(alone[0].margins, held_out[1].margins, atol=1e-5)
     calibration = fit_calibration(held_out)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from device import DEVICE
 from safetensors import safe_open
 
 from sppdet.config.settings import SvmSettings
@@ -49,6 +50,20 @@ def test_after_fc_layers_it_is_the_same_but_for_the_last_bits(random_split, tiny
     alone = miner(split, features, [1]).train()
     np.testing.assert_allclose(alone.weight[0], together.weight[1], atol=1e-4)
     assert np.abs(alone.weight).max() > 0.1
+
+
+@pytest.mark.parametrize("layer", [None, "fc6"])
+def test_on_a_device_the_same_negatives_are_mined(random_split, tiny_features, layer):
+    """The path of GPUs, here on the CPU: pooling, fc layers and products by torch."""
+    split, features = random_split(images=20), tiny_features(8)
+    if layer:
+        torch.manual_seed(3)
+        features = features.under(Head(features.pooled_dimension, 32, layer).eval())
+    compiled, there = (miner(split, each, [0, 1, 2]) for each in (features, replace(features, device=DEVICE)))
+    svms, of_device = compiled.train(), there.train()
+    np.testing.assert_allclose(of_device.weight, svms.weight, atol=1e-4)
+    for k in range(3):
+        np.testing.assert_array_equal(there.windows(k).locations, compiled.windows(k).locations)
 
 
 def test_memory_is_bounded_and_no_row_comes_twice(random_split, tiny_features, monkeypatch):

@@ -11,7 +11,7 @@ from sppdet.config.settings import DetectionSettings, SvmSettings
 from sppdet.detection.detections import Detections
 from sppdet.detection.detector import Detector
 from sppdet.proposals.search import SelectiveSearch
-from sppdet.training.held_out import FoldDetections, hold_out
+from sppdet.training.held_out import FoldDetections, briefly, hold_out
 from sppdet.training.mining import Miner
 from sppdet.training.perhaps_missed import PerhapsMissed, all_folds, find_perhaps_missed, ignore_perhaps_missed
 from sppdet.utils.execution import Execution
@@ -106,7 +106,7 @@ def test_objects_without_a_label_are_found_and_are_no_background_any_more(half_l
         classes=split.dataset.classes, backbone=None, features=features, search=SelectiveSearch(), classifier=before,
         regressors=None, detection=DetectionSettings(),
     )  # fmt: skip
-    folds = hold_out(split, 20, detector, [miner.windows(0)], features, miner.problem, all_folds(20, seed=3), execution)
+    folds = hold_out(split, detector, [miner.windows(0)], briefly(miner.problem), all_folds(20, seed=3), execution)
     (found,) = find_perhaps_missed(folds, [0], near=0.3)
     assert set(found.images.tolist()) <= set(range(0, 20, 2)) and len(found.images) >= 5
     assert (found.boxes == APART).all()

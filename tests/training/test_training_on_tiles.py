@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
+from PIL import Image
 from tiny_run import TinyRun
 
 from sppdet.config.settings import CalibrationSettings
+from sppdet.data import large_images
 from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.splits import read_dataset
 from sppdet.data.tiles import Tiles, tile_dataset
@@ -17,6 +20,7 @@ from sppdet.evaluation.in_memory import evaluate_detector
 from sppdet.evaluation.voc import flatten_detections
 from sppdet.training.held_out import calibration_folds
 from sppdet.training.training_sizes import advice, trained_on
+from sppdet.utils.errors import SppdetError
 
 TILES = ("data.tiles=100", "data.tile_overlap=48", "calibration.folds=2")
 
@@ -40,6 +44,23 @@ def test_a_detector_that_was_trained_on_tiles_is_measured_on_whole_images(tmp_pa
     assert abs(figures["mAP"] - metrics["mAP"]) < 0.5  # the maps of training are stored in half precision
     assert "per class" in diagnose_run(run.folder)
     assert len(flatten_detections(detections)[0]) == len(run.json("detections/coco_results.json"))
+
+
+def test_images_of_any_size_are_learned_from_in_tiles(tmp_path, trained, monkeypatch):
+    """Pillow takes every image for a decompression bomb; libvips reads what Pillow reads, but for rounding in JPEG."""
+    pytest.importorskip("pyvips", reason="needs the extra large: pip install 'sppdet[large]'")
+    runs = [TinyRun(tmp_path / name, trained.root, tmp_path / name / "cache") for name in ("whole", "parts")]
+    runs[0].train(*TILES)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 5000)
+    large_images._opened.cache_clear()
+    with pytest.raises(SppdetError, match=r"too many to read at once; .* data\.tiles=SIDE"):
+        runs[1].train()
+    runs[1].train(*TILES)
+    assert "cannot be read" not in (runs[1].folder / "report.html").read_text()
+    whole, parts = (run.json("metrics.json") for run in runs)
+    assert parts["objects"] == whole["objects"] and abs(parts["mAP"] - whole["mAP"]) < 5
+    detector = runs[1].detector()
+    assert abs(evaluate_detector(detector, runs[1].pipeline(*TILES).inputs.test, workers=1)["mAP"] - parts["mAP"]) < 0.5
 
 
 def test_what_a_model_remembers_of_its_images(shapes_root):

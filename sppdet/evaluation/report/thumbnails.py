@@ -61,8 +61,8 @@ def make_thumbnails(dataset: Dataset, examples: Sequence[Example], workers: int)
     def jpegs_of(image: int) -> list[bytes | str]:
         regions = [_region(dataset, example) for example in examples if example.image == image]
         try:
-            pixels = dataset[image].read()
-            return [_jpeg(pixels, region) for region in regions]
+            pixels = dataset[image].open()
+            return [_jpeg(pixels.read(region)) for region in regions]
         except (SppdetError, OSError) as error:
             return [f"cannot be read: {error}"] * len(regions)
 
@@ -107,13 +107,12 @@ def _region(dataset: Dataset, example: Example) -> tuple[int, int, int, int]:
     across, down = min(across, width), min(across / _SHAPE, height)
     left = min(max((x1 + x2 - across) / 2, 0), width - across)
     top = min(max((y1 + y2 - down) / 2, 0), height - down)
-    return int(left), int(top), int(np.ceil(left + across)), int(np.ceil(top + down))
+    return int(left), int(top), min(int(np.ceil(left + across)), width), min(int(np.ceil(top + down)), height)
 
 
-def _jpeg(pixels: np.ndarray, region: tuple[int, int, int, int]) -> bytes:
+def _jpeg(pixels: np.ndarray) -> bytes:
     """Return a region of an image as a JPEG."""
-    x1, y1, x2, y2 = region
-    crop = Image.fromarray(np.ascontiguousarray(pixels[y1:y2, x1:x2]))
+    crop = Image.fromarray(pixels)
     content = b""
     for side, quality in _TRIES:
         factor = min(1, side / max(crop.size))
