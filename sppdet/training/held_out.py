@@ -28,11 +28,20 @@ from sppdet.evaluation import (
 )
 from sppdet.features import FeatureSplit, WindowFeatures
 from sppdet.training import svm
-from sppdet.training.locations import ClassWindows, class_groups, pool_locations, share_locations, windows_in_memory
+from sppdet.training.locations import (
+    ClassWindows,
+    class_groups,
+    fits_apart,
+    map_classes,
+    pool_locations,
+    share_locations,
+    windows_in_memory,
+)
 from sppdet.utils import Execution, parallel_map
 
 # The SVMs of a fold start near their end.
 _TOLERANCE, _EPOCHS = 0.1, 50
+_FITTING = "fitting SVMs without a fold"
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,16 +187,29 @@ def _fit_without(
     execution: Execution,
 ) -> list[LinearSVMs]:
     """Fit the SVMs of all classes once for each fold, without the windows in the fold's images."""
+    if fits_apart(features):
+        fit_folds = partial(_fit_folds, images, problem, folds)
+        of_classes = map_classes(fit_folds, split, features, windows, execution.workers, _FITTING)
+        return [svm.stack(of_fold) for of_fold in zip(*of_classes)]
     fits: list[list[svm.Fit]] = [[] for _ in folds]
     locations, rows = share_locations(windows)
     for classes, shared in class_groups(rows, windows_in_memory(execution.memory_gb, features.dimension)):
         vectors = pool_locations(split, features, locations[shared], execution.workers)
         fit = partial(_fit_one, vectors, images, problem)
         items = [(fold, windows[k], np.searchsorted(shared, rows[k])) for fold in folds for k in classes]
-        results = parallel_map(fit, items, execution.workers, "fitting SVMs without a fold", threads=True)
+        results = parallel_map(fit, items, execution.workers, _FITTING, threads=True)
         for number, fitted in enumerate(results):
             fits[number // len(classes)].append(fitted)
     return [svm.stack(of_fold) for of_fold in fits]
+
+
+def _fit_folds(
+    images: int, problem: svm.Problem, folds: list[np.ndarray], vectors: np.ndarray, windows: ClassWindows
+) -> list[svm.Fit]:
+    """Fit the SVM of one class, whose vectors are ``vectors``, once for each fold."""
+    rows = np.arange(len(vectors))
+    fits = [_fit_one(vectors, images, problem, (fold, windows, rows)) for fold in folds]
+    return [replace(fitted, alpha=None) for fitted in fits]  # not needed, and many numbers to send
 
 
 def _fit_one(

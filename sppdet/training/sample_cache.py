@@ -44,6 +44,8 @@ class SampleCache:
         self._rank = np.zeros(count, np.int64)
         self._row_of: dict[int, int] = {}  # rank -> row, of the negatives
         self._free: list[int] = []
+        self._counts = np.zeros(classes, np.int64)  # negatives of each class
+        self._may_free = True  # whether a class has dropped a negative since `collect`
 
     def _grow(self) -> None:
         count = len(self.locations)
@@ -72,6 +74,7 @@ class SampleCache:
             row = self._row_of[rank]
             new = classes & ~self.held[row]
             self.held[row] |= new
+            self._counts += new
             self.score[row, new] = margins[new]
             self.alpha[row, new] = 0
 
@@ -87,16 +90,22 @@ class SampleCache:
 
     def trim(self, k: int, limit: int) -> None:
         """Leave class k its ``limit`` hardest negatives, if it has a quarter more than ``limit``."""
-        # Called after every image: count first, and sort only where negatives have to go.
-        if np.count_nonzero(self.held[self.positives :, k]) > limit * (_TRIM_SLACK + 1) // _TRIM_SLACK:
+        if self._counts[k] > limit * (_TRIM_SLACK + 1) // _TRIM_SLACK:
             negatives = self.negatives(k)
             hardest = np.argsort(-self.score[negatives, k], kind="stable")
             self.held[negatives[hardest[limit:]], k] = False
+            self._count(k)
 
     def evict(self, k: int, margin: float) -> None:
         """Drop class k's negatives that score below ``margin``."""
         easy = self.held[self.positives :, k] & (self.score[self.positives :, k] < margin)
         self.held[self.positives :, k] &= ~easy
+        self._count(k)
+
+    def _count(self, k: int) -> None:
+        """Count the negatives of class k, of which some may have gone."""
+        self._counts[k] = np.count_nonzero(self.held[self.positives :, k])
+        self._may_free = True
 
     def restrict(self, image: int, allowed: np.ndarray) -> None:
         """Drop the negatives of an image that must not be such.
@@ -106,10 +115,16 @@ class SampleCache:
             allowed: bool ``(n, K)``, whether each of the image's windows may be a negative of each class.
         """
         rows = np.flatnonzero(self._used & (self.locations["image"] == image))
-        self.held[rows] &= allowed[self._rank[rows] - _rank(image, 0)]
+        dropped = self.held[rows] & ~allowed[self._rank[rows] - _rank(image, 0)]
+        self.held[rows] &= ~dropped
+        self._counts -= dropped.sum(axis=0)
+        self._may_free = True
 
     def collect(self) -> None:
         """Free the rows that no class holds any more."""
+        if not self._may_free:
+            return
+        self._may_free = False
         for row in np.flatnonzero(self._used & ~self.held.any(axis=1)).tolist():
             del self._row_of[int(self._rank[row])]
             self._used[row] = False
@@ -137,6 +152,7 @@ class SampleCache:
         cache.held, cache.alpha, cache.score = state["held"], state["alpha"], state["score"]
         cache._used = np.arange(len(locations)) >= cache.positives
         cache._row_of = {int(cache._rank[row]): row for row in range(cache.positives, len(locations))}
+        cache._counts = cache.held[cache.positives :].sum(axis=0)
         return cache
 
 

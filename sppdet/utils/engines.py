@@ -12,12 +12,12 @@ import os
 import platform
 import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
@@ -30,6 +30,7 @@ Result = TypeVar("Result")
 
 _ANSWER = 20.0  # seconds in which a cluster must answer, and have a worker
 _QUEUE = 32  # units that are sent ahead per core: work for machines that join later
+_RETRIES = 5  # of a unit of Ray whose worker has died
 
 _active: Cluster | None = None
 
@@ -205,14 +206,12 @@ class _Ray(Cluster):
 
     def _connect(self, workers: int) -> None:
         import ray
-        from ray.util.joblib import register_ray
 
         local = {"num_cpus": workers, "include_dashboard": False} if self.address is None else {}
         ray.init(self.address, log_to_driver=False, logging_level="error", **local)
-        register_ray()
 
     def check(self) -> None:
-        for problem in self._run(_problem, [self.token] * int(self._cores())):
+        for problem in self._run(_problem, [self.token] * self._cores()):
             if problem:
                 raise SppdetError(f"run.cluster: a worker {problem}")
 
@@ -222,22 +221,33 @@ class _Ray(Cluster):
         yield from self._run(_FetchedWork(ray.put(_Work(function, self.token))), items)
 
     def _run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        import joblib
-        from ray.exceptions import RayError
+        """Yield results in order, as `run` does, of tasks that Ray gives to another worker where theirs has died.
 
-        remaining = iter(items)
-        with (
-            self._lost(OSError, TimeoutError, RayError),
-            joblib.parallel_config("ray"),
-            joblib.Parallel(n_jobs=-1, pre_dispatch="all") as pool,  # the backend cannot return results one by one
-        ):
-            while units := [*islice(remaining, int(_QUEUE * self._cores()))]:
-                yield from pool(joblib.delayed(function)(unit) for unit in units)
+        Not through joblib, whose backend for Ray ends when a worker dies, and returns no result before the last one.
+        """
+        import ray
+        from ray.exceptions import RayError, RayTaskError
 
-    def _cores(self) -> float:
+        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_call)
+        waiting: deque[Any] = deque()
+        with self._lost(OSError, TimeoutError, RayError):
+            try:
+                cores = self._cores()
+                for number, item in enumerate(items):
+                    if number % _QUEUE == 0:
+                        cores = self._cores()  # more where machines have joined
+                    while len(waiting) >= _QUEUE * cores:
+                        yield ray.get(waiting.popleft())
+                    waiting.append(task.remote(function, item))
+                while waiting:
+                    yield ray.get(waiting.popleft())
+            except RayTaskError as error:
+                raise error.cause from None
+
+    def _cores(self) -> int:
         import ray
 
-        return ray.cluster_resources().get("CPU", 1)
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def close(self) -> None:
         import ray
