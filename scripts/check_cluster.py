@@ -38,7 +38,7 @@ from sppdet.data import make_shapes, read_dataset
 from sppdet.features import entry_names
 from sppdet.features.store import Store, fill
 from sppdet.proposals import SelectiveSearch
-from sppdet.training import run_training
+from sppdet.training import BANK_FILE, run_training
 from sppdet.utils import SppdetError, cluster, parallel_map
 
 _BRIDGE, _NETWORK = "sppdet-br", "10.77.0"
@@ -155,7 +155,7 @@ class Training:
         files = [*self.folder.glob("cache/**/*"), *self.folder.glob("run/**/*.safetensors")]
         files += self.folder.glob("run/detections/*")
         relative = {path.relative_to(self.folder).as_posix(): path for path in files if path.is_file()}
-        return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in relative.items()}
+        return {name: _digest(path) for name, path in relative.items()}
 
     def compared(self) -> str:
         """Say whether the files are, bit for bit, those of one process."""
@@ -223,12 +223,12 @@ class Machines:
         return worker
 
     def start(self, name: str, *command: str) -> subprocess.Popen:
-        """Start a process, with a session of its own, in a working folder of its own."""
+        """Start a process, the head of a group, in a working folder of its own."""
         private = self.folder / "private" / name
         private.mkdir(parents=True, exist_ok=True)
         with open(private / "log", "w") as log:
             return subprocess.Popen(
-                command, cwd=private, stdout=log, stderr=log, start_new_session=True,
+                command, cwd=private, stdout=log, stderr=log, preexec_fn=os.setpgrp,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _PATH},
             )  # fmt: skip
 
@@ -342,7 +342,7 @@ def at_entry(work: Work | Training, count: int, act: Callable[[], object]) -> It
 
     def watch() -> None:
         while work.done < count:
-            time.sleep(0.05)
+            time.sleep(0.1)
         act()
 
     watcher = Thread(target=watch, daemon=True)
@@ -488,6 +488,14 @@ def _refused(action: Callable[[], object]) -> str:
     except SppdetError as error:
         return str(error)
     raise AssertionError("no error was raised")
+
+
+def _digest(path: Path) -> str:
+    """Return the digest of a file; of a bank, whose metadata are in another order in each process, its checksum."""
+    if path.name == BANK_FILE:
+        with safe_open(path, "numpy") as bank:
+            return bank.metadata()["checksum"]
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _compared(work: Work, folder: Path, images: int) -> str:

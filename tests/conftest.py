@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -139,5 +140,5 @@ def elsewhere(monkeypatch) -> list[int]:
 def copied(value: Any) -> Any:
     """Return a copy by pickle, whose arrays are read-only, as those are that Ray sends."""
     buffers: list[pickle.PickleBuffer] = []
-    content = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    content = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     return pickle.loads(content, buffers=[bytes(buffer) for buffer in buffers])

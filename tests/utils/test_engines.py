@@ -11,9 +11,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 from tiny_run import TinyRun
 
 from sppdet.config import load
+from sppdet.training.bank import BANK_FILE
 from sppdet.training.front_door import run_training
 from sppdet.utils import engines
 from sppdet.utils.engines import active_cluster, cluster
@@ -74,9 +76,11 @@ STAGES = ("detection.context=1", "calibration.folds=2", "svm.bank=100", "svm.pos
 
 def digests(run: TinyRun) -> dict[str, str]:
     """Return the digests of what a run has stored and learned."""
-    files = [*run.cache.rglob("*.npy"), *run.cache.rglob("*.b2nd"), *run.folder.rglob("*.safetensors"),
-             *run.folder.glob("detections/*")]  # fmt: skip
-    return {f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    files = [*run.cache.rglob("*.npy"), *run.cache.rglob("*.b2nd"), *run.folder.glob("stages/**/*.safetensors"),
+             *run.folder.glob("detections/*"), run.folder / "model.safetensors"]  # fmt: skip
+    found = {f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    with safe_open(run.folder / BANK_FILE, "numpy") as bank:  # its metadata are in another order in each file
+        return found | {"bank": bank.metadata()["checksum"]}
 
 
 @pytest.fixture(scope="module")
