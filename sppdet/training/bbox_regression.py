@@ -139,11 +139,11 @@ def _samples(
 
 def _near_objects(labels: list[int], min_overlap: float, i: int, image: CachedSplit) -> dict[int, _Sample]:
     """Return the windows of image ``i`` that overlap an object of a class by more than ``min_overlap``, by class."""
-    near_objects = {}
+    proposals, near_objects = image.proposals(0), {}
     for label in labels:
         objects = image.objects(0, label)
         if len(objects):
-            windows = np.concatenate([objects, image.proposals(0)])
+            windows = np.concatenate([objects, proposals])
             overlap = geometry.iou(windows, objects)
             near = overlap.max(axis=1) > min_overlap
             targets = geometry.encode(windows[near], objects[overlap[near].argmax(axis=1)])

@@ -58,14 +58,16 @@ class ClassWindows:
         return cls(locations, int(tensors["positives"]), tensors["alpha"])
 
 
-def pool_locations(split: FeatureSplit, features: WindowFeatures, locations: np.ndarray, workers: int) -> np.ndarray:
+def pool_locations(
+    split: FeatureSplit, features: WindowFeatures, locations: np.ndarray, workers: int | None
+) -> np.ndarray:
     """Pool windows again, image by image.
 
     Args:
         split: the images that the locations number.
         features: how windows become vectors of D features.
         locations: ``(n,)`` of `LOCATION`.
-        workers: threads; 0 is every core.
+        workers: threads; 0 is every core; None is the thread of the caller.
 
     Returns:
         float16 ``(n, D)``.
@@ -80,7 +82,7 @@ def pool_locations(split: FeatureSplit, features: WindowFeatures, locations: np.
         maps = split.maps(int(of_image["image"][0]))
         vectors[image_rows] = features.vectors(maps, windows, every, np.float16)
 
-    for _ in parallel_map(fill, images, workers, "vectors", threads=True):
+    for _ in map(fill, images) if workers is None else parallel_map(fill, images, workers, "vectors", threads=True):
         pass
     return vectors
 
@@ -178,4 +180,4 @@ def _with_vectors(
     windows, samples, names = item
     among_these = windows.locations.copy()
     among_these["image"] = np.unique(windows.locations["image"], return_inverse=True)[1]
-    return function(pool_locations(split.of_images(samples, names), features, among_these, 1), windows)
+    return function(pool_locations(split.of_images(samples, names), features, among_these, None), windows)

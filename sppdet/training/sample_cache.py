@@ -5,9 +5,13 @@ Names: n windows, R rows of the cache, K classes.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from sppdet.training.locations import LOCATION, STORED_NAMES
+
+Number = TypeVar("Number", int, np.ndarray)
 
 _GROWTH = 2048  # rows by which the cache grows
 _TRIM_SLACK = 4  # a class may hold 1/4 more negatives than its limit before they are sorted and trimmed
@@ -58,25 +62,29 @@ class SampleCache:
         """Add negatives; a class that holds one already keeps its state for it.
 
         Args:
-            windows: ``(n,)`` numbers of the windows within their images.
+            windows: ``(n,)`` numbers of the windows within their images, none of them twice.
             locations: ``(n,)`` of `LOCATION`.
             wanted: bool ``(n, K)``, whether the window becomes a negative of each class.
             score: ``(n, K)`` margins.
         """
-        for window, location, classes, margins in zip(windows.tolist(), locations, wanted, score):
-            rank = _rank(int(location["image"]), window)
-            if rank not in self._row_of:
-                if not self._free:
-                    self._grow()
-                row = self._free.pop()
-                self._row_of[rank], self._rank[row], self._used[row] = row, rank, True
-                self.locations[row] = location
-            row = self._row_of[rank]
-            new = classes & ~self.held[row]
-            self.held[row] |= new
-            self._counts += new
-            self.score[row, new] = margins[new]
-            self.alpha[row, new] = 0
+        ranks = _rank(locations["image"].astype(np.int64), windows)
+        rows = np.array([self._row(rank) for rank in ranks.tolist()], np.int64)
+        self._rank[rows], self._used[rows], self.locations[rows] = ranks, True, locations
+        new = wanted & ~self.held[rows]
+        self.held[rows] |= new
+        self._counts += new.sum(axis=0)
+        of_new, classes = np.nonzero(new)
+        self.score[rows[of_new], classes] = score[of_new, classes]
+        self.alpha[rows[of_new], classes] = 0
+
+    def _row(self, rank: int) -> int:
+        """Return the row of the negative of a rank, a free one if there is none yet."""
+        row = self._row_of.get(rank)
+        if row is None:
+            if not self._free:
+                self._grow()
+            row = self._row_of[rank] = self._free.pop()
+        return row
 
     def negatives(self, k: int) -> np.ndarray:
         """Return the rows of class k's negatives, in an order that does not depend on the other classes."""
@@ -156,6 +164,6 @@ class SampleCache:
         return cache
 
 
-def _rank(image: int, window: int) -> int:
-    """Return the number that orders windows by image, then by their number within it."""
+def _rank(image: Number, window: Number) -> Number:
+    """Return the number, or numbers, that order windows by image, then by their number within it."""
     return (image << 32) + window

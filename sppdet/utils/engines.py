@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import platform
 import sys
 from abc import ABC, abstractmethod
@@ -183,11 +184,12 @@ class _Dask(Cluster):
 
     def run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         import joblib
+        from cloudpickle import dumps
         from distributed.client import CancelledError
         from distributed.scheduler import KilledWorker
 
         # As a task of its own, the function is sent to each worker once, and made again where its only holder has died.
-        work = self._client.submit(_Work, function, self.token, pure=False)
+        work = self._client.submit(_Work, dumps(function), self.token, pure=False)
         with self._lost(OSError, TimeoutError, KilledWorker):
             try:
                 with joblib.parallel_config("dask", client=self._client):
@@ -217,8 +219,9 @@ class _Ray(Cluster):
 
     def run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         import ray
+        from ray.cloudpickle import dumps
 
-        yield from self._run(_FetchedWork(ray.put(_Work(function, self.token))), items)
+        yield from self._run(_FetchedWork(ray.put(_Work(dumps(function), self.token))), items)
 
     def _run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         """Yield results in order, as `run` does, of tasks that Ray gives to another worker where theirs has died.
@@ -261,10 +264,11 @@ _ENGINES: dict[str, type[Cluster]] = {"dask": _Dask, "ray": _Ray}
 class _Work:
     """A function that a worker calls once it has seen the shared folder.
 
-    A worker that joins late, after `Cluster.check`, is checked so, too.
+    A worker that joins late, after `Cluster.check`, is checked so, too. The function travels as bytes: workers hand it
+    on to others while they call it, and it may keep what it has computed, so that it changes under the pickler.
     """
 
-    def __init__(self, function: Callable[[Any], Any], token: Path):
+    def __init__(self, function: bytes, token: Path):
         self.function, self.token = function, token
 
     def __call__(self, item: Any) -> Any:
@@ -273,8 +277,14 @@ class _Work:
         if problem := _problem(self.token):
             raise SppdetError(f"run.cluster: a worker {problem}")
         # As a thread of this machine does it: the number of threads changes the last bits of products.
-        (result,) = in_threads(self.function, [item], 1)
+        (result,) = in_threads(_unpacked(self.function), [item], 1)
         return result
+
+
+@lru_cache(1)
+def _unpacked(function: bytes) -> Callable[[Any], Any]:
+    """Return a function that was pickled, the same one for the same bytes."""
+    return pickle.loads(function)
 
 
 def _call(work: _Work, item: Any) -> Any:
