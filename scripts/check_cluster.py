@@ -282,6 +282,8 @@ class RayCluster(Machines):
 
     def __init__(self, folder: Path):
         super().__init__(folder)
+        # Ray's nodes and callers of one cluster share a token; read when ray is imported.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid4().hex, "RAY_USAGE_STATS_ENABLED": "0"}
         self.address, self.files = f"{self.host}:{self.port}", tempfile.mkdtemp(prefix="ray-")
         self.head = self.start(
             "head", sys.executable, *_RAY, "--head", "--port", str(self.port), "--node-ip-address", self.host,
