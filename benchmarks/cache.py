@@ -27,7 +27,7 @@ from sppdet.data.splits import load_split
 from sppdet.detection.detections import Detections
 from sppdet.detection.saved_model import load_detector
 from sppdet.evaluation.voc import evaluate_voc
-from sppdet.features.cached_split import open_split
+from sppdet.features.feature_split import open_split
 from sppdet.features.store import Store, compress_codes, compress_map, decompress_codes, decompress_map
 from sppdet.ops.coded_maps import encode_map
 from sppdet.utils.parallel import parallel_map

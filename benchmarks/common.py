@@ -17,7 +17,7 @@ import torch
 from sppdet import config
 from sppdet.data.images import read_image
 from sppdet.detection.linear_layers import LinearSVMs
-from sppdet.features.cached_split import FeatureSplit
+from sppdet.features.feature_split import FeatureSplit
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.training.stage_inputs import StageInputs

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.common import Bench, Row, at_most, best, dense_map, milliseconds
 from sppdet.detection.linear_layers import LinearSVMs
-from sppdet.features.cached_split import map_name
+from sppdet.features.feature_split import map_name
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.ops.coded_maps import encode_map
 from sppdet.ops.products import Products
@@ -41,7 +41,7 @@ def run(bench: Bench) -> list[Row]:
         for _ in parallel_map(least, every_image, 0, "floor", threads=True):
             pass
 
-    times = best(5, mine=lambda: miner._mine(every_image, ready.svms), floor=floor)
+    times = best(5, mine=lambda: miner._mine(np.array(every_image), ready.svms), floor=floor)
     rows = [
         milliseconds(
             "a pass, per image", times["mine"] / IMAGES, times["floor"] / IMAGES, "reading, pooling and one GEMM"

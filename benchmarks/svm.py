@@ -22,7 +22,7 @@ def run(bench: Bench) -> list[Row]:
     """Run the benchmark."""
     ready = prepare(bench.filled(IMAGES, "svm.random_negatives=600"))
     miner, cache = ready.miner, ready.miner.cache
-    miner._mine(list(range(IMAGES)), ready.svms)
+    miner._mine(np.arange(IMAGES), ready.svms)
     problems = [cache.problem(k) for k in range(len(miner.labels))]
     fitting = [k for k, (_, labels) in enumerate(problems) if (labels > 0).any()]
     rows = np.flatnonzero(cache.held.any(axis=1))

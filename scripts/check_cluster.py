@@ -1,11 +1,11 @@
 """Check work on clusters: real schedulers and workers on this machine, which are killed, join late, and see no folder.
 
     python scripts/check_cluster.py FOLDER            # all parts, a table at the end
-    python scripts/check_cluster.py FOLDER dask ray   # some of: dask, scheduler, unshared, ray, limits
+    python scripts/check_cluster.py FOLDER dask ray   # some of the parts, see PARTS
 
-As root on Linux each Dask worker has a network namespace, linked by a bridge, and a working folder of its own; all that
-it shares with the others is FOLDER. Elsewhere the workers are plain processes, and the table says so. Both engines
-must be installed: pip install 'sppdet[dask,ray]'.
+As root on Linux each worker of Dask and each node of Ray has a network namespace, linked by a bridge, and a working
+folder of its own; all that it shares with the others is FOLDER. Elsewhere they are plain processes, and the table says
+so. Both engines must be installed: pip install 'sppdet[dask,ray]'.
 """
 
 from __future__ import annotations
@@ -15,30 +15,39 @@ import hashlib
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
+from typing import TypeVar
 from uuid import uuid4
 
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
+from sppdet.config import Config, override
 from sppdet.data import make_shapes, read_dataset
 from sppdet.features import entry_names
 from sppdet.features.store import Store, fill
 from sppdet.proposals import SelectiveSearch
+from sppdet.training import BANK_FILE, run_training
 from sppdet.utils import SppdetError, cluster, parallel_map
 
 _BRIDGE, _NETWORK = "sppdet-br", "10.77.0"
 # Where workers import this file and the package from.
 _PATH = os.pathsep.join([str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])])
+_RAY = ("-m", "ray.scripts.scripts", "start", "--block", "--num-cpus", "1")
 _SLOTS, _SECONDS = 1000, 1.0  # simulated workers, and what a unit takes them
+
+Kind = TypeVar("Kind", "DaskCluster", "RayCluster")
 
 
 class Counted:
@@ -105,25 +114,96 @@ class Work:
         )
 
 
-class DaskCluster:
-    """A scheduler and workers, each a process; as root on Linux each worker in a network namespace of its own."""
+class Training:
+    """A training on the drawn images, with all stages whose images a cluster computes.
+
+    Args:
+        folder: the shared one.
+        name: of the training's folder.
+        images: how many are learned from.
+    """
+
+    SETTINGS = (
+        "backbone.name=small", "backbone.weights=random", "backbone.precision=float32", "regions.scales=[240]",
+        "regions.target=96", "pooling.levels=[6,3,1]", "svm.random_negatives=1000", "svm.max_negatives=2000",
+        "svm.C=0.01", "svm.passes=24", "detection.context=1", "device=cpu",
+    )  # fmt: skip
+
+    def __init__(self, folder: Path, name: str, images: int):
+        self.folder, self.images = folder / name, images
+        self.root = make_shapes(folder / f"training-{images}", images, 16)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def run(self, engine: str, address: str | None = None, workers: int = 2) -> None:
+        """Run all stages."""
+        files = {"data.root": self.root, "run.dir": self.folder / "run", "run.cache": self.folder / "cache"}
+        files |= {"run.engine": engine, "run.cluster": address or "null", "workers": workers}
+        run_training(override(Config(), [*self.SETTINGS, *(f"{key}={value}" for key, value in files.items())]))
+
+    @property
+    def done(self) -> int:
+        """The rounds of mining that are done."""
+        path = self.folder / "run" / "stages" / "svm.checkpoint"
+        try:
+            with safe_open(path, "numpy") as checkpoint:
+                return int(checkpoint.metadata()["done"])
+        except (OSError, SafetensorError):
+            return 0
+
+    def content(self) -> dict[str, str]:
+        """Return the digest of every file that was computed or learned: cache, stages, bank, model and detections."""
+        files = [*self.folder.glob("cache/**/*"), *self.folder.glob("run/**/*.safetensors")]
+        files += self.folder.glob("run/detections/*")
+        relative = {path.relative_to(self.folder).as_posix(): path for path in files if path.is_file()}
+        return {name: _digest(path) for name, path in relative.items()}
+
+    def compared(self) -> str:
+        """Say whether the files are, bit for bit, those of one process."""
+        alone = Training(self.folder.parent, "training-alone", self.images)
+        alone.run("processes", workers=1)
+        here, there = alone.content(), self.content()
+        assert "run/model.safetensors" in here and "run/bank.safetensors" in here
+        differing = [name for name in here.keys() | there.keys() if here.get(name) != there.get(name)]
+        return f"{len(here)} files: " + (
+            f"{len(differing)} NOT THOSE OF PROCESSES: {sorted(differing)[:5]}"
+            if differing
+            else "the bits of processes"
+        )
+
+
+class Machines:
+    """Processes that stand for machines; as root on Linux each in a network namespace of its own, but for the first.
+
+    Args:
+        folder: where each process has a working folder.
+
+    Attributes:
+        separate: whether they have namespaces.
+        host: address of the first machine.
+        workers: the processes that were added.
+    """
 
     def __init__(self, folder: Path):
         self.folder, self.workers = folder, []
         self.separate = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("ip") is not None
-        host = f"{_NETWORK}.1" if self.separate else "127.0.0.1"
+        self.host = f"{_NETWORK}.1" if self.separate else "127.0.0.1"
         if self.separate:
-            _ip(f"link add {_BRIDGE} type bridge", f"addr add {host}/24 dev {_BRIDGE}", f"link set {_BRIDGE} up")
+            _ip(f"link add {_BRIDGE} type bridge", f"addr add {self.host}/24 dev {_BRIDGE}", f"link set {_BRIDGE} up")
         with socket.socket() as free:
-            free.bind((host, 0))
-            port = free.getsockname()[1]
-        self.address = f"tcp://{host}:{port}"
-        self.scheduler = self._start(
-            "scheduler", [], "scheduler", "--host", host, "--port", str(port), "--no-dashboard"
-        )
+            free.bind((self.host, 0))
+            self.port = free.getsockname()[1]
 
-    def add(self, *options: str, hide: Path | None = None) -> subprocess.Popen:
-        """Start a worker; from one with ``hide``, the content of this folder is hidden."""
+    @property
+    def where(self) -> str:
+        """Where the processes are, for the table."""
+        return "in network namespaces" if self.separate else "as plain processes"
+
+    def next_address(self) -> str:
+        """Return the address of the machine that is added next."""
+        return f"{_NETWORK}.{len(self.workers) + 2}" if self.separate else "127.0.0.1"
+
+    def start_worker(self, *command: str, hide: Path | None = None) -> subprocess.Popen:
+        """Start a process on a new machine, from which the content of the folder ``hide`` is hidden."""
         number = len(self.workers) + 2
         name, prefix = f"sppdet-w{number}", []
         if self.separate:
@@ -138,27 +218,107 @@ class DaskCluster:
             prefix = ["ip", "netns", "exec", name]
         if hide:
             prefix += ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', str(hide)]
-        command = ["worker", self.address, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--name", name, *options]
-        worker = self._start(name, prefix, *command)
+        worker = self.start(name, *prefix, sys.executable, *command)
         self.workers.append(worker)
         return worker
 
-    def _start(self, name: str, prefix: list[str], *command: str) -> subprocess.Popen:
+    def start(self, name: str, *command: str) -> subprocess.Popen:
+        """Start a process, the head of a group, in a working folder of its own."""
         private = self.folder / "private" / name
         private.mkdir(parents=True, exist_ok=True)
         with open(private / "log", "w") as log:
             return subprocess.Popen(
-                [*prefix, sys.executable, "-m", "dask", *command],
-                cwd=private, stdout=log, stderr=log, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _PATH},
+                command, cwd=private, stdout=log, stderr=log, preexec_fn=os.setpgrp,
+                env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _PATH},
             )  # fmt: skip
 
     def close(self) -> None:
         """End all processes and namespaces."""
-        for process in [*self.workers, self.scheduler]:
-            process.kill()
-            process.wait()
+        for process in self.workers:
+            kill(process)
         if self.separate:
             _ip(*(f"netns del sppdet-w{number + 2}" for number in range(len(self.workers))), f"link del {_BRIDGE}")
+
+
+def kill(process: subprocess.Popen) -> None:
+    """Kill a process and those that it has started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+class DaskCluster(Machines):
+    """A scheduler and workers of Dask."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        self.address = f"tcp://{self.host}:{self.port}"
+        address = "--host", self.host, "--port", str(self.port), "--no-dashboard"
+        self.scheduler = self.start("scheduler", sys.executable, "-m", "dask", "scheduler", *address)
+
+    def add(self, *options: str, hide: Path | None = None) -> subprocess.Popen:
+        """Start a worker; from one with ``hide``, the content of this folder is hidden."""
+        number = f"w{len(self.workers) + 1}"
+        options = ("--nthreads", "1", "--no-nanny", "--no-dashboard", "--name", number, *options)
+        return self.start_worker("-m", "dask", "worker", self.address, *options, hide=hide)
+
+    def tasks(self) -> dict[str, int]:
+        """Return how many tasks each living worker has done; a task is one unit or several small ones."""
+        from distributed import Client
+
+        with Client(self.address, timeout=60, set_as_default=False) as client:
+            names = {address: worker["name"] for address, worker in client.scheduler_info(-1)["workers"].items()}
+            done = client.run(lambda dask_worker: dask_worker.state.executed_count)
+        return {names[address]: count for address, count in sorted(done.items(), key=lambda item: names[item[0]])}
+
+    def close(self) -> None:
+        """End all processes and namespaces."""
+        kill(self.scheduler)
+        super().close()
+
+
+class RayCluster(Machines):
+    """A head and nodes of Ray, of one core each."""
+
+    def __init__(self, folder: Path):
+        super().__init__(folder)
+        # Ray's nodes and callers of one cluster share a token; read when ray is imported.
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid4().hex, "RAY_USAGE_STATS_ENABLED": "0"}
+        self.address, self.files = f"{self.host}:{self.port}", tempfile.mkdtemp(prefix="ray-")
+        self.head = self.start(
+            "head", sys.executable, *_RAY, "--head", "--port", str(self.port), "--node-ip-address", self.host,
+            "--include-dashboard", "false", "--temp-dir", self.files,
+        )  # fmt: skip
+
+    def add(self) -> subprocess.Popen:
+        """Start a node."""
+        return self.start_worker(*_RAY, "--address", self.address, "--node-ip-address", self.next_address())
+
+    def wait(self, cores: int) -> None:
+        """Wait until the cluster has as many cores."""
+        import ray
+
+        deadline = time.monotonic() + 180
+        while True:
+            try:
+                ray.init(self.address, log_to_driver=False, logging_level="error")
+                while ray.cluster_resources().get("CPU", 0) < cores:
+                    if time.monotonic() > deadline:
+                        raise TimeoutError(f"Ray has not {cores} cores")
+                    time.sleep(0.5)
+                return
+            except ConnectionError:  # the head is starting
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(1)
+            finally:
+                ray.shutdown()
+
+    def close(self) -> None:
+        """End all processes and namespaces."""
+        kill(self.head)
+        super().close()
+        shutil.rmtree(self.files, ignore_errors=True)
 
 
 def _ip(*commands: str) -> None:
@@ -167,24 +327,24 @@ def _ip(*commands: str) -> None:
 
 
 @contextmanager
-def dask_cluster(folder: Path, workers: int) -> Iterator[DaskCluster]:
+def cluster_of(kind: type[Kind], folder: Path, workers: int) -> Iterator[Kind]:
     """Start a cluster for the block."""
-    dask = DaskCluster(folder)
+    machines = kind(folder)
     try:
         for _ in range(workers):
-            dask.add()
-        yield dask
+            machines.add()
+        yield machines
     finally:
-        dask.close()
+        machines.close()
 
 
 @contextmanager
-def at_entry(work: Work, count: int, act: Callable[[], object]) -> Iterator[None]:
-    """Call ``act`` once ``count`` entries are stored, while the block runs."""
+def at_entry(work: Work | Training, count: int, act: Callable[[], object]) -> Iterator[None]:
+    """Call ``act`` once ``count`` entries are stored, or rounds are done, while the block runs."""
 
     def watch() -> None:
         while work.done < count:
-            time.sleep(0.05)
+            time.sleep(0.1)
         act()
 
     watcher = Thread(target=watch, daemon=True)
@@ -204,7 +364,7 @@ def wait_for_workers(address: str, count: int) -> None:
 def check_dask(folder: Path, images: int, pause: float) -> str:
     """Four workers, one killed in mid-run, one joining late."""
     work = Work(folder, "dask", images, pause)
-    with dask_cluster(folder, 4) as dask:
+    with cluster_of(DaskCluster, folder, 4) as dask:
         wait_for_workers(dask.address, 4)
 
         def disturb() -> None:
@@ -213,14 +373,29 @@ def check_dask(folder: Path, images: int, pause: float) -> str:
 
         with at_entry(work, images // 8, disturb):
             work.run("dask", dask.address)
-        where = "in network namespaces" if dask.separate else "as plain processes"
-    return f"4 workers {where}, 1 killed, 1 late: {work.calls()}; {_compared(work, folder, images)}"
+    return f"4 workers {dask.where}, 1 killed, 1 late: {work.calls()}; {_compared(work, folder, images)}"
+
+
+def check_training(folder: Path, images: int, pause: float) -> str:
+    """All stages of a training on four workers, one killed in the middle of mining, one joining late."""
+    training = Training(folder, "training-dask", images)
+    with cluster_of(DaskCluster, folder, 4) as dask:
+        wait_for_workers(dask.address, 4)
+
+        def disturb() -> None:
+            kill(dask.workers[0])
+            dask.add()
+
+        with at_entry(training, 3, disturb):
+            training.run("dask", dask.address)
+        tasks = ", ".join(f"{name} {count}" for name, count in dask.tasks().items())
+    return f"4 workers {dask.where}, w1 killed while mining, w5 late; tasks: {tasks}; {training.compared()}"
 
 
 def check_scheduler(folder: Path, images: int, pause: float) -> str:
     """The scheduler dies in mid-run: one line; then another cluster goes on."""
     work = Work(folder, "scheduler", images, pause / 4)
-    with dask_cluster(folder, 2) as dask, at_entry(work, images // 4, dask.scheduler.kill):
+    with cluster_of(DaskCluster, folder, 2) as dask, at_entry(work, images // 4, dask.scheduler.kill):
         begun = time.monotonic()
         line = _refused(lambda: work.run("dask", dask.address))
         seconds, before = time.monotonic() - begun, work.done
@@ -231,7 +406,7 @@ def check_scheduler(folder: Path, images: int, pause: float) -> str:
 def check_unshared(folder: Path, images: int, pause: float) -> str:
     """A worker that does not see the shared folder is found before work begins."""
     work = Work(folder, "unshared", images)
-    with dask_cluster(folder, 1) as dask:
+    with cluster_of(DaskCluster, folder, 1) as dask:
         if not dask.separate:
             return "skipped: needs root on Linux"
         dask.add(hide=work.folder)
@@ -240,16 +415,44 @@ def check_unshared(folder: Path, images: int, pause: float) -> str:
 
 
 def check_ray(folder: Path, images: int, pause: float) -> str:
-    """Ray on this machine."""
-    work = Work(folder, "ray", images)
-    work.run("ray")
-    return f"{work.calls()}; {_compared(work, folder, images)}"
+    """Two nodes of Ray; a worker process and a node are killed in mid-run, and a node joins late."""
+    work = Work(folder, "ray", images, pause)
+    with cluster_of(RayCluster, folder, 1) as nodes:
+        nodes.wait(2)
+
+        def disturb() -> None:
+            pid = int(next(work.compute.folder.iterdir()).name.split("-")[1])  # of a worker that has done some
+            os.kill(pid, signal.SIGKILL)
+            nodes.add()
+            while work.done < images // 2:
+                time.sleep(0.05)
+            kill(nodes.workers[0])
+
+        with at_entry(work, images // 8, disturb):
+            work.run("ray", nodes.address)
+    disturbed = f"2 nodes {nodes.where}, 1 worker killed, 1 node late, 1 node killed"
+    return f"{disturbed}: {work.calls()}; {_compared(work, folder, images)}"
+
+
+def check_ray_training(folder: Path, images: int, pause: float) -> str:
+    """All stages of a training on Ray's two nodes, one killed in the middle of mining, one joining late."""
+    training = Training(folder, "training-ray", images)
+    with cluster_of(RayCluster, folder, 1) as nodes:
+        nodes.wait(2)
+
+        def disturb() -> None:
+            nodes.add()
+            kill(nodes.workers[0])
+
+        with at_entry(training, 3, disturb):
+            training.run("ray", nodes.address)
+    return f"2 nodes {nodes.where}, 1 killed while mining, 1 late; {training.compared()}"
 
 
 def check_limits(folder: Path, images: int, pause: float) -> str:
     """1000 workers' worth of units without work inside, and the store by itself."""
     count = 5 * _SLOTS
-    with dask_cluster(folder, 0) as dask:
+    with cluster_of(DaskCluster, folder, 0) as dask:
         for _ in range(4):
             dask.add("--nthreads", str(_SLOTS // 4))
         wait_for_workers(dask.address, 4)
@@ -289,6 +492,14 @@ def _refused(action: Callable[[], object]) -> str:
     raise AssertionError("no error was raised")
 
 
+def _digest(path: Path) -> str:
+    """Return the digest of a file; of a bank, whose metadata are in another order in each process, its checksum."""
+    if path.name == BANK_FILE:
+        with safe_open(path, "numpy") as bank:
+            return bank.metadata()["checksum"]
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def _compared(work: Work, folder: Path, images: int) -> str:
     """Say whether the stored files are, bit for bit, those of processes."""
     alone = Work(folder, "processes", images)
@@ -298,9 +509,11 @@ def _compared(work: Work, folder: Path, images: int) -> str:
 
 PARTS = {
     "dask": check_dask,
+    "training": check_training,
     "scheduler": check_scheduler,
     "unshared": check_unshared,
     "ray": check_ray,
+    "ray-training": check_ray_training,
     "limits": check_limits,
 }
 

@@ -28,7 +28,7 @@ from sppdet.data.splits import load_split
 from sppdet.detection.detector import Detector
 from sppdet.evaluation.run import detect_all
 from sppdet.evaluation.voc import evaluate_voc
-from sppdet.features.cached_split import FeatureSplit, open_split
+from sppdet.features.feature_split import FeatureSplit, open_split
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.networks.backbone import Backbone
 from sppdet.proposals.search import SelectiveSearch

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import os
+import pickle
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
 
 from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.shapes import make_shapes
-from sppdet.features.cached_split import MapSplit, map_name
+from sppdet.features.feature_split import MapSplit, map_name
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.features.store import Store
 from sppdet.networks.trunk_output import CellGrid
 from sppdet.proposals.search import SelectiveSearch
+from sppdet.utils import engines
+from sppdet.utils.parallel import in_threads
 
 SIDE, STRIDE = 64, 4  # every hand-made image is 64 x 64 pixels, its map 16 x 16 cells
 
@@ -114,3 +120,25 @@ def random_windows(rng: np.random.Generator, count: int) -> np.ndarray:
 def shapes_root(tmp_path_factory) -> Path:
     """The folder of twelve training and six test images of about 160 x 120 pixels. Copy it to change it."""
     return make_shapes(tmp_path_factory.mktemp("data") / "shapes", train=12, test=6, size=(160, 120))
+
+
+@pytest.fixture
+def elsewhere(monkeypatch) -> list[int]:
+    """Send portable work elsewhere by pickle, as a cluster does; the numbers of units that were sent."""
+    sent: list[int] = []
+
+    class Pickled:
+        def run(self, function: Callable[[Any], Any], items: Sequence[Any]) -> Iterator[Any]:
+            sent.append(len(items))
+            work = copied(function)
+            return in_threads(lambda item: copied(work(copied(item))), items, 1)
+
+    monkeypatch.setattr(engines, "_active", Pickled())
+    return sent
+
+
+def copied(value: Any) -> Any:
+    """Return a copy by pickle, whose arrays are read-only, as those are that Ray sends."""
+    buffers: list[pickle.PickleBuffer] = []
+    content = cloudpickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(content, buffers=[bytes(buffer) for buffer in buffers])

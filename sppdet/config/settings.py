@@ -330,7 +330,7 @@ class RunSettings(Checked):
     cache: Name = "cache"
     seed: CountFromZero = 3
     curves: CurveForm = "none"
-    # where proposals, maps and detections are computed: processes of this machine, or a cluster (docs/clusters.md)
+    # where single images are worked on and SVMs are fitted: processes of this machine, or a cluster (docs/clusters.md)
     engine: Annotated[str, one_of("processes", "dask", "ray")] = "processes"
     # address of the cluster, such as tcp://host:8786; null: one of `workers` processes on this machine
     cluster: Annotated[str | None, any_value("the address is tried before work begins")] = None

@@ -119,7 +119,7 @@ def evaluate_run(
             metrics = {name: value for name, value in figures.items() if name != "coco"} | {
                 "without_bbox": evaluate_voc(dataset, plain),
                 "coco": figures["coco"],
-                "proposals": split.recall(),
+                "proposals": split.recall(config.workers),
             }
             if reliability := measure_reliability(dataset, [detector.with_probabilities(entry) for entry in regressed]):
                 metrics["calibration"] = reliability

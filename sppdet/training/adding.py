@@ -109,7 +109,7 @@ def add_classes(
             )  # fmt: skip
             curves = [_curve(one, detector.calibration) for one in join_folds(folds, labels)]
         limit = -(-2 * bank.limit * len(names) // (len(model.classes) + len(names)))
-        locations, new_labels = choose_windows(of_svms, features, svms, miner, min(limit, bank.limit), execution)
+        locations, new_labels = choose_windows(of_svms, svms, miner, min(limit, bank.limit), execution.seed)
         stored = store_vectors(of_svms, features, locations, execution)
     every = np.zeros((len(locations), len(model.classes) + len(names)), np.int8)  # others may not be annotated
     every[:, len(model.classes) :] = new_labels

@@ -31,7 +31,7 @@ from sppdet.config import BoxRegressionSettings, CalibrationSettings, SvmSetting
 from sppdet.detection import LinearSVMs, finish_update
 from sppdet.features import FeatureSplit, PyramidFeatures, WindowFeatures, Windows
 from sppdet.networks import Backbone, Head, weights_digest
-from sppdet.ops import CodedMap, Products
+from sppdet.ops import CodedMap
 from sppdet.proposals import SelectiveSearch
 from sppdet.training.mining import Miner
 from sppdet.utils import Execution, SppdetError, errors_naming, fingerprint, parallel_map
@@ -320,30 +320,24 @@ def store_vectors(
 
 
 def choose_windows(
-    split: FeatureSplit, features: WindowFeatures, svms: LinearSVMs, miner: Miner, limit: int, execution: Execution
+    split: FeatureSplit, svms: LinearSVMs, miner: Miner, limit: int, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose the windows of a bank.
 
     Args:
         split: the training images.
-        features: how windows become vectors.
         svms: the trained SVMs of K classes.
         miner: of these classes and images, with the settings of the SVMs.
         limit: largest number of windows.
-        execution: seed; workers.
+        seed: of the draws.
 
     Returns:
         Locations ``(n,)`` of `LOCATION` and labels int8 ``(n, K)``.
     """
-    seed, workers, classes = execution.seed, execution.workers, len(miner.labels)
+    classes = len(miner.labels)
     images = _sample_of_images(split, miner.labels, seed)
-    weights = Products(svms.weight, half=features.half)
     per_image = -(-round((1 - _POSITIVES - _HARD) * limit) // max(1, len(images)))
-
-    def candidates(i: int) -> tuple[np.ndarray, ...]:
-        return miner.candidates(i, weights, svms.bias, per_image)
-
-    of_images = parallel_map(candidates, images, workers, "choosing vectors for the bank", threads=True)
+    of_images = miner.candidates(images, svms, per_image)
     locations, labels, hard, drawn = (np.concatenate(arrays) for arrays in zip(*of_images))
     rng = np.random.default_rng(seed)
     positive = (labels > 0).any(axis=1)

@@ -13,12 +13,13 @@ Names: n windows of one class, D features, K classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from sppdet.config import BoxRegressionSettings
 from sppdet.detection import BoxRegressors
-from sppdet.features import FeatureSplit, WindowFeatures
+from sppdet.features import CachedSplit, FeatureSplit, WindowFeatures, map_images
 from sppdet.ops import boxes as geometry
 from sppdet.utils import Execution, bar, parallel_map
 
@@ -48,17 +49,21 @@ def train(
     """
     weight = np.zeros((len(labels), 4, features.dimension), np.float32)
     bias = np.zeros((len(labels), 4), np.float32)
-    samples = [_sample(split, label, settings, execution.seed) for label in labels]
+    samples = _samples(split, labels, settings, execution)
     bytes_per_class = settings.max_windows * features.dimension * np.dtype(np.float16).itemsize
     at_once = max(1, int(execution.memory_gb * 1e9 / bytes_per_class))
-    for start in range(0, len(labels), at_once):
-        classes = range(start, min(start + at_once, len(labels)))
+
+    def fit_group(classes: range) -> None:
+        """Fit some classes. Their vectors are freed before those of the next group are pooled."""
         vectors = _vectors(split, features, [samples[k] for k in classes], execution.workers)
         with bar(len(classes), "fitting box regressions") as count:
             for k, rows in zip(classes, vectors):
                 if len(rows):
                     weight[k], bias[k] = fit_class(rows, samples[k].targets, settings.ridge, scale)
                 count()
+
+    for start in range(0, len(labels), at_once):
+        fit_group(range(start, min(start + at_once, len(labels))))
     return BoxRegressors(weight, bias)
 
 
@@ -116,27 +121,50 @@ class _Sample:
     boxes: np.ndarray
     targets: np.ndarray
 
+    @classmethod
+    def none(cls) -> _Sample:
+        """Return no windows."""
+        return cls(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros((0, 4)))
 
-def _sample(split: FeatureSplit, label: int, settings: BoxRegressionSettings, seed: int) -> _Sample:
-    """Choose the windows of one class, a random sample if they are more than ``settings.max_windows``."""
-    images, boxes, targets = [np.zeros(0, np.int64)], [np.zeros((0, 4))], [np.zeros((0, 4))]
-    for i in range(len(split)):
-        objects = split.objects(i, label)
+
+def _samples(
+    split: FeatureSplit, labels: list[int], settings: BoxRegressionSettings, execution: Execution
+) -> list[_Sample]:
+    """Choose the windows of each class, a random sample if they are more than ``settings.max_windows``."""
+    chosen = {*labels}
+    images = [i for i, sample in enumerate(split.dataset) if not chosen.isdisjoint(sample.labels.tolist())]
+    of_classes: dict[int, list[_Sample]] = {label: [_Sample.none()] for label in labels}
+    near = partial(_near_objects, labels, settings.min_overlap)
+    for of_image in map_images(near, split, images, execution.workers, "windows near objects"):
+        for label, windows in of_image.items():
+            of_classes[label].append(windows)
+    return [_limited(split.dataset.classes[label], of_classes.pop(label), settings, execution.seed) for label in labels]
+
+
+def _near_objects(labels: list[int], min_overlap: float, i: int, image: CachedSplit) -> dict[int, _Sample]:
+    """Return the windows of image ``i`` that overlap an object of a class by more than ``min_overlap``, by class."""
+    proposals, near_objects = image.proposals(0), {}
+    for label in labels:
+        objects = image.objects(0, label)
         if len(objects):
-            windows = np.concatenate([objects, split.proposals(i)])
+            windows = np.concatenate([objects, proposals])
             overlap = geometry.iou(windows, objects)
-            near = overlap.max(axis=1) > settings.min_overlap
-            images.append(np.full(near.sum(), i))
-            boxes.append(windows[near])
-            targets.append(geometry.encode(windows[near], objects[overlap[near].argmax(axis=1)]))
-    windows_of_class = _Sample(np.concatenate(images), np.concatenate(boxes), np.concatenate(targets))
-    if len(windows_of_class.images) <= settings.max_windows:
-        return windows_of_class
+            near = overlap.max(axis=1) > min_overlap
+            targets = geometry.encode(windows[near], objects[overlap[near].argmax(axis=1)])
+            near_objects[label] = _Sample(np.full(near.sum(), i), windows[near], targets)
+    return near_objects
+
+
+def _limited(name: str, of_images: list[_Sample], settings: BoxRegressionSettings, seed: int) -> _Sample:
+    """Return the windows of class ``name`` in all images, or a random sample of them."""
+    values = ([getattr(sample, field) for sample in of_images] for field in ("images", "boxes", "targets"))
+    images, boxes, targets = (np.concatenate(arrays) for arrays in values)
+    if len(images) <= settings.max_windows:
+        return _Sample(images, boxes, targets)
     # The name of the class seeds the sample, which so does not depend on the classes that are trained with it.
-    seeds = [seed, *split.dataset.classes[label].encode()]
-    order = np.random.default_rng(seeds).permutation(len(windows_of_class.images))
+    order = np.random.default_rng([seed, *name.encode()]).permutation(len(images))
     rows = np.sort(order[: settings.max_windows])
-    return _Sample(windows_of_class.images[rows], windows_of_class.boxes[rows], windows_of_class.targets[rows])
+    return _Sample(images[rows], boxes[rows], targets[rows])
 
 
 def _vectors(split: FeatureSplit, features: WindowFeatures, samples: list[_Sample], workers: int) -> list[np.ndarray]:

@@ -28,11 +28,20 @@ from sppdet.evaluation import (
 )
 from sppdet.features import FeatureSplit, WindowFeatures
 from sppdet.training import svm
-from sppdet.training.locations import ClassWindows, class_groups, pool_locations, share_locations, windows_in_memory
+from sppdet.training.locations import (
+    ClassWindows,
+    class_groups,
+    fits_apart,
+    map_classes,
+    pool_locations,
+    share_locations,
+    windows_in_memory,
+)
 from sppdet.training.mining import ClassRows
 from sppdet.utils import Execution, parallel_map
 
 _TOLERANCE, _EPOCHS = 0.1, 50  # of `briefly`
+_FITTING = "fitting SVMs without a fold"
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,9 +189,14 @@ def _fit_without(
     fixed: tuple[np.ndarray, Sequence[ClassRows]] | None = None,
 ) -> list[LinearSVMs]:
     """Fit the SVMs of all classes once for each fold, without the windows in the fold's images."""
-    fits: list[list[svm.Fit]] = [[] for _ in folds]
+    if fixed is None and fits_apart(features):
+        fit_folds = partial(_fit_folds, split.unmirrored, problem, folds)
+        of_classes = map_classes(fit_folds, split, features, windows, execution.workers, _FITTING)
+        return [svm.stack(of_fold) for of_fold in zip(*of_classes)]
     locations, rows = share_locations(windows)
-    for classes, shared in class_groups(rows, windows_in_memory(execution.memory_gb, features.dimension)):
+
+    def fit_group(classes: list[int], shared: np.ndarray) -> list[svm.Fit]:
+        """Fit some classes, fold by fold. Their vectors are freed before those of the next group are pooled."""
         vectors = pool_locations(split, features, locations[shared], execution.workers)
         more: list[ClassRows] | list[None] = [None] * len(windows)
         if fixed is not None:
@@ -190,10 +204,22 @@ def _fit_without(
             vectors = np.concatenate([vectors, fixed[0]])
         fit = partial(_fit_one, vectors, split.unmirrored, problem)
         items = [(fold, windows[k], np.searchsorted(shared, rows[k]), more[k]) for fold in folds for k in classes]
-        results = parallel_map(fit, items, execution.workers, "fitting SVMs without a fold", threads=True)
-        for number, fitted in enumerate(results):
+        return list(parallel_map(fit, items, execution.workers, _FITTING, threads=True))
+
+    fits: list[list[svm.Fit]] = [[] for _ in folds]
+    for classes, shared in class_groups(rows, windows_in_memory(execution.memory_gb, features.dimension)):
+        for number, fitted in enumerate(fit_group(classes, shared)):
             fits[number // len(classes)].append(fitted)
     return [svm.stack(of_fold) for of_fold in fits]
+
+
+def _fit_folds(
+    images: int, problem: svm.Problem, folds: list[np.ndarray], vectors: np.ndarray, windows: ClassWindows
+) -> list[svm.Fit]:
+    """Fit the SVM of one class, whose vectors are ``vectors``, once for each fold."""
+    rows = np.arange(len(vectors))
+    fits = [_fit_one(vectors, images, problem, (fold, windows, rows, None)) for fold in folds]
+    return [replace(fitted, alpha=None) for fitted in fits]  # not needed, and many numbers to send
 
 
 def _fit_one(

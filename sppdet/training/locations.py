@@ -5,13 +5,18 @@ Names: n windows, K classes, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
+from sppdet.data import Sample
 from sppdet.features import FeatureSplit, WindowFeatures, Windows
-from sppdet.utils import parallel_map
+from sppdet.utils import active_cluster, parallel_map
+
+Result = TypeVar("Result")
 
 # Where a window lies: index of its image in the split, index of the feature map, and x1, y1, x2, y2 in cells of the
 # map. float32 holds whole cells exactly; with pooling.kind=align the edges are not whole.
@@ -27,7 +32,7 @@ class ClassWindows:
     Attributes:
         locations: ``(n,)`` of `LOCATION`, positives first.
         positives: how many of them are positives.
-        alpha: ``(n,)`` float32, the dual variables; zeros where they are not known.
+        alpha: ``(n,)``, the dual variables, float32 in files; zeros where they are not known.
     """
 
     locations: np.ndarray
@@ -53,14 +58,16 @@ class ClassWindows:
         return cls(locations, int(tensors["positives"]), tensors["alpha"])
 
 
-def pool_locations(split: FeatureSplit, features: WindowFeatures, locations: np.ndarray, workers: int) -> np.ndarray:
+def pool_locations(
+    split: FeatureSplit, features: WindowFeatures, locations: np.ndarray, workers: int | None
+) -> np.ndarray:
     """Pool windows again, image by image.
 
     Args:
         split: the images that the locations number.
         features: how windows become vectors of D features.
         locations: ``(n,)`` of `LOCATION`.
-        workers: threads; 0 is every core.
+        workers: threads; 0 is every core; None is the thread of the caller.
 
     Returns:
         float16 ``(n, D)``.
@@ -75,7 +82,7 @@ def pool_locations(split: FeatureSplit, features: WindowFeatures, locations: np.
         maps = split.maps(int(of_image["image"][0]))
         vectors[image_rows] = features.vectors(maps, windows, every, np.float16)
 
-    for _ in parallel_map(fill, images, workers, "vectors", threads=True):
+    for _ in map(fill, images) if workers is None else parallel_map(fill, images, workers, "vectors", threads=True):
         pass
     return vectors
 
@@ -124,3 +131,53 @@ def class_groups(rows: Sequence[np.ndarray], limit: float) -> Iterator[tuple[lis
 def windows_in_memory(memory_gb: float, dimension: int) -> float:
     """Return how many vectors of ``dimension`` numbers in half precision fit into memory."""
     return memory_gb * 1e9 / (2 * dimension)
+
+
+def fits_apart(features: WindowFeatures) -> bool:
+    """Whether each class is fitted by itself in a cluster, and not in groups that share what is pooled.
+
+    Not after fc layers: the last bits of their products depend on which windows go through them together.
+    """
+    return active_cluster() is not None and features.head is None
+
+
+def map_classes(
+    function: Callable[[np.ndarray, ClassWindows], Result],
+    split: FeatureSplit,
+    features: WindowFeatures,
+    windows: Sequence[ClassWindows],
+    workers: int,
+    description: str,
+) -> Iterator[Result]:
+    """Yield ``function(vectors, windows)`` for classes, in order; each pools its windows where the function is called.
+
+    In a cluster a worker reads the maps of a class from the store, holds the vectors of this class alone, and sends
+    back what the function returns.
+
+    Args:
+        function: the work; it and its results are sent to other machines.
+        split: the images that the locations number.
+        features: how windows become vectors.
+        windows: those of each class.
+        workers: threads; 0 is every core.
+        description: of the work, for the progress bar.
+    """
+    items = []
+    for of_class in windows:
+        images = np.unique(of_class.locations["image"]).tolist()
+        items.append((of_class, tuple(split.dataset[i] for i in images), [split.names[i] for i in images]))
+    work = partial(_with_vectors, function, split.of_images((), []), features)
+    return parallel_map(work, items, workers, description, threads=True, portable=True)
+
+
+def _with_vectors(
+    function: Callable[[np.ndarray, ClassWindows], Result],
+    split: FeatureSplit,
+    features: WindowFeatures,
+    item: tuple[ClassWindows, tuple[Sample, ...], list[str]],
+) -> Result:
+    """Return ``function(vectors, windows)``, see `map_classes`; ``split`` is without images."""
+    windows, samples, names = item
+    among_these = windows.locations.copy()
+    among_these["image"] = np.unique(windows.locations["image"], return_inverse=True)[1]
+    return function(pool_locations(split.of_images(samples, names), features, among_these, None), windows)

@@ -19,32 +19,36 @@ Names: n windows, U of them with different cells, K classes, D features.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from sppdet.config import SvmSettings
 from sppdet.detection import LinearSVMs
-from sppdet.features import FeatureSplit, WindowFeatures, Windows
-from sppdet.ops import Products, nms
+from sppdet.features import FeatureSplit, WindowFeatures
+from sppdet.ops import Products
 from sppdet.training import svm
 from sppdet.training.locations import (
     LOCATION,
     ClassWindows,
     class_groups,
-    locations_of,
+    fits_apart,
+    map_classes,
     pool_locations,
     windows_in_memory,
 )
 from sppdet.training.sample_cache import SampleCache
-from sppdet.training.window_labels import WindowLabels
+from sppdet.training.window_labels import ImageWindows, WindowLabels
 from sppdet.utils import Checkpoint, Execution, entries_under, parallel_map, verify_tensors, write_tensors
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +113,7 @@ class Miner:
         self.cache: SampleCache
         self.fixed = fixed
         self.fixed_rows = [self._fixed_rows(fixed, k) for k in range(len(self.labels))] if fixed else []
-        self._of_images = WindowLabels(split, features, self.labels, settings, execution.seed)
+        self._windows = WindowLabels.of_split(split, features, self.labels, settings, execution.seed)
 
     def train(self) -> LinearSVMs:
         """Train the SVMs of all classes.
@@ -117,7 +121,7 @@ class Miner:
         The checkpoint is written after every fit. A training that finds one of its key resumes from it and gets the
         same SVMs as without the interruption.
         """
-        for label, count in zip(self.labels, self._of_images.objects):
+        for label, count in zip(self.labels, self._windows.objects):
             if not count:
                 name = self.split.dataset.classes[label]
                 logger.warning("no training objects of %s: it will never be detected", name)
@@ -133,7 +137,7 @@ class Miner:
                 continue
             if checkpoint:
                 self._save(checkpoint, number, fitted)
-            self._mine(images.tolist(), fitted)
+            self._mine(images, fitted)
             fitted = self._fit()
         self._warn_of_lost_classes()
         return fitted
@@ -150,7 +154,7 @@ class Miner:
         self.cache = SampleCache(np.zeros(0, LOCATION), np.zeros(0, np.int64), len(self.labels))
         fitted = self.fixed.start
         for _ in range(passes):
-            self._mine([*range(len(self.split))], fitted)
+            self._mine(np.arange(len(self.split)), fitted)
             fitted = self._fit()
         return fitted
 
@@ -162,11 +166,12 @@ class Miner:
         Args:
             split: the images of the training; more regions of them are ignored.
         """
-        of_images = WindowLabels(split, self.features, self.labels, self.settings, self.execution.seed)
-        for i, sample in enumerate(split.dataset):
-            if len(sample.ignored):
-                windows, boxes = of_images.windows(i, split.maps(i))
-                self.cache.restrict(i, of_images.negatives(i, boxes, windows))
+        images = [i for i, sample in enumerate(split.dataset) if len(sample.ignored)]
+        allowed = self._windows.each(
+            ImageWindows.negatives, split, images, self.execution.workers, "regions that are ignored"
+        )
+        for i, negatives in zip(images, allowed):
+            self.cache.restrict(i, negatives)
         return self._fit()
 
     def _fixed_rows(self, fixed: FixedRows, k: int) -> ClassRows:
@@ -181,9 +186,13 @@ class Miner:
 
     def windows(self, k: int) -> ClassWindows:
         """Return the windows of class ``labels[k]`` after `train` or `collect_windows`."""
+        windows = self._held(k)
+        return replace(windows, alpha=windows.alpha.astype(np.float32))
+
+    def _held(self, k: int) -> ClassWindows:
+        """Return the windows of class k as they are in the cache."""
         index, labels = self.cache.problem(k)
-        alpha = self.cache.alpha[index, k].astype(np.float32)
-        return ClassWindows(self.cache.locations[index], int((labels > 0).sum()), alpha)
+        return ClassWindows(self.cache.locations[index], int((labels > 0).sum()), self.cache.alpha[index, k])
 
     def collect_windows(self, svms: LinearSVMs) -> None:
         """Collect windows for trained SVMs: positives, random negatives, and those that are hard for ``svms``.
@@ -192,7 +201,7 @@ class Miner:
         """
         order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
         self.cache = self._start(order)
-        self._mine(order.tolist(), svms)
+        self._mine(order, svms)
 
     def _warn_of_lost_classes(self) -> None:
         """Name the classes whose SVM puts all objects on the side of the negatives.
@@ -240,100 +249,52 @@ class Miner:
 
     def _start(self, order: np.ndarray) -> SampleCache:
         """Return a cache of the positives of every class and of random windows, the same ones for all classes."""
-        workers, count = self.execution.workers, self.settings.random_negatives
-        positives = parallel_map(self._of_images.positives, order.tolist(), workers, "positives", threads=True)
+        count = self.settings.random_negatives
+        positives = self._each(ImageWindows.positives, order, "positives")
         locations, classes = zip(*positives)
         cache = SampleCache(np.concatenate(locations), np.concatenate(classes), len(self.labels))
         per_image = -(-count // len(order))
         images = order[: -(-count // per_image)] if per_image else order[:0]
-
-        def draw(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            windows, boxes = self._of_images.windows(i, self.split.maps(i))
-            rows = np.random.default_rng([self.execution.seed, i]).permutation(len(windows.cells))[:per_image]
-            rows = rows[np.argsort(rows)]
-            return rows, locations_of(i, windows, rows), self._of_images.negatives(i, boxes, windows)[rows]
-
-        drawn = parallel_map(draw, images.tolist(), workers, "random negatives", threads=True)
-        for rows, row_locations, negative in drawn:
+        draw = partial(ImageWindows.random_negatives, count=per_image)
+        for rows, row_locations, negative in self._each(draw, images, "random negatives"):
             cache.add(rows, row_locations, negative, np.zeros(negative.shape, np.float32))
         return cache
 
+    def _each(
+        self, function: Callable[[ImageWindows], Result], images: np.ndarray, description: str
+    ) -> Iterator[Result]:
+        """Yield ``function(windows)`` for images of the split, in order."""
+        return self._windows.each(function, self.split, images.tolist(), self.execution.workers, description)
+
     def candidates(
-        self, i: int, weights: Products, bias: np.ndarray, random: int
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return the windows of an image that a bank may hold: positives, hard negatives and random windows.
+        self, images: Sequence[int], svms: LinearSVMs, random: int
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield the windows of images that a bank may hold, see `ImageWindows.candidates`.
 
         Args:
-            i: number of the image.
-            weights: those of the SVMs.
-            bias: ``(K,)``.
-            random: number of random windows.
-
-        Returns:
-            Locations ``(n,)``; labels int8 ``(n, K)``, +1, -1 or 0; bool ``(n, K)``, for which classes a window is a
-            hard negative; and bool ``(n,)``, which are random ones. A window that is a positive of two classes occurs
-            twice.
+            images: their numbers.
+            svms: the trained SVMs.
+            random: number of random windows per image.
         """
-        maps = self.split.maps(i)
-        windows, negative, hard, _ = self._scored(i, maps, weights, bias)
-        drawn = np.zeros(len(windows.cells), bool)
-        drawn[np.random.default_rng([self.execution.seed, i]).permutation(len(drawn))[:random]] = True
-        rows = np.flatnonzero(hard.any(axis=1) | drawn)
-        boxes, classes = self._of_images.positive_boxes(i, maps)
-        labels = -self._of_images.are_negatives(i, boxes).astype(np.int8)
-        labels[np.arange(len(boxes)), classes] = 1
-        positives = self.features.windows(boxes, self.split.size(i), maps)
-        return (
-            np.concatenate([locations_of(i, positives, positives.group), locations_of(i, windows, rows)]),
-            np.concatenate([labels, -negative[rows].astype(np.int8)]),
-            np.concatenate([np.zeros(labels.shape, bool), hard[rows]]),
-            np.concatenate([np.zeros(len(labels), bool), drawn[rows]]),
-        )
+        weights = Products(svms.weight, half=self.features.half)
+        of_image = partial(ImageWindows.candidates, weights=weights, bias=svms.bias, random=random)
+        return self._each(of_image, np.asarray(images), "choosing vectors for the bank")
 
-    def _scored(
-        self, i: int, maps: Any, weights: Products, bias: np.ndarray
-    ) -> tuple[Windows, np.ndarray, np.ndarray, np.ndarray]:
-        """Return an image's windows, and each ``(U, K)``: may it be a negative, is it a hard one, and its margin."""
-        windows, boxes = self._of_images.windows(i, maps)
-        score = self.features.products(maps, windows, weights)[0] + bias
-        negative = self._of_images.negatives(i, boxes, windows)
-        hard = negative & (score > self.settings.hard_margin)
-        self._drop_duplicates(windows, boxes, score, hard)
-        return windows, negative, hard, score
-
-    def _mine(self, images: list[int], fitted: LinearSVMs) -> None:
+    def _mine(self, images: np.ndarray, fitted: LinearSVMs) -> None:
         """Add the hard negatives of some images to the cache."""
         weights = Products(fitted.weight, half=self.features.half)
-
-        def find(i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-            windows, _, hard, score = self._scored(i, self.split.maps(i), weights, fitted.bias)
-            rows = np.flatnonzero(hard.any(axis=1))
-            return rows, locations_of(i, windows, rows), hard[rows], score[rows]
-
-        description = f"mining {len(images)} images"
-        for negatives in parallel_map(find, images, self.execution.workers, description, threads=True):
-            self.cache.add(*negatives)
+        find = partial(ImageWindows.hard_negatives, weights=weights, bias=fitted.bias)
+        for rows, locations, hard, margins in self._each(find, images, f"mining {len(images)} images"):
+            score = np.zeros(hard.shape, np.float32)
+            score[hard] = margins
+            self.cache.add(rows, locations, hard, score)
             for k in range(len(self.labels)):
                 self.cache.trim(k, self.settings.max_negatives)
             self.cache.collect()
 
-    def _drop_duplicates(self, windows: Windows, boxes: np.ndarray, score: np.ndarray, hard: np.ndarray) -> None:
-        """Leave the hardest of hard negatives that overlap by more than ``duplicate_overlap`` (paper, section 4.1)."""
-        first = np.full(len(windows.cells), -1)
-        first[windows.group[::-1]] = np.arange(len(boxes))[::-1]
-        window_boxes = boxes[first]
-        for k in range(hard.shape[1]):
-            rows = np.flatnonzero(hard[:, k])
-            if len(rows):
-                kept = nms(window_boxes[rows], score[rows, k], self.settings.duplicate_overlap)
-                hard[:, k] = False
-                hard[rows[kept[: self.settings.hard_per_image]], k] = True
-
     def _fit(self) -> LinearSVMs:
         """Fit the SVMs of all classes to the windows of the cache."""
-        held = [np.flatnonzero(of_class) for of_class in self.cache.held.T]
-        limit = windows_in_memory(self.execution.memory_gb, self.features.dimension)
-        fits = [fitted for group in class_groups(held, limit) for fitted in self._fit_classes(*group)]
+        fits = self._fit_apart() if self.fixed is None and fits_apart(self.features) else self._fit_in_groups()
         self.cache.collect()
         negatives = self.cache.held[self.cache.positives :].sum(axis=0)
         logger.debug(
@@ -347,10 +308,15 @@ class Miner:
             logger.warning("the SVMs of %d classes stopped at the iteration limit; a smaller svm.C helps", unconverged)
         return svm.stack(fits)
 
-    def _fit_classes(self, classes: list[int], rows: np.ndarray) -> list[svm.Fit]:
-        """Fit the SVMs of some classes, whose windows are ``rows`` of the cache, and drop their easy negatives."""
+    def _fit_in_groups(self) -> list[svm.Fit]:
+        """Fit the classes group by group, each window of a group pooled once."""
+        held = [np.flatnonzero(of_class) for of_class in self.cache.held.T]
+        limit = windows_in_memory(self.execution.memory_gb, self.features.dimension)
+        return [fitted for group in class_groups(held, limit) for fitted in self._fit_group(*group)]
+
+    def _fit_group(self, classes: list[int], rows: np.ndarray) -> list[svm.Fit]:
+        """Fit some classes, whose windows are ``rows`` of the cache."""
         cache = self.cache
-        solve = svm.SOLVERS[self.settings.solver]
         vectors = self._vectors(rows)
         position = np.zeros(len(cache.locations), np.int64)
         position[rows] = np.arange(len(rows))
@@ -361,27 +327,43 @@ class Miner:
 
         def fit_class(k: int) -> svm.Fit:
             index, labels = cache.problem(k)
-            count, own = len(index), position[index]
+            count, rows_of_class = len(index), position[index]
             if fixed is not None and fixed.start is not None and not count:
                 return svm.Fit(fixed.start.weight[k], float(fixed.start.bias[k]), None, 0, True)
             alpha, rest = cache.alpha[index, k], None
             if fixed is not None:
                 more = self.fixed_rows[k]
-                own, labels = np.concatenate([own, pooled + more.rows]), np.concatenate([labels, more.labels])
-                alpha, rest = np.concatenate([alpha, more.alpha]), more.rest
-            if not (labels > 0).any() and rest is None:
+                rows_of_class = np.concatenate([rows_of_class, pooled + more.rows])
+                labels, alpha = np.concatenate([labels, more.labels]), np.concatenate([alpha, more.alpha])
+                rest = more.rest
+            fitted = _solve(self.settings.solver, self.problem, vectors, rows_of_class, labels, alpha, rest)
+            if fitted is None:
                 return svm.never(self.features.dimension)
-            start = {"alpha": alpha, "fixed": rest} if self.settings.solver == "dual" else {}
-            fitted = solve(vectors, own, labels, self.problem, **start)
-            if fitted.alpha is not None:
-                cache.alpha[index, k] = fitted.alpha[:count]
-                if fixed is not None:
-                    self.fixed_rows[k].alpha = fitted.alpha[count:]
-            cache.score[index, k] = svm.margins(vectors, own[:count], fitted)
-            cache.evict(k, self.settings.evict_margin)
+            if fixed is not None and fitted.alpha is not None:
+                self.fixed_rows[k].alpha = fitted.alpha[count:]
+            self._keep(k, index, fitted, svm.margins(vectors, rows_of_class[:count], fitted))
             return fitted
 
         return list(parallel_map(fit_class, classes, self.execution.workers, "fitting SVMs", threads=True))
+
+    def _fit_apart(self) -> list[svm.Fit]:
+        """Fit each class by itself, in a cluster."""
+        windows = [self._held(k) for k in range(len(self.labels))]
+        work = partial(_solve_class, self.settings.solver, self.problem)
+        results = map_classes(work, self.split, self.features, windows, self.execution.workers, "fitting SVMs")
+        fits = []
+        for k, (fitted, margins) in enumerate(results):
+            if fitted is not None:
+                self._keep(k, self.cache.problem(k)[0], fitted, margins)
+            fits.append(fitted or svm.never(self.features.dimension))
+        return fits
+
+    def _keep(self, k: int, index: np.ndarray, fitted: svm.Fit, margins: np.ndarray) -> None:
+        """Store what a fit of class k says of its windows, the rows ``index``, and drop the easy negatives."""
+        if fitted.alpha is not None:
+            self.cache.alpha[index, k] = fitted.alpha[: len(index)]
+        self.cache.score[index, k] = margins
+        self.cache.evict(k, self.settings.evict_margin)
 
     def _vectors(self, rows: np.ndarray) -> np.ndarray:
         """Pool the windows of the cache's ``rows`` again: float16 ``(len(rows), D)``."""
@@ -392,3 +374,28 @@ def _rounds(order: np.ndarray, rounds: int) -> list[np.ndarray]:
     """Cut ``order`` after 1/2^(rounds-1), ..., 1/4, 1/2 of its length; empty pieces are left out."""
     cuts = [len(order) >> power for power in range(rounds - 1, 0, -1)]
     return [images for images in np.split(order, cuts) if len(images)]
+
+
+def _solve(
+    solver: str,
+    problem: svm.Problem,
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    alpha: np.ndarray,
+    rest: tuple[np.ndarray, float] | None = None,
+) -> svm.Fit | None:
+    """Fit the SVM of one class to ``rows`` of the vectors; None without positives."""
+    if not (labels > 0).any() and rest is None:
+        return None
+    start = {"alpha": alpha, "fixed": rest} if solver == "dual" else {}
+    return svm.SOLVERS[solver](vectors, rows, labels, problem, **start)
+
+
+def _solve_class(
+    solver: str, problem: svm.Problem, vectors: np.ndarray, windows: ClassWindows
+) -> tuple[svm.Fit | None, np.ndarray]:
+    """Fit the SVM of one class to all vectors; return it and their margins."""
+    rows = np.arange(len(vectors))
+    fitted = _solve(solver, problem, vectors, rows, windows.labels, windows.alpha)
+    return fitted, np.zeros(0) if fitted is None else svm.margins(vectors, rows, fitted)

@@ -5,9 +5,13 @@ Names: n windows, R rows of the cache, K classes.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 
 from sppdet.training.locations import LOCATION, STORED_NAMES
+
+Number = TypeVar("Number", int, np.ndarray)
 
 _GROWTH = 2048  # rows by which the cache grows
 _TRIM_SLACK = 4  # a class may hold 1/4 more negatives than its limit before they are sorted and trimmed
@@ -44,6 +48,8 @@ class SampleCache:
         self._rank = np.zeros(count, np.int64)
         self._row_of: dict[int, int] = {}  # rank -> row, of the negatives
         self._free: list[int] = []
+        self._counts = np.zeros(classes, np.int64)  # negatives of each class
+        self._may_free = True  # whether a class has dropped a negative since `collect`
 
     def _grow(self) -> None:
         count = len(self.locations)
@@ -56,24 +62,29 @@ class SampleCache:
         """Add negatives; a class that holds one already keeps its state for it.
 
         Args:
-            windows: ``(n,)`` numbers of the windows within their images.
+            windows: ``(n,)`` numbers of the windows within their images, none of them twice.
             locations: ``(n,)`` of `LOCATION`.
             wanted: bool ``(n, K)``, whether the window becomes a negative of each class.
             score: ``(n, K)`` margins.
         """
-        for window, location, classes, margins in zip(windows.tolist(), locations, wanted, score):
-            rank = _rank(int(location["image"]), window)
-            if rank not in self._row_of:
-                if not self._free:
-                    self._grow()
-                row = self._free.pop()
-                self._row_of[rank], self._rank[row], self._used[row] = row, rank, True
-                self.locations[row] = location
-            row = self._row_of[rank]
-            new = classes & ~self.held[row]
-            self.held[row] |= new
-            self.score[row, new] = margins[new]
-            self.alpha[row, new] = 0
+        ranks = _rank(locations["image"].astype(np.int64), windows)
+        rows = np.array([self._row(rank) for rank in ranks.tolist()], np.int64)
+        self._rank[rows], self._used[rows], self.locations[rows] = ranks, True, locations
+        new = wanted & ~self.held[rows]
+        self.held[rows] |= new
+        self._counts += new.sum(axis=0)
+        of_new, classes = np.nonzero(new)
+        self.score[rows[of_new], classes] = score[of_new, classes]
+        self.alpha[rows[of_new], classes] = 0
+
+    def _row(self, rank: int) -> int:
+        """Return the row of the negative of a rank, a free one if there is none yet."""
+        row = self._row_of.get(rank)
+        if row is None:
+            if not self._free:
+                self._grow()
+            row = self._row_of[rank] = self._free.pop()
+        return row
 
     def negatives(self, k: int) -> np.ndarray:
         """Return the rows of class k's negatives, in an order that does not depend on the other classes."""
@@ -87,16 +98,22 @@ class SampleCache:
 
     def trim(self, k: int, limit: int) -> None:
         """Leave class k its ``limit`` hardest negatives, if it has a quarter more than ``limit``."""
-        # Called after every image: count first, and sort only where negatives have to go.
-        if np.count_nonzero(self.held[self.positives :, k]) > limit * (_TRIM_SLACK + 1) // _TRIM_SLACK:
+        if self._counts[k] > limit * (_TRIM_SLACK + 1) // _TRIM_SLACK:
             negatives = self.negatives(k)
             hardest = np.argsort(-self.score[negatives, k], kind="stable")
             self.held[negatives[hardest[limit:]], k] = False
+            self._count(k)
 
     def evict(self, k: int, margin: float) -> None:
         """Drop class k's negatives that score below ``margin``."""
         easy = self.held[self.positives :, k] & (self.score[self.positives :, k] < margin)
         self.held[self.positives :, k] &= ~easy
+        self._count(k)
+
+    def _count(self, k: int) -> None:
+        """Count the negatives of class k, of which some may have gone."""
+        self._counts[k] = np.count_nonzero(self.held[self.positives :, k])
+        self._may_free = True
 
     def restrict(self, image: int, allowed: np.ndarray) -> None:
         """Drop the negatives of an image that must not be such.
@@ -106,10 +123,16 @@ class SampleCache:
             allowed: bool ``(n, K)``, whether each of the image's windows may be a negative of each class.
         """
         rows = np.flatnonzero(self._used & (self.locations["image"] == image))
-        self.held[rows] &= allowed[self._rank[rows] - _rank(image, 0)]
+        dropped = self.held[rows] & ~allowed[self._rank[rows] - _rank(image, 0)]
+        self.held[rows] &= ~dropped
+        self._counts -= dropped.sum(axis=0)
+        self._may_free = True
 
     def collect(self) -> None:
         """Free the rows that no class holds any more."""
+        if not self._may_free:
+            return
+        self._may_free = False
         for row in np.flatnonzero(self._used & ~self.held.any(axis=1)).tolist():
             del self._row_of[int(self._rank[row])]
             self._used[row] = False
@@ -137,9 +160,10 @@ class SampleCache:
         cache.held, cache.alpha, cache.score = state["held"], state["alpha"], state["score"]
         cache._used = np.arange(len(locations)) >= cache.positives
         cache._row_of = {int(cache._rank[row]): row for row in range(cache.positives, len(locations))}
+        cache._counts = cache.held[cache.positives :].sum(axis=0)
         return cache
 
 
-def _rank(image: int, window: int) -> int:
-    """Return the number that orders windows by image, then by their number within it."""
+def _rank(image: Number, window: Number) -> Number:
+    """Return the number, or numbers, that order windows by image, then by their number within it."""
     return (image << 32) + window

@@ -173,7 +173,7 @@ class Stages:
     def recall(self) -> dict[str, dict[str, float | None]]:
         """Compute the recall of the proposals of both splits, which takes seconds on all of VOC."""
         train, test = self.inputs.proposal_splits
-        return {"train": train.recall(), "test": test.recall()}
+        return {"train": train.recall(self.config.workers), "test": test.recall(self.config.workers)}
 
     def _end_to_end(self, forced: bool) -> Outcome | None:
         c, inputs, path = self.config, self.inputs, self._files.end_to_end
@@ -310,7 +310,7 @@ class Stages:
         execution, svms = Execution(c.run.seed, c.workers), self._files.svms()
         features, scale = inputs.learns_from("svm")
         miner = Miner(split, features, inputs.labels, c.svm, scale, execution)
-        locations, labels = choose_windows(split, features, svms, miner, c.svm.bank, execution)
+        locations, labels = choose_windows(split, svms, miner, c.svm.bank, execution.seed)
         if not len(locations):
             return
         bank = Bank(

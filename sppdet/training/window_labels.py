@@ -1,101 +1,255 @@
-"""Which windows of an image the SVMs of classes learn from: positives, and those that may be negatives.
+"""Which windows of an image the SVMs of classes learn from: positives, random negatives and hard negatives.
 
 Positives of a class are its objects and, where ``positive_overlap`` is below 1, the proposals that overlap an object by
 at least this IoU. Negatives are proposals whose IoU with every object of the class is below ``negative_overlap``. This
 holds for regions that are ignored, too, and no window that lies mostly in one is a negative.
+
+All of this is work on one image: threads of this machine do it, or other machines (`sppdet.utils.cluster`).
 
 Names: n windows, N proposals of an image, U of them with different cells, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import numpy as np
 
 from sppdet.config import SvmSettings
-from sppdet.features import FeatureSplit, WindowFeatures, Windows
+from sppdet.features import FeatureSplit, WindowFeatures, Windows, map_images
+from sppdet.ops import Products, nms
 from sppdet.ops import boxes as geometry
 from sppdet.training.locations import LOCATION, locations_of
+
+Result = TypeVar("Result")
 
 # Most proposals that are positives per object, and per class unless that leaves less than one per object.
 _NEAR_PER_OBJECT, _NEAR_PER_CLASS = 20, 10_000
 
 
+@dataclass(frozen=True, eq=False)
 class WindowLabels:
-    """The positives and the possible negatives of each image, for some classes.
+    """What decides which windows some classes learn from.
 
-    Args:
-        split: the training images with their proposals and feature maps.
+    Attributes:
         features: how windows become vectors.
-        labels: the classes, as numbers among the split's classes; K of them.
-        settings: ``positive_overlap`` and ``negative_overlap`` are used.
-        seed: of the draw of proposals that are positives.
+        labels: the classes, as numbers among those of the images; K of them.
+        objects: how many each class has, in all images.
+        settings: of SVMs and mining.
+        seed: of the draws.
     """
 
-    def __init__(
-        self, split: FeatureSplit, features: WindowFeatures, labels: Sequence[int], settings: SvmSettings, seed: int
-    ):
-        self.split, self.features, self.labels, self.settings, self.seed = split, features, [*labels], settings, seed
-        self.objects = [sum((sample.labels == label).sum() for sample in split.dataset) for label in self.labels]
+    features: WindowFeatures
+    labels: list[int]
+    objects: list[int]
+    settings: SvmSettings
+    seed: int
 
-    def windows(self, i: int, maps: object) -> tuple[Windows, np.ndarray]:
-        """Return an image's proposals on its maps, and as boxes ``(N, 4)``."""
-        boxes = self.split.proposals(i)
-        return self.features.windows(boxes, self.split.size(i), maps), boxes
+    @classmethod
+    def of_split(
+        cls, split: FeatureSplit, features: WindowFeatures, labels: Sequence[int], settings: SvmSettings, seed: int
+    ) -> WindowLabels:
+        """Return those of the images of a training."""
+        counts = np.bincount(
+            np.concatenate([np.zeros(0, np.int64), *(sample.labels for sample in split.dataset)]),
+            minlength=len(split.dataset.classes),
+        )
+        return cls(features, [*labels], [int(counts[label]) for label in labels], settings, seed)
 
-    def positives(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the locations ``(n,)`` of an image's positives, and the class of each ``(n,)``, 0 to K - 1."""
-        if not any(len(self.split.objects(i, label)) for label in self.labels):
+    def of_image(self, number: int, image: FeatureSplit) -> ImageWindows:
+        """Return the windows of image ``number`` of a training; ``image`` is a split of this image alone."""
+        return ImageWindows(self, number, image)
+
+    def each(
+        self,
+        function: Callable[[ImageWindows], Result],
+        split: FeatureSplit,
+        images: Sequence[int],
+        workers: int,
+        description: str,
+    ) -> Iterator[Result]:
+        """Yield ``function(windows)`` for images of a split, in order; see `sppdet.features.map_images`."""
+        return map_images(partial(_with_windows, self, function), split, images, workers, description)
+
+
+def _with_windows(
+    labels: WindowLabels, function: Callable[[ImageWindows], Result], number: int, image: FeatureSplit
+) -> Result:
+    return function(labels.of_image(number, image))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageWindows:
+    """The windows of one image, of which some classes learn from some.
+
+    Attributes:
+        recipe: decides which.
+        number: of the image in the training. Draws and locations depend on it.
+        image: a split of this image alone.
+    """
+
+    recipe: WindowLabels
+    number: int
+    image: FeatureSplit
+
+    @cached_property
+    def maps(self) -> Any:
+        """What the windows are read from."""
+        return self.image.maps(0)
+
+    @cached_property
+    def boxes(self) -> np.ndarray:
+        """The proposals ``(N, 4)``."""
+        return self.image.proposals(0)
+
+    @cached_property
+    def windows(self) -> Windows:
+        """The proposals on the maps."""
+        return self._on_maps(self.boxes)
+
+    def _on_maps(self, boxes: np.ndarray) -> Windows:
+        return self.recipe.features.windows(boxes, self.image.size(0), self.maps)
+
+    def _draw(self) -> np.random.Generator:
+        """Return a source of draws that depend on the image and on nothing drawn before."""
+        return np.random.default_rng([self.recipe.seed, self.number])
+
+    # Positives
+
+    def positives(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the locations ``(n,)`` of the positives, and the class of each ``(n,)``, 0 to K - 1."""
+        if not any(len(self.image.objects(0, label)) for label in self.recipe.labels):
             return np.zeros(0, LOCATION), np.zeros(0, np.int64)
-        maps = self.split.maps(i)
-        boxes, classes = self.positive_boxes(i, maps)
-        windows = self.features.windows(boxes, self.split.size(i), maps)
-        return locations_of(i, windows, windows.group), classes
+        boxes, classes = self._positive_boxes()
+        windows = self._on_maps(boxes)
+        return locations_of(self.number, windows, windows.group), classes
 
-    def positive_boxes(self, i: int, maps: object) -> tuple[np.ndarray, np.ndarray]:
-        """Return the boxes ``(n, 4)`` of an image's positives, and the class of each ``(n,)``, 0 to K - 1."""
-        boxes = [self.split.objects(i, label) for label in self.labels]
-        if self.settings.positive_overlap < 1:
-            boxes = [np.concatenate(both) for both in zip(boxes, self._near_proposals(i, maps))]
+    def _positive_boxes(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the boxes ``(n, 4)`` of the positives, and the class of each ``(n,)``, 0 to K - 1."""
+        boxes = [self.image.objects(0, label) for label in self.recipe.labels]
+        if self.recipe.settings.positive_overlap < 1:
+            boxes = [np.concatenate(both) for both in zip(boxes, self._near_proposals())]
         classes = np.repeat(np.arange(len(boxes)), [len(class_boxes) for class_boxes in boxes])
         return np.concatenate(boxes), classes
 
-    def _near_proposals(self, i: int, maps: object) -> list[np.ndarray]:
+    def _near_proposals(self) -> list[np.ndarray]:
         """Draw the proposals ``(n, 4)`` that are positives of each class; a draw does not depend on other classes."""
-        windows, proposals = self.windows(i, maps)
-        near = self.split.overlaps(i, proposals, self.labels) >= self.settings.positive_overlap
+        labels, objects = self.recipe.labels, self.recipe.objects
+        near = self.image.overlaps(0, self.boxes, labels) >= self.recipe.settings.positive_overlap
         proposals_of_classes = []
-        for near_class, label, count in zip(near.T, self.labels, self.objects):
+        for near_class, label, count in zip(near.T, labels, objects):
             rows = np.flatnonzero(near_class)
-            rows = rows[np.unique(windows.group[rows], return_index=True)[1]]  # one of those with equal cells
-            drawn = np.random.default_rng([self.seed, i]).permutation(rows)
+            rows = rows[np.unique(self.windows.group[rows], return_index=True)[1]]  # one of those with equal cells
+            drawn = self._draw().permutation(rows)
             per_object = max(1, min(_NEAR_PER_OBJECT, _NEAR_PER_CLASS // max(count, 1)))
-            proposals_of_classes.append(proposals[drawn[: per_object * len(self.split.objects(i, label))]])
+            proposals_of_classes.append(self.boxes[drawn[: per_object * len(self.image.objects(0, label))]])
         return proposals_of_classes
 
-    def are_negatives(self, i: int, boxes: np.ndarray) -> np.ndarray:
-        """Return bool ``(n, K)``, whether boxes of an image may be negatives of each class.
+    # Negatives
+
+    def are_negatives(self, boxes: np.ndarray) -> np.ndarray:
+        """Return bool ``(n, K)``, whether boxes of the image may be negatives of each class.
 
         Where a class was not looked for, none is.
         """
-        sample, below = self.split.dataset[i], self.settings.negative_overlap
-        negative = (self.split.overlaps(i, boxes, self.labels) < below) & sample.was_looked_for(self.labels)
-        for k, label in enumerate(self.labels) if len(sample.ignored) else ():
+        labels, sample, below = self.recipe.labels, self.image.dataset[0], self.recipe.settings.negative_overlap
+        negative = (self.image.overlaps(0, boxes, labels) < below) & sample.was_looked_for(labels)
+        for k, label in enumerate(labels) if len(sample.ignored) else ():
             near = (geometry.iou(boxes, sample.ignored_of(label)) >= below).any(axis=1)
             negative[:, k] &= ~(near | sample.are_ignored(boxes, label))
         return negative
 
-    def negatives(self, i: int, boxes: np.ndarray, windows: Windows) -> np.ndarray:
-        """Return bool ``(U, K)``, whether windows of an image may be negatives of each class.
+    def negatives(self) -> np.ndarray:
+        """Return bool ``(U, K)``, whether the windows may be negatives of each class; of boxes with equal cells all."""
+        negative = np.ones((len(self.windows.cells), len(self.recipe.labels)), bool)
+        np.logical_and.at(negative, self.windows.group, self.are_negatives(self.boxes))
+        return negative
 
-        Of boxes with equal cells all must be.
+    def random_negatives(self, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draw ``count`` windows.
+
+        Returns:
+            Their numbers ``(n,)``, locations ``(n,)``, and bool ``(n, K)``, of which classes each may be a negative.
+        """
+        rows = self._drawn(count)
+        return rows, locations_of(self.number, self.windows, rows), self.negatives()[rows]
+
+    def _drawn(self, count: int) -> np.ndarray:
+        """Draw the numbers of ``count`` windows, in order."""
+        return np.sort(self._draw().permutation(len(self.windows.cells))[:count])
+
+    def hard_negatives(
+        self, weights: Products, bias: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Find the hard negatives of SVMs.
 
         Args:
-            i: number of the image.
-            boxes: ``(N, 4)``, as `windows` returns them.
-            windows: the same boxes on the image's maps.
+            weights: those of the SVMs.
+            bias: ``(K,)``.
+
+        Returns:
+            The numbers of the windows ``(n,)``, their locations ``(n,)``, bool ``(n, K)``, of which classes each is a
+            hard negative, and the margins of these alone, row by row.
         """
-        negative = np.ones((len(windows.cells), len(self.labels)), bool)
-        np.logical_and.at(negative, windows.group, self.are_negatives(i, boxes))
-        return negative
+        _, hard, score = self._scored(weights, bias)
+        rows = np.flatnonzero(hard.any(axis=1))
+        return rows, locations_of(self.number, self.windows, rows), hard[rows], score[hard]
+
+    def candidates(
+        self, weights: Products, bias: np.ndarray, random: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return the windows that a bank may hold: positives, hard negatives and random windows.
+
+        Args:
+            weights: those of the SVMs.
+            bias: ``(K,)``.
+            random: number of random windows.
+
+        Returns:
+            Locations ``(n,)``; labels int8 ``(n, K)``, +1, -1 or 0; bool ``(n, K)``, for which classes a window is a
+            hard negative; and bool ``(n,)``, which are random ones. A window that is a positive of two classes occurs
+            twice.
+        """
+        negative, hard, _ = self._scored(weights, bias)
+        drawn = np.zeros(len(self.windows.cells), bool)
+        drawn[self._drawn(random)] = True
+        rows = np.flatnonzero(hard.any(axis=1) | drawn)
+        boxes, classes = self._positive_boxes()
+        labels = -self.are_negatives(boxes).astype(np.int8)
+        labels[np.arange(len(boxes)), classes] = 1
+        positives = self._on_maps(boxes)
+        return (
+            np.concatenate(
+                [
+                    locations_of(self.number, positives, positives.group),
+                    locations_of(self.number, self.windows, rows),
+                ]
+            ),
+            np.concatenate([labels, -negative[rows].astype(np.int8)]),
+            np.concatenate([np.zeros(labels.shape, bool), hard[rows]]),
+            np.concatenate([np.zeros(len(labels), bool), drawn[rows]]),
+        )
+
+    def _scored(self, weights: Products, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return, each ``(U, K)``: may a window be a negative, is it a hard one, and its margin."""
+        score = self.recipe.features.products(self.maps, self.windows, weights)[0] + bias
+        negative = self.negatives()
+        hard = negative & (score > self.recipe.settings.hard_margin)
+        self._drop_duplicates(score, hard)
+        return negative, hard, score
+
+    def _drop_duplicates(self, score: np.ndarray, hard: np.ndarray) -> None:
+        """Leave the hardest of hard negatives that overlap by more than ``duplicate_overlap`` (paper, section 4.1)."""
+        settings = self.recipe.settings
+        first = np.full(len(self.windows.cells), -1)
+        first[self.windows.group[::-1]] = np.arange(len(self.boxes))[::-1]
+        window_boxes = self.boxes[first]
+        for k in range(hard.shape[1]):
+            rows = np.flatnonzero(hard[:, k])
+            if len(rows):
+                kept = nms(window_boxes[rows], score[rows, k], settings.duplicate_overlap)
+                hard[:, k] = False
+                hard[rows[kept[: settings.hard_per_image]], k] = True

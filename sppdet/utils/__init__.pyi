@@ -3,6 +3,7 @@ from .compilation import compiled as compiled
 from .compilation import marker as marker
 from .compilation import multiplies_bfloat16 as multiplies_bfloat16
 from .curves import Curves as Curves
+from .engines import active_cluster as active_cluster
 from .engines import cluster as cluster
 from .engines import require_engine as require_engine
 from .environment import versions as versions

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import platform
 import sys
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache, lru_cache
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from uuid import uuid4
@@ -30,6 +31,7 @@ Result = TypeVar("Result")
 
 _ANSWER = 20.0  # seconds in which a cluster must answer, and have a worker
 _QUEUE = 32  # units that are sent ahead per core: work for machines that join later
+_RETRIES = 5  # of a unit of Ray whose worker has died
 
 _active: Cluster | None = None
 
@@ -182,11 +184,12 @@ class _Dask(Cluster):
 
     def run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         import joblib
+        from cloudpickle import dumps
         from distributed.client import CancelledError
         from distributed.scheduler import KilledWorker
 
         # As a task of its own, the function is sent to each worker once, and made again where its only holder has died.
-        work = self._client.submit(_Work, function, self.token, pure=False)
+        work = self._client.submit(_Work, dumps(function), self.token, pure=False)
         with self._lost(OSError, TimeoutError, KilledWorker):
             try:
                 with joblib.parallel_config("dask", client=self._client):
@@ -205,39 +208,49 @@ class _Ray(Cluster):
 
     def _connect(self, workers: int) -> None:
         import ray
-        from ray.util.joblib import register_ray
 
         local = {"num_cpus": workers, "include_dashboard": False} if self.address is None else {}
         ray.init(self.address, log_to_driver=False, logging_level="error", **local)
-        register_ray()
 
     def check(self) -> None:
-        for problem in self._run(_problem, [self.token] * int(self._cores())):
+        for problem in self._run(_problem, [self.token] * self._cores()):
             if problem:
                 raise SppdetError(f"run.cluster: a worker {problem}")
 
     def run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
         import ray
+        from ray.cloudpickle import dumps
 
-        yield from self._run(_FetchedWork(ray.put(_Work(function, self.token))), items)
+        yield from self._run(_FetchedWork(ray.put(_Work(dumps(function), self.token))), items)
 
     def _run(self, function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-        import joblib
-        from ray.exceptions import RayError
+        """Yield results in order, as `run` does, of tasks that Ray gives to another worker where theirs has died.
 
-        remaining = iter(items)
-        with (
-            self._lost(OSError, TimeoutError, RayError),
-            joblib.parallel_config("ray"),
-            joblib.Parallel(n_jobs=-1, pre_dispatch="all") as pool,  # the backend cannot return results one by one
-        ):
-            while units := [*islice(remaining, int(_QUEUE * self._cores()))]:
-                yield from pool(joblib.delayed(function)(unit) for unit in units)
+        Not through joblib, whose backend for Ray ends when a worker dies, and returns no result before the last one.
+        """
+        import ray
+        from ray.exceptions import RayError, RayTaskError
 
-    def _cores(self) -> float:
+        task = ray.remote(num_cpus=1, max_retries=_RETRIES)(_call)
+        waiting: deque[Any] = deque()
+        with self._lost(OSError, TimeoutError, RayError):
+            try:
+                cores = self._cores()
+                for number, item in enumerate(items):
+                    if number % _QUEUE == 0:
+                        cores = self._cores()  # more where machines have joined
+                    while len(waiting) >= _QUEUE * cores:
+                        yield ray.get(waiting.popleft())
+                    waiting.append(task.remote(function, item))
+                while waiting:
+                    yield ray.get(waiting.popleft())
+            except RayTaskError as error:
+                raise error.cause from None
+
+    def _cores(self) -> int:
         import ray
 
-        return ray.cluster_resources().get("CPU", 1)
+        return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
     def close(self) -> None:
         import ray
@@ -251,10 +264,11 @@ _ENGINES: dict[str, type[Cluster]] = {"dask": _Dask, "ray": _Ray}
 class _Work:
     """A function that a worker calls once it has seen the shared folder.
 
-    A worker that joins late, after `Cluster.check`, is checked so, too.
+    A worker that joins late, after `Cluster.check`, is checked so, too. The function travels as bytes: workers hand it
+    on to others while they call it, and it may keep what it has computed, so that it changes under the pickler.
     """
 
-    def __init__(self, function: Callable[[Any], Any], token: Path):
+    def __init__(self, function: bytes, token: Path):
         self.function, self.token = function, token
 
     def __call__(self, item: Any) -> Any:
@@ -263,8 +277,14 @@ class _Work:
         if problem := _problem(self.token):
             raise SppdetError(f"run.cluster: a worker {problem}")
         # As a thread of this machine does it: the number of threads changes the last bits of products.
-        (result,) = in_threads(self.function, [item], 1)
+        (result,) = in_threads(_unpacked(self.function), [item], 1)
         return result
+
+
+@lru_cache(1)
+def _unpacked(function: bytes) -> Callable[[Any], Any]:
+    """Return a function that was pickled, the same one for the same bytes."""
+    return pickle.loads(function)
 
 
 def _call(work: _Work, item: Any) -> Any:

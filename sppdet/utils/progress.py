@@ -112,7 +112,8 @@ class Progress:
         waiting = [stage for stage in self._estimates if stage not in self._spent and stage != self._stage]
         known = [self._estimates[stage].seconds for stage in waiting]
         current = self._estimates.get(self._stage or "", Estimate(0.0))
-        share = self._items / current.items if current.items else 0.0
+        # More than one loop of a stage may count.
+        share = min(1.0, self._items / current.items) if current.items else 0.0
         if current.seconds is None and share < _ENOUGH:
             return None
         expected = sum(self._estimates[stage].seconds or 0.0 for stage in self._spent if stage in self._estimates)

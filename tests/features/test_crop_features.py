@@ -10,8 +10,8 @@ import torch
 
 from sppdet.data.images import read_image
 from sppdet.data.voc import read_voc
-from sppdet.features.cached_split import CropSplit, fill_maps, open_split
 from sppdet.features.crop_features import CropFeatures, CropVectors
+from sppdet.features.feature_split import CropSplit, fill_maps, open_split
 from sppdet.features.warp import Crop
 from sppdet.networks.backbone import Backbone
 from sppdet.networks.normalisation import IMAGENET

@@ -9,7 +9,7 @@ import pytest
 
 from sppdet.config.settings import BoxRegressionSettings, CalibrationSettings, SvmSettings
 from sppdet.detection.linear_layers import LinearSVMs
-from sppdet.features.cached_split import MapSplit
+from sppdet.features.feature_split import MapSplit
 from sppdet.ops.coded_maps import encode_map
 from sppdet.training.bank import BANK_FILE, Bank, StoredVectors, bank_origin, choose_windows, store_vectors
 from sppdet.training.locations import pool_locations
@@ -33,7 +33,7 @@ def chosen(split, features, limit: int = 60):
     svms = LinearSVMs(weight, np.full(3, -3, np.float32))
     settings = SvmSettings(positive_overlap=0.7, random_negatives=10)
     miner = Miner(split, features, range(3), settings, 1.0, EXECUTION)
-    return choose_windows(split, features, svms, miner, limit, EXECUTION)
+    return choose_windows(split, svms, miner, limit, EXECUTION.seed)
 
 
 def make_bank(labels: np.ndarray, limit: int = 4000, dimension: int = 5) -> Bank:

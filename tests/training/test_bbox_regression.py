@@ -78,6 +78,12 @@ def split(make_split):
     return make_split(content, ("a", "b", "c"))
 
 
+def sample_of(split, **settings) -> bbox_regression._Sample:
+    """Return the windows that class 0 learns from."""
+    (sample,) = bbox_regression._samples(split, [0], BoxRegressionSettings(**settings), Execution(workers=1))
+    return sample
+
+
 def test_a_class_without_windows_moves_nothing(split, tiny_features):
     regressors = bbox_regression.train(
         split, tiny_features(3), [0, 1], BoxRegressionSettings(ridge=0.1), 1.0, Execution(workers=1)
@@ -96,12 +102,12 @@ def test_a_class_that_learns_from_an_object_alone_moves_nothing(split, tiny_feat
 
 
 def test_windows_above_the_overlap_have_targets_onto_their_object(split):
-    sample = bbox_regression._sample(split, 0, BoxRegressionSettings(min_overlap=0.5), seed=3)
+    sample = sample_of(split, min_overlap=0.5)
     # From each image the object itself and both windows near it (IoU 3/4, or 1 where a window is the object).
     assert np.bincount(sample.images).tolist() == [3] * 6
     moved = geometry.decode(sample.boxes.astype(np.float32), sample.targets)
     np.testing.assert_allclose(moved, np.tile([[8, 8, 24, 24]], (18, 1)), atol=1e-4)
-    strict = bbox_regression._sample(split, 0, BoxRegressionSettings(min_overlap=0.75), seed=3)
+    strict = sample_of(split, min_overlap=0.75)
     assert len(strict.images) == 9  # an overlap of exactly 0.75 is not above it
 
 
@@ -114,9 +120,20 @@ def test_the_regressor_of_a_class_does_not_depend_on_the_classes_trained_with_it
         np.testing.assert_array_equal(alone.bias[0], together.bias[k])
 
 
+def test_windows_that_are_chosen_elsewhere_are_the_same(split, tiny_features, request):
+    settings = BoxRegressionSettings(ridge=0.1, max_windows=7)
+
+    def regressors():
+        return bbox_regression.train(split, tiny_features(3), [2, 0], settings, 1.0, Execution(workers=1))
+
+    here, sent = regressors(), request.getfixturevalue("elsewhere")
+    np.testing.assert_array_equal(regressors().weight, here.weight)
+    assert sent == [6]
+
+
 def test_more_windows_than_the_limit_are_sampled_in_their_order(split):
-    every = bbox_regression._sample(split, 0, BoxRegressionSettings(max_windows=18), seed=3)
-    sample = bbox_regression._sample(split, 0, BoxRegressionSettings(max_windows=5), seed=3)
+    every = sample_of(split, max_windows=18)
+    sample = sample_of(split, max_windows=5)
     # Seeded by the run's seed and by the name of the class, "a".
     rows = np.sort(np.random.default_rng([3, ord("a")]).permutation(18)[:5])
     for name in ("images", "boxes", "targets"):
@@ -127,7 +144,7 @@ def test_a_class_is_fitted_to_the_vectors_and_targets_of_its_windows(random_spli
     split, features = random_split(images=20), tiny_features(8, (4, 2, 1))
     settings = BoxRegressionSettings(min_overlap=0.3, ridge=1.0)
     regressors = bbox_regression.train(split, features, [2, 0], settings, 0.5, Execution(workers=1))
-    sample = bbox_regression._sample(split, 0, settings, seed=3)
+    sample = sample_of(split, min_overlap=0.3)
     vectors = [
         features.of_boxes(split.maps(i), box[None].astype(np.float32), split.size(i), np.float16)[0]
         for i, box in zip(sample.images, sample.boxes)

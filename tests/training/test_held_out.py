@@ -41,6 +41,23 @@ def test_a_fold_s_svms_are_those_of_a_fit_without_the_fold_s_windows(random_spli
             np.testing.assert_allclose(svms.weight[k], expected.weight, atol=0.02)
 
 
+def test_fits_elsewhere_are_those_that_are_made_here(random_split, tiny_features, request):
+    split, features = random_split(images=10, classes=3), tiny_features(8)
+    miner = Miner(split, features, [0, 1, 2], SvmSettings(C=0.1, random_negatives=40), 1.0, Execution(workers=1))
+    miner.train()
+    windows = [miner.windows(k) for k in (2, 0)]
+    folds = [np.array([0, 3, 4]), np.array([1, 2])]
+
+    def fits() -> list:
+        return _fit_without(split, features, windows, miner.problem, folds, Execution(workers=1))
+
+    here, sent = fits(), request.getfixturevalue("elsewhere")
+    for svms, expected in zip(fits(), here, strict=True):
+        np.testing.assert_array_equal(svms.weight, expected.weight)
+        np.testing.assert_array_equal(svms.bias, expected.bias)
+    assert sent == [2]
+
+
 def test_windows_of_mirror_images_leave_with_their_image():
     locations = np.zeros(3, LOCATION)
     locations["image"] = [2, 8, 4]  # 8 is the mirror image of 2 among 6

@@ -11,6 +11,7 @@ from device import DEVICE
 from safetensors import safe_open
 
 from sppdet.config.settings import SvmSettings
+from sppdet.detection.linear_layers import LinearSVMs
 from sppdet.networks.fc_head import Head
 from sppdet.ops.products import Products
 from sppdet.training import svm
@@ -130,10 +131,11 @@ def test_where_a_class_was_not_looked_for_no_candidate_of_a_bank_is_its_negative
     samples = list(split.dataset.samples)
     samples[0] = replace(samples[0], looked_for=np.array([True, False, True]))
     partly = replace(split, dataset=replace(split.dataset, samples=tuple(samples)))
-    weights = Products(np.zeros((3, features.dimension), np.float32))
+    svms = LinearSVMs(np.zeros((3, features.dimension), np.float32), np.zeros(3, np.float32))
 
     def labels(images) -> np.ndarray:
-        return miner(images, features, [0, 1, 2]).candidates(0, weights, np.zeros(3, np.float32), 100)[1]
+        (candidates,) = miner(images, features, [0, 1, 2]).candidates([0], svms, 100)
+        return candidates[1]
 
     every = labels(split)
     assert (every[:, 1] < 0).any()
@@ -211,6 +213,31 @@ def test_the_limit_of_memory_changes_nothing(random_split, tiny_features, monkey
         assert len(sizes) == 6 * groups  # of each of six fits
         np.testing.assert_array_equal(found.weight, expected.weight)
         np.testing.assert_array_equal(found.bias, expected.bias)
+
+
+@pytest.mark.parametrize("solver", ["dual", "liblinear"])
+def test_what_is_sent_elsewhere_gives_the_same_svms_and_windows(random_split, tiny_features, solver, request):
+    split, features, settings = random_split(images=20), tiny_features(8), {"solver": solver, "positive_overlap": 0.6}
+    here = miner(split, features, [0, 2, 1], **settings)
+    expected = here.train()
+    sent = request.getfixturevalue("elsewhere")
+    there = miner(split, features, [0, 2, 1], **settings)
+    svms = there.train()
+    assert sent.count(3) >= 6, "each class of each fit"
+    np.testing.assert_array_equal(svms.weight, expected.weight)
+    np.testing.assert_array_equal(svms.bias, expected.bias)
+    for name, values in here.cache.state().items():
+        np.testing.assert_array_equal(there.cache.state()[name], values)
+    for of_class, expected_of_class in zip(there.candidates([3, 1], svms, 9), here.candidates([3, 1], svms, 9)):
+        for values, expected_values in zip(of_class, expected_of_class):
+            np.testing.assert_array_equal(values, expected_values)
+
+
+def test_after_fc_layers_classes_are_fitted_here(random_split, tiny_features, elsewhere):
+    split, pooled = random_split(images=6), tiny_features(8)
+    features = pooled.under(Head(pooled.pooled_dimension, 16, "fc6").eval())
+    miner(split, features, [0, 1, 2], rounds=1).train()
+    assert elsewhere == [6, 6, 6]  # positives, random negatives and one round of mining, but no classes
 
 
 class TestCheckpoint:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import sys
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
+from tiny_run import TinyRun
 
+from sppdet.config import load
+from sppdet.training.bank import BANK_FILE
+from sppdet.training.front_door import run_training
 from sppdet.utils import engines
 from sppdet.utils.engines import active_cluster, cluster
 from sppdet.utils.errors import SppdetError
@@ -37,10 +44,11 @@ def test_dask_keeps_the_order(address, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_of_a_unit_reaches_the_caller(address, tmp_path):
-    def refuse(i: int) -> int:
-        raise SppdetError(f"{i}.jpg: cannot be read")
+def refuse(i: int) -> int:
+    raise SppdetError(f"{i}.jpg: cannot be read")
 
+
+def test_an_error_of_a_unit_reaches_the_caller(address, tmp_path):
     with pytest.raises(SppdetError, match=r"^7\.jpg: cannot be read$"), cluster("dask", address, 1, tmp_path):
         list(parallel_map(refuse, [7], 1, "errors", portable=True))
 
@@ -63,22 +71,61 @@ def test_processes_are_no_cluster(tmp_path):
         assert active_cluster() is None
 
 
-def test_a_training_on_dask_has_the_files_of_one_on_this_machine(address, tmp_path, shapes_root):
-    from tiny_run import TinyRun
+STAGES = ("detection.context=1", "calibration.folds=2", "svm.bank=100", "svm.positive_overlap=0.8")
 
-    from sppdet.config import load
-    from sppdet.training.front_door import run_training
 
-    def digests(run: TinyRun) -> dict[str, str]:
-        files = [*run.cache.rglob("*.npy"), *run.cache.rglob("*.b2nd"), *run.folder.glob("detections/*"),
-                 run.folder / "model.safetensors"]  # fmt: skip
-        return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+def digests(run: TinyRun) -> dict[str, str]:
+    """Return the digests of what a run has stored and learned."""
+    files = [*run.cache.rglob("*.npy"), *run.cache.rglob("*.b2nd"), *run.folder.glob("stages/**/*.safetensors"),
+             *run.folder.glob("detections/*"), run.folder / "model.safetensors"]  # fmt: skip
+    found = {f"{path.parent.name}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    with safe_open(run.folder / BANK_FILE, "numpy") as bank:  # its metadata are in another order in each file
+        return found | {"bank": bank.metadata()["checksum"]}
 
-    here, there = TinyRun(tmp_path / "here", shapes_root), TinyRun(tmp_path / "there", shapes_root)
-    here.train()
-    run_training(load(there.yaml, ["run.engine=dask", f"run.cluster={address}"]))
-    assert digests(here) == digests(there)
-    assert len(digests(here)) > 2 * 18
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory, shapes_root) -> dict[str, str]:
+    """The digests of a training on this machine."""
+    run = TinyRun(tmp_path_factory.mktemp("here"), shapes_root)
+    run.train(*STAGES)
+    return digests(run)
+
+
+def test_a_training_whose_images_are_sent_elsewhere_has_the_files_of_one_that_is_not(
+    here, tmp_path, shapes_root, elsewhere
+):
+    run = TinyRun(tmp_path / "there", shapes_root)
+    run.train(*STAGES)
+    assert digests(run) == here
+    assert len(elsewhere) > 20 and max(elsewhere) == 12
+
+
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_a_training_on_a_cluster_has_the_files_of_one_on_this_machine(here, engine, tmp_path, shapes_root, request):
+    pytest.importorskip({"dask": "distributed"}.get(engine, engine), reason=f"needs the extra sppdet[{engine}]")
+    run = TinyRun(tmp_path / "there", shapes_root)
+    where = [f"run.cluster={request.getfixturevalue('address')}"] if engine == "dask" else []
+    run_training(load(run.yaml, [*STAGES, f"run.engine={engine}", *where]))
+    assert digests(run) == here
+
+
+def test_ray_keeps_the_order_and_gives_the_work_of_a_worker_that_dies_to_another(tmp_path):
+    pytest.importorskip("ray", reason="needs the extra sppdet[ray]")
+    (tmp_path / "cache").mkdir()
+    with cluster("ray", None, 2, tmp_path / "cache"):
+        work = partial(die_once, tmp_path / "died")
+        assert list(parallel_map(work, range(50), 1, "squares", portable=True)) == [i * i for i in range(50)]
+        with pytest.raises(SppdetError, match=r"^7\.jpg: cannot be read$"):
+            list(parallel_map(refuse, [7], 1, "errors", portable=True))
+    assert (tmp_path / "died").exists()
+
+
+def die_once(marker: Path, i: int) -> int:
+    """Return the square of ``i``; the process that is the first to have 20 dies."""
+    if i == 20 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return i * i
 
 
 @pytest.mark.parametrize("engine", ["dask", "ray"])
