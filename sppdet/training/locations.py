@@ -73,6 +73,19 @@ def pool_locations(
         float16 ``(n, D)``.
     """
     vectors = np.empty((len(locations), features.dimension), np.float16)
+    _pool_into(vectors, np.arange(len(locations)), split, features, locations, workers)
+    return vectors
+
+
+def _pool_into(
+    vectors: np.ndarray,
+    rows: np.ndarray,
+    split: FeatureSplit,
+    features: WindowFeatures,
+    locations: np.ndarray,
+    workers: int | None,
+) -> None:
+    """Pool windows again, see `pool_locations`, into ``rows`` ``(n,)`` of ``vectors``."""
     order = np.argsort(locations["image"], kind="stable")
     images = np.split(order, np.flatnonzero(np.diff(locations["image"][order])) + 1) if len(locations) else []
 
@@ -80,11 +93,59 @@ def pool_locations(
         every, of_image = np.arange(len(image_rows)), locations[image_rows]
         windows = Windows(of_image["scale"], of_image["cells"], every)
         maps = split.maps(int(of_image["image"][0]))
-        vectors[image_rows] = features.vectors(maps, windows, every, np.float16)
+        vectors[rows[image_rows]] = features.vectors(maps, windows, every, np.float16)
 
     for _ in map(fill, images) if workers is None else parallel_map(fill, images, workers, "vectors", threads=True):
         pass
-    return vectors
+
+
+class KeptVectors:
+    """The vectors of windows in one array, in which those that are asked for again are still there.
+
+    Of features without fc layers, after which the last bits depend on which windows go through them together.
+
+    Args:
+        split: the images that the locations number.
+        features: how windows become vectors of D features.
+        most: vectors that memory holds.
+        workers: threads; 0 is every core.
+
+    Attributes:
+        vectors: float16 ``(m, D)``, m of ``most`` at most. Pages of rows that were never used take no memory.
+    """
+
+    def __init__(self, split: FeatureSplit, features: WindowFeatures, most: float, workers: int):
+        self.split, self.features, self.most, self.workers = split, features, most, workers
+        self.vectors = np.empty((0, features.dimension), np.float16)
+        self._rows: dict[bytes, int] = {}  # of each window that is held
+        self._free: list[int] = []
+
+    def rows(self, locations: np.ndarray) -> np.ndarray:
+        """Pool the windows that are not held yet, and forget all others than these.
+
+        Args:
+            locations: ``(n,)`` of `LOCATION`, n of ``most`` at most.
+
+        Returns:
+            ``(n,)``, the row of each window in ``vectors``.
+        """
+        windows = [location.tobytes() for location in locations]
+        first = dict(zip(reversed(windows), range(len(windows) - 1, -1, -1)))
+        if len(first) > len(self.vectors):
+            self._grow(int(max(len(first), min(2 * len(first), self.most))))
+        for window in self._rows.keys() - first.keys():
+            self._free.append(self._rows.pop(window))
+        new = np.array([position for window, position in first.items() if window not in self._rows], np.int64)
+        self._rows |= {windows[position]: self._free.pop() for position in new.tolist()}
+        rows = np.array([self._rows[window] for window in windows], np.int64)
+        _pool_into(self.vectors, rows[new], self.split, self.features, locations[new], self.workers)
+        return rows
+
+    def _grow(self, size: int) -> None:
+        """Make room for ``size`` vectors; none is held then, as copying them would take room for both arrays."""
+        del self.vectors
+        self.vectors = np.empty((size, self.features.dimension), np.float16)
+        self._rows, self._free = {}, [*range(size)]
 
 
 def locations_of(image: int, windows: Windows, rows: np.ndarray) -> np.ndarray:

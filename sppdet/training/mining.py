@@ -2,7 +2,8 @@
 
 What is kept of a window is its location, 24 bytes. Its vector, 50 kB, is pooled again from the stored feature maps for
 every fit, for as many classes at a time as ``memory_gb`` holds. So memory does not grow with the number of images, but
-the maps are read again for every such group of classes.
+the maps are read again for every such group of classes. Where one group holds all classes, its vectors stay from fit to
+fit, and only those of new windows are pooled.
 
 Each class starts from random negatives. Then images are read in a fixed order; a negative that scores above
 ``hard_margin`` is hard and is kept. After growing shares of the images (1/16, 1/8, 1/4, 1/2, all) every class is fitted
@@ -36,6 +37,7 @@ from sppdet.training import svm
 from sppdet.training.locations import (
     LOCATION,
     ClassWindows,
+    KeptVectors,
     class_groups,
     fits_apart,
     map_classes,
@@ -113,6 +115,7 @@ class Miner:
         self.cache: SampleCache
         self.fixed = fixed
         self.fixed_rows = [self._fixed_rows(fixed, k) for k in range(len(self.labels))] if fixed else []
+        self._kept: KeptVectors | None = None
         self._windows = WindowLabels.of_split(split, features, self.labels, settings, execution.seed)
 
     def train(self) -> LinearSVMs:
@@ -139,6 +142,7 @@ class Miner:
                 self._save(checkpoint, number, fitted)
             self._mine(images, fitted)
             fitted = self._fit()
+        self._kept = None
         self._warn_of_lost_classes()
         return fitted
 
@@ -172,7 +176,9 @@ class Miner:
         )
         for i, negatives in zip(images, allowed):
             self.cache.restrict(i, negatives)
-        return self._fit()
+        fitted = self._fit()
+        self._kept = None
+        return fitted
 
     def _fixed_rows(self, fixed: FixedRows, k: int) -> ClassRows:
         """Return the fixed rows of class k as its first fit takes them."""
@@ -312,14 +318,23 @@ class Miner:
         """Fit the classes group by group, each window of a group pooled once."""
         held = [np.flatnonzero(of_class) for of_class in self.cache.held.T]
         limit = windows_in_memory(self.execution.memory_gb, self.features.dimension)
-        return [fitted for group in class_groups(held, limit) for fitted in self._fit_group(*group)]
+        groups = [*class_groups(held, limit)]
+        if len(groups) > 1 or self.fixed is not None or self.features.head is not None:
+            self._kept = None
+        elif self._kept is None:
+            self._kept = KeptVectors(self.split, self.features, limit, self.execution.workers)
+        return [fitted for group in groups for fitted in self._fit_group(*group)]
 
     def _fit_group(self, classes: list[int], rows: np.ndarray) -> list[svm.Fit]:
         """Fit some classes, whose windows are ``rows`` of the cache."""
         cache = self.cache
-        vectors = self._vectors(rows)
         position = np.zeros(len(cache.locations), np.int64)
-        position[rows] = np.arange(len(rows))
+        if self._kept is not None:
+            position[rows] = self._kept.rows(cache.locations[rows])
+            vectors = self._kept.vectors
+        else:
+            position[rows] = np.arange(len(rows))
+            vectors = pool_locations(self.split, self.features, cache.locations[rows], self.execution.workers)
 
         fixed, pooled = self.fixed, len(vectors)
         if fixed is not None:
@@ -364,10 +379,6 @@ class Miner:
             self.cache.alpha[index, k] = fitted.alpha[: len(index)]
         self.cache.score[index, k] = margins
         self.cache.evict(k, self.settings.evict_margin)
-
-    def _vectors(self, rows: np.ndarray) -> np.ndarray:
-        """Pool the windows of the cache's ``rows`` again: float16 ``(len(rows), D)``."""
-        return pool_locations(self.split, self.features, self.cache.locations[rows], self.execution.workers)
 
 
 def _rounds(order: np.ndarray, rounds: int) -> list[np.ndarray]:

@@ -9,6 +9,7 @@ from sppdet.features.window_features import Windows
 from sppdet.training.locations import (
     LOCATION,
     ClassWindows,
+    KeptVectors,
     class_groups,
     locations_of,
     pool_locations,
@@ -32,6 +33,32 @@ def test_vectors_are_pooled_again_as_they_were(random_split, tiny_features, kind
     assert pool_locations(split, features, locations[:0], 1).shape == (0, features.dimension)
     whole = locations["cells"] % 1 == 0
     assert whole.all() if kind == "max" else not whole.all(axis=1).any()
+
+
+def test_vectors_stay_for_those_who_ask_again(random_split, tiny_features, monkeypatch):
+    split, features = random_split(images=6), tiny_features(8)
+    windows = [features.windows(split.proposals(i), split.size(i), split.maps(i)) for i in range(len(split))]
+    locations = np.concatenate([locations_of(i, w, np.arange(len(w.cells))) for i, w in enumerate(windows)])
+    kept, read = KeptVectors(split, features, 40, 1), []
+    maps = split.maps
+    monkeypatch.setattr(type(split), "maps", lambda self, i: read.append(i) or maps(i))
+
+    def check(chosen: np.ndarray, images: list[int]) -> None:
+        read.clear()
+        rows = kept.rows(locations[chosen])
+        assert sorted(read) == images
+        np.testing.assert_array_equal(kept.vectors[rows], pool_locations(split, features, locations[chosen], 1))
+
+    of_image = np.split(np.arange(len(locations)), np.cumsum([len(w.cells) for w in windows])[:-1])
+    first, second, third = (np.concatenate([of_image[i][:8] for i in images]) for images in ([0, 1], [1, 2], [2, 3, 4]))
+    check(first, [0, 1])
+    check(np.concatenate([second, second[:1]]), [2])  # one window twice
+    size = len(kept.vectors)
+    check(third, [3, 4])
+    check(np.concatenate([third, first]), [0, 1] if size == 40 else [0, 1, 2, 3, 4])
+    assert len(kept.vectors) == 40
+    check(np.arange(41), sorted({i for i, rows in enumerate(of_image) if rows[0] < 41}))  # a class beyond the limit
+    assert len(kept.vectors) == 41
 
 
 def test_windows_of_several_classes_have_one_location():

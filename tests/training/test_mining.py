@@ -14,7 +14,8 @@ from sppdet.config.settings import SvmSettings
 from sppdet.detection.linear_layers import LinearSVMs
 from sppdet.networks.fc_head import Head
 from sppdet.ops.products import Products
-from sppdet.training import svm
+from sppdet.training import mining, svm
+from sppdet.training.locations import pool_locations
 from sppdet.training.mining import Miner
 from sppdet.utils.execution import Checkpoint, Execution
 
@@ -121,7 +122,8 @@ def test_windows_near_an_object_are_no_negatives(planted, tiny_features):
     made = miner(planted, tiny_features(4), [0], random_negatives=1000, hard_margin=-1e9, evict_margin=-1e9)
     made.train()
     index, labels = made.cache.problem(0)
-    brightest = made._vectors(index[labels < 0]).reshape(-1, 5, 4)[:, -1]
+    negatives = made.cache.locations[index[labels < 0]]
+    brightest = pool_locations(planted, made.features, negatives, 1).reshape(-1, 5, 4)[:, -1]
     assert not ((brightest[:, 0] > 0.5) & (brightest[:, 1] < 0.5)).any()  # all so bright, but for the planted window
     assert ((brightest[:, 0] > 0.5) & (brightest[:, 1] > 0.5)).sum() == 1
 
@@ -186,7 +188,8 @@ def test_images_without_objects_or_windows_take_part(random_split, make_split, t
     svms = made.train()
     index, labels = made.cache.problem(0)
     assert labels.tolist() == [1, -1, -1, -1]  # the object of the first image, the windows of the second
-    expected = svm.fit(made._vectors(index), np.arange(4), labels, replace(made.problem, tolerance=1e-6))
+    vectors = pool_locations(split, made.features, made.cache.locations[index], 1)
+    expected = svm.fit(vectors, np.arange(4), labels, replace(made.problem, tolerance=1e-6))
     np.testing.assert_allclose(svms.weight[0], expected.weight, atol=0.01)
     np.testing.assert_allclose(svms.bias[0], expected.intercept, atol=0.02)
 
@@ -205,9 +208,9 @@ def test_a_class_whose_svm_takes_its_objects_for_background_is_named(make_split,
 def test_the_limit_of_memory_changes_nothing(random_split, tiny_features, monkeypatch):
     split, features = random_split(images=20), tiny_features(8)
     expected, sizes = miner(split, features, [0, 1, 2]).train(), []
-    vectors = Miner._vectors
-    monkeypatch.setattr(Miner, "_vectors", lambda self, rows: sizes.append(len(rows)) or vectors(self, rows))
-    for memory_gb, groups in ((1e-9, 3), (1.0, 1)):
+    monkeypatch.setattr(mining, "pool_locations", lambda *given: sizes.append(len(given[2])) or pool_locations(*given))
+    # Where all classes fit into memory together, vectors stay from fit to fit.
+    for memory_gb, groups in ((1e-9, 3), (1.0, 0)):
         sizes.clear()
         found = miner(split, features, [0, 1, 2], memory_gb=memory_gb).train()
         assert len(sizes) == 6 * groups  # of each of six fits
