@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import json
+import math
 import os
 import shlex
 import sys
@@ -49,7 +50,7 @@ trained on small images, drawn ones{photographs}. "Finished" and "goes on" mean:
 and bytes of the model as undisturbed, nothing finished done again, and nothing left over.
 
 {machine}
-
+{missing}
 | what was tried | how often | failures |
 |---|---|---|
 """
@@ -91,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument("--mutants", type=int, default=10_000, help="default: %(default)s")
     arguments.add_argument("--images", type=int, default=1500, help="through one detector; default: %(default)s")
     arguments.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    arguments.add_argument("--minutes", type=float, default=math.inf, help="begin no step later; default: no limit")
     arguments.add_argument("--json", help="the JSON file to write; steps that it has are not repeated")
     arguments.add_argument("--write", help="the Markdown file to write")
     return arguments
@@ -152,6 +154,8 @@ def campaign(options: argparse.Namespace, waiting: list[Step], done: dict[str, d
         mounts = can_mount(Path(folder) / "work")
         for number, step in enumerate(waiting):
             start = time.monotonic()
+            if start - began > 60 * options.minutes:
+                return
             pace = (start - began) / 60 / sum(minutes[:number]) if number else 1.0
             left = f"about {pace * sum(minutes[number:]):.0f} minutes left"
             print(f"[{number + 1}/{len(waiting)}] {step.name} ({left})", flush=True)
@@ -192,11 +196,18 @@ def _alone(path: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def page(all_steps: list[Step], done: dict[str, dict], command: str, voc: bool) -> str:
+def is_tried(step: Step, seed: int, done: dict[str, dict]) -> bool:
+    """Whether the outcome of a step of this size and seed is known."""
+    entry = done.get(step.name, {})
+    return (entry.get("size"), entry.get("seed")) == (step.size, seed)
+
+
+def page(all_steps: list[Step], seed: int, done: dict[str, dict], command: str, voc: bool) -> str:
     """Return the document: a table of all parts, and one of their steps."""
     from sppdet.utils.environment import machine
 
-    entries = [(step, done[step.name]) for step in all_steps]
+    entries = [(step, done[step.name]) for step in all_steps if is_tried(step, seed, done)]
+    missing = ", ".join(step.name for step in all_steps if not is_tried(step, seed, done))
     dates = sorted({entry["date"] for _, entry in entries})
     loads = [entry["load"] for _, entry in entries]
     text = HEAD.format(
@@ -205,8 +216,9 @@ def page(all_steps: list[Step], done: dict[str, dict], command: str, voc: bool) 
         load=f", at a load of {min(loads):.0f} to {max(loads):.0f} on {os.cpu_count()} cores",
         photographs=" and photographs of VOC" if voc else "",
         machine=machine(),
+        missing=f"\nNot run yet: {missing}.\n" if missing else "",
     )
-    parts = {step.part: [entry for other, entry in entries if other.part == step.part] for step in all_steps}
+    parts = {step.part: [entry for other, entry in entries if other.part == step.part] for step, _ in entries}
     for part, of_part in parts.items():
         what, tried, failures = PARTS[part][0], sum(entry["tried"] for entry in of_part), _failures(of_part)
         text += f"| {what} | {tried} | {failures} |\n"
@@ -231,19 +243,16 @@ def main(arguments: list[str] | None = None) -> int:
     done = _read(Path(options.json)) if options.json else {}
     every = steps(options)
 
-    def is_done(step: Step) -> bool:
-        entry = done.get(step.name, {})
-        return (entry.get("size"), entry.get("seed"), entry.get("failures")) == (step.size, options.seed, [])
-
-    if waiting := [step for step in every if not is_done(step)]:
+    waiting = [step for step in every if not is_tried(step, options.seed, done) or done[step.name]["failures"]]
+    if waiting and options.minutes > 0:
         campaign(options, waiting, done)
     if options.write:
         from sppdet.utils.files import write_document
 
         given = sys.argv[1:] if arguments is None else arguments
         command = shlex.join(["python", "scripts/reliability.py", *given])
-        write_document(options.write, page(every, done, command, bool(options.voc_root)))
-    return int(any(done[step.name]["failures"] for step in every))
+        write_document(options.write, page(every, options.seed, done, command, bool(options.voc_root)))
+    return int(any(done[step.name]["failures"] for step in every if step.name in done))
 
 
 if __name__ == "__main__":

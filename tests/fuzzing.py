@@ -489,8 +489,9 @@ def run_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
 
     yield vectors
     trunk = Backbone.create("small", "random", "cpu", "float32").trunk
-    torch.save(trunk.state_dict(), folder / "weights.pth")
-    save_file(trunk.state_dict(), folder / "weights.safetensors")
+    state = {name: value.contiguous() for name, value in trunk.state_dict().items()}
+    torch.save(state, folder / "weights.pth")
+    save_file(state, folder / "weights.safetensors")
     for path in (folder / "weights.pth", folder / "weights.safetensors"):
         content = path.read_bytes()
 
