@@ -31,19 +31,20 @@ def strikes(workplace: Workplace, work: str, count: int, name: str, seed: int) -
         "SIGKILL": (signal.SIGKILL, -signal.SIGKILL), "SIGINT": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143)
     }[name]  # fmt: skip
     rng, outcome, stages, runs = random.Random(f"{seed} {name} {work}"), Outcome(), Counter[str](), 0
-    _, seconds, _ = workplace.reference(work)
+    _, processor, _ = workplace.reference(work)
     place = workplace.folder / "struck"
     with progress(count, name) as bar:
         while outcome.tried < count:
             shutil.rmtree(place, ignore_errors=True)
             runs += 1
             problems: list[str] = []
-            for _ in range(rng.randint(1, min(_MOST_STRIKES, count - outcome.tried))):
+            for strike in range(rng.randint(1, min(_MOST_STRIKES, count - outcome.tried))):
                 before = finished(place)
                 command = workplace.start(work, place)
                 while name != "SIGKILL" and not command.log.stat().st_size and not command.ended():
                     time.sleep(0.005)  # before the command has begun, Python itself answers
-                hit, ended = command.strike(number, rng.uniform(0, seconds)), command.wait()
+                moment = rng.uniform(0, processor / (1 + strike))  # less and less is left to do
+                hit, ended = command.strike(number, moment), command.wait()
                 if not hit:
                     break
                 outcome.tried += 1

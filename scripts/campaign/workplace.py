@@ -26,6 +26,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 import torch._dynamo  # which optimizers import
 import yaml
@@ -171,11 +172,11 @@ class Command:
         """Whether the process has ended; `wait` tells how."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
-    def strike(self, number: int, seconds: float) -> bool:
-        """Send a signal after so many seconds; return whether the process still ran."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end and not self.ended():
-            time.sleep(min(0.005, max(0.0, end - time.monotonic())))
+    def strike(self, number: int, processor: float) -> bool:
+        """Send a signal after so many seconds of the processor; return whether the process still ran."""
+        process = psutil.Process(self.pid)
+        while not self.ended() and sum(process.cpu_times()[:2]) < processor:
+            time.sleep(0.005)
         if self.ended():
             return False
         os.kill(self.pid, number)
@@ -268,7 +269,7 @@ class Workplace:
 
     @cache  # noqa: B019  # there is one workplace
     def reference(self, work: str) -> tuple[Path, float, dict[str, object]]:
-        """Return where a work was done undisturbed, its seconds, and its result.
+        """Return where a work was done undisturbed, its seconds of the processor, and its result.
 
         Raises:
             RuntimeError: it fails, so that nothing can be compared with it.
@@ -283,7 +284,7 @@ class Workplace:
                 raise RuntimeError(f"{work}: undisturbed, it ended twice in different results")
             first = result(place)
         assert first is not None
-        return place, ended.seconds, first
+        return place, ended.processor, first
 
     def finish(self, work: str, place: Path) -> list[str]:
         """Do a work to its end; tell what fails, what was done again, and in what the end differs."""
@@ -343,8 +344,11 @@ def result(place: Path) -> dict[str, object]:
 def finished(place: Path) -> dict[Path, int]:
     """Return when each file was written that need not be written again: of the cache, and results of stages."""
     files = [path for path in (place / "cache").rglob("[!.]*") if path.is_file() and path.suffix != ".json"]
-    results = [path for folder in (place / "run").rglob("stages") for path in folder.rglob("[!.]*.safetensors")]
-    files += [path for path in results if path.with_suffix(".json").exists()]
+    for folder in (place / "run").rglob("stages"):
+        for path in folder.rglob("[!.]*.safetensors"):
+            stage = "svm" if path.parent.name == "windows" else path.parent.name  # these are written before the SVM
+            if (path.parent.with_name(stage) / f"{path.stem}.json").exists():
+                files.append(path)
     return {path: path.stat().st_mtime_ns for path in files}
 
 
@@ -361,7 +365,7 @@ def of_stages(counts: Counter[str]) -> str:
 def written_again(before: dict[Path, int]) -> list[str]:
     """Tell which of the files of `finished` were written again."""
     changed = [path for path, when in before.items() if not path.exists() or path.stat().st_mtime_ns != when]
-    return [f"{path.name} was computed again" for path in changed]
+    return [f"{path.parent.name}/{path.name} was computed again" for path in changed]
 
 
 def stage_of(place: Path) -> str:
