@@ -55,6 +55,13 @@ and bytes of the model as undisturbed, nothing finished done again, and nothing 
 |---|---|---|
 """
 
+DETAIL = """\
+## In detail
+
+`folds` is a training with `--folds`, `photographs` one on some photographs of VOC, made smaller; `add`, `label`,
+`convert` and `combine` are the commands. All other names are trained systems, or families of input files.
+"""
+
 if TYPE_CHECKING:
     from campaign.workplace import Outcome, Workplace
 
@@ -222,7 +229,7 @@ def page(all_steps: list[Step], seed: int, done: dict[str, dict], command: str, 
     for part, of_part in parts.items():
         what, tried, failures = PARTS[part][0], sum(entry["tried"] for entry in of_part), _failures(of_part)
         text += f"| {what} | {tried} | {failures} |\n"
-    text += "\n## In detail\n\n| part | of | how often | failures |\n|---|---|---|---|\n"
+    text += f"\n{DETAIL}\n| part | of | how often | failures |\n|---|---|---|---|\n"
     for step, entry in entries:
         text += f"| {step.part} | {step.of} | {entry['tried']} {entry['details']} | {len(entry['failures'])} |\n"
     failures = [f"{step.name}: {failure}" for step, entry in entries for failure in entry["failures"]]
