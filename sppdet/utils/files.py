@@ -147,7 +147,7 @@ def require_writable(key: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         atomic_write(folder / "writable", lambda temporary: temporary.write_text("yes"))
-        (folder / "writable").unlink()
+        (folder / "writable").unlink(missing_ok=True)  # another command may try the same
     except OSError as error:
         raise SppdetError(f"{key}: {folder} cannot be written ({error.strerror}); choose another folder") from None
 
