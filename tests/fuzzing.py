@@ -290,6 +290,11 @@ def annotation_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
     box = {"x": 10, "y": 10, "width": 30, "height": 40, "rotation": 0, "rectanglelabels": ["cat"]}
     result = {"type": "rectanglelabels", "original_width": 40, "original_height": 30, "value": box}
     studio = [{"id": 1, "data": {"image": "/data/upload/1/a.jpg"}, "annotations": [{"result": [result]}]}]
+    cvat = (
+        '<annotations><version>1.1</version><image id="0" name="a.jpg" width="40" height="30">'
+        '<box label="cat" xtl="3" ytl="4" xbr="13" ybr="16" rotation="10"/><polygon label="cat" points="3,4;9,4;9,9"/>'
+        '<ellipse label="cat" cx="20" cy="15" rx="5" ry="4"/></image></annotations>'
+    )
     contents: dict[str, Any] = {
         "voc/a.xml": voc_xml(("cat", 3, 4, 13, 16)),
         "coco/a.json": coco,
@@ -297,6 +302,7 @@ def annotation_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
         "labelstudio/export.json": studio,
         "yolo/a.txt": "0 0.5 0.5 0.25 0.4\n0 0.3 0.3 0.1 0.1\n",
         "yolo-names/data.yaml": "names:\n  0: cat\nnc: 1\ntrain: .\n",
+        "cvat/annotations.xml": cvat,
         "csv/boxes.csv": "filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,40,30,cat,3,4,13,16\n",
     }
     for name, content in contents.items():
@@ -315,6 +321,185 @@ def annotation_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
             return path.read_bytes(), lambda: read_folder(path.parent, skip_bad=rng.random() < 0.5)
 
         yield case
+
+
+def list_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield the kinds: lists of images, of the classes looked for, made splits, and the record of written labels."""
+    from labelled import voc_xml, write_image
+
+    from sppdet.data import AnnotationFolder, Prelabelled, read_folder, read_voc, split_folder
+    from sppdet.data.looked_for import with_looked_for
+
+    images, looked_for = folder / "voc/JPEGImages", folder / "looked_for.csv"
+    for number in range(4):
+        write_image(images / f"{number}.jpg", seed=number)
+        path = folder / f"voc/Annotations/{number}.xml"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(voc_xml(("cat", 3, 4, 13, 16), ("dog", 20, 4, 30, 16), filename=f"{number}.jpg"))
+    names = folder / "voc/ImageSets/Main/train.txt"
+    names.parent.mkdir(parents=True)
+    names.write_text("0\n1 1\n2 -1\n")
+
+    def image_list(rng: random.Random) -> Case:
+        names.write_bytes(mutated_bytes(rng, b"0\n1 1\n2 -1\n"))
+        return names.read_bytes(), lambda: read_voc(folder / "voc", "train")
+
+    whole = read_folder(folder / "voc")
+
+    def looked(rng: random.Random) -> Case:
+        looked_for.write_bytes(mutated_bytes(rng, b'image,classes\n0.jpg,cat,dog\n"1",cat\n2,\n'))
+        return looked_for.read_bytes(), lambda: with_looked_for(whole.dataset(), str(looked_for))
+
+    split_folder(whole, 0.5)
+    splits = next(folder.rglob("sppdet-splits.json"))
+    stored = json.loads(splits.read_text())
+
+    def split(rng: random.Random) -> Case:
+        write_json(splits, mutated_json(rng, stored))
+        return splits.read_bytes(), lambda: split_folder(whole, 0.5)
+
+    boxes = np.array([[3, 4, 13, 16]], np.float32)
+    paths = sorted(images.iterdir())
+    for form in ("yolo", "coco"):
+        where = AnnotationFolder(images, form)
+        where.write([Prelabelled(path, (40, 30), ["cat"], boxes, [0.9]) for path in paths], ["cat"])
+        record = where.folder / ".sppdet-labels.json"
+        content = json.loads(record.read_text())
+
+        def labels(rng: random.Random, form=form, record=record, content=content) -> Case:
+            write_json(record, mutated_json(rng, content))
+            return record.read_bytes(), lambda: AnnotationFolder(images, form).without_annotation(paths)
+
+        yield labels
+    yield from (image_list, looked, split)
+
+
+def video_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield a kind per form of videos."""
+    from sppdet.data import Video, written_video
+
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 48, 64, 3), np.uint8)
+    for name in ("a.mp4", "a.avi", "a.mkv"):
+        path = folder / name
+        with written_video(path, 5, (64, 48)) as add:
+            for number, image in enumerate(pixels):
+                add(image, number / 5)
+        content = path.read_bytes()
+
+        def case(rng: random.Random, path=path, content=content) -> Case:
+            path.write_bytes(mutated_bytes(rng, content))
+
+            def read() -> None:
+                video = Video(str(path), rng.choice([1, 2]))
+                for _ in zip(range(100), video):
+                    pass
+                video.lacks_frames()
+                video.close()
+
+            return path.read_bytes(), read
+
+        yield case
+
+
+def large_image_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield a kind per format of images that libvips reads part by part."""
+    from sppdet.data.large_images import PixelsInFile
+
+    pixels = np.random.default_rng(0).integers(0, 256, (240, 310, 3), np.uint8)
+    sixteen = Image.fromarray(pixels[..., 0].astype(np.uint16) * 200)
+    for name, image in [
+        ("a.jpg", Image.fromarray(pixels)), ("a.png", Image.fromarray(pixels)), ("b.png", sixteen),
+        ("a.tiff", Image.fromarray(pixels)), ("a.webp", Image.fromarray(pixels)), ("c.png", Image.new("RGBA", (90, 9))),
+    ]:  # fmt: skip
+        path = folder / name
+        image.save(path)
+        content = path.read_bytes()
+
+        def case(rng: random.Random, path=path, content=content) -> Case:
+            path.write_bytes(mutated_bytes(rng, content))
+
+            def read() -> None:
+                image = PixelsInFile(path)
+                image.read((0, image.height // 2, image.width // 2, image.height))
+                image.overview()
+
+            return path.name, read
+
+        yield case
+
+
+def run_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
+    """Yield the kinds: the files of a run that ``evaluate`` and ``report`` read, its bank, and files of weights."""
+    import torch
+    from safetensors import safe_open
+    from safetensors.numpy import save_file as save_numpy
+    from tiny_run import TinyRun
+
+    from sppdet.data.shapes import make_shapes
+    from sppdet.evaluation import evaluate_run, read_devkit_results, read_last_evaluation, summary, write_report
+    from sppdet.networks import Backbone
+    from sppdet.networks.weights import load_weights
+    from sppdet.training import bank
+
+    make_shapes(folder / "shapes", train=6, test=2, size=(160, 120))
+    run = TinyRun(folder / "tiny", folder / "shapes")
+    run.train()
+    last = read_last_evaluation(run.folder)
+    missed = {"image": "train_00000", "class": "circle", "box": [1, 2, 30, 40], "margin": 0.5}
+    write_json(run.folder / "perhaps_missed.json", {"perhaps_missed": [missed]})
+    contents = {name: unsealed(run.folder / name) for name in ("metrics.json", "config.json", "perhaps_missed.json")}
+
+    def restore() -> None:
+        for name, content in contents.items():
+            write_json(run.folder / name, content)
+
+    for name, content in contents.items():
+
+        def case(rng: random.Random, name=name, content=content) -> Case:
+            restore()
+            mutant = mutated_json(rng, content)
+            write_json(run.folder / name, mutant)
+            read = rng.choice([lambda: summary(evaluate_run(run.folder)), lambda: write_report(run.folder)])
+            return f"{name}: {mutant}", read
+
+        yield case
+    detections = sorted((run.folder / "detections").glob("*.txt"))
+    texts = {path: path.read_bytes() for path in detections}
+
+    def result(rng: random.Random) -> Case:
+        for path, content in texts.items():
+            path.write_bytes(mutated_bytes(rng, content))
+        return "detections", lambda: read_devkit_results(run.folder / "detections", last.dataset, "test")
+
+    yield result
+    path = run.folder / bank.BANK_FILE
+    with safe_open(path, "numpy") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    described = json.loads(metadata["bank"])
+
+    def vectors(rng: random.Random) -> Case:
+        changed = dict(tensors)
+        name = rng.choice(list(changed))
+        value = changed.pop(name)
+        if rng.random() < 0.7:
+            changed[name] = np.ascontiguousarray(rng.choice([value[:1], value.flatten(), value[None], value[1:]]))
+        mutant = json.dumps(mutated_json(rng, described)) if rng.random() < 0.7 else json.dumps(described)
+        save_numpy(changed, path, metadata | {"bank": mutant, "checksum": bank._checksum(changed, mutant)})
+        return (name, mutant), lambda: bank.Bank.load(run.folder)
+
+    yield vectors
+    trunk = Backbone.create("small", "random", "cpu", "float32").trunk
+    state = {name: value.contiguous() for name, value in trunk.state_dict().items()}
+    torch.save(state, folder / "weights.pth")
+    save_file(state, folder / "weights.safetensors")
+    for path in (folder / "weights.pth", folder / "weights.safetensors"):
+        content = path.read_bytes()
+
+        def weights(rng: random.Random, path=path, content=content) -> Case:
+            path.write_bytes(mutated_bytes(rng, content))
+            return path.name, lambda: load_weights(trunk, "small", str(path))
+
+        yield weights
 
 
 def cache_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
@@ -361,6 +546,10 @@ FAMILIES = {
     "classifiers": classifier_cases,
     "records": record_cases,
     "annotations": annotation_cases,
+    "lists": list_cases,
+    "videos": video_cases,
+    "large images": large_image_cases,
+    "runs": run_cases,
     "caches": cache_cases,
 }
 

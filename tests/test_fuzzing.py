@@ -6,7 +6,8 @@ import pytest
 from fuzzing import FAMILIES, fuzz
 
 MUTANTS = {
-    "settings": 200, "images": 160, "models": 40, "classifiers": 20, "records": 120, "annotations": 70, "caches": 100,
+    "settings": 200, "images": 160, "models": 40, "classifiers": 20, "records": 120, "annotations": 70, "lists": 60,
+    "videos": 60, "large images": 60, "runs": 40, "caches": 100,
 }  # fmt: skip
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from itertools import groupby
 from pathlib import Path
 
-from campaign.workplace import Outcome, Workplace
+from campaign.workplace import Outcome, Workplace, progress
 
+_WAYS = ("cut in half", "one bit flipped", "512 bytes zeroed")
 _OUTPUTS = ("report.html", "coco_results.json")  # which no command reads
 
 
@@ -21,35 +23,57 @@ def _damaged(content: bytes, how: str) -> bytes:
     return bytes(data)
 
 
-def damage(workplace: Workplace, systems: list[str], every: int = 1) -> Outcome:
-    """Damage each file in three ways, and use it.
+def damage(workplace: Workplace, system: str, every: int) -> Outcome:
+    """Damage each file of a training's run and cache in three ways, and use it.
+
+    The proposals of all images are damaged together, and so are the maps: each of them has to be named, or made anew.
 
     Args:
         workplace: where.
-        systems: whose runs and caches.
+        system: whose run and cache.
         every: damage one file in so many.
     """
-    outcome, tried, named = Outcome("Each file of cache and run damaged, in three ways"), 0, 0
-    for system in systems:
-        place, _, _ = workplace.reference(system)
-        copy = workplace.folder / "damaged"
-        files = sorted(path.relative_to(place) for path in place.rglob("*") if path.is_file())
-        for path in [path for path in files if path.name not in _OUTPUTS][::every]:
-            for how in ("cut in half", "one bit flipped", "512 bytes zeroed"):
+    outcome, named = Outcome(), 0
+    place, _, _ = workplace.reference(system)
+    copy = workplace.folder / "damaged"
+    files = sorted(path.relative_to(place) for path in place.rglob("*") if path.is_file())
+    files = [path for path in files if path.name not in _OUTPUTS][::every]
+    groups = [[path] for path in files if not _is_entry(path)]
+    groups += [[*group] for _, group in groupby(filter(_is_entry, files), lambda path: path.parts[1])]
+    with progress(len(groups) * len(_WAYS), "files") as bar:
+        for group in groups:
+            for how in _WAYS:
+                bar.update()
                 shutil.rmtree(copy, ignore_errors=True)
                 shutil.copytree(place, copy)
-                content = (copy / path).read_bytes()
-                changed = _damaged(content, how)
-                if changed == content:
+                changed = [path for path in group if _damage(copy / path, how)]
+                if not changed:
                     continue
-                (copy / path).write_bytes(changed)
-                log, problems = _use(workplace, system, copy, path)
-                tried += 1
-                named += path.name in log
+                log, problems = _use(workplace, system, copy, group[0])
+                outcome.tried += len(changed)
+                named += sum(path.name in log for path in changed)
                 problems += ["a traceback"] if "Traceback" in log else []
-                outcome.failures += [f"{system}, {path}, {how}: {problem}" for problem in problems]
-    outcome.tried = f"{tried} damaged files, {named} of them named; with the others all results were the same"
+                if _is_entry(group[0]):
+                    problems += [
+                        f"{path} is used, or left" for path in changed
+                        if path.name not in log and (copy / path).read_bytes() != (place / path).read_bytes()
+                    ]  # fmt: skip
+                outcome.failures += [f"{group[0]}, {how}: {problem}" for problem in problems]
+    outcome.details = f"{named} of them named; with the others all results were the same"
     return outcome
+
+
+def _is_entry(path: Path) -> bool:
+    """Whether a file is an entry of the cache, of one image."""
+    return path.parts[0] == "cache" and path.suffix != ".json"
+
+
+def _damage(path: Path, how: str) -> bool:
+    """Damage a file; return whether that changes it."""
+    content = path.read_bytes()
+    changed = _damaged(content, how)
+    path.write_bytes(changed)
+    return changed != content
 
 
 def _use(workplace: Workplace, system: str, copy: Path, path: Path) -> tuple[str, list[str]]:
@@ -67,6 +91,7 @@ def _use(workplace: Workplace, system: str, copy: Path, path: Path) -> tuple[str
     }
     commands["model.safetensors"], commands["detections"] = commands["model.json"], commands["metrics.json"]
     commands["classifier.safetensors"] = commands["classifier.json"]
+    commands["bank.safetensors"] = ["add", str(run), str(workplace.folder / "new"), "--output", str(copy / "added")]
     arguments = commands.get("detections" if path.parts[1] == "detections" else path.name)
     if system == "classify" and path.name in ("config.json", "metrics.json"):
         arguments = commands["classifier.json"] if path.name == "config.json" else None
@@ -78,7 +103,7 @@ def _use(workplace: Workplace, system: str, copy: Path, path: Path) -> tuple[str
         for stage in ("svm", "bbox", "context"):
             shutil.rmtree(run / "stages" / stage, ignore_errors=True)
     (run / "metrics.json").unlink(missing_ok=True)
-    ended = workplace.train(system, copy).wait()
+    ended = workplace.start(system, copy).wait()
     if ended.status == 0:
         return ended.log, workplace.differences(system, copy)
     return ended.log, [] if ended.errors else [f"status {ended.status}: {ended.log[-300:]}"]

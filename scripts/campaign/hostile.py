@@ -4,56 +4,50 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import fuzzing
 import psutil
 
-from campaign.workplace import Command, Outcome, Workplace
+from campaign.workplace import Command, Outcome, Workplace, progress
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-
-_CHUNK = 250  # mutants of one process
+_CHUNK = 500  # mutants of one process
 _LONGEST = 600.0  # seconds of a process; the fuzzer itself fails a mutant that takes 20
 _MOST_MB = 1500.0  # memory that a process may take beyond the fuzzer's beginning
 
 
-def mutants(workplace: Workplace, count: int, seed: int) -> Outcome:
-    """Try so many mutants, an equal number of each family of tests/fuzzing.py."""
-    import fuzzing
-
+def mutants(workplace: Workplace, family: str, count: int, seed: int) -> Outcome:
+    """Try mutants of a family of tests/fuzzing.py."""
     warnings.filterwarnings("ignore")
-    outcome, tried, peak = Outcome("Mutants: read, or refused in one line"), {}, 0.0
+    outcome, peak, report = Outcome(), 0.0, workplace.folder / "failures.json"
     beginning = psutil.Process().memory_info().rss / 2**20
-    for family in fuzzing.FAMILIES:
-        tried[family] = 0
-        while tried[family] < count // len(fuzzing.FAMILIES):
-            many = min(_CHUNK, count // len(fuzzing.FAMILIES) - tried[family])
-            report, before = workplace.folder / "failures.json", _others(workplace)
+    with progress(count, "mutants") as bar:
+        while outcome.tried < count:
+            many, before = min(_CHUNK, count - outcome.tried), _others(workplace)
+            first = seed + outcome.tried
             with TemporaryDirectory(dir=workplace.folder, prefix="fuzz") as folder:
 
-                def work(family=family, many=many, folder=folder, report=report) -> None:
-                    failures = fuzzing.fuzz(family, many, Path(folder), seed + tried[family])
-                    report.write_text(json.dumps(failures))
+                def work(many=many, first=first, folder=folder) -> None:
+                    report.write_text(json.dumps(fuzzing.fuzz(family, many, Path(folder), first)))
 
                 ended = Command(work, workplace.folder / "log", Path(folder)).wait(_LONGEST)
             if ended.status:
-                outcome.failures.append(f"{family}, from seed {seed + tried[family]}: the process ended with status "
-                                        f"{ended.status} after {ended.seconds:.0f} s: {ended.log[-600:]}")  # fmt: skip
+                outcome.failures.append(f"from seed {first}: the process ended with status {ended.status} after "
+                                        f"{ended.seconds:.0f} s: {ended.log[-600:]}")  # fmt: skip
             else:
-                outcome.failures += [f"{family}: {failure}" for failure in json.loads(report.read_text())]
+                outcome.failures += [f"seed {first}, {failure}" for failure in json.loads(report.read_text())]
             report.unlink(missing_ok=True)
             if ended.memory_mb - beginning > _MOST_MB:
-                outcome.failures.append(f"{family}: {ended.memory_mb:.0f} MB of memory")
+                outcome.failures.append(f"from seed {first}: {ended.memory_mb:.0f} MB of memory")
             if outside := _others(workplace) - before:
-                outcome.failures.append(f"{family}: wrote {sorted(outside)}")
-            peak, tried[family] = max(peak, ended.memory_mb), tried[family] + many
-    counts = ", ".join(f"{family} {number}" for family, number in tried.items())
-    outcome.tried = f"{sum(tried.values())}: {counts}; at most {peak:.0f} MB of memory in a process"
+                outcome.failures.append(f"from seed {first}: wrote {sorted(outside)}")
+            peak, outcome.tried = max(peak, ended.memory_mb), outcome.tried + many
+            bar.update(many)
+    outcome.details = f"at most {peak:.0f} MB of memory in a process"
     return outcome
 
 
@@ -64,15 +58,12 @@ def _others(workplace: Workplace) -> set[str]:
     return {str(path) for path in [*inside, *workplace.folder.parent.iterdir(), *Path.home().iterdir()]}
 
 
-def bombs(workplace: Workplace) -> Outcome:
+def bombs(workplace: Workplace, *_: object) -> Outcome:
     """Read files that claim, or unfold to, far more than they hold."""
-    outcome, folder = (
-        Outcome("Bombs and headers that claim 2^60 bytes: refused in 20 s and 500 MB"),
-        workplace.folder,
-    )
-    outcome.tried = ", ".join(_bombs(folder))
-    before = psutil.Process().memory_info().rss / 2**20
-    for name, read in _bombs(folder).items():
+    folder, before = workplace.folder, psutil.Process().memory_info().rss / 2**20
+    readers = _bombs(folder)
+    outcome = Outcome(len(readers), ", ".join(readers))
+    for name, read in readers.items():
         ended = Command(lambda read=read: _refuses(read), folder / "log", folder).wait(300)
         if ended.status != 7 or ended.processor > 20 or ended.memory_mb - before > 500:
             outcome.failures.append(
@@ -131,9 +122,9 @@ def _bombs(folder: Path) -> dict[str, Callable[[], object]]:
     return read | {"shape.npy": lambda: store.read("shape")}
 
 
-def flat_memory(workplace: Workplace, count: int) -> Outcome:
+def flat_memory(workplace: Workplace, _: str, count: int) -> Outcome:
     """Let one loaded detector predict ``count`` images, and look at its memory."""
-    outcome = Outcome("Images through one loaded detector: memory stays flat")
+    outcome = Outcome(count)
     place, _, _ = workplace.reference("spp-net")
     report = workplace.folder / "memory.json"
 
@@ -154,7 +145,7 @@ def flat_memory(workplace: Workplace, count: int) -> Outcome:
         return outcome
     megabytes = json.loads(report.read_text())
     growth = max(megabytes) - megabytes[2]  # after a fifth, when kernels and buffers exist
-    outcome.tried = f"{count} images; {', '.join(f'{value:.0f}' for value in megabytes)} MB after each tenth"
+    outcome.details = f"{', '.join(f'{value:.0f}' for value in megabytes)} MB after each tenth"
     if growth > 20:
         outcome.failures.append(f"grew by {growth:.0f} MB")
     return outcome

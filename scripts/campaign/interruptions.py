@@ -6,64 +6,58 @@ import random
 import shutil
 import signal
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from campaign.workplace import SYSTEMS, Outcome, Workplace, finished, stage_of, written_again
+from campaign.workplace import Outcome, Workplace, finished, of_stages, progress, stage_of, written_again
 
-_MOST_KILLS = 3  # of one run, before it may finish
-
-
-def kills(workplace: Workplace, count: int, rng: random.Random, systems: list[str]) -> Outcome:
-    """Kill trainings at random moments, up to three times each, then let them finish."""
-    return _strikes(workplace, count, rng, systems, signal.SIGKILL, "SIGKILL", -signal.SIGKILL)
+_MOST_STRIKES = 3  # of one run, before it may finish
 
 
-def interruptions(workplace: Workplace, count: int, rng: random.Random, systems: list[str]) -> list[Outcome]:
-    """Interrupt trainings from the keyboard and by SIGTERM."""
-    return [
-        _strikes(workplace, count, rng, systems, signal.SIGINT, "SIGINT", 130),
-        _strikes(workplace, count, rng, systems, signal.SIGTERM, "SIGTERM", 143),
-    ]
+def strikes(workplace: Workplace, work: str, count: int, name: str, seed: int) -> Outcome:
+    """Strike a work at random moments by a signal, up to three times, then let it finish; until it was struck so often.
 
-
-def _strikes(
-    workplace: Workplace, count: int, rng: random.Random, systems: list[str], number: int, name: str, status: int
-) -> Outcome:
-    outcome, stages, runs = Outcome(f"{name} at random moments, then finished"), Counter[str](), 0
-    struck = 0
-    while struck < count:
-        system, place = systems[runs % len(systems)], workplace.folder / "struck"
-        _, seconds, _ = workplace.reference(system)
-        shutil.rmtree(place, ignore_errors=True)
-        runs += 1
-        problems: list[str] = []
-        for _ in range(rng.randint(1, min(_MOST_KILLS, count - struck))):
-            before = finished(place)
-            command = workplace.train(system, place)
-            if number != signal.SIGKILL:  # before the command has begun, Python itself answers
-                while not (command.log.stat().st_size or command.ended()):
-                    pass
-            hit = command.strike(number, rng.uniform(0, seconds))
-            ended = command.wait()
-            struck += hit
-            problems += written_again(before)
-            if not hit:
-                break
-            stages[f"{system}, {stage_of(place)}"] += 1
-            if ended.status not in (status, 0):
-                problems.append(f"status {ended.status}: {ended.log[-300:]}")
-            if number != signal.SIGKILL and ("Traceback" in ended.log or ended.log.count("interrupted") > 1):
-                problems.append(f"more than a line: {ended.log[-300:]}")
-        before = finished(place)
-        ended = workplace.train(system, place).wait()
-        problems += [f"status {ended.status}: {ended.log[-300:]}"] if ended.status else []
-        problems += written_again(before) + workplace.differences(system, place)
-        outcome.failures += [f"{system}, run {runs}: {problem}" for problem in problems]
-    where = ", ".join(f"{place} {times}" for place, times in sorted(stages.items()))
-    outcome.tried = f"{struck} in {runs} runs: {where}"
+    Args:
+        workplace: where.
+        work: what is struck.
+        count: how often.
+        name: of the signal.
+        seed: of the moments.
+    """
+    number, status = {
+        "SIGKILL": (signal.SIGKILL, -signal.SIGKILL), "SIGINT": (signal.SIGINT, 130), "SIGTERM": (signal.SIGTERM, 143)
+    }[name]  # fmt: skip
+    rng, outcome, stages, runs = random.Random(f"{seed} {name} {work}"), Outcome(), Counter[str](), 0
+    _, processor, _ = workplace.reference(work)
+    place = workplace.folder / "struck"
+    with progress(count, name) as bar:
+        while outcome.tried < count:
+            shutil.rmtree(place, ignore_errors=True)
+            runs += 1
+            problems: list[str] = []
+            for strike in range(rng.randint(1, min(_MOST_STRIKES, count - outcome.tried))):
+                before = finished(place)
+                command = workplace.start(work, place)
+                while name != "SIGKILL" and not command.log.stat().st_size and not command.ended():
+                    time.sleep(0.005)  # before the command has begun, Python itself answers
+                moment = rng.uniform(0, processor / (1 + strike))  # less and less is left to do
+                hit, ended = command.strike(number, moment), command.wait()
+                if not hit:
+                    break
+                outcome.tried += 1
+                bar.update()
+                problems += written_again(before)
+                stages[stage_of(place)] += 1
+                if ended.status not in (status, 0):
+                    problems.append(f"status {ended.status}: {ended.log[-300:]}")
+                if name != "SIGKILL" and ("Traceback" in ended.log or ended.log.count("interrupted") > 1):
+                    problems.append(f"more than a line: {ended.log[-300:]}")
+            problems += workplace.finish(work, place)
+            outcome.failures += [f"run {runs}: {problem}" for problem in problems]
+    outcome.details = f"in {runs} runs{of_stages(stages)}"
     return outcome
 
 
@@ -91,74 +85,68 @@ def can_mount(folder: Path) -> bool:
         return False
 
 
-def full_disk(workplace: Workplace, count: int, systems: list[str]) -> Outcome:
-    """Run out of disk at ``count`` sizes per system, make room, and go on."""
-    outcome = Outcome("Disk full (a tmpfs of a limited size), then room: goes on")
-    stages, full = Counter[str](), 0
-    for system in systems:
-        place, _, _ = workplace.reference(system)
-        need = sum(path.stat().st_blocks * 512 for path in place.rglob("*"))
-        for step in range(count):
-            with small_disk(workplace.folder / "disk", max(65536, need * step // count)) as disk:
-                ended = workplace.train(system, disk).wait()
-                if ended.status != 0:
-                    full += 1
-                    stages[f"{system}, {stage_of(disk)}"] += 1
-                    if len(ended.errors) != 1 or "Traceback" in ended.log:
-                        outcome.failures.append(f"{system}, size {step}/{count}: {ended.log[-500:]}")
-                before = finished(disk)
-                _remount(disk, f"size={need * 4 + 2**22}")
-                again = workplace.train(system, disk).wait()
-                problems = written_again(before) + workplace.differences(system, disk)
-                problems += [f"then status {again.status}: {again.log[-300:]}"] if again.status else []
-                outcome.failures += [f"{system}, size {step}/{count}: {problem}" for problem in problems]
-    where = ", ".join(f"{place} {times}" for place, times in sorted(stages.items()))
-    outcome.tried = f"{full} of {count * len(systems)} disks were full: {where}"
+def full_disk(workplace: Workplace, work: str, count: int) -> Outcome:
+    """Run out of disk at ``count`` sizes, make room, and go on."""
+    outcome, stages = Outcome(), Counter[str]()
+    place, _, _ = workplace.reference(work)
+    need = sum(path.stat().st_blocks * 512 for path in place.rglob("*"))
+    for step in range(count):
+        with small_disk(workplace.folder / "disk", max(65536, need * step // count)) as disk:
+            ended = workplace.start(work, disk).wait()
+            problems: list[str] = []
+            if ended.status != 0:
+                outcome.tried += 1
+                stages[stage_of(disk)] += 1
+                if len(ended.errors) != 1 or "Traceback" in ended.log:
+                    problems.append(ended.log[-500:])
+            _remount(disk, f"size={need * 4 + 2**22}")
+            problems += workplace.finish(work, disk)
+            outcome.failures += [f"size {step}/{count}: {problem}" for problem in problems]
+    outcome.details = f"of {count} sizes{of_stages(stages)}"
     return outcome
 
 
-def two_at_once(workplace: Workplace, count: int, systems: list[str]) -> Outcome:
-    """Train twice at once in one folder with one cache."""
-    outcome = Outcome("Two trainings at once, one folder and one cache")
+def two_at_once(workplace: Workplace, work: str, count: int) -> Outcome:
+    """Do a work twice at once in one folder with one cache."""
+    outcome = Outcome(count)
     for i in range(count):
-        for system in systems:
-            place = workplace.folder / "both"
-            shutil.rmtree(place, ignore_errors=True)
-            both = [workplace.train(system, place) for _ in range(2)]
-            ended = [command.wait() for command in both]
-            problems = [f"status {end.status}: {end.log[-400:]}" for end in ended if end.status]
-            outcome.failures += [f"{system}, {i}: {p}" for p in problems + workplace.differences(system, place)]
-    outcome.tried = f"{count * len(systems)} pairs"
+        place = workplace.folder / "both"
+        shutil.rmtree(place, ignore_errors=True)
+        both = [workplace.start(work, place) for _ in range(2)]
+        ended = [command.wait() for command in both]
+        problems = [problem for end in ended for problem in workplace.not_done(work, end)]
+        outcome.failures += [f"{i}: {problem}" for problem in problems + workplace.differences(work, place)]
     return outcome
 
 
-def read_only(workplace: Workplace, systems: list[str]) -> Outcome:
-    """Run commands on a place that is mounted read-only."""
-    outcome, tried = Outcome("A read-only place (tmpfs, remounted): one line, no temporary's name"), 0
+def read_only(workplace: Workplace, work: str, *_: object) -> Outcome:
+    """Do a work, and use what it has made, in a place that is mounted read-only."""
+    outcome = Outcome()
     image = str(workplace.folder / "shapes/JPEGImages/test_00000.jpg")
-    for system in systems:
-        place, _, _ = workplace.reference(system)
-        run = workplace.folder / "disk/run"
-        with small_disk(workplace.folder / "disk", 2**28) as disk:
+    place, _, _ = workplace.reference(work)
+    run = workplace.folder / "disk/run"
+    commands = {}
+    if work == "classify":
+        commands = {"eval": ["classify", "eval", str(run)]}
+    elif (place / "run/metrics.json").exists():
+        commands = {
+            "evaluate": ["evaluate", str(run), "--force"], "report": ["report", str(run)],
+            "detect": ["detect", image, "--model", str(run), "--output", str(run / "out")],
+        }  # fmt: skip
+    if work == "folds":  # whose figures are of its folds, and are not computed again
+        del commands["evaluate"]
+    with small_disk(workplace.folder / "disk", 2**28) as disk:
+        if commands:
             shutil.copytree(place, disk, dirs_exist_ok=True)
-            _remount(disk, "ro")
-            if system == "classify":
-                commands = {"eval": ["classify", "eval", str(run)], "new": None}
-            else:
-                commands = {
-                    "evaluate": ["evaluate", str(run), "--force"], "report": ["report", str(run)],
-                    "detect": ["detect", image, "--model", str(run), "--output", str(disk / "out")], "new": None,
-                }  # fmt: skip
-            for name, arguments in commands.items():
-                if arguments is None:
-                    command = workplace.train(system, disk, "run.seed=9")
-                else:
-                    command = workplace.command(arguments[0], arguments[1:])
-                ended, tried = command.wait(), tried + 1
-                if "Traceback" in ended.log or ".sppdet-" in ended.log or ended.status < 0 or len(ended.errors) != 1:
-                    outcome.failures.append(f"{system}, {name}: status {ended.status}: {ended.log[-400:]}")
-    outcome.tried = f"{tried} commands"
+        elif work == "add":
+            workplace.copy_model(run)
+        _remount(disk, "ro")
+        starts = [lambda of=of: workplace.command(of[0], of[1:]) for of in commands.values()]
+        starts.append(lambda: workplace.start(work, disk, *["run.seed=9"] * bool(commands)))
+        for name, start in zip([*commands, "the work itself"], starts):
+            ended = start().wait()
+            outcome.tried += 1
+            if "Traceback" in ended.log or ".sppdet-" in ended.log or ended.status < 0 or len(ended.errors) != 1:
+                outcome.failures.append(f"{name}: status {ended.status}: {ended.log[-400:]}")
+    outcome.details = ", ".join([*commands, "the work itself"])
     return outcome
-
-
-ALL = list(SYSTEMS)

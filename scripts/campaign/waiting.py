@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from campaign.workplace import Outcome
+from campaign.workplace import Outcome, Workplace
 
 _STEPS = """
 import sppdet, time, torch
@@ -22,7 +22,7 @@ print(time.perf_counter() - start)
 _BUSY = "while True: pass"
 
 
-def waiting(steps: int) -> Outcome:
+def waiting(_: Workplace, of: str, steps: int) -> Outcome:
     """Time steps of training alone and beside one busy process, as by default and with threads that spin."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "KMP_"))}
     seconds: dict[str, float] = {}
@@ -43,8 +43,8 @@ def waiting(steps: int) -> Outcome:
     ratio = seconds["default beside"] / seconds["default alone"]
     loss = seconds["default alone"] / seconds["spinning alone"]
     return Outcome(
-        "A training step beside one busy process (measured, no target)",
-        f"{ratio:.2f} times the time alone ({seconds['spinning beside'] / seconds['spinning alone']:.2f} with "
-        f"OMP_WAIT_POLICY=active); alone {loss:.2f} times that of spinning threads; {steps} steps, load {load:.1f} on "
+        steps,
+        f"steps; {ratio:.2f} times the time alone ({seconds['spinning beside'] / seconds['spinning alone']:.2f} with "
+        f"OMP_WAIT_POLICY=active); alone {loss:.2f} times that of spinning threads; load {load:.1f} on "
         f"{os.cpu_count()} cores",
     )

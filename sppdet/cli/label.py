@@ -13,7 +13,7 @@ from sppdet.cli import common as cli
 from sppdet.cli.detect import check_threshold
 from sppdet.cli.detect_options import threshold
 from sppdet.data import FORMATS, AnnotationFolder, Prelabelled, find_images
-from sppdet.utils import SppdetError, file_digest, write_lines
+from sppdet.utils import SppdetError, atomic_write, file_digest, write_lines
 
 if TYPE_CHECKING:  # imported late: --help does not wait for torch
     from sppdet.detection import Detector, Ensemble
@@ -111,7 +111,7 @@ def label(options: argparse.Namespace) -> int:
     results = results[: options.max]
     for image, _ in results:
         if not image.path.exists():
-            shutil.copyfile(sources[image.path.name], image.path)
+            atomic_write(image.path, partial(shutil.copyfile, sources[image.path.name]))
     written = annotations.write([image for image, _ in results], detector.classes)
     order = annotations.folder / _LIST
     write_lines(order, [image.path.name for image, _ in results])

@@ -48,7 +48,9 @@ def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> li
 def _read_task(listing: Listing, file: Path, task: dict, problems: list[Problem]) -> Annotation | None:
     """Read one task; None if nobody annotated it."""
     data = task.get("data", task)
-    name = next(str(data[key]) for key in ("image", *data) if isinstance(data.get(key), str))
+    name = next((data[key] for key in ("image", *data) if isinstance(data.get(key), str)), None)
+    if name is None:
+        raise ValueError("a task names no image")
     if "data" in task:
         entries = task.get("annotations", task.get("completions")) or []
         done = [entry for entry in entries if not entry.get("was_cancelled") and not entry.get("skipped")]

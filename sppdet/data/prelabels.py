@@ -6,8 +6,10 @@ written here. The hidden file `RECORD` beside the annotations remembers the dige
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,7 +21,7 @@ from sppdet.data.listing import Listing
 from sppdet.data.problems import Problem
 from sppdet.data.voc import write_voc_annotation
 from sppdet.data.writers import coco_content, coco_mark, yolo_line
-from sppdet.utils import SppdetError, file_digest, read_json, write_json, write_lines
+from sppdet.utils import SppdetError, file_digest, read_json, temporary_folder, write_json, write_lines
 
 RECORD = ".sppdet-labels.json"
 FORMATS = ("voc", "yolo", "coco", "label-studio")
@@ -71,7 +73,9 @@ class AnnotationFolder:
         self.images, self.form, self.overwrite = images, form, overwrite
         self.folder = _folder_of(images, form)
         record = self.folder / RECORD
-        self._digests: dict[str, str] = read_json(record) if record.exists() else {}
+        digests = read_json(record) if record.exists() else {}
+        # One digest, or two: of the file before and after a write that was perhaps interrupted.
+        self._digests = {name: entry if isinstance(entry, list) else [entry] for name, entry in digests.items()}
 
     def without_annotation(self, paths: Sequence[Path]) -> list[Path]:
         """Return the images whose annotation may be written.
@@ -121,8 +125,7 @@ class AnnotationFolder:
         if self.form in _STEMS:
             path = self._target()
             content = _coco(images, classes) if self.form == "coco" else [_task(image) for image in images]
-            write_json(path, content)
-            self._remember([path])
+            self._put({path: lambda unfinished: write_json(unfinished, content)})
             return path
         numbers: dict[str, int] = {}
         if self.form == "yolo":
@@ -130,17 +133,17 @@ class AnnotationFolder:
             numbers = {name: k for k, name in enumerate(names)}
             if not file.exists():
                 write_lines(file, names)
-        paths = [self._file(image.path) for image in images]
-        for image, path in zip(images, paths):
-            if self.form == "voc":
-                difficult = [False] * len(image.names)
-                write_voc_annotation(path, image.path.name, *image.size, image.boxes, image.names, difficult)
-            else:
-                boxes = image.boxes.astype(float)
-                lines = [yolo_line(numbers[name], box, image.size) for name, box in zip(image.names, boxes)]
-                write_lines(path, lines)
-        self._remember(paths)
+        self._put({self._file(image.path): partial(self._write_one, image, numbers) for image in images})
         return self.folder
+
+    def _write_one(self, image: Prelabelled, numbers: dict[str, int], path: Path) -> None:
+        """Write the annotation of an image, of a format that has a file per image."""
+        if self.form == "voc":
+            difficult = [False] * len(image.names)
+            write_voc_annotation(path, image.path.name, *image.size, image.boxes, image.names, difficult)
+        else:
+            boxes = image.boxes.astype(float)
+            write_lines(path, [yolo_line(numbers[name], box, image.size) for name, box in zip(image.names, boxes)])
 
     def _file(self, image: Path) -> Path:
         """Return the annotation file of an image, of a format that has one per image."""
@@ -148,12 +151,26 @@ class AnnotationFolder:
 
     def _may_write(self, path: Path) -> bool:
         """Whether a file may be written: it is new, or as it was written here."""
-        return self.overwrite or not path.exists() or self._digests.get(path.name) == file_digest(path)
+        return self.overwrite or not path.exists() or self._wrote(path)
 
-    def _remember(self, paths: Sequence[Path]) -> None:
-        """Note files that were just written. Those of an interrupted command count as a person's."""
-        self._digests |= {path.name: file_digest(path) for path in paths}
-        write_json(self.folder / RECORD, self._digests)
+    def _wrote(self, path: Path) -> bool:
+        """Whether a file is as it was written here."""
+        return file_digest(path) in self._digests.get(path.name, ())
+
+    def _put(self, files: dict[Path, Callable[[Path], None]]) -> None:
+        """Write files. They are noted before they are in place: after an interruption they do not count as a person's.
+
+        Args:
+            files: for each a function that writes it to the path that it receives.
+        """
+        with temporary_folder(self.folder) as folder:
+            for path, write in files.items():
+                write(folder / path.name)
+                before = [file_digest(path)] if path.exists() and self._wrote(path) else []
+                self._digests[path.name] = [*before, file_digest(folder / path.name)]
+            write_json(self.folder / RECORD, self._digests)
+            for path in files:
+                os.replace(folder / path.name, path)
 
     def _target(self) -> Path:
         """Return the file to write, of a format that has one for all images: the first that holds nobody's work."""

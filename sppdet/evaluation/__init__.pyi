@@ -21,6 +21,7 @@ from .run import detect_all as detect_all
 from .run import evaluate_folds as evaluate_folds
 from .run import evaluate_run as evaluate_run
 from .run import read_last_evaluation as read_last_evaluation
+from .run import read_metrics as read_metrics
 from .run import summary as summary
 from .significance import compare_runs as compare_runs
 from .voc import average_precision as average_precision

@@ -96,10 +96,11 @@ def evaluate_run(
     path = folder / "metrics.json"
     last = read_json(path) if path.exists() else {}
     if last.get("key") == key and (not force or "folds" in last):
+        last = read_metrics(folder)
         if report and not (folder / "report.html").exists():
             _write_report(folder)
         return last
-    if "folds" in last and to_dict(config)["data"] == last["config"]["data"]:
+    if "folds" in last and to_dict(config)["data"] == read_json(path, config=dict)["config"].get("data"):
         raise SppdetError(
             f"{folder}: was measured by cross-validation and has learned from all of {config.data.root}; train with "
             "--folds and the changed settings, or give other images: data.root=FOLDER data.test_split=all"
@@ -144,7 +145,7 @@ def evaluate_folds(
         of each fold; ``learning_curve`` where there is one.
     """
     names = entry_names(dataset)
-    every = [read_json(folder / "metrics.json") for _, folder in folds]
+    every = [read_metrics(folder) for _, folder in folds]
     key = _metrics_key(config, names, dataset)
     found: dict[str, Detections] = {}
     for part, folder in folds:
@@ -333,6 +334,19 @@ def read_last_evaluation(folder: str | os.PathLike, overrides: Iterable[str] = (
         )
     detections = without_ignored(dataset, read_devkit_results(folder / _RESULTS, dataset, config.data.test_split))
     return LastEvaluation(folder, config, dataset, detections, metrics)
+
+
+def read_metrics(folder: Path) -> dict:
+    """Return the content of the metrics.json of a run; one without checksum may hold anything, so it is tried.
+
+    Raises:
+        SppdetError: the file is damaged, or lacks a figure.
+    """
+    path = folder / "metrics.json"
+    metrics = read_json(path)
+    with errors_naming(path, "remove it and run the command again"):
+        summary(metrics)
+    return metrics
 
 
 def _detections_digest(folder: Path) -> str:

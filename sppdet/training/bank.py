@@ -34,7 +34,7 @@ from sppdet.networks import Backbone, Head, weights_digest
 from sppdet.ops import CodedMap
 from sppdet.proposals import SelectiveSearch
 from sppdet.training.mining import Miner
-from sppdet.utils import Execution, SppdetError, errors_naming, fingerprint, parallel_map
+from sppdet.utils import Execution, SppdetError, errors_naming, fingerprint, parallel_map, sort_metadata
 
 BANK_FILE = "bank.safetensors"
 _FORMAT = "1"
@@ -186,6 +186,7 @@ class Bank:
         tensors = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
         described = json.dumps(values)
         save_file(tensors, path, {"format": _FORMAT, "bank": described, "checksum": _checksum(tensors, described)})
+        sort_metadata(path)
 
     @classmethod
     def load(cls, folder: Path) -> Bank:

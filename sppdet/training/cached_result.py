@@ -123,7 +123,8 @@ def write_result(path: Path, key: Key, tensors: Mapping[str, torch.Tensor | Arra
     Raises:
         OSError: a file cannot be written.
     """
-    path.with_suffix(".json").unlink(missing_ok=True)
+    if not is_done(path, key, keep=False):  # else another command that learns the same was quicker, and reads it now
+        path.with_suffix(".json").unlink(missing_ok=True)
     stored = {name: torch.as_tensor(value).cpu().contiguous() for name, value in tensors.items()}
     write_tensors(path, stored)
     write_json(path.with_suffix(".json"), {**asdict(key), **description}, sealed=True)

@@ -16,11 +16,11 @@ from pathlib import Path
 
 from sppdet.config import Config, in_folder, load, override
 from sppdet.data import Dataset, load_folds
-from sppdet.evaluation import evaluate_folds
+from sppdet.evaluation import evaluate_folds, read_metrics
 from sppdet.training.estimates import Speed, estimate, log_plan, measure_speed
 from sppdet.training.learning_curve import curve_of, parts_of_curve
 from sppdet.training.pipeline import Pipeline
-from sppdet.utils import Progress, SppdetError, duration, read_json, write_json
+from sppdet.utils import Progress, SppdetError, duration, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def measure_learning_curve(run: str | Path, overrides: Iterable[str] = ()) -> li
     path = folder / "metrics.json"
     if not path.is_file() or not (folder / "config.json").is_file():
         raise SppdetError(f"{folder}: no measured run here; python -m sppdet.train IMAGES --output {folder} makes one")
-    config, metrics = in_folder(load(folder / "config.json", overrides), folder), read_json(path)
+    config, metrics = in_folder(load(folder / "config.json", overrides), folder), read_metrics(folder)
     check_fixed_network(config, "--learning-curve")
     if "folds" in metrics:
         final, whole = _pipelines(config, len(metrics["folds"]["mAP"]))
@@ -166,7 +166,7 @@ def _measure(pipeline: Pipeline) -> None:
     """Train and evaluate a model whose maps are in the cache."""
     pipeline.prepare()
     pipeline.run_stages(first="svm")
-    metrics = read_json(pipeline.inputs.folder / "metrics.json")
+    metrics = read_metrics(pipeline.inputs.folder)
     mean = "-" if metrics["mAP"] is None else f"{metrics['mAP']:.1f}"
     logger.info("%smAP %s on %d images", pipeline.name, mean, metrics["pictures"])
 

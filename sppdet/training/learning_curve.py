@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 from sppdet.config import in_folder, override
 from sppdet.data import Dataset, divide_dataset
+from sppdet.evaluation import read_metrics
 from sppdet.training.pipeline import Pipeline
-from sppdet.utils import read_json
 
 _FEWEST = 8  # training images: of fewer, a quarter is a single image
 _FOLDS = 3  # that repeat with fewer images
@@ -62,7 +62,7 @@ def curve_of(whole: Sequence[Pipeline], parts: Sequence[Pipeline]) -> list[dict]
     kinds = [[part for part in parts if part.inputs.folder.name.startswith(kind)] for kind in ("quarter", "half")]
     points = []
     for pipelines in (*kinds, whole):
-        metrics = [read_json(pipeline.inputs.folder / "metrics.json") for pipeline in pipelines]
+        metrics = [read_metrics(pipeline.inputs.folder) for pipeline in pipelines]
         images = sum(len(pipeline.inputs.train) for pipeline in pipelines) / len(pipelines)
         points.append(
             {

@@ -30,6 +30,7 @@ from sppdet.evaluation import (
     check_names,
     forget_cost,
     read_costs,
+    read_metrics,
     record_cost,
     stage_line,
     summary,
@@ -46,7 +47,6 @@ from sppdet.utils import (
     SppdetError,
     active,
     counted,
-    read_json,
     require_writable,
 )
 
@@ -123,7 +123,7 @@ class Pipeline:
         else:
             self.run_stages(last, force)
         if last == STAGES[-1]:
-            self.log_result(read_json(self.inputs.folder / "metrics.json"))
+            self.log_result(read_metrics(self.inputs.folder))
 
     def prepare(self, last: str = STAGES[-1]) -> None:
         """Check that the network can be made and the run's folder written, before the work of hours.

@@ -42,6 +42,7 @@ from .progress import duration as duration
 from .progress import note as note
 from .tensor_files import read_arrays as read_arrays
 from .tensor_files import read_tensors as read_tensors
+from .tensor_files import sort_metadata as sort_metadata
 from .tensor_files import verify_tensors as verify_tensors
 from .tensor_files import write_tensors as write_tensors
 from .words import counted as counted

@@ -68,10 +68,24 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], object]) 
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Make a folder in ``parent``, and delete it at the end; what killed processes have left there goes first."""
+    """Make a folder in ``parent``, and delete it at the end; what killed processes have left there goes first.
+
+    Errors of files in the folder name them as if they were in ``parent``, where they will be.
+
+    Raises:
+        OSError: the folder cannot be made; the exception names ``parent``.
+    """
     remove_leftovers(parent, below=False)
-    with TemporaryDirectory(dir=parent, prefix=f"{_TEMPORARY}{_HOST}-{os.getpid()}-") as folder:
-        yield Path(folder)
+    name = f"{_TEMPORARY}{_HOST}-{os.getpid()}-"
+    hidden = re.compile(r"[/\\]" + re.escape(name) + r"[^/\\]*")
+    try:
+        with TemporaryDirectory(dir=parent, prefix=name) as folder:
+            yield Path(folder)
+    except OSError as error:
+        error.filename = hidden.sub("", str(error.filename or parent))
+        raise
+    except SppdetError as error:
+        raise SppdetError(hidden.sub("", str(error))) from error
 
 
 @contextmanager
@@ -134,7 +148,7 @@ def require_writable(key: str, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(folder)
         atomic_write(folder / "writable", lambda temporary: temporary.write_text("yes"))
-        (folder / "writable").unlink()
+        (folder / "writable").unlink(missing_ok=True)  # another command may try the same
     except OSError as error:
         raise SppdetError(f"{key}: {folder} cannot be written ({error.strerror}); choose another folder") from None
 

@@ -6,6 +6,7 @@ header. Files of earlier versions and of other programs have none.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import zlib
@@ -47,9 +48,22 @@ def write_tensors(
 
     def write(temporary: Path) -> None:
         library.save_file(dict(tensors), temporary, metadata={**(metadata or {}), "crc32": _UNSEALED})
+        sort_metadata(temporary)
         _seal(temporary)
 
     atomic_write(path, write)
+
+
+def sort_metadata(path: str | os.PathLike[str]) -> None:
+    """Sort the metadata of a file by name: safetensors writes them in random order, so that equal files differ."""
+    with open(path, "r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        content = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(content) <= length:
+            file.seek(8)
+            file.write(content.ljust(length))
 
 
 def verify_tensors(path: str | os.PathLike[str]) -> None:

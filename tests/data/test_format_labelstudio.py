@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 from labelled import kinds_of, objects_of, write, write_image
 
 from sppdet.data.labelled_folder import read_folder
+from sppdet.utils.errors import SppdetError
 
 SIZE = {"original_width": 40, "original_height": 30, "image_rotation": 0}
 
@@ -58,3 +60,11 @@ def test_the_short_form(tmp_path):
     entry = {"image": "/data/upload/0123abcd-a.jpg", "id": 1, "label": [label], "annotator": 1, "annotation_id": 2}
     write(tmp_path / "min.json", [entry])
     assert objects_of(read_folder(tmp_path)) == {"a": [("cat", 10, 3, 30, 15)]}
+
+
+@pytest.mark.parametrize("data", [{}, {"image": None}, {"image": 3.5}])
+def test_a_task_that_names_no_image_is_one_line(tmp_path, data):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "x.json", [task("a.jpg") | {"data": data}])
+    with pytest.raises(SppdetError, match=r"x.json: .*a task names no image"):
+        read_folder(tmp_path)

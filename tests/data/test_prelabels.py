@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,6 +103,28 @@ def test_files_of_others_and_changed_files_are_left_alone(tmp_path, form):
     write(tmp_path / f"a{suffix}", "corrected")
     assert AnnotationFolder(tmp_path, form).without_annotation(paths) == []
     assert AnnotationFolder(tmp_path, form, overwrite=True).without_annotation(paths) == paths
+
+
+@pytest.mark.parametrize("form", FORMATS)
+def test_files_of_an_interrupted_command_do_not_count_as_a_persons(tmp_path, monkeypatch, form):
+    """Killed before the last file is in place, it leaves new and old ones; all are written again."""
+    images = labelled(tmp_path)
+    paths = [image.path for image in images]
+    AnnotationFolder(tmp_path, form).write(images, CLASSES)
+    changed = [replace(image, names=["cat"] * 2, boxes=np.ones((2, 4)), scores=[0.5] * 2) for image in images]
+
+    def killed(source, target, replace_file=os.replace):
+        if Path(target).parent == tmp_path and Path(target).name.startswith(("b.", "labels-")):
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", killed)
+        AnnotationFolder(tmp_path, form).write(changed, CLASSES)
+    assert AnnotationFolder(tmp_path, form).without_annotation(paths) == paths
+    where = AnnotationFolder(tmp_path, form).write(changed, CLASSES)
+    assert where in (tmp_path, *tmp_path.glob("labels-*.json")) and len([*tmp_path.glob("labels-*")]) <= 1
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == [RECORD]
 
 
 def test_a_corrected_file_of_all_images_stays_and_its_images_are_left_alone(tmp_path):

@@ -148,6 +148,20 @@ def test_detections_of_another_evaluation_are_refused(trained):
             last.check_map(measured)
 
 
+def test_edited_figures_are_named(trained):
+    """A file without its checksum may hold anything."""
+    path = Path(trained.run.dir) / "metrics.json"
+    content = path.read_text()
+    try:
+        for name, value in {"coco": {}, "recall": {}, "proposals": [], "objects": {"circle": "x"}}.items():
+            write_json(path, read_json(path) | {name: value})
+            with pytest.raises(SppdetError, match=r"metrics\.json: holds something else than expected"):
+                evaluate_run(trained.run.dir)
+            path.write_text(content)
+    finally:
+        path.write_text(content)
+
+
 def test_a_run_that_was_not_evaluated_is_named(tmp_path):
     with pytest.raises(SppdetError, match=r"metrics\.json: does not exist; python -m sppdet\.evaluate"):
         read_last_evaluation(tmp_path)

@@ -90,6 +90,10 @@ def test_a_bank_is_read_as_it_was_written(tmp_path):
     assert np.array_equal(read.labels, bank.labels)
     names = [name for name in bank.__dataclass_fields__ if name not in ("vectors", "labels")]
     assert [getattr(read, name) for name in names] == [getattr(bank, name) for name in names]
+    content = (tmp_path / BANK_FILE).read_bytes()
+    for _ in range(5):
+        bank.save(tmp_path / BANK_FILE)
+        assert (tmp_path / BANK_FILE).read_bytes() == content
 
 
 def test_a_full_bank_keeps_a_share_of_every_class():

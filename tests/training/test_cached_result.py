@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sppdet.training import cached_result
 from sppdet.training.cached_result import Key, checkpoint_of, has_result, invalidate, is_done, write_result
 from sppdet.utils.files import read_json
 
@@ -46,6 +47,15 @@ def test_a_missing_result_is_not_valid(tmp_path):
 def test_a_result_without_its_note_does_not_count(result):
     result.with_suffix(".json").unlink()
     assert not has_result(result) and not is_done(result, KEY, keep=True)
+
+
+@pytest.mark.parametrize(("key", "valid"), [(KEY, True), (OTHER_DATA, False)])
+def test_a_result_that_is_written_twice_stays_valid_meanwhile(result, monkeypatch, key, valid):
+    """Two commands may learn the same; the quicker one reads its result while the other one writes."""
+    valid_meanwhile = []
+    monkeypatch.setattr(cached_result, "write_tensors", lambda *_: valid_meanwhile.append(has_result(result)))
+    write_result(result, key, {"weight": torch.ones(3, 2)})
+    assert valid_meanwhile == [valid]
 
 
 @pytest.mark.parametrize("length", [100, 0])

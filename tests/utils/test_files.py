@@ -23,6 +23,7 @@ from sppdet.utils.files import (
     read_json,
     remove_leftovers,
     require_writable,
+    temporary_folder,
     write_document,
     write_json,
     write_lines,
@@ -205,6 +206,19 @@ def test_the_error_of_a_folder_that_cannot_be_written_names_the_file(tmp_path, m
     with pytest.raises(OSError) as caught:
         atomic_write(tmp_path / "a.json", lambda path: None)
     assert caught.value.filename == str(tmp_path / "a.json")
+
+
+def test_errors_in_a_temporary_folder_name_the_file_as_it_would_be(tmp_path):
+    for error in (OSError(errno.ENOSPC, "No space left"), SppdetError("{path}: is no number")):
+        with pytest.raises(type(error)) as raised, temporary_folder(tmp_path) as folder:
+            error.filename = str(folder / "labels/a.txt")
+            raise error if isinstance(error, OSError) else SppdetError(f"{error.filename}: is no number")
+        text = raised.value.filename if isinstance(error, OSError) else str(raised.value).partition(":")[0]
+        assert text == str(tmp_path / "labels/a.txt")
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(OSError) as raised, temporary_folder(tmp_path / "none"):
+        pass
+    assert raised.value.filename == str(tmp_path / "none")
 
 
 def test_a_file_of_a_name_of_250_bytes_can_be_written(tmp_path):

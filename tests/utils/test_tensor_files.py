@@ -30,9 +30,13 @@ def test_what_is_written_is_read(path):
 
 
 def test_the_same_tensors_give_the_same_bytes(path, tmp_path):
-    for name in ("b", "c"):
-        write_tensors(tmp_path / f"{name}.safetensors", VALUES)
-    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+    metadata = {name: f"{name}, 'ü' \n" for name in "fedcba"}  # which safetensors writes in random order
+    for number in range(5):
+        write_tensors(tmp_path / f"{number}.safetensors", VALUES, metadata)
+    assert len({(tmp_path / f"{number}.safetensors").read_bytes() for number in range(5)}) == 1
+    verify_tensors(tmp_path / "0.safetensors")
+    with safe_open(tmp_path / "0.safetensors", "numpy") as stored:
+        assert stored.metadata().items() >= metadata.items()
 
 
 def test_every_flipped_bit_is_noticed_or_changes_nothing(path):
