@@ -31,6 +31,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import numpy as np
+import psutil
 from safetensors import SafetensorError, safe_open
 
 from sppdet.config import Config, override
@@ -225,12 +226,12 @@ class Machines:
         return worker
 
     def start(self, name: str, *command: str) -> subprocess.Popen:
-        """Start a process, the head of a group, in a working folder of its own."""
+        """Start a process in a working folder of its own."""
         private = self.folder / "private" / name
         private.mkdir(parents=True, exist_ok=True)
         with open(private / "log", "w") as log:
             return subprocess.Popen(
-                command, cwd=private, stdout=log, stderr=log, preexec_fn=os.setpgrp,
+                command, cwd=private, stdout=log, stderr=log,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _PATH},
             )  # fmt: skip
 
@@ -243,10 +244,16 @@ class Machines:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Kill a process and those that it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill a process and all that it has started, as when a machine is switched off."""
+    family: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        family += [parent, *parent.children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
+    psutil.wait_procs(family, 10)
 
 
 class DaskCluster(Machines):
@@ -453,25 +460,28 @@ def check_ray_training(folder: Path, images: int, pause: float) -> str:
 
 def check_limits(folder: Path, images: int, pause: float) -> str:
     """1000 workers' worth of units without work inside; the store, and the calling machine's list, by themselves."""
-    count, shared = 5 * _SLOTS, folder / "limits"
+    shared = folder / "limits"
     shutil.rmtree(shared, ignore_errors=True)
     with cluster_of(DaskCluster, folder, 0) as dask:
         for _ in range(4):
             dask.add("--nthreads", str(_SLOTS // 4))
         wait_for_workers(dask.address, 4)
-        rates = {}
+        scheduler, lines = psutil.Process(dask.scheduler.pid), []
         with cluster("dask", dask.address, 1, shared):
-            for name, seconds, size in (("warm", 0, 0), ("empty", 0, 0), ("10 kB", 0, 10_000), ("1 s", _SECONDS, 0)):
-                begun = time.monotonic()
-                units = range(_SLOTS if name == "warm" else count)
-                for _ in parallel_map(partial(_unit, seconds, size), units, 1, f"units, {name}", portable=True):
+            list(parallel_map(partial(_unit, 0, 0), range(_SLOTS), 1, "workers start", portable=True))
+            for count, seconds, size in ((5, 0, 0), (5, 0, 10_000), (5, _SECONDS, 0), (100, 0, 0)):
+                units = range(count * _SLOTS)
+                begun, of_scheduler, of_caller = time.monotonic(), sum(scheduler.cpu_times()[:2]), time.process_time()
+                for _ in parallel_map(partial(_unit, seconds, size), units, 1, f"units of {seconds} s", portable=True):
                     pass
-                rates[name] = len(units) / (time.monotonic() - begun)
-    dask_part = (
-        f"{rates['empty']:.0f} units/s of nothing, {rates['10 kB']:.0f} with 10 kB of result; on {_SLOTS} simulated "
-        f"workers {rates['1 s']:.0f} units/s of {_SECONDS:g} s, {rates['1 s'] * _SECONDS / _SLOTS:.0%} of them at work"
-    )
-    return f"{dask_part}; store: {_store_rates(shared)}; list of windows: {_list_rate():.0f} images/s"
+                passed = time.monotonic() - begun
+                of_scheduler = (sum(scheduler.cpu_times()[:2]) - of_scheduler) / len(units) * 1e3
+                of_caller = (time.process_time() - of_caller) / len(units) * 1e3
+                lines.append(
+                    f"{len(units)} units of {seconds:g} s and {size} bytes: {len(units) / passed:.0f} per s, processor "
+                    f"time per unit {of_scheduler:.2f} ms of the scheduler and {of_caller:.2f} ms of the caller"
+                )
+    return f"{'; '.join(lines)}; store: {_store_rates(shared)}; list of windows: {_list_rate():.0f} images/s"
 
 
 def _unit(seconds: float, size: int, _: int) -> bytes:
