@@ -31,6 +31,7 @@ from typing import TypeVar
 from uuid import uuid4
 
 import numpy as np
+import psutil
 from safetensors import SafetensorError, safe_open
 
 from sppdet.config import Config, override
@@ -39,6 +40,8 @@ from sppdet.features import entry_names
 from sppdet.features.store import Store, fill
 from sppdet.proposals import SelectiveSearch
 from sppdet.training import BANK_FILE, run_training
+from sppdet.training.locations import LOCATION
+from sppdet.training.sample_cache import SampleCache
 from sppdet.utils import SppdetError, cluster, parallel_map
 
 _BRIDGE, _NETWORK = "sppdet-br", "10.77.0"
@@ -223,12 +226,12 @@ class Machines:
         return worker
 
     def start(self, name: str, *command: str) -> subprocess.Popen:
-        """Start a process, the head of a group, in a working folder of its own."""
+        """Start a process in a working folder of its own."""
         private = self.folder / "private" / name
         private.mkdir(parents=True, exist_ok=True)
         with open(private / "log", "w") as log:
             return subprocess.Popen(
-                command, cwd=private, stdout=log, stderr=log, preexec_fn=os.setpgrp,
+                command, cwd=private, stdout=log, stderr=log,
                 env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _PATH},
             )  # fmt: skip
 
@@ -241,10 +244,16 @@ class Machines:
 
 
 def kill(process: subprocess.Popen) -> None:
-    """Kill a process and those that it has started."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill a process and all that it has started, as when a machine is switched off."""
+    family: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        family += [parent, *parent.children(recursive=True)]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
     process.wait()
+    psutil.wait_procs(family, 10)
 
 
 class DaskCluster(Machines):
@@ -450,37 +459,74 @@ def check_ray_training(folder: Path, images: int, pause: float) -> str:
 
 
 def check_limits(folder: Path, images: int, pause: float) -> str:
-    """1000 workers' worth of units without work inside, and the store by itself."""
-    count = 5 * _SLOTS
+    """1000 workers' worth of units without work inside; the store, and the calling machine's list, by themselves."""
+    shared = folder / "limits"
+    shutil.rmtree(shared, ignore_errors=True)
     with cluster_of(DaskCluster, folder, 0) as dask:
         for _ in range(4):
             dask.add("--nthreads", str(_SLOTS // 4))
         wait_for_workers(dask.address, 4)
-        seconds = {}
-        with cluster("dask", dask.address, 1, folder / "limits"):
-            for pause in (0.0, _SECONDS):
-                begun = time.monotonic()
-                list(parallel_map(partial(_pause, pause), range(count), 1, f"units of {pause} s", portable=True))
-                seconds[pause] = time.monotonic() - begun
-    store = Store(folder / "limits", "proposals", {}, ".npy")
-    boxes = np.zeros((2000, 4), np.float32)
+        scheduler, lines = psutil.Process(dask.scheduler.pid), []
+        with cluster("dask", dask.address, 1, shared):
+            list(parallel_map(partial(_unit, 0, 0), range(_SLOTS), 1, "workers start", portable=True))
+            for count, seconds, size in ((5, 0, 0), (5, 0, 10_000), (5, _SECONDS, 0), (100, 0, 0)):
+                units = range(count * _SLOTS)
+                begun, of_scheduler, of_caller = time.monotonic(), sum(scheduler.cpu_times()[:2]), time.process_time()
+                for _ in parallel_map(partial(_unit, seconds, size), units, 1, f"units of {seconds} s", portable=True):
+                    pass
+                passed = time.monotonic() - begun
+                of_scheduler = (sum(scheduler.cpu_times()[:2]) - of_scheduler) / len(units) * 1e3
+                of_caller = (time.process_time() - of_caller) / len(units) * 1e3
+                lines.append(
+                    f"{len(units)} units of {seconds:g} s and {size} bytes: {len(units) / passed:.0f} per s, processor "
+                    f"time per unit {of_scheduler:.2f} ms of the scheduler and {of_caller:.2f} ms of the caller"
+                )
+    return f"{'; '.join(lines)}; store: {_store_rates(shared)}; list of windows: {_list_rate():.0f} images/s"
+
+
+def _unit(seconds: float, size: int, _: int) -> bytes:
+    """Wait, and return ``size`` bytes."""
+    time.sleep(seconds)
+    return bytes(size)
+
+
+def _store_rates(folder: Path) -> str:
+    """Say how fast one process writes, lists and reads entries of proposals, and writes entries of maps."""
+    proposals, maps = Store(folder, "proposals", {}, ".npy"), Store(folder, "crops", {}, ".rows")
+    boxes, rows = np.zeros((2000, 4), np.float32), np.random.default_rng(0).normal(size=(250, 1000)).astype(np.float16)
+    names = [f"image-{i}" for i in range(4000)]
+
+    def rate(function: Callable[[str], object], names: list[str]) -> float:
+        begun = time.monotonic()
+        for name in names:
+            function(name)
+        return len(names) / (time.monotonic() - begun)
+
+    written, read = rate(lambda name: proposals.write(name, boxes), names), rate(proposals.read, names)
+    large = rate(lambda name: maps.write(name, rows), names[:200])
     begun = time.monotonic()
-    names = [f"image-{i}" for i in range(20_000)]
-    for name in names:
-        store.write(name, boxes)
-    writing, begun = time.monotonic() - begun, time.monotonic()
-    store.missing(names)
-    listing = time.monotonic() - begun
-    at_work = count * _SECONDS / _SLOTS / seconds[_SECONDS]
+    proposals.missing(names)
+    listed, size = len(names) / (time.monotonic() - begun), maps.size(names[:200]) / 200e6
     return (
-        f"{count / seconds[0.0]:.0f} units/s of nothing; {count} units of {_SECONDS:g} s on {_SLOTS} simulated workers "
-        f"in {seconds[_SECONDS]:.0f} s, {at_work:.0%} of it at work; store: {len(names) / writing:.0f} entries/s "
-        f"written by one process, {len(names) / listing:.0f} entries/s listed"
+        f"one process writes {written:.0f}, reads {read:.0f} and lists {listed:.0f} entries/s of 32 kB, writes "
+        f"{large:.0f} entries/s of {size:.1f} MB"
     )
 
 
-def _pause(seconds: float, _: int) -> None:
-    time.sleep(seconds)
+def _list_rate() -> float:
+    """Return how many images per second of processor time are added to the list of windows: 50 windows each."""
+    classes, windows, images = 20, 50, 2000
+    cache = SampleCache(np.zeros(0, LOCATION), np.zeros(0, np.int64), classes)
+    rng, rows, locations = np.random.default_rng(0), np.arange(windows), np.zeros(windows, LOCATION)
+    hard, score = rng.random((windows, classes)) < 1.2 / classes, rng.random((windows, classes), np.float32)
+    begun = time.process_time()
+    for i in range(images):
+        locations["image"] = i
+        cache.add(rows, locations, hard, score)
+        for k in range(classes):
+            cache.trim(k, 3000)
+        cache.collect()
+    return images / (time.process_time() - begun)
 
 
 def _refused(action: Callable[[], object]) -> str:

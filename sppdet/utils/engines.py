@@ -31,6 +31,9 @@ Result = TypeVar("Result")
 
 _ANSWER = 20.0  # seconds in which a cluster must answer, and have a worker
 _QUEUE = 32  # units that are sent ahead per core: work for machines that join later
+# The scheduler's limit is tasks, of which each core should have a few for cores to end at the same time: so where there
+# are more units, a task has several. (By itself joblib puts only units together that take less than 0.2 s.)
+_TASKS, _MOST_TOGETHER = 8, 16
 _RETRIES = 5  # of a unit of Ray whose worker has died
 
 _active: Cluster | None = None
@@ -193,7 +196,12 @@ class _Dask(Cluster):
         with self._lost(OSError, TimeoutError, KilledWorker):
             try:
                 with joblib.parallel_config("dask", client=self._client):
-                    pool = joblib.Parallel(return_as="generator", pre_dispatch=f"{_QUEUE} * n_jobs")
+                    batch = min(_MOST_TOGETHER, len(items) // (_TASKS * sum(self._client.nthreads().values()) or 1))
+                    pool = joblib.Parallel(
+                        return_as="generator",
+                        pre_dispatch=f"{_QUEUE} * n_jobs",
+                        batch_size=batch if batch > 1 else "auto",
+                    )
                     yield from pool(joblib.delayed(_call)(work, item) for item in items)
             except CancelledError:
                 raise OSError("its scheduler does not answer any more") from None

@@ -6,8 +6,8 @@ import hashlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,13 +44,18 @@ def test_dask_keeps_the_order(address, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def refuse(i: int) -> int:
-    raise SppdetError(f"{i}.jpg: cannot be read")
+def refusal() -> Callable[[int], int]:
+    """Return a function that workers, which do not have this module, receive whole."""
+
+    def refuse(i: int) -> int:
+        raise SppdetError(f"{i}.jpg: cannot be read")
+
+    return refuse
 
 
 def test_an_error_of_a_unit_reaches_the_caller(address, tmp_path):
     with pytest.raises(SppdetError, match=r"^7\.jpg: cannot be read$"), cluster("dask", address, 1, tmp_path):
-        list(parallel_map(refuse, [7], 1, "errors", portable=True))
+        list(parallel_map(refusal(), [7], 1, "errors", portable=True))
 
 
 def test_work_that_is_not_portable_stays_here(address, tmp_path):
@@ -111,21 +116,20 @@ def test_a_training_on_a_cluster_has_the_files_of_one_on_this_machine(here, engi
 
 def test_ray_keeps_the_order_and_gives_the_work_of_a_worker_that_dies_to_another(tmp_path):
     pytest.importorskip("ray", reason="needs the extra sppdet[ray]")
+    died = tmp_path / "died"
+
+    def square_or_die(i: int) -> int:
+        if i == 20 and not died.exists():
+            died.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return i * i
+
     (tmp_path / "cache").mkdir()
     with cluster("ray", None, 2, tmp_path / "cache"):
-        work = partial(die_once, tmp_path / "died")
-        assert list(parallel_map(work, range(50), 1, "squares", portable=True)) == [i * i for i in range(50)]
+        assert list(parallel_map(square_or_die, range(50), 1, "squares", portable=True)) == [i * i for i in range(50)]
         with pytest.raises(SppdetError, match=r"^7\.jpg: cannot be read$"):
-            list(parallel_map(refuse, [7], 1, "errors", portable=True))
-    assert (tmp_path / "died").exists()
-
-
-def die_once(marker: Path, i: int) -> int:
-    """Return the square of ``i``; the process that is the first to have 20 dies."""
-    if i == 20 and not marker.exists():
-        marker.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return i * i
+            list(parallel_map(refusal(), [7], 1, "errors", portable=True))
+    assert died.exists()
 
 
 @pytest.mark.parametrize("engine", ["dask", "ray"])
