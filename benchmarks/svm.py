@@ -11,6 +11,7 @@ import numpy as np
 from benchmarks.common import Bench, Row, at_least, at_most, best
 from benchmarks.mining import prepare
 from sppdet.training import svm
+from sppdet.training.locations import pool_locations
 from sppdet.utils.parallel import parallel_map
 
 IMAGES = 16
@@ -26,7 +27,8 @@ def run(bench: Bench) -> list[Row]:
     problems = [cache.problem(k) for k in range(len(miner.labels))]
     fitting = [k for k, (_, labels) in enumerate(problems) if (labels > 0).any()]
     rows = np.flatnonzero(cache.held.any(axis=1))
-    vectors, position = miner._vectors(rows), np.zeros(len(cache.locations), np.int64)
+    vectors = pool_locations(miner.split, miner.features, cache.locations[rows], miner.execution.workers)
+    position = np.zeros(len(cache.locations), np.int64)
     position[rows] = np.arange(len(rows))
 
     def fit(k: int, problem: svm.Problem = miner.problem) -> svm.Fit:

@@ -2,8 +2,8 @@
 
     python scripts/pack_detector.py RUN --bank 30 --measure VOCDEVKIT
 
-The probabilities are those of the run, or with ``--calibrate`` learned from images that it was not trained on. The model
-is read back, and its size and the largest change of a weight of the SVMs are printed.
+The probabilities are those of the run, or with ``--calibrate`` learned from images that it was not trained on. The
+model is read back, and its size and the largest change of a weight of the SVMs are printed.
 """
 
 from __future__ import annotations

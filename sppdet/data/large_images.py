@@ -150,8 +150,14 @@ def read_tile(path: Path, tile: tuple[int, int, int, int]) -> np.ndarray:
     """Return the part ``x1, y1, x2, y2`` of the image in a file, as `Pixels.read` does.
 
     The last images stay open, as the tiles of an image are read one after another.
+
+    Raises:
+        SppdetError: the file is not there, or as `open_pixels`.
     """
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise SppdetError(f"{path}: cannot be read ({error.strerror}); check the path") from None
     return _opened(path, status.st_mtime_ns, status.st_size).read(tile)
 
 

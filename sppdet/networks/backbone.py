@@ -283,7 +283,7 @@ class Backbone:
         """Whether the trunk is to be trained in bfloat16.
 
         On a CPU the gradients of depthwise convolutions take twice as long in bfloat16 as in float32
-        (docs/experiments/best.md).
+        (docs/experiments/best.md). Results of earlier versions, which were learned in bfloat16 there, stay valid.
         """
         return self.half and not (self.device.type == "cpu" and _has_depthwise(self.trunk))
 

@@ -40,7 +40,7 @@ from sppdet.training.locations import (
 from sppdet.training.mining import ClassRows
 from sppdet.utils import Execution, parallel_map
 
-_TOLERANCE, _EPOCHS = 0.1, 50  # of `briefly`
+_TOLERANCE, _EPOCHS = 0.1, 50  # the SVMs of a fold start near their end
 _FITTING = "fitting SVMs without a fold"
 
 
@@ -122,7 +122,7 @@ def hold_out(
         problem: the parameters of the SVMs.
         folds: the images of each, in ascending order.
         execution: workers; memory for vectors.
-        fixed: vectors that are no windows of the images, those of a bank, and for each class which it learns from.
+        fixed: the vectors of a bank, and for each class the rows of them that it learns from.
 
     Returns:
         The detections in each fold.
@@ -197,13 +197,10 @@ def _fit_without(
 
     def fit_group(classes: list[int], shared: np.ndarray) -> list[svm.Fit]:
         """Fit some classes, fold by fold. Their vectors are freed before those of the next group are pooled."""
-        vectors = pool_locations(split, features, locations[shared], execution.workers)
-        more: list[ClassRows] | list[None] = [None] * len(windows)
-        if fixed is not None:
-            more = [replace(of_class, rows=len(vectors) + of_class.rows) for of_class in fixed[1]]
-            vectors = np.concatenate([vectors, fixed[0]])
-        fit = partial(_fit_one, vectors, split.unmirrored, problem)
-        items = [(fold, windows[k], np.searchsorted(shared, rows[k]), more[k]) for fold in folds for k in classes]
+        bank, of_bank = (None, [None] * len(windows)) if fixed is None else fixed
+        vectors = pool_locations(split, features, locations[shared], execution.workers, bank)
+        fit = partial(_fit_one, vectors, len(shared), split.unmirrored, problem)
+        items = [(fold, windows[k], np.searchsorted(shared, rows[k]), of_bank[k]) for fold in folds for k in classes]
         return list(parallel_map(fit, items, execution.workers, _FITTING, threads=True))
 
     fits: list[list[svm.Fit]] = [[] for _ in folds]
@@ -218,26 +215,27 @@ def _fit_folds(
 ) -> list[svm.Fit]:
     """Fit the SVM of one class, whose vectors are ``vectors``, once for each fold."""
     rows = np.arange(len(vectors))
-    fits = [_fit_one(vectors, images, problem, (fold, windows, rows, None)) for fold in folds]
+    fits = [_fit_one(vectors, len(rows), images, problem, (fold, windows, rows, None)) for fold in folds]
     return [replace(fitted, alpha=None) for fitted in fits]  # not needed, and many numbers to send
 
 
 def _fit_one(
     vectors: np.ndarray,
+    pooled: int,
     images: int,
     problem: svm.Problem,
     item: tuple[np.ndarray, ClassWindows, np.ndarray, ClassRows | None],
 ) -> svm.Fit:
     """Fit the SVM of one class without the windows in a fold's images.
 
-    ``item`` is the fold, the class, its rows, and those rows that are no windows.
+    The first ``pooled`` vectors are those of windows, the others a bank's. ``item``: fold, windows, their rows, those in the
+    bank.
     """
-    fold, windows, rows, more = item
+    fold, windows, rows, of_bank = item
     keep = ~np.isin(windows.locations["image"] % images, fold)
     index, labels, alpha = rows[keep], windows.labels[keep], windows.alpha[keep]
-    if more is not None:
-        index, labels = np.concatenate([index, more.rows]), np.concatenate([labels, more.labels])
-        alpha = np.concatenate([alpha, more.alpha])
+    if of_bank is not None:
+        index, labels, alpha = of_bank.after(pooled, index, labels, alpha)
     if not (labels > 0).any():
         return svm.never(vectors.shape[1])
     return svm.fit(vectors, index, labels, problem, alpha)
@@ -246,7 +244,7 @@ def _fit_one(
 def _detect_in_fold(split: FeatureSplit, detector: Detector, fold: np.ndarray, execution: Execution) -> FoldDetections:
     """Detect in the images of a fold."""
     samples = tuple(split.dataset[int(i)] for i in fold)
-    of_fold = replace(split, dataset=replace(split.dataset, samples=samples), names=[split.names[int(i)] for i in fold])
+    of_fold = split.of_images(samples, [split.names[int(i)] for i in fold])
     detections = detect_all(detector, [of_fold], execution.workers)[1]
     # The detector may have some of the classes alone.
     labels = np.array([split.dataset.classes.index(name) for name in detector.classes])

@@ -59,7 +59,11 @@ class ClassWindows:
 
 
 def pool_locations(
-    split: FeatureSplit, features: WindowFeatures, locations: np.ndarray, workers: int | None
+    split: FeatureSplit,
+    features: WindowFeatures,
+    locations: np.ndarray,
+    workers: int | None,
+    bank: np.ndarray | None = None,
 ) -> np.ndarray:
     """Pool windows again, image by image.
 
@@ -68,12 +72,16 @@ def pool_locations(
         features: how windows become vectors of D features.
         locations: ``(n,)`` of `LOCATION`.
         workers: threads; 0 is every core; None is the thread of the caller.
+        bank: float16 ``(B, D)``, vectors that follow those of the windows.
 
     Returns:
-        float16 ``(n, D)``.
+        float16 ``(n + B, D)``.
     """
-    vectors = np.empty((len(locations), features.dimension), np.float16)
-    _pool_into(vectors, np.arange(len(locations)), split, features, locations, workers)
+    count = len(locations)
+    vectors = np.empty((count + (0 if bank is None else len(bank)), features.dimension), np.float16)
+    if bank is not None:
+        vectors[count:] = bank
+    _pool_into(vectors, np.arange(count), split, features, locations, workers)
     return vectors
 
 
@@ -100,18 +108,18 @@ def _pool_into(
 
 
 class KeptVectors:
-    """The vectors of windows in one array, in which those that are asked for again are still there.
+    """A store of window vectors that lives from one fit to the next: only windows that it does not hold are pooled.
 
-    Of features without fc layers, after which the last bits depend on which windows go through them together.
+    For features without fc layers; after these the last bits depend on which windows are computed together.
 
     Args:
         split: the images that the locations number.
         features: how windows become vectors of D features.
-        most: vectors that memory holds.
+        most: vectors that memory holds; more are held only where they are asked for at once.
         workers: threads; 0 is every core.
 
     Attributes:
-        vectors: float16 ``(m, D)``, m of ``most`` at most. Pages of rows that were never used take no memory.
+        vectors: float16 ``(m, D)``. Rows that were never used take no memory.
     """
 
     def __init__(self, split: FeatureSplit, features: WindowFeatures, most: float, workers: int):
@@ -124,7 +132,7 @@ class KeptVectors:
         """Pool the windows that are not held yet, and forget all others than these.
 
         Args:
-            locations: ``(n,)`` of `LOCATION`, n of ``most`` at most.
+            locations: ``(n,)`` of `LOCATION`.
 
         Returns:
             ``(n,)``, the row of each window in ``vectors``.
@@ -136,10 +144,11 @@ class KeptVectors:
         for window in self._rows.keys() - first.keys():
             self._free.append(self._rows.pop(window))
         new = np.array([position for window, position in first.items() if window not in self._rows], np.int64)
-        self._rows |= {windows[position]: self._free.pop() for position in new.tolist()}
-        rows = np.array([self._rows[window] for window in windows], np.int64)
-        _pool_into(self.vectors, rows[new], self.split, self.features, locations[new], self.workers)
-        return rows
+        rows = np.array(self._free[: len(new)], np.int64)
+        _pool_into(self.vectors, rows, self.split, self.features, locations[new], self.workers)
+        del self._free[: len(new)]
+        self._rows |= zip([windows[position] for position in new.tolist()], rows.tolist())
+        return np.array([self._rows[window] for window in windows], np.int64)
 
     def _grow(self, size: int) -> None:
         """Make room for ``size`` vectors; none is held then, as copying them would take room for both arrays."""

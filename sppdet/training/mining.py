@@ -78,6 +78,16 @@ class ClassRows:
     alpha: np.ndarray
     rest: tuple[np.ndarray, float] | None
 
+    def after(
+        self, windows: int, rows: np.ndarray, labels: np.ndarray, alpha: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return rows, labels and dual variables of windows, then these; their vectors follow those of ``windows``."""
+        return (
+            np.concatenate([rows, windows + self.rows]),
+            np.concatenate([labels, self.labels]),
+            np.concatenate([alpha, self.alpha]),
+        )
+
 
 class Miner:
     """Trains the SVMs of some classes with hard-negative mining.
@@ -116,7 +126,7 @@ class Miner:
         self.fixed = fixed
         self.fixed_rows = [self._fixed_rows(fixed, k) for k in range(len(self.labels))] if fixed else []
         self._kept: KeptVectors | None = None
-        self._windows = WindowLabels.of_split(split, features, self.labels, settings, execution.seed)
+        self._window_labels = WindowLabels.of_split(split, features, self.labels, settings, execution.seed)
 
     def train(self) -> LinearSVMs:
         """Train the SVMs of all classes.
@@ -124,7 +134,7 @@ class Miner:
         The checkpoint is written after every fit. A training that finds one of its key resumes from it and gets the
         same SVMs as without the interruption.
         """
-        for label, count in zip(self.labels, self._windows.objects):
+        for label, count in zip(self.labels, self._window_labels.objects):
             if not count:
                 name = self.split.dataset.classes[label]
                 logger.warning("no training objects of %s: it will never be detected", name)
@@ -171,7 +181,7 @@ class Miner:
             split: the images of the training; more regions of them are ignored.
         """
         images = [i for i, sample in enumerate(split.dataset) if len(sample.ignored)]
-        allowed = self._windows.each(
+        allowed = self._window_labels.each(
             ImageWindows.negatives, split, images, self.execution.workers, "regions that are ignored"
         )
         for i, negatives in zip(images, allowed):
@@ -192,10 +202,10 @@ class Miner:
 
     def windows(self, k: int) -> ClassWindows:
         """Return the windows of class ``labels[k]`` after `train` or `collect_windows`."""
-        windows = self._held(k)
+        windows = self._class_windows(k)
         return replace(windows, alpha=windows.alpha.astype(np.float32))
 
-    def _held(self, k: int) -> ClassWindows:
+    def _class_windows(self, k: int) -> ClassWindows:
         """Return the windows of class k as they are in the cache."""
         index, labels = self.cache.problem(k)
         return ClassWindows(self.cache.locations[index], int((labels > 0).sum()), self.cache.alpha[index, k])
@@ -270,7 +280,7 @@ class Miner:
         self, function: Callable[[ImageWindows], Result], images: np.ndarray, description: str
     ) -> Iterator[Result]:
         """Yield ``function(windows)`` for images of the split, in order."""
-        return self._windows.each(function, self.split, images.tolist(), self.execution.workers, description)
+        return self._window_labels.each(function, self.split, images.tolist(), self.execution.workers, description)
 
     def candidates(
         self, images: Sequence[int], svms: LinearSVMs, random: int
@@ -327,18 +337,15 @@ class Miner:
 
     def _fit_group(self, classes: list[int], rows: np.ndarray) -> list[svm.Fit]:
         """Fit some classes, whose windows are ``rows`` of the cache."""
-        cache = self.cache
+        cache, fixed = self.cache, self.fixed
         position = np.zeros(len(cache.locations), np.int64)
         if self._kept is not None:
             position[rows] = self._kept.rows(cache.locations[rows])
             vectors = self._kept.vectors
         else:
             position[rows] = np.arange(len(rows))
-            vectors = pool_locations(self.split, self.features, cache.locations[rows], self.execution.workers)
-
-        fixed, pooled = self.fixed, len(vectors)
-        if fixed is not None:
-            vectors = np.concatenate([vectors, fixed.vectors])
+            bank = None if fixed is None else fixed.vectors
+            vectors = pool_locations(self.split, self.features, cache.locations[rows], self.execution.workers, bank)
 
         def fit_class(k: int) -> svm.Fit:
             index, labels = cache.problem(k)
@@ -347,33 +354,32 @@ class Miner:
                 return svm.Fit(fixed.start.weight[k], float(fixed.start.bias[k]), None, 0, True)
             alpha, rest = cache.alpha[index, k], None
             if fixed is not None:
-                more = self.fixed_rows[k]
-                rows_of_class = np.concatenate([rows_of_class, pooled + more.rows])
-                labels, alpha = np.concatenate([labels, more.labels]), np.concatenate([alpha, more.alpha])
-                rest = more.rest
+                of_bank = self.fixed_rows[k]
+                rows_of_class, labels, alpha = of_bank.after(len(rows), rows_of_class, labels, alpha)
+                rest = of_bank.rest
             fitted = _solve(self.settings.solver, self.problem, vectors, rows_of_class, labels, alpha, rest)
             if fitted is None:
                 return svm.never(self.features.dimension)
             if fixed is not None and fitted.alpha is not None:
                 self.fixed_rows[k].alpha = fitted.alpha[count:]
-            self._keep(k, index, fitted, svm.margins(vectors, rows_of_class[:count], fitted))
+            self._store_fit(k, index, fitted, svm.margins(vectors, rows_of_class[:count], fitted))
             return fitted
 
         return list(parallel_map(fit_class, classes, self.execution.workers, "fitting SVMs", threads=True))
 
     def _fit_apart(self) -> list[svm.Fit]:
         """Fit each class by itself, in a cluster."""
-        windows = [self._held(k) for k in range(len(self.labels))]
+        windows = [self._class_windows(k) for k in range(len(self.labels))]
         work = partial(_solve_class, self.settings.solver, self.problem)
         results = map_classes(work, self.split, self.features, windows, self.execution.workers, "fitting SVMs")
         fits = []
         for k, (fitted, margins) in enumerate(results):
             if fitted is not None:
-                self._keep(k, self.cache.problem(k)[0], fitted, margins)
+                self._store_fit(k, self.cache.problem(k)[0], fitted, margins)
             fits.append(fitted or svm.never(self.features.dimension))
         return fits
 
-    def _keep(self, k: int, index: np.ndarray, fitted: svm.Fit, margins: np.ndarray) -> None:
+    def _store_fit(self, k: int, index: np.ndarray, fitted: svm.Fit, margins: np.ndarray) -> None:
         """Store what a fit of class k says of its windows, the rows ``index``, and drop the easy negatives."""
         if fitted.alpha is not None:
             self.cache.alpha[index, k] = fitted.alpha[: len(index)]

@@ -211,9 +211,10 @@ class Stages:
         key = self._keys.finetune(start)
 
         def train(execution: Execution) -> dict[str, Any]:
+            backbone, features = inputs.backbone, inputs.pooled_features
+            half = backbone.half if features.device else backbone.bfloat16_on_cpu
             head, loss = finetune.train(
-                inputs.split_of("finetune"), inputs.pooled_features, c.finetune, inputs.scale / c.svm.norm,
-                inputs.backbone.bfloat16_on_cpu, execution, start,
+                inputs.split_of("finetune"), features, c.finetune, inputs.scale / c.svm.norm, half, execution, start,
             )  # fmt: skip
             tensors = {f"head.{name}": value for name, value in head.state_dict().items()}
             write_result(path, key, tensors, head=head.description())

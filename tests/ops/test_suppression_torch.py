@@ -27,7 +27,7 @@ def tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_the_boxes_that_the_compiled_loops_keep_are_kept(seed, monkeypatch):
-    monkeypatch.setattr(suppression_torch, "_CLASSES", 2)
+    monkeypatch.setattr(suppression_torch, "_PAIRS", 20_000)  # some classes at a time
     rng = np.random.default_rng(seed)
     count = int(rng.integers(2, 400))
     boxes, labels = boxes_of(rng, count, whole=seed % 2 == 0), 3 * rng.integers(0, 5, count)
@@ -53,7 +53,7 @@ def test_a_long_chain_is_followed_to_its_end():
 
 @pytest.mark.parametrize("seed", range(20))
 def test_votes_are_those_of_the_compiled_loops(seed, monkeypatch):
-    monkeypatch.setattr(suppression_torch, "_SURVIVORS", 7)
+    monkeypatch.setattr(suppression_torch, "_PAIRS", 500)  # some survivors at a time
     rng = np.random.default_rng(seed)
     boxes, labels = boxes_of(rng, 200, whole=seed % 2 == 0), rng.integers(0, 4, 200)
     scores = (rng.normal(size=200) * (300 if seed % 3 == 0 else 1)).astype(np.float32)

@@ -64,7 +64,7 @@ def test_windows_of_mirror_images_leave_with_their_image():
     windows = ClassWindows(locations, 2, np.zeros(3, np.float32))
     vectors = np.ones((3, 1), np.float16)
     without_2, without_4 = (
-        _fit_one(vectors, 6, svm.Problem(), (np.array([image]), windows, np.arange(3), None)) for image in (2, 4)
+        _fit_one(vectors, 3, 6, svm.Problem(), (np.array([image]), windows, np.arange(3), None)) for image in (2, 4)
     )
     assert without_2.intercept == svm.never(1).intercept < without_4.intercept  # no positive is left
 
