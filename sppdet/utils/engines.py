@@ -1,8 +1,9 @@
-"""Clusters for work over many images: Dask's and Ray's, through the backends that they have in joblib.
+"""Clusters for work over many images: Dask's, through its backend in joblib, and Ray's.
 
-Within `cluster`, `sppdet.utils.parallel_map` sends portable work there. A unit of such work is a function of an image
-and plain data that writes its result atomically into a folder which all machines share. So a unit that is done twice
-does no harm, and an interrupted run goes on from what is stored.
+Within `cluster`, `sppdet.utils.parallel_map` sends portable work there. A unit of such work is a function of an image,
+or of a class, and plain data. It reads what it needs from a folder that all machines share, and returns a small result
+or writes a large one atomically into that folder. So a unit that is done twice does no harm, and an interrupted run
+goes on from what is stored.
 """
 
 from __future__ import annotations
