@@ -39,7 +39,7 @@ from sppdet.data import make_shapes, read_dataset
 from sppdet.features import entry_names
 from sppdet.features.store import Store, fill
 from sppdet.proposals import SelectiveSearch
-from sppdet.training import BANK_FILE, run_training
+from sppdet.training import run_training
 from sppdet.training.locations import LOCATION
 from sppdet.training.sample_cache import SampleCache
 from sppdet.utils import SppdetError, cluster, parallel_map
@@ -543,10 +543,6 @@ def _refused(action: Callable[[], object]) -> str:
 
 
 def _digest(path: Path) -> str:
-    """Return the digest of a file; of a bank, whose metadata are in another order in each process, its checksum."""
-    if path.name == BANK_FILE:
-        with safe_open(path, "numpy") as bank:
-            return bank.metadata()["checksum"]
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

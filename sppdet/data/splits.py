@@ -10,13 +10,14 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import filterfalse
 from pathlib import Path
 
 import numpy as np
 
 from sppdet.config import Config, DataSettings
 from sppdet.data.annotations import Located
-from sppdet.data.dataset import Dataset
+from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.ignored import with_ignored_classes
 from sppdet.data.images import IN_TILES, is_too_large
 from sppdet.data.labelled_folder import LabelledFolder, duplicate_groups, read_folder
@@ -130,11 +131,12 @@ def _as_labelled(dataset: Dataset, data: DataSettings) -> Dataset:
 
 def _readable(dataset: Dataset, data: DataSettings) -> Dataset:
     """Refuse images with more pixels than are read at once that ``data.tiles`` does not cut, or leave them out."""
-    uncut = data.tiles or math.inf  # sides of images that stay whole
-    too_large = [
-        sample for sample in dataset
-        if is_too_large(sample.width, sample.height) and max(sample.width, sample.height) <= uncut
-    ]  # fmt: skip
+    largest = data.tiles or math.inf  # side of images that stay whole
+
+    def unreadable(sample: Sample) -> bool:
+        return is_too_large(sample.width, sample.height) and max(sample.width, sample.height) <= largest
+
+    too_large = [*filter(unreadable, dataset)]
     if not too_large:
         return dataset
     if not data.skip_bad:
@@ -145,7 +147,7 @@ def _readable(dataset: Dataset, data: DataSettings) -> Dataset:
         )
     names = listed([sample.path for sample in too_large])
     warnings.warn(f"{data.root}: too large, left out by data.skip_bad: {len(too_large)} ({names})", stacklevel=2)
-    return replace(dataset, samples=tuple(sample for sample in dataset if sample not in too_large))
+    return replace(dataset, samples=tuple(filterfalse(unreadable, dataset)))
 
 
 def divide_dataset(dataset: Dataset, test_share: float = DEFAULT_SHARE, seed: int = 3) -> tuple[Dataset, Dataset]:

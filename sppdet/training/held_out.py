@@ -228,8 +228,8 @@ def _fit_one(
 ) -> svm.Fit:
     """Fit the SVM of one class without the windows in a fold's images.
 
-    The first ``pooled`` vectors are those of windows, the others a bank's. ``item``: fold, windows, their rows, those in the
-    bank.
+    The first ``pooled`` vectors are those of windows; a bank's follow. ``item`` is the fold, the windows, their rows,
+    and the rows in the bank.
     """
     fold, windows, rows, of_bank = item
     keep = ~np.isin(windows.locations["image"] % images, fold)

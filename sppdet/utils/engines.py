@@ -286,7 +286,10 @@ class _Work:
         if problem := _problem(self.token):
             raise SppdetError(f"run.cluster: a worker {problem}")
         # As a thread of this machine does it: the number of threads changes the last bits of products.
-        (result,) = in_threads(_unpacked(self.function), [item], 1)
+        try:
+            (result,) = in_threads(_unpacked(self.function), [item], 1)
+        except OSError as error:  # an error of the unit, which is not to look like one of the connection
+            raise SppdetError(f"{error.filename or self.token.parent}: {error.strerror or error}") from None
         return result
 
 
