@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -153,6 +154,7 @@ class Command:
         status = 1
         try:  # the forked process, which never returns
             os.setpgid(0, 0)
+            tqdm.set_lock(threading.RLock())  # the usual one is shared: a process that is killed with it stops all
             os.chdir(folder)
             descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
             os.dup2(descriptor, 1)
