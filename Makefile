@@ -101,7 +101,8 @@ bench: setup  ## measure every stage beside what it replaces, and write docs/exp
 	$(python) scripts/bench.py all --voc-root $(VOC_ROOT) --write docs/experiments/performance.md $(ARGS)
 
 reliability: setup  ## kill, interrupt, damage and fuzz it, and write docs/reliability.md; hours
-	$(python) scripts/reliability.py --write docs/reliability.md --json docs/reliability.json $(ARGS)
+	$(python) scripts/reliability.py --write docs/reliability.md --json docs/reliability.json \
+	    $(if $(wildcard $(VOC_ROOT)),--voc-root $(VOC_ROOT)) $(ARGS)
 
 clean-cache:  ## remove cached proposals, conv maps and drawn images (cache/)
 	rm -rf cache

@@ -214,7 +214,11 @@ def page(all_steps: list[Step], seed: int, done: dict[str, dict], command: str, 
     from sppdet.utils.environment import machine
 
     entries = [(step, done[step.name]) for step in all_steps if is_tried(step, seed, done)]
-    missing = ", ".join(step.name for step in all_steps if not is_tried(step, seed, done))
+    missing: dict[str, list[str]] = {}
+    for step in all_steps:
+        if not is_tried(step, seed, done):
+            missing.setdefault(step.part, []).append(step.of)
+    not_yet = "; ".join(f"{part} ({', '.join(names)})" if any(names) else part for part, names in missing.items())
     dates = sorted({entry["date"] for _, entry in entries})
     loads = [entry["load"] for _, entry in entries]
     text = HEAD.format(
@@ -223,7 +227,7 @@ def page(all_steps: list[Step], seed: int, done: dict[str, dict], command: str, 
         load=f", at a load of {min(loads):.0f} to {max(loads):.0f} on {os.cpu_count()} cores",
         photographs=" and photographs of VOC" if voc else "",
         machine=machine(),
-        missing=f"\nNot run yet: {missing}.\n" if missing else "",
+        missing=f"\nNot run yet: {not_yet}.\n" if missing else "",
     )
     parts = {step.part: [entry for other, entry in entries if other.part == step.part] for step, _ in entries}
     for part, of_part in parts.items():
@@ -231,7 +235,8 @@ def page(all_steps: list[Step], seed: int, done: dict[str, dict], command: str, 
         text += f"| {what} | {tried} | {failures} |\n"
     text += f"\n{DETAIL}\n| part | of | how often | failures |\n|---|---|---|---|\n"
     for step, entry in entries:
-        text += f"| {step.part} | {step.of} | {entry['tried']} {entry['details']} | {len(entry['failures'])} |\n"
+        often = f"{entry['tried']} {entry['details']}".strip()
+        text += f"| {step.part} | {step.of} | {often} | {len(entry['failures'])} |\n"
     failures = [f"{step.name}: {failure}" for step, entry in entries for failure in entry["failures"]]
     if failures:
         text += "\n## Failures\n\n" + "".join(f"- {' '.join(failure.split())[:400]}\n" for failure in failures[:50])
@@ -257,6 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
         from sppdet.utils.files import write_document
 
         given = sys.argv[1:] if arguments is None else arguments
+        given = ["VOCDEVKIT" if text == options.voc_root else text for text in given]
         command = shlex.join(["python", "scripts/reliability.py", *given])
         write_document(options.write, page(every, options.seed, done, command, bool(options.voc_root)))
     return int(any(done[step.name]["failures"] for step in every if step.name in done))

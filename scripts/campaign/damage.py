@@ -6,7 +6,7 @@ import shutil
 from itertools import groupby
 from pathlib import Path
 
-from campaign.workplace import Outcome, Workplace, progress
+from campaign.workplace import Outcome, Progress, Workplace
 
 _WAYS = ("cut in half", "one bit flipped", "512 bytes zeroed")
 _OUTPUTS = ("report.html", "coco_results.json")  # which no command reads
@@ -40,25 +40,25 @@ def damage(workplace: Workplace, system: str, every: int) -> Outcome:
     files = [path for path in files if path.name not in _OUTPUTS][::every]
     groups = [[path] for path in files if not _is_entry(path)]
     groups += [[*group] for _, group in groupby(filter(_is_entry, files), lambda path: path.parts[1])]
-    with progress(len(groups) * len(_WAYS), "files") as bar:
-        for group in groups:
-            for how in _WAYS:
-                bar.update()
-                shutil.rmtree(copy, ignore_errors=True)
-                shutil.copytree(place, copy)
-                changed = [path for path in group if _damage(copy / path, how)]
-                if not changed:
-                    continue
-                log, problems = _use(workplace, system, copy, group[0])
-                outcome.tried += len(changed)
-                named += sum(path.name in log for path in changed)
-                problems += ["a traceback"] if "Traceback" in log else []
-                if _is_entry(group[0]):
-                    problems += [
-                        f"{path} is used, or left" for path in changed
-                        if path.name not in log and (copy / path).read_bytes() != (place / path).read_bytes()
-                    ]  # fmt: skip
-                outcome.failures += [f"{group[0]}, {how}: {problem}" for problem in problems]
+    progress = Progress(len(groups) * len(_WAYS), "files")
+    for group in groups:
+        for how in _WAYS:
+            progress.count()
+            shutil.rmtree(copy, ignore_errors=True)
+            shutil.copytree(place, copy)
+            changed = [path for path in group if _damage(copy / path, how)]
+            if not changed:
+                continue
+            log, problems = _use(workplace, system, copy, group[0])
+            outcome.tried += len(changed)
+            named += sum(path.name in log for path in changed)
+            problems += ["a traceback"] if "Traceback" in log else []
+            if _is_entry(group[0]):
+                problems += [
+                    f"{path} is used, or left" for path in changed
+                    if path.name not in log and (copy / path).read_bytes() != (place / path).read_bytes()
+                ]  # fmt: skip
+            outcome.failures += [f"{group[0]}, {how}: {problem}" for problem in problems]
     outcome.details = f"{named} of them named; with the others all results were the same"
     return outcome
 

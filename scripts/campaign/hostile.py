@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import fuzzing
 import psutil
 
-from campaign.workplace import Command, Outcome, Workplace, progress
+from campaign.workplace import Command, Outcome, Progress, Workplace
 
 _CHUNK = 500  # mutants of one process
 _LONGEST = 600.0  # seconds of a process; the fuzzer itself fails a mutant that takes 20
@@ -25,28 +25,28 @@ def mutants(workplace: Workplace, family: str, count: int, seed: int) -> Outcome
     warnings.filterwarnings("ignore")
     outcome, peak, report = Outcome(), 0.0, workplace.folder / "failures.json"
     beginning = psutil.Process().memory_info().rss / 2**20
-    with progress(count, "mutants") as bar:
-        while outcome.tried < count:
-            many, before = min(_CHUNK, count - outcome.tried), _others(workplace)
-            first = seed + outcome.tried
-            with TemporaryDirectory(dir=workplace.folder, prefix="fuzz") as folder:
+    progress = Progress(count, "mutants")
+    while outcome.tried < count:
+        many, before = min(_CHUNK, count - outcome.tried), _others(workplace)
+        first = seed + outcome.tried
+        with TemporaryDirectory(dir=workplace.folder, prefix="fuzz") as folder:
 
-                def work(many=many, first=first, folder=folder) -> None:
-                    report.write_text(json.dumps(fuzzing.fuzz(family, many, Path(folder), first)))
+            def work(many=many, first=first, folder=folder) -> None:
+                report.write_text(json.dumps(fuzzing.fuzz(family, many, Path(folder), first)))
 
-                ended = Command(work, workplace.folder / "log", Path(folder)).wait(_LONGEST)
-            if ended.status:
-                outcome.failures.append(f"from seed {first}: the process ended with status {ended.status} after "
-                                        f"{ended.seconds:.0f} s: {ended.log[-600:]}")  # fmt: skip
-            else:
-                outcome.failures += [f"seed {first}, {failure}" for failure in json.loads(report.read_text())]
-            report.unlink(missing_ok=True)
-            if ended.memory_mb - beginning > _MOST_MB:
-                outcome.failures.append(f"from seed {first}: {ended.memory_mb:.0f} MB of memory")
-            if outside := _others(workplace) - before:
-                outcome.failures.append(f"from seed {first}: wrote {sorted(outside)}")
-            peak, outcome.tried = max(peak, ended.memory_mb), outcome.tried + many
-            bar.update(many)
+            ended = Command(work, workplace.folder / "log", Path(folder)).wait(_LONGEST)
+        if ended.status:
+            outcome.failures.append(f"from seed {first}: the process ended with status {ended.status} after "
+                                    f"{ended.seconds:.0f} s: {ended.log[-600:]}")  # fmt: skip
+        else:
+            outcome.failures += [f"seed {first}, {failure}" for failure in json.loads(report.read_text())]
+        report.unlink(missing_ok=True)
+        if ended.memory_mb - beginning > _MOST_MB:
+            outcome.failures.append(f"from seed {first}: {ended.memory_mb:.0f} MB of memory")
+        if outside := _others(workplace) - before:
+            outcome.failures.append(f"from seed {first}: wrote {sorted(outside)}")
+        peak, outcome.tried = max(peak, ended.memory_mb), outcome.tried + many
+        progress.count(many)
     outcome.details = f"at most {peak:.0f} MB of memory in a process"
     return outcome
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from campaign.workplace import Outcome, Workplace, finished, of_stages, progress, stage_of, written_again
+from campaign.workplace import Outcome, Progress, Workplace, finished, of_stages, stage_of, written_again
 
 _MOST_STRIKES = 3  # of one run, before it may finish
 
@@ -33,30 +33,30 @@ def strikes(workplace: Workplace, work: str, count: int, name: str, seed: int) -
     rng, outcome, stages, runs = random.Random(f"{seed} {name} {work}"), Outcome(), Counter[str](), 0
     _, processor, _ = workplace.reference(work)
     place = workplace.folder / "struck"
-    with progress(count, name) as bar:
-        while outcome.tried < count:
-            shutil.rmtree(place, ignore_errors=True)
-            runs += 1
-            problems: list[str] = []
-            for strike in range(rng.randint(1, min(_MOST_STRIKES, count - outcome.tried))):
-                before = finished(place)
-                command = workplace.start(work, place)
-                while name != "SIGKILL" and not command.log.stat().st_size and not command.ended():
-                    time.sleep(0.005)  # before the command has begun, Python itself answers
-                moment = rng.uniform(0, processor / (1 + strike))  # less and less is left to do
-                hit, ended = command.strike(number, moment), command.wait()
-                if not hit:
-                    break
-                outcome.tried += 1
-                bar.update()
-                problems += written_again(before)
-                stages[stage_of(place)] += 1
-                if ended.status not in (status, 0):
-                    problems.append(f"status {ended.status}: {ended.log[-300:]}")
-                if name != "SIGKILL" and ("Traceback" in ended.log or ended.log.count("interrupted") > 1):
-                    problems.append(f"more than a line: {ended.log[-300:]}")
-            problems += workplace.finish(work, place)
-            outcome.failures += [f"run {runs}: {problem}" for problem in problems]
+    progress = Progress(count, name)
+    while outcome.tried < count:
+        shutil.rmtree(place, ignore_errors=True)
+        runs += 1
+        problems: list[str] = []
+        for strike in range(rng.randint(1, min(_MOST_STRIKES, count - outcome.tried))):
+            before = finished(place)
+            command = workplace.start(work, place)
+            while name != "SIGKILL" and not command.log.stat().st_size and not command.ended():
+                time.sleep(0.005)  # before the command has begun, Python itself answers
+            moment = rng.uniform(0, processor / (1 + strike))  # less and less is left to do
+            hit, ended = command.strike(number, moment), command.wait()
+            if not hit:
+                break
+            outcome.tried += 1
+            progress.count()
+            problems += written_again(before)
+            stages[stage_of(place)] += 1
+            if ended.status not in (status, 0):
+                problems.append(f"status {ended.status}: {ended.log[-300:]}")
+            if name != "SIGKILL" and ("Traceback" in ended.log or ended.log.count("interrupted") > 1):
+                problems.append(f"more than a line: {ended.log[-300:]}")
+        problems += workplace.finish(work, place)
+        outcome.failures += [f"run {runs}: {problem}" for problem in problems]
     outcome.details = f"in {runs} runs{of_stages(stages)}"
     return outcome
 

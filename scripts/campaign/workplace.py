@@ -16,6 +16,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections import Counter
@@ -153,6 +154,7 @@ class Command:
         status = 1
         try:  # the forked process, which never returns
             os.setpgid(0, 0)
+            tqdm.set_lock(threading.RLock())  # the usual one is shared: a process that is killed with it stops all
             os.chdir(folder)
             descriptor = os.open(log, os.O_WRONLY | os.O_APPEND)
             os.dup2(descriptor, 1)
@@ -229,7 +231,7 @@ class Workplace:
 
     def _load(self) -> None:
         """Train once in this process: what is imported and compiled by then, the forked processes have."""
-        tqdm.monitor_interval = 0  # no thread of its own, which a fork would lose
+        tqdm.monitor_interval = 0  # no thread, which a fork would lose
         run, cache = (f"run.{name}={self.folder / 'loaded' / name}" for name in ("dir", "cache"))
         shown = io.StringIO()
         with redirect_stdout(shown), redirect_stderr(shown):
@@ -352,9 +354,24 @@ def finished(place: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-def progress(total: int, unit: str) -> tqdm:
-    """Return a bar; where nobody watches, a line every half a minute."""
-    return tqdm(total=total, unit=f" {unit}", mininterval=0.5 if sys.stderr.isatty() else 30, leave=False)
+class Progress:
+    """Lines on stderr that tell how far a step is, twice a minute.
+
+    A bar of tqdm would be drawn again by every forked process that prints.
+    """
+
+    def __init__(self, total: int, unit: str):
+        self.total, self.unit, self.done = total, unit, 0
+        self.start = self.last = time.monotonic()
+
+    def count(self, number: int = 1) -> None:
+        """Note that something was done."""
+        self.done += number
+        now = time.monotonic()
+        if now - self.last > 30:
+            left = (self.total - self.done) * (now - self.start) / self.done
+            print(f"  {self.done} of {self.total} {self.unit}, about {left:.0f} s left", file=sys.stderr, flush=True)
+            self.last = now
 
 
 def of_stages(counts: Counter[str]) -> str:

@@ -56,7 +56,8 @@ def run(
         for line in str(error).splitlines():
             print(f"error: {line}", file=sys.stderr)
         return FAILED
-    except KeyboardInterrupt as interruption:
+    except (KeyboardInterrupt, SystemError) as error:
+        interruption = interruption_of(error)
         print(f"\n{interrupted}", file=sys.stderr)
         return TERMINATED if isinstance(interruption, _Terminated) else INTERRUPTED
     except MemoryError as error:
@@ -69,6 +70,19 @@ def run(
             raise
         print(f"error: {error.filename}: {error.strerror or error}", file=sys.stderr)
         return FAILED
+
+
+def interruption_of(error: BaseException) -> KeyboardInterrupt:
+    """Return the interruption that an exception is, or that is its cause; raise another exception again.
+
+    Compiled code that is interrupted ends in a ``SystemError``, as it "returned a result with an exception set".
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            return cause
+        cause = cause.__cause__
+    raise error
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def _detect(source: str | int, shown: Shown, options: argparse.Namespace, target
                 if draw:
                     draw(drawing, frame.seconds)
                 count()
-        except KeyboardInterrupt as error:
-            interrupted = error
+        except (KeyboardInterrupt, SystemError) as error:
+            interrupted = cli.interruption_of(error)
         missing = None if interrupted or video.is_camera else video.lacks_frames()
     if not options.json:
         found_in_all = ", ".join(f"{name} {count}" for name, count in classes.most_common()) or "nothing found"

@@ -28,6 +28,12 @@ def failing(error: BaseException):
     return command
 
 
+def interrupted_in_compiled_code() -> SystemError:
+    error = SystemError("CPUDispatcher(<function segment>) returned a result with an exception set")
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
 # Exit statuses and errors
 
 
@@ -43,6 +49,7 @@ def test_the_exit_status_is_that_of_the_command(returned, status):
         (SppdetError("one\ntwo"), 2, "error: one\nerror: two\n"),
         (OSError(28, "No space left on device", "runs/x"), 2, "error: runs/x: No space left on device\n"),
         (KeyboardInterrupt(), 130, "\nstopped, go on later\n"),
+        (interrupted_in_compiled_code(), 130, "\nstopped, go on later\n"),
         (BrokenPipeError(), 0, ""),
     ],
 )
@@ -51,7 +58,7 @@ def test_errors_of_the_user_and_the_system_are_one_line(capsys, error, status, t
     assert capsys.readouterr() == ("", text)
 
 
-@pytest.mark.parametrize("error", [OSError("without a file"), ValueError("a bug")])
+@pytest.mark.parametrize("error", [OSError("without a file"), ValueError("a bug"), SystemError("another")])
 def test_bugs_keep_their_traceback(error):
     with pytest.raises(type(error)):
         cli.run(failing(error), NO_OPTIONS)
