@@ -83,10 +83,10 @@ def _with_windows(
 
 @dataclass(frozen=True, eq=False)
 class ImageWindows:
-    """The windows of one image, of which some classes learn from some.
+    """The windows of one image, and which of them each class may learn from.
 
     Attributes:
-        recipe: decides which.
+        recipe: the rules, and the classes.
         number: of the image in the training. Draws and locations depend on it.
         image: a split of this image alone.
     """

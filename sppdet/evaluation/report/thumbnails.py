@@ -111,7 +111,7 @@ def _region(dataset: Dataset, example: Example) -> tuple[int, int, int, int]:
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
-    """Return a region of an image as a JPEG."""
+    """Return pixels as a JPEG."""
     crop = Image.fromarray(pixels)
     content = b""
     for side, quality in _TRIES:
