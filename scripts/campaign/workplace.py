@@ -84,7 +84,7 @@ WORKS: dict[str, tuple[list[str], str | None]] = {
         ["train", "{folder}/settings.yaml", "data.root={folder}/photographs", "run.dir={place}/run",
          "run.cache={place}/cache"], None,
     ),
-    "add": (["add", "{place}/run", "{folder}/new", "--cache", "{place}/cache"], "has a class"),
+    "add": (["add", "{place}/run", "{folder}/new", "--cache", "{place}/cache"], "which the model has"),
     "label": (["label", "{model}", "{folder}/shapes/JPEGImages", "--as", "yolo", "--output", "{place}/run"], None),
     "convert": (["convert", "{folder}/shapes", "{place}/run", "--as", "coco"], "exists already"),
     "combine": (["combine", "{model}", "{model}", "--output", "{place}/run"], "exists already"),

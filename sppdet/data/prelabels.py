@@ -167,7 +167,7 @@ class AnnotationFolder:
             for path, write in files.items():
                 write(folder / path.name)
                 before = [file_digest(path)] if path.exists() and self._wrote(path) else []
-                self._digests[path.name] = [*before, file_digest(folder / path.name)]
+                self._digests[path.name] = [*dict.fromkeys([*before, file_digest(folder / path.name)])]
             write_json(self.folder / RECORD, self._digests)
             for path in files:
                 os.replace(folder / path.name, path)
