@@ -10,6 +10,9 @@ from campaign.workplace import Outcome, Progress, Workplace
 
 _WAYS = ("cut in half", "one bit flipped", "512 bytes zeroed")
 _OUTPUTS = ("report.html", "coco_results.json")  # which no command reads
+# After fc layers a class that is learned again alone has other last bits (sppdet/training/mining.py): its file must be
+# named, but results need not be the same.
+_OTHER_LAST_BITS = ("spp-net, fine-tuned",)
 
 
 def _damaged(content: bytes, how: str) -> bytes:
@@ -17,7 +20,7 @@ def _damaged(content: bytes, how: str) -> bytes:
     if how == "cut in half":
         return content[:middle]
     if how == "one bit flipped":
-        data[middle] ^= 1
+        data[middle : middle + 1] = bytes(byte ^ 1 for byte in data[middle : middle + 1])
     else:
         data[middle : middle + 512] = bytes(len(data[middle : middle + 512]))
     return bytes(data)
@@ -52,6 +55,8 @@ def damage(workplace: Workplace, system: str, every: int) -> Outcome:
             log, problems = _use(workplace, system, copy, group[0])
             outcome.tried += len(changed)
             named += sum(path.name in log for path in changed)
+            if system in _OTHER_LAST_BITS and group[0].name in log:
+                problems = []
             problems += ["a traceback"] if "Traceback" in log else []
             if _is_entry(group[0]):
                 problems += [

@@ -20,6 +20,7 @@ from sppdet.utils import SppdetError
 # The exit status of a command: all is well, the user's mistake, interrupted from the keyboard (128 + SIGINT).
 # and ended by SIGTERM (128 + SIGTERM).
 OK, FAILED, INTERRUPTED, TERMINATED = 0, 2, 130, 143
+_AGAIN = 0.05  # seconds after which a signal that was dropped is sent again
 
 
 class _Terminated(KeyboardInterrupt):
@@ -50,7 +51,7 @@ def run(
         if reconfigure is not None:
             reconfigure(errors="backslashreplace")
     try:
-        with _logging_to_terminal(), _sigterm_raises():
+        with _logging_to_terminal(), _sigterm_raises(), _dropped_interruptions_come_again():
             return command(options) or OK
     except SppdetError as error:
         for line in str(error).splitlines():
@@ -100,6 +101,30 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def _dropped_interruptions_come_again() -> Iterator[None]:
+    """Send a signal again whose exception Python has dropped, as it does in destructors, from which none is raised."""
+    before, timers = sys.unraisablehook, list[threading.Timer]()
+
+    def hook(dropped: sys.UnraisableHookArgs) -> None:
+        if not issubclass(dropped.exc_type, KeyboardInterrupt) or not hasattr(signal, "pthread_kill"):
+            before(dropped)
+            return
+        number = signal.SIGTERM if issubclass(dropped.exc_type, _Terminated) else signal.SIGINT
+        # Later, as from within this hook nothing is raised either.
+        timers.append(threading.Timer(_AGAIN, signal.pthread_kill, (threading.main_thread().ident, number)))
+        timers[-1].daemon = True
+        timers[-1].start()
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+        for timer in timers:
+            timer.cancel()
 
 
 @contextmanager

@@ -115,6 +115,21 @@ def test_warnings_are_one_line_without_a_line_of_our_source(capsys, monkeypatch)
     assert capsys.readouterr().err == "warning: a.xml: no objects\n"
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="this system sends no signals to threads")
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_that_comes_within_a_destructor_is_not_lost(capsys, number, status):
+    class Closing:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+
+    def command(options: object) -> None:
+        Closing()
+        time.sleep(30)
+
+    assert cli.run(command, NO_OPTIONS) == status
+    assert capsys.readouterr().err == "\ninterrupted\n"
+
+
 def test_that_joblib_replaces_a_process_that_grew_is_not_said(capsys, monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
     text = "A worker stopped while some jobs were given to the executor. This can be caused by a too short timeout."
