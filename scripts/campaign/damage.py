@@ -105,8 +105,7 @@ def _use(workplace: Workplace, system: str, copy: Path, path: Path) -> tuple[str
         fine = ended.status == 2 and len(ended.errors) == 1
         return ended.log, [] if fine else [f"status {ended.status}: {ended.log[-300:]}"]
     if path.parts[0] == "cache":
-        for stage in ("svm", "bbox", "context"):
-            shutil.rmtree(run / "stages" / stage, ignore_errors=True)
+        shutil.rmtree(run / "stages")
     (run / "metrics.json").unlink(missing_ok=True)
     ended = workplace.start(system, copy).wait()
     if ended.status == 0:
