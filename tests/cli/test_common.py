@@ -126,7 +126,11 @@ def test_a_signal_that_comes_within_a_destructor_is_not_lost(capsys, number, sta
         Closing()
         time.sleep(30)
 
-    assert cli.run(command, NO_OPTIONS) == status
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    try:
+        assert cli.run(command, NO_OPTIONS) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err == "\ninterrupted\n"
 
 
