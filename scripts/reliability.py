@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     waiting = [step for step in every if not is_tried(step, options.seed, done) or done[step.name]["failures"]]
     if waiting and options.minutes > 0:
         campaign(options, waiting, done)
-    if options.write:
+    if options.write and done:  # else there is nothing to tell yet
         from sppdet.utils.files import write_document
 
         given = sys.argv[1:] if arguments is None else arguments

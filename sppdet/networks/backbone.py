@@ -278,7 +278,7 @@ class Backbone:
         """Whether the trunk multiplies in bfloat16."""
         return self.precision == "bfloat16"
 
-    @property
+    @cached_property
     def half_in_training(self) -> bool:
         """Whether the trunk is to be trained in bfloat16.
 

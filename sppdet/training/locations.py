@@ -138,16 +138,16 @@ class KeptVectors:
             ``(n,)``, the row of each window in ``vectors``.
         """
         windows = [location.tobytes() for location in locations]
-        first = dict(zip(reversed(windows), range(len(windows) - 1, -1, -1)))
-        if len(first) > len(self.vectors):
-            self._grow(int(max(len(first), min(2 * len(first), self.most))))
-        for window in self._rows.keys() - first.keys():
+        position = {window: i for i, window in enumerate(windows)}
+        if len(position) > len(self.vectors):
+            self._grow(int(max(len(position), min(2 * len(position), self.most))))
+        for window in self._rows.keys() - position.keys():
             self._free.append(self._rows.pop(window))
-        new = np.array([position for window, position in first.items() if window not in self._rows], np.int64)
-        rows = np.array(self._free[: len(new)], np.int64)
-        _pool_into(self.vectors, rows, self.split, self.features, locations[new], self.workers)
+        new = [window for window in position if window not in self._rows]
+        rows, places = self._free[: len(new)], np.array([position[window] for window in new], np.int64)
+        _pool_into(self.vectors, np.array(rows), self.split, self.features, locations[places], self.workers)
         del self._free[: len(new)]
-        self._rows |= zip([windows[position] for position in new.tolist()], rows.tolist())
+        self._rows |= zip(new, rows)
         return np.array([self._rows[window] for window in windows], np.int64)
 
     def _grow(self, size: int) -> None:

@@ -277,10 +277,11 @@ class Miner:
         return cache
 
     def _each(
-        self, function: Callable[[ImageWindows], Result], images: np.ndarray, description: str
+        self, function: Callable[[ImageWindows], Result], images: Sequence[int] | np.ndarray, description: str
     ) -> Iterator[Result]:
         """Yield ``function(windows)`` for images of the split, in order."""
-        return self._window_labels.each(function, self.split, images.tolist(), self.execution.workers, description)
+        numbers = [int(i) for i in images]
+        return self._window_labels.each(function, self.split, numbers, self.execution.workers, description)
 
     def candidates(
         self, images: Sequence[int], svms: LinearSVMs, random: int
@@ -294,7 +295,7 @@ class Miner:
         """
         weights = Products(svms.weight, half=self.features.half)
         of_image = partial(ImageWindows.candidates, weights=weights, bias=svms.bias, random=random)
-        return self._each(of_image, np.asarray(images), "choosing vectors for the bank")
+        return self._each(of_image, images, "choosing vectors for the bank")
 
     def _mine(self, images: np.ndarray, fitted: LinearSVMs) -> None:
         """Add the hard negatives of some images to the cache."""

@@ -344,12 +344,12 @@ class Stages:
         def train(
             split: FeatureSplit, features: WindowFeatures, scale: float, classes: list[int], execution: Execution
         ) -> list[dict[str, np.ndarray]]:
-            split, images = self._ignoring_perhaps_missed(split), len(self.inputs.train_pieces)
+            split, samples = self._ignoring_perhaps_missed(split), self.inputs.train_pieces.samples
             miner = Miner(split, features, classes, self.config.svm, scale, execution)
             detector = of_classes(self._without_calibration(), classes)
             folds = hold_out(
                 split, detector, self._windows(miner, detector), briefly(miner.problem),
-                calibration_folds(split.dataset.samples[:images], self.config.calibration, execution.seed), execution,
+                calibration_folds(samples, self.config.calibration, execution.seed), execution,
             )  # fmt: skip
             return [of_class.tensors() for of_class in join_folds(folds, classes)]
 

@@ -59,10 +59,6 @@ class WindowLabels:
         )
         return cls(features, [*labels], [int(counts[label]) for label in labels], settings, seed)
 
-    def of_image(self, number: int, image: FeatureSplit) -> ImageWindows:
-        """Return the windows of image ``number`` of a training; ``image`` is a split of this image alone."""
-        return ImageWindows(self, number, image)
-
     def each(
         self,
         function: Callable[[ImageWindows], Result],
@@ -78,7 +74,7 @@ class WindowLabels:
 def _with_windows(
     labels: WindowLabels, function: Callable[[ImageWindows], Result], number: int, image: FeatureSplit
 ) -> Result:
-    return function(labels.of_image(number, image))
+    return function(ImageWindows(labels, number, image))
 
 
 @dataclass(frozen=True, eq=False)

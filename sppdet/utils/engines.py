@@ -244,7 +244,6 @@ class _Ray(Cluster):
         waiting: deque[Any] = deque()
         with self._lost(OSError, TimeoutError, RayError):
             try:
-                cores = self._cores()
                 for number, item in enumerate(items):
                     if number % _QUEUE == 0:
                         cores = self._cores()  # more where machines have joined

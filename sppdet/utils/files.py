@@ -82,10 +82,12 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         with TemporaryDirectory(dir=parent, prefix=name) as folder:
             yield Path(folder)
     except OSError as error:
-        error.filename = hidden.sub("", str(error.filename or parent))
+        if error.filename or error.errno is not None:  # of a file system, not such as TimeoutError("no answer")
+            error.filename = hidden.sub("", str(error.filename or parent))
         raise
-    except SppdetError as error:
-        raise SppdetError(hidden.sub("", str(error))) from error
+    except SppdetError as error:  # of its own kind
+        error.args = (hidden.sub("", str(error)),)
+        raise
 
 
 @contextmanager

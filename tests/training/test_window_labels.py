@@ -15,7 +15,8 @@ from sppdet.training.window_labels import ImageWindows, WindowLabels
 def windows_of(split, features, **settings) -> ImageWindows:
     """Return the windows of the only image of a split."""
     labels = range(len(split.dataset.classes))
-    return WindowLabels.of_split(split, features, labels, SvmSettings(**settings), seed=3).of_image(0, split)
+    recipe = WindowLabels.of_split(split, features, labels, SvmSettings(**settings), seed=3)
+    return ImageWindows(recipe, 0, split)
 
 
 def with_first_sample(split, **changes):
