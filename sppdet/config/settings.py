@@ -365,8 +365,9 @@ class Config(Checked):
     run: RunSettings = field(default_factory=RunSettings)
     device: Device = "auto"  # auto, cpu, cuda, cuda:1, ...
     workers: Workers = 0  # 0: every core
-    # memory for window vectors while SVMs and boxes are trained; with more, feature maps are read less often
-    memory_gb: Positive = 2.0
+    # memory for window vectors while SVMs and boxes are trained; with more, feature maps are read less often; 0: a
+    # third of what is free, 2 at least
+    memory_gb: FromZero = 0.0
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from sppdet.utils import Execution, SppdetError, errors_naming, fingerprint, par
 BANK_FILE = "bank.safetensors"
 _FORMAT = "1"
 _POSITIVES, _HARD = 0.4, 0.4  # shares of the vectors; the rest are random windows
-_IMAGES = 500  # that are read, or a tenth of the images if they are more: a share of what mining reads
+_IMAGES = 250  # that are read, or a tenth of the images if they are more: a share of what mining reads
 _REMEDY = "train again to make a new one"
 
 

@@ -6,6 +6,7 @@ seeded and no measured time decides, so that equal images and settings give equa
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -62,7 +63,7 @@ class Choice:
     @property
     def override(self) -> str:
         """The choice as ``key=value``."""
-        return f"{self.key}={self.value}"
+        return f"{self.key}={json.dumps(self.value) if isinstance(self.value, bool) else self.value}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +93,7 @@ def choose_settings(config: Config, dataset: Dataset, fixed: Collection[str] = (
 
     Proposals are never searched with less effort than ``config`` says, but with more (a larger working image, more
     segmentations, smaller windows) until 95% of the objects in a sample of the images are found. Scales are chosen by
-    the sizes of all objects, as many as ``config`` has: 1 or 2.
+    the sizes of all objects, as many as ``config`` has: 1 to 3.
 
     Args:
         config: the settings to start from; ``run.seed`` draws the sample.
@@ -286,7 +287,7 @@ def _search_one(
 def _scales(dataset: Dataset, config: Config, fixed: Collection[str]) -> list[Choice]:
     """Choose the scales of the feature maps, and the longest side of a scaled image."""
     regions, most = config.regions, len(config.regions.scales)
-    if regions.crop != "none" or most > 2:
+    if regions.crop != "none" or most > 3:
         return []
     images = [image for image in dataset if len(_objects(image))]
     counts = np.bincount(np.concatenate([image.labels for image in images]), minlength=len(dataset.classes))

@@ -14,6 +14,7 @@ from sppdet.networks import process_group, rank, rank_count, wait_for_ranks
 from sppdet.training.data_settings import choices_of_run, choose_settings
 from sppdet.training.folds import cross_validate
 from sppdet.training.pipeline import Pipeline
+from sppdet.training.views import choose_views
 from sppdet.utils import SppdetError, cluster, require_engine
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,8 @@ def settings_following_data(
     settings = settings_for(source, overrides, preset, output)
     if not is_folder(source):
         return settings
-    return _following_data(settings, overrides, lambda: load_split(settings, settings.data.train_split))
+    data = settings.data
+    return _following_data(settings, overrides, lambda: load_split(settings, data.train_split, limit=data.limit_train))
 
 
 def _following_data(settings: Config, overrides: list[str], training_images: Callable[[], Dataset]) -> Config:
@@ -51,9 +53,13 @@ def _following_data(settings: Config, overrides: list[str], training_images: Cal
     choices = choices_of_run(settings, fixed)
     if not choices:
         images = tile_dataset(training_images(), Tiles.of(settings.data))
-        choices = choose_settings(settings, images, fixed)
-        for choice in choices:
-            logger.info("%s: %s", choice.override, choice.reason)
+        views = choose_views(settings, images, fixed)
+        settings = override(settings, [choice.override for choice in views])
+        choices = choices_of_run(settings, fixed)
+        if not choices:
+            choices = choose_settings(settings, images, fixed)
+            for choice in (*views, *choices):
+                logger.info("%s: %s", choice.override, choice.reason)
     return override(settings, [*(choice.override for choice in choices), *overrides])
 
 

@@ -43,6 +43,7 @@ from sppdet.utils import (
     atomic_write,
     counted,
     fingerprint,
+    free_memory_gb,
     versions,
     write_json,
 )
@@ -142,8 +143,11 @@ class Stages:
     def _execution(self, checkpoint: Checkpoint) -> Execution:
         """Return how a stage is carried out."""
         c = self.config
+        least = Execution().memory_gb
+        # After fc layers the last bits depend on which windows are computed together, so not on the memory of the day.
+        automatic = max(least, free_memory_gb() / 3) if c.features == "pool5" else least
         curves = Curves.of(self.inputs.folder, c.run.curves)
-        return Execution(c.run.seed, c.workers, c.memory_gb, checkpoint, curves)
+        return Execution(c.run.seed, c.workers, c.memory_gb or automatic, checkpoint, curves)
 
     def _pretrain(self, forced: bool) -> Outcome | None:
         c, path = self.config, self._files.pretrained

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,7 +22,7 @@ from sppdet.config import SvmSettings
 from sppdet.features import FeatureSplit, WindowFeatures, Windows, map_images
 from sppdet.ops import Products, nms
 from sppdet.ops import boxes as geometry
-from sppdet.training.locations import LOCATION, locations_of
+from sppdet.training.locations import locations_of
 
 Result = TypeVar("Result")
 
@@ -74,7 +74,7 @@ class WindowLabels:
 def _with_windows(
     labels: WindowLabels, function: Callable[[ImageWindows], Result], number: int, image: FeatureSplit
 ) -> Result:
-    return function(ImageWindows(labels, number, image))
+    return function(ImageWindows.of_image(labels, number, image))
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,26 +85,24 @@ class ImageWindows:
         recipe: the rules, and the classes.
         number: of the image in the training. Draws and locations depend on it.
         image: a split of this image alone.
+        maps: what the windows are read from.
+        boxes: the proposals ``(N, 4)``.
+        windows: the proposals on the maps.
     """
 
     recipe: WindowLabels
     number: int
     image: FeatureSplit
+    maps: Any
+    boxes: np.ndarray
+    windows: Windows
 
-    @cached_property
-    def maps(self) -> Any:
-        """What the windows are read from."""
-        return self.image.maps(0)
-
-    @cached_property
-    def boxes(self) -> np.ndarray:
-        """The proposals ``(N, 4)``."""
-        return self.image.proposals(0)
-
-    @cached_property
-    def windows(self) -> Windows:
-        """The proposals on the maps."""
-        return self._on_maps(self.boxes)
+    @classmethod
+    def of_image(cls, recipe: WindowLabels, number: int, image: FeatureSplit) -> ImageWindows:
+        """Return the windows of a split of one image, read from the cache."""
+        # No cached properties: before Python 3.12 one lock for all objects guards them, and threads wait for it.
+        maps, boxes = image.maps(0), image.proposals(0)
+        return cls(recipe, number, image, maps, boxes, recipe.features.windows(boxes, image.size(0), maps))
 
     def _on_maps(self, boxes: np.ndarray) -> Windows:
         return self.recipe.features.windows(boxes, self.image.size(0), self.maps)
@@ -117,8 +115,6 @@ class ImageWindows:
 
     def positives(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the locations ``(n,)`` of the positives, and the class of each ``(n,)``, 0 to K - 1."""
-        if not any(len(self.image.objects(0, label)) for label in self.recipe.labels):
-            return np.zeros(0, LOCATION), np.zeros(0, np.int64)
         boxes, classes = self._positive_boxes()
         windows = self._on_maps(boxes)
         return locations_of(self.number, windows, windows.group), classes

@@ -6,6 +6,7 @@ from .curves import Curves as Curves
 from .engines import active_cluster as active_cluster
 from .engines import cluster as cluster
 from .engines import require_engine as require_engine
+from .environment import free_memory_gb as free_memory_gb
 from .environment import versions as versions
 from .errors import SppdetError as SppdetError
 from .execution import Checkpoint as Checkpoint

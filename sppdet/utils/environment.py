@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 from pathlib import Path
@@ -10,6 +11,7 @@ import joblib
 import psutil
 
 _PACKAGES = ("sppdet", "torch", "torchvision", "opencv-contrib-python", "scikit-learn", "numpy", "numba")
+_CGROUP = Path("/sys/fs/cgroup")  # of the container, as its processes see it (cgroup version 2)
 
 
 def versions() -> dict[str, str]:
@@ -26,6 +28,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed, or another OpenCV wheel
             version_of[name] = "not installed by pip"
     return version_of
+
+
+def free_memory_gb() -> float:
+    """Return how much memory this process may still take, in GB: of the machine or, if less, of its container."""
+    free = psutil.virtual_memory().available
+    limit, used = _CGROUP / "memory.max", _CGROUP / "memory.current"
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(0, free) / 1e9
 
 
 def machine() -> str:

@@ -186,7 +186,7 @@ def test_an_override_leaves_the_original_settings_alone():
         ("end_to_end.epochs=0", "end_to_end.epochs: expected more than 0, found 0.0"),
         ("end_to_end.dropout=1.5", "end_to_end.dropout: expected 0 to 1, found 1.5"),
         ("svm.positive_overlap=2", "svm.positive_overlap: expected 0 to 1, found 2"),
-        ("memory_gb=0", "memory_gb: expected more than 0, found 0"),
+        ("memory_gb=-1", "memory_gb: expected 0 or more, found -1"),
         ("proposals.sigma=.nan", "proposals.sigma: expected a number, found nan"),
         ("proposals.base_k=-50", "proposals.base_k: expected more than 0, found -50"),
         ("regions.max_side=0", "regions.max_side: expected 1 to 100000, found 0"),

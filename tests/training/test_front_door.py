@@ -117,3 +117,10 @@ def test_test_images_have_the_classes_of_the_training_images(trained):
         train_detector(data, test=replace(data, classes=data.classes[::-1]))
     with pytest.raises(SppdetError, match="test: goes with a data set"):
         train_detector(trained.root, test=data)
+
+
+def test_few_objects_of_a_class_are_learned_at_more_scales(tiny_objects, tmp_path, log_lines):
+    fixed = [*(text for text in TINY if not text.startswith("regions.scales")), "data.limit_train=2"]
+    config = settings_following_data(tiny_objects, fixed, "default", tmp_path / "run")
+    assert len(config.regions.scales) == 3
+    assert [line for line in log_lines if "a third scale" in line]

@@ -16,7 +16,7 @@ def windows_of(split, features, **settings) -> ImageWindows:
     """Return the windows of the only image of a split."""
     labels = range(len(split.dataset.classes))
     recipe = WindowLabels.of_split(split, features, labels, SvmSettings(**settings), seed=3)
-    return ImageWindows(recipe, 0, split)
+    return ImageWindows.of_image(recipe, 0, split)
 
 
 def with_first_sample(split, **changes):

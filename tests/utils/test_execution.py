@@ -12,11 +12,7 @@ from sppdet.utils.execution import Execution
 
 def test_defaults_are_those_of_the_settings():
     settings, execution = Config(), Execution()
-    assert (execution.seed, execution.workers, execution.memory_gb) == (
-        settings.run.seed,
-        settings.workers,
-        settings.memory_gb,
-    )
+    assert (execution.seed, execution.workers) == (settings.run.seed, settings.workers)
     assert execution.checkpoint is None
 
 
