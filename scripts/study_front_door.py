@@ -1,10 +1,10 @@
-"""Train presets on a folder of labelled images, from an empty cache, and print accuracy and processor time.
+"""Train presets on a folder of labelled images, from an empty cache, and print accuracy and time.
 
     python scripts/study_front_door.py BCCD --work runs/front_door
     python scripts/study_front_door.py boards data.test_share=0.334 --work runs/front_door --first 0 20
 
 Prints a row of a Markdown table per training. Processor time is that of all processes of the command, reading, choosing
-settings, evaluation and report included; unlike the time on the clock it hardly depends on what else the machine does.
+settings, evaluation and report included; unlike the time by the clock it hardly depends on what else the machine does.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from sppdet.config import PRESETS
@@ -27,10 +28,10 @@ def command(folder: Path, preset: str, first: int, run: Path, cache: str, overri
     return [sys.executable, "-m", "sppdet.train", str(folder), "--preset", preset, "--output", str(run), *settings]
 
 
-def row(name: str, preset: str, first: int, metrics: dict, minutes: float) -> str:
-    """Return the row of a training in a Markdown table."""
+def row(name: str, preset: str, first: int, metrics: dict, seconds: tuple[float, float]) -> str:
+    """Return the row of a training in a Markdown table; ``seconds`` are the processor's and those by the clock."""
     images = f"first {first}" if first else "all"
-    figures = (metrics["mAP"], metrics["coco"]["AP75"], minutes)
+    figures = (metrics["mAP"], metrics["coco"]["AP75"], seconds[0] / 60, seconds[1] / 60)
     return f"| {name} | `{preset}` | {images} | " + " | ".join(f"{figure:.1f}" for figure in figures) + " |"
 
 
@@ -49,18 +50,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--first", nargs="+", type=int, default=[0], help="numbers of training images; 0 takes all")
     parser.add_argument("--work", type=Path, default=Path("runs"), help="folder of the runs")
     options = parser.parse_intermixed_args(arguments)
-    print("| images | preset | training images | mAP | AP75 | processor minutes |")
-    print("|---|---|---|---|---|---|", flush=True)
+    print("| images | preset | training images | mAP | AP75 | processor minutes | minutes by the clock |")
+    print("|---|---|---|---|---|---|---|", flush=True)
     for first in options.first:
         for preset in options.presets:
             run = options.work / f"{options.folder.name}-{preset}-{first or 'all'}"
             with tempfile.TemporaryDirectory(dir=options.work.parent) as cache:
-                before = processor_seconds()
+                before, began = processor_seconds(), time.perf_counter()
                 work = command(options.folder, preset, first, run, cache, options.overrides)
                 subprocess.run(work, check=True, stdout=sys.stderr)
-                minutes = (processor_seconds() - before) / 60
+                seconds = (processor_seconds() - before, time.perf_counter() - began)
             metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-            print(row(options.folder.name, preset, first, metrics, minutes), flush=True)
+            print(row(options.folder.name, preset, first, metrics, seconds), flush=True)
     return 0
 
 

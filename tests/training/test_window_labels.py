@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import Barrier
 
 import numpy as np
 import pytest
@@ -86,3 +87,18 @@ def test_of_windows_near_an_object_a_few_are_drawn_each_cell_once(
     cells = windows_of(split, tiny_features(1), positive_overlap=0.5).positives()[0]["cells"]
     assert len(cells) == 1 + expected < 1 + len(windows) // 2
     assert len(np.unique(cells[1:], axis=0)) == expected
+
+
+def test_threads_read_the_maps_of_several_images_at_once(make_split, tiny_features, monkeypatch):
+    content = [(np.ones((16, 16, 1)), [[0, 0, 32, 64]], [[0, 0, 32, 64]], [0])]
+    split, meeting = make_split(content * 2, ("a",)), Barrier(2)
+    read = type(split).maps
+
+    def maps(self, i):
+        meeting.wait(timeout=20)  # for the other thread
+        return read(self, i)
+
+    monkeypatch.setattr(type(split), "maps", maps)
+    recipe = WindowLabels.of_split(split, tiny_features(1), [0], SvmSettings(), seed=3)
+    locations = [of_image for of_image, _ in recipe.each(ImageWindows.positives, split, [0, 1], 2, "positives")]
+    assert [len(of_image) for of_image in locations] == [1, 1]
