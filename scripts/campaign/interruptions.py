@@ -85,13 +85,23 @@ def can_mount(folder: Path) -> bool:
         return False
 
 
+def _bytes(folder: Path) -> int:
+    """Return what the files in a folder take of a disk."""
+    return sum(path.stat().st_blocks * 512 for path in folder.rglob("*"))
+
+
 def full_disk(workplace: Workplace, work: str, count: int) -> Outcome:
     """Run out of disk at ``count`` sizes, make room, and go on."""
     outcome, stages = Outcome(), Counter[str]()
     place, _, _ = workplace.reference(work)
-    need = sum(path.stat().st_blocks * 512 for path in place.rglob("*"))
+    need = _bytes(place)
+    enough = f"size={need * 4 + 2**22}"
     for step in range(count):
-        with small_disk(workplace.folder / "disk", max(65536, need * step // count)) as disk:
+        with small_disk(workplace.folder / "disk", 2**22) as disk:
+            _remount(disk, enough)
+            workplace.prepare(work, disk)
+            used = _bytes(disk)
+            _remount(disk, f"size={max(65536, used + (need - used) * step // count)}")
             ended = workplace.start(work, disk).wait()
             problems: list[str] = []
             if ended.status != 0:
@@ -99,7 +109,7 @@ def full_disk(workplace: Workplace, work: str, count: int) -> Outcome:
                 stages[stage_of(disk)] += 1
                 if len(ended.errors) != 1 or "Traceback" in ended.log:
                     problems.append(ended.log[-500:])
-            _remount(disk, f"size={need * 4 + 2**22}")
+            _remount(disk, enough)
             problems += workplace.finish(work, disk)
             outcome.failures += [f"size {step}/{count}: {problem}" for problem in problems]
     outcome.details = f"of {count} sizes{of_stages(stages)}"

@@ -242,9 +242,7 @@ class Workplace:
 
     def start(self, work: str, place: Path, *more: str) -> Command:
         """Start a work, whose results and cache are in ``place``: the folders run and cache."""
-        place.mkdir(parents=True, exist_ok=True)
-        if work == "add" and not (place / "run").exists():
-            self.copy_model(place / "run")
+        self.prepare(work, place)
         if work == "classify":
             overrides = [*SYSTEMS[work], f"run.dir={place / 'run'}", *more]
             return self.command("classify", ["train", str(self.folder / "colours"), *overrides])
@@ -255,6 +253,12 @@ class Workplace:
         model = self.reference("spp-net")[0] / "run" if "{model}" in arguments else None
         name, *rest = (text.format(folder=self.folder, place=place, model=model) for text in arguments)
         return self.command(name, [*rest, *more])
+
+    def prepare(self, work: str, place: Path) -> None:
+        """Put what a work changes into ``place``, unless it is there."""
+        place.mkdir(parents=True, exist_ok=True)
+        if work == "add" and not (place / "run").exists():
+            self.copy_model(place / "run")
 
     def copy_model(self, folder: Path) -> None:
         """Copy the files of a trained model into a new folder."""

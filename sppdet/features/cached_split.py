@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from sppdet.data import Dataset, Sample
-from sppdet.features.store import Store, fill
+from sppdet.features.store import NotWritable, Store, fill
 from sppdet.ops import boxes as geometry
 from sppdet.proposals import SelectiveSearch, best_overlaps, recall_table
 from sppdet.utils import SppdetError, file_digests, parallel_map, short_name
@@ -188,12 +188,16 @@ def fill_each(splits: Sequence[Split], fill_one: Callable[[Split], int]) -> int:
         How many entries were computed.
 
     Raises:
-        SppdetError: the images of all splits that cannot be read, one per line; all others are stored by then.
+        SppdetError: the images of all splits that cannot be read, one per line; all others are stored by then, unless
+            the last line says that the store cannot be written.
     """
     computed, errors = 0, []
     for split in splits:
         try:
             computed += fill_one(split)
+        except NotWritable as error:
+            errors.append(str(error))
+            break
         except SppdetError as error:
             errors.append(str(error))
     if errors:

@@ -53,6 +53,10 @@ class DamagedEntry(SppdetError):
     """A stored file is missing, or its content is not what was written."""
 
 
+class NotWritable(SppdetError):
+    """A store's folder cannot be written, because the disk is full for example: no other entry can be stored either."""
+
+
 class Store:
     """One kind of result with one set of settings.
 
@@ -147,8 +151,8 @@ class Store:
         checksum = _CHECKSUM_MARK + zlib.crc32(content).to_bytes(4, "big")
         atomic_write(self.path(name), lambda temporary: temporary.write_bytes(content + checksum))
 
-    def _not_writable(self, error: OSError) -> SppdetError:
-        return SppdetError(
+    def _not_writable(self, error: OSError) -> NotWritable:
+        return NotWritable(
             f"run.cache: {self.folder} cannot be written ({error.strerror}); what is stored stays, "
             "and the same command goes on from there"
         )
@@ -302,8 +306,8 @@ def fill(
         How many entries were computed.
 
     Raises:
-        SppdetError: some images cannot be read or used, one per line; all other entries are stored by then. Or the
-            store cannot be written, which ends the work.
+        SppdetError: some images cannot be read or used, one per line; all other entries are stored by then.
+        NotWritable: the store cannot be written, which ends the work.
     """
     missing = [(name, images[name], boxes and boxes[name]) for name in store.missing(list(images))]
     work = partial(_fill_one, store, compute)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sppdet.features import cached_split as module
 from sppdet.features.cached_split import CachedSplit, fill_each, map_images, open_proposals
+from sppdet.features.store import NotWritable
 from sppdet.networks.backbone import Backbone
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.utils.errors import SppdetError
@@ -67,6 +68,15 @@ def test_the_errors_of_all_splits_are_told_together():
     with pytest.raises(SppdetError) as caught:
         fill_each(["first", "good", "second"], fill)
     assert str(caught.value).splitlines() == ["first: cannot be read", "second: cannot be read"]
+
+
+def test_a_full_disk_is_told_once():
+    def fill(split: str) -> int:
+        raise (NotWritable if split == "full" else SppdetError)(split)
+
+    with pytest.raises(SppdetError) as caught:
+        fill_each(["first", "full", "full"], fill)
+    assert str(caught.value).splitlines() == ["first", "full"]
 
 
 def test_images_are_passed_one_by_one_with_their_numbers(random_split):
