@@ -9,7 +9,7 @@ from pathlib import Path
 from campaign.workplace import Outcome, Progress, Workplace
 
 _WAYS = ("cut in half", "one bit flipped", "512 bytes zeroed")
-_OUTPUTS = ("report.html", "coco_results.json")  # which no command reads
+_OUTPUTS = ("report.html", "coco_results.json", "coco_ground_truth.json")  # which no command reads
 # After fc layers a class that is learned again alone has other last bits (sppdet/training/mining.py): its file must be
 # named, but results need not be the same.
 _OTHER_LAST_BITS = ("spp-net, fine-tuned", "end to end")
