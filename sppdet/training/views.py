@@ -30,7 +30,8 @@ def choose_views(config: Config, dataset: Dataset, fixed: Collection[str] = ()) 
     Returns:
         The settings that differ from ``config``'s. Empty where that reads each image once.
     """
-    mirrored = [key for key, flip in (("svm.flip", config.svm.flip), ("bbox.flip", config.bbox.flip)) if flip]
+    flips = {"finetune.flip": config.finetune.flip, "svm.flip": config.svm.flip, "bbox.flip": config.bbox.flip}
+    mirrored = [key for key, flip in flips.items() if flip]
     two_scales = len(config.regions.scales) == 2 and config.regions.crop == "none"
     per_class = sum(len(sample.boxes) for sample in dataset) / max(1, len(dataset.classes))
     found = f"{per_class:.0f} objects per class"

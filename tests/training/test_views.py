@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sppdet.config import Config, override
+from sppdet.config import PRESETS, Config, load_preset, override
 from sppdet.data.dataset import Dataset, Sample
 from sppdet.training.views import choose_views
 
@@ -40,6 +40,12 @@ def test_all_objects_count_though_one_class_has_most_of_them():
     of_two = Dataset(("a", "b"), dataset.samples)  # 350 objects per class
     assert choose_views(SEVERAL, of_two) == []
     assert choose_views(SEVERAL, Dataset(("a", "b"), dataset.samples * 3))
+
+
+def test_no_stage_of_a_preset_learns_mirror_images_where_there_are_enough_objects():
+    for preset in PRESETS:
+        config = chosen(load_preset(preset), images_with(2000))
+        assert not any((config.finetune.flip, config.svm.flip, config.bbox.flip)), preset
 
 
 def test_what_the_user_has_set_stays():
