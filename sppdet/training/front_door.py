@@ -58,7 +58,10 @@ def _following_data(settings: Config, overrides: list[str], training_images: Cal
         choices = choices_of_run(settings, fixed)
         if not choices:
             choices = choose_settings(settings, images, fixed)
-            for choice in (*views, *choices):
+            final = {choice.key for choice in choices}
+            for choice in views:  # how many scales; the choices say which
+                logger.info("%s: %s", choice.key if choice.key in final else choice.override, choice.reason)
+            for choice in choices:
                 logger.info("%s: %s", choice.override, choice.reason)
     return override(settings, [*(choice.override for choice in choices), *overrides])
 

@@ -123,4 +123,5 @@ def test_few_objects_of_a_class_are_learned_at_more_scales(tiny_objects, tmp_pat
     fixed = [*(text for text in TINY if not text.startswith("regions.scales")), "data.limit_train=2"]
     config = settings_following_data(tiny_objects, fixed, "default", tmp_path / "run")
     assert len(config.regions.scales) == 3
-    assert [line for line in log_lines if "a third scale" in line]
+    (line,) = [line for line in log_lines if "a third scale" in line]
+    assert line.startswith("regions.scales: 6 objects per class")  # which scales they are, the next line says
