@@ -1,8 +1,8 @@
 """How many views of each training image are learned from: scales and mirror images, which make objects more varied.
 
-On PASCAL VOC, with 300 objects per class, two scales and mirror images gain points. On blood cells, with 1400 objects
-per class, they gain none and take four times as long. With 5 objects per class a third scale gains, too
-(docs/experiments/front_door.md and backbones.md).
+On PASCAL VOC, with few objects per class, two scales and mirror images gain four points. On blood cells, with 1000
+objects per class, they gain half a point and take several times as long. With 5 objects per class a third scale gains,
+too (docs/experiments/front_door.md and backbones.md).
 """
 
 from __future__ import annotations
