@@ -58,6 +58,11 @@ def test_links_lead_to_files_and_headings(path):
 
 
 @each_document
+def test_no_blank_line_parts_the_rows_of_a_table(path):
+    assert re.findall(r"\n\|.*\|\n\n(\|.*\|)\n(?!\|--)", path.read_text(encoding="utf-8")) == []
+
+
+@each_document
 def test_named_files_exist(path):
     text = " ".join(code_in(path.read_text(encoding="utf-8")))
     names = set(re.findall(rf"(?<![\w/.=])((?:{FOLDERS})/[\w./-]*\w(?:\.\w+)?/?)", text))

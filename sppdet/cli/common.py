@@ -17,7 +17,7 @@ from typing import TextIO
 
 from sppdet.utils import SppdetError
 
-# The exit status of a command: all is well, the user's mistake, interrupted from the keyboard (128 + SIGINT).
+# The exit status of a command: all is well, the user's mistake, interrupted from the keyboard (128 + SIGINT),
 # and ended by SIGTERM (128 + SIGTERM).
 OK, FAILED, INTERRUPTED, TERMINATED = 0, 2, 130, 143
 _AGAIN = 0.05  # seconds after which a signal that was dropped is sent again
