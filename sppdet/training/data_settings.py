@@ -88,17 +88,20 @@ class _Trial:
         return float(self.recalls[-1])
 
 
-def choose_settings(config: Config, dataset: Dataset, fixed: Collection[str] = ()) -> list[Choice]:
+def choose_settings(
+    config: Config, dataset: Dataset, fixed: Collection[str] = (), scales: int | None = None
+) -> list[Choice]:
     """Choose settings by the training images and their objects.
 
     Proposals are never searched with less effort than ``config`` says, but with more (a larger working image, more
     segmentations, smaller windows) until 95% of the objects in a sample of the images are found. Scales are chosen by
-    the sizes of all objects, as many as ``config`` has: 1 to 3.
+    the sizes of all objects.
 
     Args:
         config: the settings to start from; ``run.seed`` draws the sample.
         dataset: the training images.
         fixed: settings that the user has given, which stay as ``config`` has them.
+        scales: number of scales; as many as ``config`` has by default. More than 3 are not chosen.
 
     Returns:
         A choice for each of `KEYS` that is not fixed and that this config uses. Empty without objects.
@@ -109,17 +112,22 @@ def choose_settings(config: Config, dataset: Dataset, fixed: Collection[str] = (
     if not any(len(_objects(sample)) for sample in dataset):
         return []
     return [
-        choice for choice in chain(_proposals(dataset, config, fixed), _scales(dataset, config, fixed))
+        choice
+        for choice in chain(
+            _proposals(dataset, config, fixed),
+            _scales(dataset, config, fixed, scales or len(config.regions.scales)),
+        )
         if choice.key not in fixed
     ]  # fmt: skip
 
 
-def choices_of_run(config: Config, fixed: Collection[str] = ()) -> list[Choice]:
+def choices_of_run(config: Config, fixed: Collection[str] = (), scales: int | None = None) -> list[Choice]:
     """Return the settings that the run in ``run.dir`` has, so that it is trained further with them.
 
     Args:
         config: the settings to start from.
         fixed: settings that the user has given.
+        scales: number of scales; as many as ``config`` has by default.
 
     Returns:
         A choice for each of `KEYS` that is not fixed. Empty where there is no run, or one of another number of scales.
@@ -128,7 +136,7 @@ def choices_of_run(config: Config, fixed: Collection[str] = ()) -> list[Choice]:
     if not path.exists():
         return []
     run = load(path)
-    if len(run.regions.scales) != len(config.regions.scales):
+    if len(run.regions.scales) != (scales or len(config.regions.scales)):
         return []
     values = {key: attrgetter(key)(run) for key in KEYS}
     return [
@@ -284,10 +292,10 @@ def _search_one(
 # Scales
 
 
-def _scales(dataset: Dataset, config: Config, fixed: Collection[str]) -> list[Choice]:
-    """Choose the scales of the feature maps, and the longest side of a scaled image."""
-    regions, most = config.regions, len(config.regions.scales)
-    if regions.crop != "none" or most > 3:
+def _scales(dataset: Dataset, config: Config, fixed: Collection[str], count: int) -> list[Choice]:
+    """Choose ``count`` scales of the feature maps, and the longest side of a scaled image."""
+    regions = config.regions
+    if regions.crop != "none" or count > 3:
         return []
     images = [image for image in dataset if len(_objects(image))]
     counts = np.bincount(np.concatenate([image.labels for image in images]), minlength=len(dataset.classes))
@@ -303,7 +311,7 @@ def _scales(dataset: Dataset, config: Config, fixed: Collection[str]) -> list[Ch
     max_side = regions.max_side
     if "regions.max_side" not in fixed:
         max_side = max(max_side, _LONGEST)
-    tried = [regions.scales] if "regions.scales" in fixed else list(combinations(_SCALES, most))
+    tried = [regions.scales] if "regions.scales" in fixed else list(combinations(_SCALES, count))
     distances = {scales: distance(scales, max_side) for scales in tried}
     chosen = min(tried, key=lambda scales: distances[scales] + _OCTAVES_PER_COST * _cost(scales))
     # No longer than nearly all of the images need.

@@ -54,15 +54,14 @@ def _following_data(settings: Config, overrides: list[str], training_images: Cal
     if not choices:
         images = tile_dataset(training_images(), Tiles.of(settings.data))
         views = choose_views(settings, images, fixed)
-        settings = override(settings, [choice.override for choice in views])
-        choices = choices_of_run(settings, fixed)
+        choices = choices_of_run(settings, fixed, views.scales)
         if not choices:
-            choices = choose_settings(settings, images, fixed)
-            final = {choice.key for choice in choices}
-            for choice in views:  # how many scales; the choices say which
-                logger.info("%s: %s", choice.key if choice.key in final else choice.override, choice.reason)
-            for choice in choices:
+            choices = choose_settings(settings, images, fixed, views.scales)
+            if views.reason:
+                logger.info("regions.scales: %s", views.reason)
+            for choice in [*views.mirrors, *choices]:
                 logger.info("%s: %s", choice.override, choice.reason)
+        choices += views.mirrors
     return override(settings, [*(choice.override for choice in choices), *overrides])
 
 

@@ -18,7 +18,7 @@ from sppdet.training.data_settings import Choice
 @pytest.fixture(autouse=True)
 def nothing_follows_the_data(monkeypatch):
     """Leave the settings as the preset has them; what is chosen is tested in tests/training/test_data_settings.py."""
-    monkeypatch.setattr(front_door, "choose_settings", lambda settings, train, fixed: [])
+    monkeypatch.setattr(front_door, "choose_settings", lambda *_: [])
 
 
 SETTINGS = {"backbone": {"name": "small", "weights": "random"}, "device": "cpu", "workers": 1}
@@ -153,7 +153,7 @@ class TestAFolderOfImages:
 
     def test_chosen_settings_give_way_to_those_of_the_user(self, photos, pipeline, monkeypatch, capsys):
         choices = [Choice("svm.C", 0.25, "C is 0.25"), Choice("bbox.ridge", 5, "ridge is 5")]
-        monkeypatch.setattr(front_door, "choose_settings", lambda settings, train, fixed: choices)
+        monkeypatch.setattr(front_door, "choose_settings", lambda *_: choices)
         assert main([str(photos), "svm.C=0.5"]) == 0
         settings = pipeline[0][0]
         assert (settings.svm.C, settings.bbox.ridge) == (0.5, 5) and "ridge is 5" in capsys.readouterr().out

@@ -126,10 +126,9 @@ def test_the_sample_shows_rare_classes_and_grows_until_there_are_objects_enough(
 
 
 def scales_for(side, size, count):
-    config = override(SETTINGS, [f"regions.scales={[688, 864][:count]}"])
     fixed = ["proposals.max_side", "proposals.mode", "proposals.min_size"]
     with_objects = dataset_of(*(image_of(f"p{s}", (0, 0, s), size=size) for s in side))
-    (chosen,) = [c for c in data_settings._scales(with_objects, config, fixed) if c.key == "regions.scales"]
+    (chosen,) = [c for c in data_settings._scales(with_objects, SETTINGS, fixed, count) if c.key == "regions.scales"]
     return chosen.value
 
 

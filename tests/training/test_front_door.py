@@ -61,7 +61,7 @@ def test_a_data_set_is_divided_or_measured_on_another(trained, tmp_path):
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(front_door, "Pipeline", Stages)
-        patched.setattr(front_door, "choose_settings", lambda settings, train, fixed: [])
+        patched.setattr(front_door, "choose_settings", lambda *_: [])
         train_detector(data, TINY, output=tmp_path / "run")
         test = read_dataset(trained.root, "test", data.classes)
         train_detector(data, TINY, test=test)
