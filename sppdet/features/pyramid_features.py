@@ -14,7 +14,9 @@ from sppdet.features.window_features import LayerPyramid, WindowFeatures, Window
 from sppdet.networks import Backbone, CellGrid
 from sppdet.ops import (
     CodedMap,
+    aligned_array,
     as_tensor,
+    bins,
     encode_map,
     pyramid_pool,
     pyramid_pool_coded,
@@ -182,17 +184,34 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
         """
         cells, pyramids = windows.cells[rows], self.pyramids
         first = windows.scales[rows[0]] * len(pyramids)
-        pooled = [self._block(maps[first + i], cells, pyramid.levels) for i, pyramid in enumerate(pyramids)]
-        return _side_by_side(pooled) if len(pooled) > 1 else pooled[0]
+        layers = list(zip(maps[first : first + len(pyramids)], pyramids))
+        kinds = {self._kind(feature_map) for feature_map, _ in layers}
+        if self.kind == "align" or len(kinds) > 1:
+            return _side_by_side([self._pooled(feature_map, cells, p.levels) for feature_map, p in layers])
+        vectors = aligned_array((len(cells), self.pooled_dimension), *kinds)
+        end = 0
+        for feature_map, pyramid in layers:
+            shape = (len(cells), bins(pyramid.levels), feature_map.shape[2])
+            start, end = end, end + shape[1] * shape[2]
+            self._pool_max(feature_map, cells, pyramid.levels, vectors[:, start:end].reshape(shape))
+        return vectors
 
-    def _block(self, feature_map: FeatureMap, cells: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
-        if isinstance(feature_map, CodedMap):
-            pooled = pyramid_pool_coded(feature_map, cells, levels, self.half)
-        elif self.kind == "align":
+    def _kind(self, feature_map: FeatureMap) -> type[np.generic]:
+        """Return the type of the numbers that are pooled from a map."""
+        half = self.half if isinstance(feature_map, CodedMap) else feature_map.dtype == np.int16
+        return np.int16 if half else np.float32
+
+    def _pooled(self, feature_map: FeatureMap, cells: np.ndarray, levels: tuple[int, ...]) -> np.ndarray:
+        if self.kind == "align" and not isinstance(feature_map, CodedMap):
             return self._align(as_tensor(feature_map).permute(2, 0, 1), cells, levels).numpy()
-        else:
-            pooled = pyramid_pool(feature_map, cells, levels)
-        return pooled.reshape(len(cells), -1)
+        return self._pool_max(feature_map, cells, levels).reshape(len(cells), -1)
+
+    def _pool_max(
+        self, feature_map: FeatureMap, cells: np.ndarray, levels: tuple[int, ...], out: np.ndarray | None = None
+    ) -> np.ndarray:
+        if isinstance(feature_map, CodedMap):
+            return pyramid_pool_coded(feature_map, cells, levels, self.half, out)
+        return pyramid_pool(feature_map, cells, levels, out)
 
     def _align(self, feature_map: torch.Tensor, edges: np.ndarray, levels: tuple[int, ...]) -> torch.Tensor:
         return pyramid_roi_align(feature_map, edges, levels, self.samples).flatten(1)

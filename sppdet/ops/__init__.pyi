@@ -8,6 +8,7 @@ from .boxes import from_voc as from_voc
 from .boxes import to_voc as to_voc
 from .coded_maps import CodedMap as CodedMap
 from .coded_maps import encode_map as encode_map
+from .pooling import aligned_array as aligned_array
 from .pooling import bins as bins
 from .pooling import pyramid_pool as pyramid_pool
 from .pooling import pyramid_pool_coded as pyramid_pool_coded

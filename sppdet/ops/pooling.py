@@ -53,8 +53,9 @@ def pyramid_pool(
             are ordered as whole numbers are, and half the memory takes a third of the time.
         cells: int ``(N, 4)`` half-open ``x1, y1, x2, y2`` inside the map, of at least one cell each.
         levels: bins per side of each level.
-        out: contiguous ``(N, M, C)`` of the map's type, to which the result is written. An array that is reused spares
-            page faults, which cost more than pooling itself.
+        out: ``(N, M, C)`` of the map's type, to which the result is written; each window's part is contiguous. It may
+            be some columns of longer vectors. An array that is reused spares page faults, which cost more than pooling
+            itself.
 
     Returns:
         ``(N, M, C)``, float32 or int16 as the map is; ``out`` where it is passed.
@@ -71,22 +72,25 @@ def pyramid_pool(
 
     _, width, channels = feature_map.shape
     kind: type[np.generic] = np.int16 if feature_map.dtype == np.int16 else np.float32
-    pooled = _output_array(out, (len(cells), bins(levels), channels), kind)
+    pooled, numbers, step = _output(out, (len(cells), bins(levels), channels), kind)
     cells = np.ascontiguousarray(cells, np.int32)
     _check_cells(cells, feature_map)
     flat = np.ascontiguousarray(feature_map, kind).reshape(-1)
     plan = level_plan(tuple(levels))
 
     def work(start: int) -> None:
-        part = slice(start, start + _PART)
-        pool_windows(flat, width, channels, cells[part], *plan, pooled[part].reshape(-1))
+        pool_windows(flat, width, channels, cells[start : start + _PART], *plan, numbers[start * step :], step)
 
     share(work, range(0, len(cells), _PART))
     return pooled
 
 
 def pyramid_pool_coded(
-    coded_map: CodedMap, cells: np.ndarray, levels: Sequence[int], bfloat16: bool = False
+    coded_map: CodedMap,
+    cells: np.ndarray,
+    levels: Sequence[int],
+    bfloat16: bool = False,
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Max-pool every window of a map of codes, and decode the maxima.
 
@@ -98,12 +102,13 @@ def pyramid_pool_coded(
         cells: int ``(N, 4)`` half-open ``x1, y1, x2, y2`` inside the map, of at least one cell each.
         levels: bins per side of each level.
         bfloat16: whether the result is rounded to bfloat16.
+        out: where the result is written, as for `pyramid_pool`.
 
     Returns:
-        ``(N, M, C)``: float32, or int16 that holds the bits of bfloat16.
+        ``(N, M, C)``: float32, or int16 that holds the bits of bfloat16; ``out`` where it is passed.
 
     Raises:
-        ValueError: a window is empty or not inside the map.
+        ValueError: a window is empty or not inside the map, or ``out`` has another shape or type.
 
     Examples:
         >>> from sppdet.ops import encode_map
@@ -114,35 +119,38 @@ def pyramid_pool_coded(
     from sppdet.ops.pooling_kernel import pool_coded_windows  # Numba takes long to load
 
     _, width, channels = coded_map.shape
-    pooled = _aligned_array((len(cells), bins(levels), channels), np.int16 if bfloat16 else np.float32)
+    kind: type[np.generic] = np.int16 if bfloat16 else np.float32
+    pooled, numbers, step = _output(out, (len(cells), bins(levels), channels), kind)
     cells = np.ascontiguousarray(cells, np.int32)
     _check_cells(cells, coded_map.codes)
     codes, scale, offset = coded_map.codes.reshape(-1), coded_map.scale, coded_map.offset
     plan = level_plan(tuple(levels))
 
     def work(start: int) -> None:
-        part = slice(start, start + _PART)
-        pool_coded_windows(codes, width, scale, offset, cells[part], *plan, pooled[part].reshape(-1))
+        part = cells[start : start + _PART]
+        pool_coded_windows(codes, width, scale, offset, part, *plan, numbers[start * step :], step)
 
     share(work, range(0, len(cells), _PART))
     return pooled
 
 
-def _output_array(
-    out: np.ndarray | None, shape: tuple[int, int, int], kind: type[np.generic] = np.float32
-) -> np.ndarray:
-    """Return ``out``, or a new array if it is None.
+def _output(
+    out: np.ndarray | None, shape: tuple[int, int, int], kind: type[np.generic]
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Return ``out``, or a new array if it is None; its numbers, flat; and how many from one window to the next.
 
     Raises:
-        ValueError: ``out`` is not a contiguous array of this shape and type.
+        ValueError: ``out`` does not have this shape and type, or the part of a window is not contiguous.
     """
-    pooled = _aligned_array(shape, kind) if out is None else out
-    if pooled.shape != shape or pooled.dtype != kind or not pooled.flags.c_contiguous:
-        raise ValueError(f"out must be a contiguous {kind.__name__} array of shape {shape}")
-    return pooled
+    pooled = aligned_array(shape, kind) if out is None else out
+    if pooled.shape != shape or pooled.dtype != kind or not (len(pooled) == 0 or pooled[0].flags.c_contiguous):
+        raise ValueError(f"out must be a {kind.__name__} array of shape {shape}, contiguous in each window")
+    step = pooled.strides[0] // pooled.itemsize
+    count = (len(pooled) - 1) * step + shape[1] * shape[2] if len(pooled) else 0
+    return pooled, np.lib.stride_tricks.as_strided(pooled, (count,), (pooled.itemsize,)), step
 
 
-def _aligned_array(shape: tuple[int, int, int], kind: type[np.generic]) -> np.ndarray:
+def aligned_array(shape: tuple[int, ...], kind: type[np.generic]) -> np.ndarray:
     """Return an array that begins on a cache line, which those of numpy do not."""
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     memory = np.empty(size + _CACHE_LINE, np.uint8)

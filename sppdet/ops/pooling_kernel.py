@@ -159,6 +159,7 @@ def pool_windows(
     starts: NDArray[np.int64],
     order: NDArray[np.int64],
     pooled: np.ndarray,
+    step: int,
 ) -> None:
     """Pool every window of a map.
 
@@ -171,9 +172,9 @@ def pool_windows(
         parents: for each level the index of the level whose bins it is pooled from, or -1 for the map.
         starts: for each level its first bin.
         order: the order of levels, parents first.
-        pooled: where the result ``(N, M, C)`` is written, flat, of the map's type.
+        pooled: where the vectors ``(M, C)`` of the windows are written, flat, of the map's type.
+        step: numbers from the begin of a vector to that of the next.
     """
-    bins = starts[-1] + levels[-1] ** 2
     line = map_width * channels
     left, right = np.empty(levels.max(), np.int64), np.empty(levels.max(), np.int64)
     for w in range(cells.shape[0]):
@@ -181,7 +182,7 @@ def pool_windows(
         width, height = cells[w, 2] - x, cells[w, 3] - y
         for level in order:
             n = levels[level]
-            target = (w * bins + starts[level]) * channels
+            target = w * step + starts[level] * channels
             if parents[level] < 0:
                 for j in range(n):
                     left[j], right[j] = x + j * width // n, x - (-(j + 1) * width // n)
@@ -199,7 +200,7 @@ def pool_windows(
                 k = finer // n
                 for i in range(n):
                     for j in range(n):
-                        first = (w * bins + starts[parents[level]] + i * k * finer + j * k) * channels
+                        first = w * step + (starts[parents[level]] + i * k * finer + j * k) * channels
                         _max_of_cells(pooled, first, k, finer * channels, k, channels, pooled, target, channels)
                         target += channels
 
@@ -226,6 +227,7 @@ def pool_coded_windows(
     starts: NDArray[np.int64],
     order: NDArray[np.int64],
     pooled: np.ndarray,
+    step: int,
 ) -> None:
     """Pool every window of a map of codes, and decode the maxima while they are in the processor's nearest memory.
 
@@ -236,15 +238,16 @@ def pool_coded_windows(
         offset: ``(C,)``; a code stands for ``offset + scale * code``.
         cells: ``(N, 4)`` half-open ``x1, y1, x2, y2``.
         levels, parents, starts, order: as for `pool_windows`.
-        pooled: where the result ``(N, M, C)`` is written, flat: float32, or int16 for the bits of bfloat16.
+        pooled: where the vectors ``(M, C)`` are written, flat: float32, or int16 for the bits of bfloat16.
+        step: as for `pool_windows`.
     """
     channels, bins = len(scale), starts[-1] + levels[-1] ** 2
     maxima = np.empty(bins * channels, np.uint8)
     for w in range(cells.shape[0]):
-        pool_windows(codes, map_width, channels, cells[w : w + 1], levels, parents, starts, order, maxima)
+        pool_windows(codes, map_width, channels, cells[w : w + 1], levels, parents, starts, order, maxima, 0)
         for m in range(bins):
             row = maxima[m * channels : (m + 1) * channels]
-            out = pooled[(w * bins + m) * channels : (w * bins + m + 1) * channels]
+            out = pooled[w * step + m * channels : w * step + (m + 1) * channels]
             if pooled.itemsize == 4:
                 for c in range(channels):
                     out[c] = np.float32(row[c]) * scale[c] + offset[c]

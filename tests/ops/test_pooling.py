@@ -110,7 +110,7 @@ def test_cells_outside_the_map_are_refused(cells):
 @pytest.mark.parametrize("shape, kind", [((2, 5, 3), np.float32), ((1, 5, 3), np.float64), ((1, 3, 5), np.float32)])
 def test_an_output_array_that_does_not_fit_is_refused(shape, kind):
     out = np.zeros(shape, kind).transpose(0, 2, 1) if shape == (1, 3, 5) else np.zeros(shape, kind)
-    with pytest.raises(ValueError, match=r"contiguous float32 array of shape \(1, 5, 3\)"):
+    with pytest.raises(ValueError, match=r"float32 array of shape \(1, 5, 3\), contiguous in each window"):
         pyramid_pool(np.zeros((4, 4, 3), np.float32), np.array([[0, 0, 1, 1]]), (2, 1), out=out)
 
 
@@ -120,6 +120,18 @@ def test_the_result_is_written_to_the_output_array():
     out = np.full((2, 5, 3), 99, np.float32)
     assert pyramid_pool(feature_map, cells, (2, 1), out=out) is out
     np.testing.assert_array_equal(out, pyramid_pool(feature_map, cells, (2, 1)))
+
+
+@pytest.mark.parametrize("coded", [False, True])
+def test_the_output_array_may_be_columns_of_longer_vectors(coded):
+    feature_map = np.random.default_rng(0).normal(size=(9, 8, 3)).astype(np.float32)
+    cells = random_cells(np.random.default_rng(1), 9, 8, 150)  # more than a thread takes at a time
+    pool, given = (pyramid_pool_coded, encode_map(feature_map)) if coded else (pyramid_pool, feature_map)
+    longer = np.full((len(cells), 20), 99, np.float32)
+    columns = longer[:, 3:18].reshape(-1, 5, 3)
+    assert columns.base is not None and pool(given, cells, (2, 1), out=columns) is columns
+    np.testing.assert_array_equal(longer[:, 3:18].reshape(-1, 5, 3), pool(given, cells, (2, 1)))
+    assert (longer[:, :3] == 99).all() and (longer[:, 18:] == 99).all()
 
 
 def test_no_windows_have_no_vectors():
