@@ -266,13 +266,13 @@ class Miner:
     def _start(self, order: np.ndarray) -> SampleCache:
         """Return a cache of the positives of every class and of random windows, the same ones for all classes."""
         count = self.settings.random_negatives
-        positives = self._each(ImageWindows.positives, order, "positives")
+        per_image = -(-count // len(order))
+        drawn = {*order[: -(-count // per_image)].tolist()} if per_image else set()
+        first = partial(ImageWindows.first_windows, drawn=drawn, count=per_image)
+        positives, negatives = zip(*self._each(first, order, "positives and random negatives"))
         locations, classes = zip(*positives)
         cache = SampleCache(np.concatenate(locations), np.concatenate(classes), len(self.labels))
-        per_image = -(-count // len(order))
-        images = order[: -(-count // per_image)] if per_image else order[:0]
-        draw = partial(ImageWindows.random_negatives, count=per_image)
-        for rows, row_locations, negative in self._each(draw, images, "random negatives"):
+        for rows, row_locations, negative in filter(None, negatives):
             cache.add(rows, row_locations, negative, np.zeros(negative.shape, np.float32))
         return cache
 

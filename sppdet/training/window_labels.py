@@ -11,7 +11,7 @@ Names: n windows, N proposals of an image, U of them with different cells, K cla
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -110,6 +110,20 @@ class ImageWindows:
     def _draw(self) -> np.random.Generator:
         """Return a source of draws that depend on the image and on nothing drawn before."""
         return np.random.default_rng([self.recipe.seed, self.number])
+
+    def first_windows(
+        self, drawn: Collection[int], count: int
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray, np.ndarray] | None]:
+        """Return what the first fit learns from, in one reading of the maps.
+
+        Args:
+            drawn: the images that random negatives are drawn from.
+            count: of random negatives.
+
+        Returns:
+            What `positives` returns; and what `random_negatives` returns, None where the image is not one of ``drawn``.
+        """
+        return self.positives(), self.random_negatives(count) if self.number in drawn else None
 
     # Positives
 
