@@ -70,13 +70,13 @@ def run(bench: Bench) -> list[Row]:
     return rows + many(bench, plain) + starting(plain)
 
 
-def detector_of(inputs: StageInputs, features: PyramidFeatures) -> Detector:
+def detector_of(inputs: StageInputs, features: PyramidFeatures, search: SelectiveSearch = FAST) -> Detector:
     """Return a detector with random SVMs and box regressors that do nothing."""
     vectors = sample(inputs.split, features)
     shape = (CLASSES, 4, features.pooled_dimension)
     regressors = BoxRegressors(np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32))
     return Detector(
-        tuple(map(str, range(CLASSES))), inputs.backbone, features, FAST,
+        tuple(map(str, range(CLASSES))), inputs.backbone, features, search,
         random_svms(features, CLASSES, vectors), regressors, inputs.config.detection,
     )  # fmt: skip
 

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = ("pooling", "cache", "mining", "svm", "adding", "detect", "engine", "proposals", "systems")
+NAMES = ("pooling", "cache", "mining", "svm", "adding", "detect", "photo", "engine", "proposals", "systems")
 HEAD = """\
 # Performance
 
