@@ -3,8 +3,9 @@
 ``python scripts/compare.py ablation --write docs/experiments/accuracy.md`` has the rows of the SPP-net paper's table of
 detection (He et al. 2014, section 4): pooled conv features and fc layers, with and without box regression, and the
 steps from there to the configs.
-``python scripts/compare.py systems --write docs/experiments/systems.md`` compares SPP-net with its family: accuracy,
-seconds of training and of detection, memory, disk. Finished stages are not computed again.
+``python scripts/compare.py systems --write docs/experiments/systems.md`` compares SPP-net with its family on the network
+of the presets: accuracy, seconds of training and of detection, memory, disk. ``systems-squeezenet`` does the same with
+SqueezeNet. Finished stages are not computed again.
 """
 
 from __future__ import annotations
@@ -96,16 +97,37 @@ ABLATION = (
     Row("best, seed 1", BEST, ("run.seed=1",)),
     Row("best, seed 2", BEST, ("run.seed=2",)),
 )
+QUICK = "configs/voc07_quick.yaml"
+LITE = (
+    "backbone.name=efficientnet_lite0", "backbone.layers=[_blocks.10,_blocks.14,_blocks.15]",
+    "pooling.layer_weights=[0.6,0.6,1]",
+)  # fmt: skip
+CONV, FC = (f"end_to_end.frozen_stride={stride}" for stride in (8, 16))  # the layers beyond this stride are trained
+CROPS = ("proposals.mode=balanced", "bbox.min_overlap=0.5", "detection.vote=0.4")
 # The papers' figures: He et al. 2014, table 9, pool5 (SPP-net with ZF-5, R-CNN with AlexNet); Girshick 2015, table 4
 # (CaffeNet).
 SYSTEMS = (
+    Row("SPP-net", QUICK, ("detection.context=0",), ("43.0", "")),
+    Row("SPP-net end to end", END, (*LITE, CONV)),
+    Row("SPP-net, fc layers only", END, (*LITE, FC)),
+    Row("Fast R-CNN", FAST, (*LITE, CONV), ("", "57.1")),
+    Row("Fast R-CNN, fc layers only", FAST, (*LITE, FC)),
+    Row("R-CNN", RCNN, (*LITE, "regions.crop_size=224", *CROPS), ("44.2", "")),
+)
+SYSTEMS_SQUEEZENET = (
     Row("SPP-net", SPP, PLAIN, ("43.0", "")),
     Row("SPP-net end to end", END),
-    Row("SPP-net, fc layers only", END, ("end_to_end.frozen_stride=16",)),
+    Row("SPP-net, fc layers only", END, (FC,)),
     Row("Fast R-CNN", FAST, (), ("", "57.1")),
-    Row("Fast R-CNN, fc layers only", FAST, ("end_to_end.frozen_stride=16",)),
-    Row("R-CNN", RCNN, ("proposals.mode=balanced", "bbox.min_overlap=0.5", "detection.vote=0.4"), ("44.2", "")),
+    Row("Fast R-CNN, fc layers only", FAST, (FC,)),
+    Row("R-CNN", RCNN, CROPS, ("44.2", "")),
 )
+TABLES = {"ablation": ABLATION, "systems": SYSTEMS, "systems-squeezenet": SYSTEMS_SQUEEZENET}
+TITLES = {
+    "ablation": "Accuracy: the paper's table",
+    "systems": "The family compared",
+    "systems-squeezenet": "The family compared, with SqueezeNet",
+}
 # Figures of whole systems in the papers: other networks, twice the images, GPUs of their time.
 PAPERS = """\
 ## The papers' figures
@@ -121,17 +143,22 @@ VOC2007, trained on the 5011 images of trainval, tested on the 4952 of test; sec
 | SPP-net, fc layers only | VGG16 | | 63.1 | 2.3 | Girshick 2015, table 4 |
 | Fast R-CNN | CaffeNet | | 57.1 | 0.10 | Girshick 2015, table 4 |
 | Fast R-CNN | VGG16 | | 66.9 | 0.32 | Girshick 2015, table 4 |"""
-# R-CNN takes 6 ms per window on two cores: even on these few images it takes most of an hour and a half.
-FEW = ("data.limit_train=150", "data.limit_test=75", "proposals.max_windows=2000")
+# R-CNN takes 6 ms per window on two cores with SqueezeNet: even on these few images most of the time is R-CNN's.
+FEW = {
+    "systems": ("data.limit_train=150", "data.limit_test=75", "proposals.max_windows=1000"),
+    "systems-squeezenet": ("data.limit_train=150", "data.limit_test=75", "proposals.max_windows=2000"),
+}
 
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of the script's arguments."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    arguments.add_argument("table", choices=("ablation", "systems"))
+    arguments.add_argument("table", choices=[*TABLES])
     arguments.add_argument("--voc-root", default="data/VOCdevkit", help="default: %(default)s")
     arguments.add_argument(
-        "--weights", default="imagenet", help="weights of SqueezeNet 1.0; default: torchvision's download"
+        "--weights",
+        default="imagenet",
+        help="weights of SqueezeNet 1.0, for the tables that have it; default: torchvision's",
     )
     arguments.add_argument("--cache", default="cache", help="cache of proposals and feature maps; default: %(default)s")
     arguments.add_argument(
@@ -146,7 +173,7 @@ def parser() -> argparse.ArgumentParser:
     arguments.add_argument(
         "--all",
         action="store_true",
-        help="systems: all images and proposals, not only 150 + 75 images and 2000 windows",
+        help="systems: all images and proposals, not only 150 + 75 images and 1000 or 2000 windows",
     )
     arguments.add_argument("--write", type=Path, help="the Markdown file to write")
     arguments.add_argument(
@@ -164,8 +191,10 @@ def measure(row: Row, options: argparse.Namespace) -> dict:
     from sppdet.training.stage_inputs import StageInputs
 
     folder = options.runs / row.folder
-    locations = {"data.root": options.voc_root, "backbone.weights": options.weights, "run.cache": options.cache}
-    limits = FEW if options.table == "systems" and not options.all else ()
+    locations = {"data.root": options.voc_root, "run.cache": options.cache}
+    if options.table != "systems":
+        locations["backbone.weights"] = options.weights
+    limits = () if options.all else FEW.get(options.table, ())
     changes = [f"{key}={value}" for key, value in locations.items()]
     changes += [f"run.dir={folder}", *row.changes, *limits, *options.overrides]
     settings = config.load(ROOT / row.config, changes)
@@ -312,9 +341,8 @@ Proposals: {recall}."""
 
 def document(options: argparse.Namespace, rows: list[Row], results: list[dict]) -> str:
     """Return the Markdown document with all tables."""
-    titles = {"ablation": "Accuracy: the paper's table", "systems": "The family compared"}
     head = HEAD.format(
-        title=titles[options.table], command=command(options), machine=machine(),
+        title=TITLES[options.table], command=command(options), machine=machine(),
         train=results[0]["training_images"], test=results[0]["pictures"], recall=recall_line(results[0]["proposals"]),
     )  # fmt: skip
     sections = [head]
@@ -323,7 +351,7 @@ def document(options: argparse.Namespace, rows: list[Row], results: list[dict]) 
         lines = table(rows, results)
         if lines:
             sections += [f"## {title}", " ".join((table.__doc__ or "").split()), lines]
-    if options.table == "systems":
+    if options.table != "ablation":
         sections.append(PAPERS)
     return "\n\n".join(sections) + "\n"
 
@@ -331,7 +359,8 @@ def document(options: argparse.Namespace, rows: list[Row], results: list[dict]) 
 def command(options: argparse.Namespace) -> str:
     """Return the command that repeats the run, without the folders of this machine."""
     rows = [f"--rows '{text}'" for text in options.rows]
-    arguments = ["--voc-root VOCDEVKIT", "--weights FILE", *rows, *["--all"] * options.all, *options.overrides]
+    weights = ["--weights FILE"] * (options.table != "systems")
+    arguments = ["--voc-root VOCDEVKIT", *weights, *rows, *["--all"] * options.all, *options.overrides]
     return " ".join(["python scripts/compare.py", options.table, *arguments])
 
 
@@ -359,8 +388,7 @@ def choose(table: Sequence[Row], texts: list[str]) -> list[Row]:
 
 def compare(options: argparse.Namespace) -> None:
     """Train and evaluate the rows, and print and write the document."""
-    table = {"ablation": ABLATION, "systems": SYSTEMS}[options.table]
-    rows = choose(table, options.rows)
+    rows = choose(TABLES[options.table], options.rows)
     text = document(options, rows, [measure(row, options) for row in rows])
     if options.write:
         write_document(options.write, text)

@@ -35,12 +35,12 @@ def metrics(value: float, **stages: float) -> dict:
 def test_a_document_holds_the_figures_of_the_runs(monkeypatch, tmp_path, capsys):
     results = {"SPP-net": metrics(40.04, proposals=10, svm=20), "Fast R-CNN": metrics(50.0, end_to_end=30)}
     monkeypatch.setattr(compare, "measure", lambda row, options: results[row.name])
-    monkeypatch.setattr(compare, "SYSTEMS", [row for row in compare.SYSTEMS if row.name in results])
+    monkeypatch.setitem(compare.TABLES, "systems", [row for row in compare.SYSTEMS if row.name in results])
     written = tmp_path / "systems.md"
     assert compare.main(["systems", "--voc-root", "/some/where", "data.limit_test=7", "--write", str(written)]) == 0
     text = written.read_text()
     assert text in capsys.readouterr().out and "/some/where" not in text
-    assert "compare.py systems --voc-root VOCDEVKIT --weights FILE data.limit_test=7" in text
+    assert "compare.py systems --voc-root VOCDEVKIT data.limit_test=7" in text
     assert "trained on 20 images and tested on 7" in text
     assert "| SPP-net | 40.0 | 42.0 | 43.0 |  |" in text
     assert "| cat | 40.0 | 50.0 |" in text and "| dog | - | - |" in text
@@ -69,7 +69,7 @@ def test_the_spread_is_over_the_seeds_of_one_configuration():
     assert compare.spread(rows[2:], [metrics(50), metrics(40)]) == ""
 
 
-@pytest.mark.parametrize("row", (*compare.ABLATION, *compare.SYSTEMS), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", [row for rows in compare.TABLES.values() for row in rows], ids=lambda row: row.name)
 def test_every_row_is_a_configuration(row):
     config.load(ROOT / row.config, row.changes)
 
@@ -108,7 +108,7 @@ def test_an_ensemble_is_made_again_if_a_member_has_changed(monkeypatch, tmp_path
 
 
 def test_every_row_has_its_own_folder():
-    for table in (compare.ABLATION, compare.SYSTEMS):
+    for table in compare.TABLES.values():
         assert len({row.folder for row in table}) == len(table)
 
 
