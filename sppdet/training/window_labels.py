@@ -27,7 +27,7 @@ from sppdet.training.locations import locations_of
 Result = TypeVar("Result")
 
 # Most proposals that are positives per object, and per class unless that leaves less than one per object.
-_NEAR_PER_OBJECT, _NEAR_PER_CLASS = 20, 10_000
+_NEAR_PER_OBJECT, _NEAR_PER_CLASS = 20, 5000
 
 
 @dataclass(frozen=True, eq=False)
