@@ -42,7 +42,7 @@ TESTS = ("crop", "full", "multi")
 def study_images(options: argparse.Namespace) -> None:
     """Print mean average precision of linear SVMs on features of crops and of full images, 6 x 6 bins or a pyramid."""
     train, test = (read_voc(options.root, split, limit=options.limit) for split in ("trainval", "test"))
-    backbone = Backbone.create(options.backbone, options.weights, options.device)
+    backbone = Backbone.create(options.backbone, options.weights, options.device, engine="auto")
     print(f"{len(train)} images for training, {len(test)} for testing; {backbone.precision}\n")
     print("| view | bins | C | held-out mAP | test mAP | test area mAP |\n|---|---|---|---|---|---|", flush=True)
     for view in options.views:
