@@ -52,6 +52,10 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+# Fits before the last one stop at a tolerance that is so many times larger: they only find hard negatives. The SVMs are
+# as accurate, in half of the passes over the vectors (docs/experiments/backbones.md).
+_EARLY_TOLERANCE = 10
+
 
 @dataclass(frozen=True, eq=False)
 class FixedRows:
@@ -140,18 +144,20 @@ class Miner:
                 logger.warning("no training objects of %s: it will never be detected", name)
         checkpoint = self.execution.checkpoint
         order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
-        rounds = [_rounds(order, self.settings.rounds if n == 0 else 1) for n in range(self.settings.passes)]
+        passes = [_rounds(order, self.settings.rounds if n == 0 else 1) for n in range(self.settings.passes)]
+        rounds = [*chain(*passes)]
+        early = replace(self.problem, tolerance=_EARLY_TOLERANCE * self.problem.tolerance)
         done, fitted = self._resume(checkpoint) if checkpoint else (0, None)
         if fitted is None:
             self.cache = self._start(order)
-            fitted = self._fit()
-        for number, images in enumerate(chain(*rounds)):
+            fitted = self._fit(early)
+        for number, images in enumerate(rounds):
             if number < done:
                 continue
             if checkpoint:
                 self._save(checkpoint, number, fitted)
             self._mine(images, fitted)
-            fitted = self._fit()
+            fitted = self._fit(early if number + 1 < len(rounds) else self.problem)
         self._kept = None
         self._warn_of_lost_classes()
         return fitted
@@ -169,7 +175,7 @@ class Miner:
         fitted = self.fixed.start
         for _ in range(passes):
             self._mine(np.arange(len(self.split)), fitted)
-            fitted = self._fit()
+            fitted = self._fit(self.problem)
         return fitted
 
     def relearn(self, split: FeatureSplit) -> LinearSVMs:
@@ -186,7 +192,7 @@ class Miner:
         )
         for i, negatives in zip(images, allowed):
             self.cache.restrict(i, negatives)
-        fitted = self._fit()
+        fitted = self._fit(self.problem)
         self._kept = None
         return fitted
 
@@ -309,9 +315,10 @@ class Miner:
                 self.cache.trim(k, self.settings.max_negatives)
             self.cache.collect()
 
-    def _fit(self) -> LinearSVMs:
+    def _fit(self, problem: svm.Problem) -> LinearSVMs:
         """Fit the SVMs of all classes to the windows of the cache."""
-        fits = self._fit_apart() if self.fixed is None and fits_apart(self.features) else self._fit_in_groups()
+        apart = self.fixed is None and fits_apart(self.features)
+        fits = self._fit_apart(problem) if apart else self._fit_in_groups(problem)
         self.cache.collect()
         negatives = self.cache.held[self.cache.positives :].sum(axis=0)
         logger.debug(
@@ -325,7 +332,7 @@ class Miner:
             logger.warning("the SVMs of %d classes stopped at the iteration limit; a smaller svm.C helps", unconverged)
         return svm.stack(fits)
 
-    def _fit_in_groups(self) -> list[svm.Fit]:
+    def _fit_in_groups(self, problem: svm.Problem) -> list[svm.Fit]:
         """Fit the classes group by group, each window of a group pooled once."""
         held = [np.flatnonzero(of_class) for of_class in self.cache.held.T]
         limit = windows_in_memory(self.execution.memory_gb, self.features.dimension)
@@ -334,9 +341,9 @@ class Miner:
             self._kept = None
         elif self._kept is None:
             self._kept = KeptVectors(self.split, self.features, limit, self.execution.workers)
-        return [fitted for group in groups for fitted in self._fit_group(*group)]
+        return [fitted for group in groups for fitted in self._fit_group(problem, *group)]
 
-    def _fit_group(self, classes: list[int], rows: np.ndarray) -> list[svm.Fit]:
+    def _fit_group(self, problem: svm.Problem, classes: list[int], rows: np.ndarray) -> list[svm.Fit]:
         """Fit some classes, whose windows are ``rows`` of the cache."""
         cache, fixed = self.cache, self.fixed
         position = np.zeros(len(cache.locations), np.int64)
@@ -358,7 +365,7 @@ class Miner:
                 of_bank = self.fixed_rows[k]
                 rows_of_class, labels, alpha = of_bank.after(len(rows), rows_of_class, labels, alpha)
                 rest = of_bank.rest
-            fitted = _solve(self.settings.solver, self.problem, vectors, rows_of_class, labels, alpha, rest)
+            fitted = _solve(self.settings.solver, problem, vectors, rows_of_class, labels, alpha, rest)
             if fitted is None:
                 return svm.never(self.features.dimension)
             if fixed is not None and fitted.alpha is not None:
@@ -368,10 +375,10 @@ class Miner:
 
         return list(parallel_map(fit_class, classes, self.execution.workers, "fitting SVMs", threads=True))
 
-    def _fit_apart(self) -> list[svm.Fit]:
+    def _fit_apart(self, problem: svm.Problem) -> list[svm.Fit]:
         """Fit each class by itself, in a cluster."""
         windows = [self._class_windows(k) for k in range(len(self.labels))]
-        work = partial(_solve_class, self.settings.solver, self.problem)
+        work = partial(_solve_class, self.settings.solver, problem)
         results = map_classes(work, self.split, self.features, windows, self.execution.workers, "fitting SVMs")
         fits = []
         for k, (fitted, margins) in enumerate(results):

@@ -72,7 +72,7 @@ def test_memory_is_bounded_and_no_row_comes_twice(random_split, tiny_features, m
     split, features = random_split(images=20), tiny_features(8)
     made = miner(split, features, [0, 1, 2], max_negatives=10, hard_margin=-1e9, evict_margin=-1e9)
     sizes, fit = [], made._fit
-    monkeypatch.setattr(made, "_fit", lambda: sizes.append(len(made.cache)) or fit())
+    monkeypatch.setattr(made, "_fit", lambda problem: sizes.append(len(made.cache)) or fit(problem))
     svms = made.train()
     assert svms.weight.shape == (3, 40) and svms.weight.dtype == svms.bias.dtype == np.float32
     # After a trim a class holds up to a quarter more than its limit; random negatives come before the first one.
@@ -81,6 +81,14 @@ def test_memory_is_bounded_and_no_row_comes_twice(random_split, tiny_features, m
         index, _ = made.cache.problem(k)
         assert len(index) == len(set(index.tolist()))
         assert (index >= made.cache.positives).sum() <= 12
+
+
+def test_the_last_fit_alone_has_the_tolerance_of_the_settings(random_split, tiny_features, monkeypatch):
+    made = miner(random_split(images=20), tiny_features(8), [0], rounds=4, tolerance=0.02)
+    tolerances, fit = [], made._fit
+    monkeypatch.setattr(made, "_fit", lambda problem: tolerances.append(problem.tolerance) or fit(problem))
+    made.train()
+    assert tolerances == pytest.approx([0.2] * 4 + [0.02])
 
 
 @pytest.fixture
@@ -250,7 +258,7 @@ class TestCheckpoint:
     def fits(self, monkeypatch) -> list[int]:
         """The fits that were done; the list may be emptied."""
         fits, fit = [], Miner._fit
-        monkeypatch.setattr(Miner, "_fit", lambda self: fits.append(len(fits)) or fit(self))
+        monkeypatch.setattr(Miner, "_fit", lambda self, problem: fits.append(len(fits)) or fit(self, problem))
         return fits
 
     @pytest.fixture
