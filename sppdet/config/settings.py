@@ -155,8 +155,7 @@ class BackboneSettings(Checked):
     layers: Annotated[tuple[str, ...], distinct_names()] = ()
     # of a network that is not built in: layers beyond stride 16 are dilated instead of strided, and can be used
     dilate: bool = False
-    # auto: bfloat16 where the processor multiplies it natively, else float32; fc layers behind a trunk in ONNX Runtime,
-    # which runs in float32, are in bfloat16 there, too
+    # auto: bfloat16 where the processor multiplies it natively, else float32
     precision: Annotated[str, one_of("auto", "float32", "bfloat16")] = "auto"
     # what runs a trunk that is not trained. auto: ONNX Runtime on a CPU where it is not slower (networks/backbone.py)
     engine: Annotated[str, one_of("auto", "torch", "onnxruntime")] = "auto"

@@ -202,7 +202,7 @@ def _restore_head(
     if not np.isfinite([description["scale"], description.get("balance", 1)]).all():
         raise ValueError("the scale or the balance of the head is no number")
     Config(features=description["layer"])  # checks the name
-    return Head.restore(features.pooled_dimension, description, _as_tensors(arrays), backbone.fc_in_bfloat16)
+    return Head.restore(features.pooled_dimension, description, _as_tensors(arrays), backbone.bfloat16_on_cpu)
 
 
 def save_detector(detector: Detector, folder: Path, compact: bool = False) -> None:

@@ -293,11 +293,6 @@ class Backbone:
         return self.half and multiplies_bfloat16()
 
     @property
-    def fc_in_bfloat16(self) -> bool:
-        """Whether fc layers on the CPU are to multiply in bfloat16, even if ONNX Runtime runs the trunk in float32."""
-        return (self.half or self.onnx is not None) and multiplies_bfloat16()
-
-    @property
     def device_off_cpu(self) -> str:
         """The name of the device on which feature maps are worked on; empty if it is the CPU."""
         return "" if self.device_name == "cpu" else self.device_name

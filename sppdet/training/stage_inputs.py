@@ -92,7 +92,7 @@ class StageInputs:
         description = read_json(note, head=dict)["head"] | {"layer": self.config.features}
         inputs, tensors = self.pooled_features.pooled_dimension, entries_under(read_result(path), "head.")
         with errors_naming(note, "remove it, and the same command learns the layers again"):
-            return Head.restore(inputs, description, tensors, self.backbone.fc_in_bfloat16)
+            return Head.restore(inputs, description, tensors, self.backbone.bfloat16_on_cpu)
 
     @cached_property
     def head(self) -> Head | None:

@@ -216,7 +216,7 @@ class Stages:
 
         def train(execution: Execution) -> dict[str, Any]:
             backbone, features = inputs.backbone, inputs.pooled_features
-            half = backbone.half if features.device else backbone.fc_in_bfloat16
+            half = backbone.half if features.device else backbone.bfloat16_on_cpu
             head, loss = finetune.train(
                 inputs.split_of("finetune"), features, c.finetune, inputs.scale / c.svm.norm, half, execution, start,
             )  # fmt: skip
