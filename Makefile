@@ -94,7 +94,7 @@ docs: setup  ## build the documents as a site in site/
 table-voc: setup  ## train and measure the rows of the paper's table, and write docs/experiments/accuracy.md; most of a day
 	$(python) scripts/compare.py ablation --voc-root $(VOC_ROOT) --write docs/experiments/accuracy.md $(ARGS)
 
-compare: setup  ## train and measure every system on the same images, and write docs/experiments/systems.md; an hour and a half
+compare: setup  ## train and measure every system on the same images, and write docs/experiments/systems.md; about two hours
 	$(python) scripts/compare.py systems --voc-root $(VOC_ROOT) --write docs/experiments/systems.md $(ARGS)
 
 bench: setup  ## measure every stage beside what it replaces, and write docs/experiments/performance.md; half an hour
