@@ -173,7 +173,7 @@ def pool_windows(
         starts: for each level its first bin.
         order: the order of levels, parents first.
         pooled: where the vectors ``(M, C)`` of the windows are written, flat, of the map's type.
-        step: numbers from the begin of a vector to that of the next.
+        step: numbers from the first of a vector to the first of the next.
     """
     line = map_width * channels
     left, right = np.empty(levels.max(), np.int64), np.empty(levels.max(), np.int64)
