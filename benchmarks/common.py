@@ -163,10 +163,15 @@ class Bench:
         """Measure the limits of all cores, or of some."""
         return Limits.measure(cores or self.cores)
 
-    def inputs(self, images: int, *overrides: str, cache: str | None = None) -> StageInputs:
-        """Return the inputs of a run on the first ``images`` training images, at one scale unless overridden."""
+    def inputs(
+        self, images: int, *overrides: str, cache: str | None = None, name: str = "voc07_sppnet_squeezenet"
+    ) -> StageInputs:
+        """Return the inputs of a run of the config ``name`` on the first ``images`` training images.
+
+        At one scale and without image context, unless overridden.
+        """
         settings = config.load(
-            Path(__file__).parents[1] / "configs" / "voc07_sppnet_squeezenet.yaml",
+            Path(__file__).parents[1] / "configs" / f"{name}.yaml",
             [
                 f"data.root={self.voc_root}", f"backbone.weights={self.weights}", f"data.limit_train={images}",
                 f"data.limit_test={images}", f"run.cache={cache or self.work}", f"run.dir={self.work}/run",
@@ -181,9 +186,9 @@ class Bench:
                     raise SystemExit(f"{cache}: holds no {kind} of these settings: {wanted}")
         return run
 
-    def filled(self, images: int, *overrides: str) -> StageInputs:
+    def filled(self, images: int, *overrides: str, **options: str) -> StageInputs:
         """Return `inputs` with all proposals and maps computed, in the benchmarks' own cache."""
-        inputs = self.inputs(images, *overrides)
+        inputs = self.inputs(images, *overrides, **options)
         inputs.split.fill_proposals(SelectiveSearch.of(inputs.config.proposals), 0)
         inputs.split.fill_maps(inputs.backbone, 0)
         return inputs

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import torch
 
 from benchmarks.common import Bench, Row, at_most, best, size_of
 from benchmarks.detect import detector_of
-from sppdet import config
 from sppdet.data.images import read_image
 from sppdet.detection.detector import Detector
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.training.stage_inputs import StageInputs
 from sppdet.utils.compilation import multiplies_bfloat16
 
-_LITE, _SQUEEZENET = "voc07_quick", "voc07_sppnet_squeezenet"
 _SCALES = {"one scale": "[688]", "two scales": "[480,864]"}
 
 
@@ -26,15 +23,13 @@ def run(bench: Bench) -> list[Row]:
     image = read_image(bench.image[0].train[0].path)
     width, height = size_of(image)
     rows = [Row("the image, megapixels", width * height / 1e6, "")]
-    weights = f"backbone.weights={bench.weights}"
     # EfficientNet's depthwise convolutions run in float32, so on a CPU that multiplies bfloat16 SqueezeNet gains more.
     precisions = ["float32", *["bfloat16"] * multiplies_bfloat16()]
     for scales, value in _SCALES.items():
-        ours = detector(bench, _LITE, f"regions.scales={value}")
+        at_scales = f"regions.scales={value}"
+        ours = detector(bench.filled(1, at_scales, "backbone.weights=imagenet", name="voc07_quick"))
         others = {
-            f"SqueezeNet in {name}": detector(
-                bench, _SQUEEZENET, f"regions.scales={value}", f"backbone.precision={name}", weights
-            )
+            f"SqueezeNet in {name}": detector(bench.filled(1, at_scales, f"backbone.precision={name}"))
             for name in precisions
         }
         detectors = {"EfficientNet-Lite0": ours, **others}
@@ -44,16 +39,6 @@ def run(bench: Bench) -> list[Row]:
     return rows
 
 
-def detector(bench: Bench, name: str, *overrides: str) -> Detector:
-    """Return a detector with random SVMs, of the config ``name`` with other settings, without the context."""
-    settings = config.load(
-        Path(__file__).parents[1] / "configs" / f"{name}.yaml",
-        [
-            f"data.root={bench.voc_root}", "data.train_split=train", "data.limit_train=1", "data.limit_test=1",
-            f"run.cache={bench.work}", f"run.dir={bench.work}/run", "detection.context=0", *overrides,
-        ],
-    )  # fmt: skip
-    inputs, search = StageInputs(settings), SelectiveSearch.of(settings.proposals)
-    inputs.split.fill_proposals(search, 0)
-    inputs.split.fill_maps(inputs.backbone, 0)
-    return detector_of(inputs, inputs.pooled_features, search)
+def detector(inputs: StageInputs) -> Detector:
+    """Return a detector with random SVMs that searches as its config says."""
+    return detector_of(inputs, inputs.pooled_features, SelectiveSearch.of(inputs.config.proposals))

@@ -122,12 +122,6 @@ SYSTEMS_SQUEEZENET = (
     Row("Fast R-CNN, fc layers only", FAST, (FC,)),
     Row("R-CNN", RCNN, CROPS, ("44.2", "")),
 )
-TABLES = {"ablation": ABLATION, "systems": SYSTEMS, "systems-squeezenet": SYSTEMS_SQUEEZENET}
-TITLES = {
-    "ablation": "Accuracy: the paper's table",
-    "systems": "The family compared",
-    "systems-squeezenet": "The family compared, with SqueezeNet",
-}
 # Figures of whole systems in the papers: other networks, twice the images, GPUs of their time.
 PAPERS = """\
 ## The papers' figures
@@ -143,10 +137,38 @@ VOC2007, trained on the 5011 images of trainval, tested on the 4952 of test; sec
 | SPP-net, fc layers only | VGG16 | | 63.1 | 2.3 | Girshick 2015, table 4 |
 | Fast R-CNN | CaffeNet | | 57.1 | 0.10 | Girshick 2015, table 4 |
 | Fast R-CNN | VGG16 | | 66.9 | 0.32 | Girshick 2015, table 4 |"""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A document's rows.
+
+    Attributes:
+        title: of the document.
+        rows: what is compared.
+        windows: proposals per image of 150 + 75 images, unless all are asked for; 0: all images and proposals.
+        squeezenet: whether the rows have SqueezeNet, whose weights are given.
+        papers: whether the papers' figures follow.
+    """
+
+    title: str
+    rows: Sequence[Row]
+    windows: int = 0
+    squeezenet: bool = True
+    papers: bool = True
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """The settings that leave few images."""
+        few = ("data.limit_train=150", "data.limit_test=75", f"proposals.max_windows={self.windows}")
+        return few if self.windows else ()
+
+
 # R-CNN takes 6 ms per window on two cores with SqueezeNet: even on these few images most of the time is R-CNN's.
-FEW = {
-    "systems": ("data.limit_train=150", "data.limit_test=75", "proposals.max_windows=1000"),
-    "systems-squeezenet": ("data.limit_train=150", "data.limit_test=75", "proposals.max_windows=2000"),
+TABLES = {
+    "ablation": Table("Accuracy: the paper's table", ABLATION, papers=False),
+    "systems": Table("The family compared", SYSTEMS, windows=1000, squeezenet=False),
+    "systems-squeezenet": Table("The family compared, with SqueezeNet", SYSTEMS_SQUEEZENET, windows=2000),
 }
 
 
@@ -192,9 +214,10 @@ def measure(row: Row, options: argparse.Namespace) -> dict:
 
     folder = options.runs / row.folder
     locations = {"data.root": options.voc_root, "run.cache": options.cache}
-    if options.table != "systems":
+    table = TABLES[options.table]
+    if table.squeezenet:
         locations["backbone.weights"] = options.weights
-    limits = () if options.all else FEW.get(options.table, ())
+    limits = () if options.all else table.limits
     changes = [f"{key}={value}" for key, value in locations.items()]
     changes += [f"run.dir={folder}", *row.changes, *limits, *options.overrides]
     settings = config.load(ROOT / row.config, changes)
@@ -342,7 +365,7 @@ Proposals: {recall}."""
 def document(options: argparse.Namespace, rows: list[Row], results: list[dict]) -> str:
     """Return the Markdown document with all tables."""
     head = HEAD.format(
-        title=TITLES[options.table], command=command(options), machine=machine(),
+        title=TABLES[options.table].title, command=command(options), machine=machine(),
         train=results[0]["training_images"], test=results[0]["pictures"], recall=recall_line(results[0]["proposals"]),
     )  # fmt: skip
     sections = [head]
@@ -351,7 +374,7 @@ def document(options: argparse.Namespace, rows: list[Row], results: list[dict]) 
         lines = table(rows, results)
         if lines:
             sections += [f"## {title}", " ".join((table.__doc__ or "").split()), lines]
-    if options.table != "ablation":
+    if TABLES[options.table].papers:
         sections.append(PAPERS)
     return "\n\n".join(sections) + "\n"
 
@@ -359,7 +382,7 @@ def document(options: argparse.Namespace, rows: list[Row], results: list[dict]) 
 def command(options: argparse.Namespace) -> str:
     """Return the command that repeats the run, without the folders of this machine."""
     rows = [f"--rows '{text}'" for text in options.rows]
-    weights = ["--weights FILE"] * (options.table != "systems")
+    weights = ["--weights FILE"] * TABLES[options.table].squeezenet
     arguments = ["--voc-root VOCDEVKIT", *weights, *rows, *["--all"] * options.all, *options.overrides]
     return " ".join(["python scripts/compare.py", options.table, *arguments])
 
@@ -388,7 +411,7 @@ def choose(table: Sequence[Row], texts: list[str]) -> list[Row]:
 
 def compare(options: argparse.Namespace) -> None:
     """Train and evaluate the rows, and print and write the document."""
-    rows = choose(TABLES[options.table], options.rows)
+    rows = choose(TABLES[options.table].rows, options.rows)
     text = document(options, rows, [measure(row, options) for row in rows])
     if options.write:
         write_document(options.write, text)

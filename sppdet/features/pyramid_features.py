@@ -275,7 +275,9 @@ def _halved(feature_map: FeatureMap) -> FeatureMap:
 
 
 def _side_by_side(vectors: list[np.ndarray]) -> np.ndarray:
-    """Return vectors ``(n, D)`` of several layers as one array, float32 unless all are the bits of bfloat16."""
+    """Return vectors ``(n, D)`` of layers as one array, float32 unless all are the bits of bfloat16."""
+    if len(vectors) == 1:
+        return vectors[0]
     if len({layer.dtype for layer in vectors}) > 1:
         vectors = [as_tensor(layer).float().numpy() for layer in vectors]
     return np.concatenate(vectors, axis=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -35,7 +36,8 @@ def metrics(value: float, **stages: float) -> dict:
 def test_a_document_holds_the_figures_of_the_runs(monkeypatch, tmp_path, capsys):
     results = {"SPP-net": metrics(40.04, proposals=10, svm=20), "Fast R-CNN": metrics(50.0, end_to_end=30)}
     monkeypatch.setattr(compare, "measure", lambda row, options: results[row.name])
-    monkeypatch.setitem(compare.TABLES, "systems", [row for row in compare.SYSTEMS if row.name in results])
+    rows = [row for row in compare.SYSTEMS if row.name in results]
+    monkeypatch.setitem(compare.TABLES, "systems", replace(compare.TABLES["systems"], rows=rows))
     written = tmp_path / "systems.md"
     assert compare.main(["systems", "--voc-root", "/some/where", "data.limit_test=7", "--write", str(written)]) == 0
     text = written.read_text()
@@ -69,7 +71,9 @@ def test_the_spread_is_over_the_seeds_of_one_configuration():
     assert compare.spread(rows[2:], [metrics(50), metrics(40)]) == ""
 
 
-@pytest.mark.parametrize("row", [row for rows in compare.TABLES.values() for row in rows], ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for table in compare.TABLES.values() for row in table.rows], ids=lambda row: row.name
+)
 def test_every_row_is_a_configuration(row):
     config.load(ROOT / row.config, row.changes)
 
@@ -109,7 +113,7 @@ def test_an_ensemble_is_made_again_if_a_member_has_changed(monkeypatch, tmp_path
 
 def test_every_row_has_its_own_folder():
     for table in compare.TABLES.values():
-        assert len({row.folder for row in table}) == len(table)
+        assert len({row.folder for row in table.rows}) == len(table.rows)
 
 
 def test_a_run_begins_with_the_stages_of_the_newest_other_run(tmp_path):
