@@ -20,6 +20,15 @@ def rename_class(root: Path, name: str, new: str) -> None:
         annotation.write_text(annotation.read_text().replace(f"<name>{name}<", f"<name>{new}<"))
 
 
+def mark_first_object_difficult(annotation: Path) -> str:
+    """Mark an image's first object as difficult; its class."""
+    tree = ET.parse(annotation)
+    thing = tree.getroot().find("object")
+    thing.find("difficult").text = "1"
+    tree.write(annotation)
+    return thing.findtext("name")
+
+
 def narrow_first_object(annotation: Path) -> str:
     """Take two pixels off an image's first object; its class."""
     tree = ET.parse(annotation)

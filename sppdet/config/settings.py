@@ -259,7 +259,7 @@ class SvmSettings(Checked):
 
     C: Positive = 1e-3
     positive_weight: Positive = 2.0  # liblinear's -w1 2
-    bias: Annotated[float, any_value("0 leaves out the constant feature")] = 10.0  # liblinear's -B 10
+    bias: FromZero = 10.0  # liblinear's -B 10; 0 leaves out the constant feature
     norm: Positive = 20.0  # features are scaled to this mean L2 norm
     positive_overlap: Share = 1.0  # proposals with this IoU or more with an object are positives too; 1: objects alone
     negative_overlap: Share = 0.3  # proposals below this IoU with all objects of the class are negatives

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
+from io import IOBase
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 import numpy as np
@@ -118,6 +119,8 @@ class Predictor(WindowDetector):
         self.check_threshold(threshold)
         if isinstance(images, (list, tuple)):
             return [self._predict_one(image, threshold, bgr, margin, tiles) for image in images]
+        if isinstance(images, IOBase):  # an iterator over its lines
+            raise SppdetError("an image cannot be an open file: give its path, or its bytes by read()")
         if isinstance(images, Iterator):
             return (self._predict_one(image, threshold, bgr, margin, tiles) for image in images)
         return self._predict_one(images, threshold, bgr, margin, tiles)

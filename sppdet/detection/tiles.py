@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,7 @@ def plan_tiles(
         side = max(MIN_TILE, trained_on.image_side if trained_on else working_side or _UNKNOWN_SIDE)
         if max(size) <= _LARGER * side:
             return None
-    if not isinstance(side, int):
+    if not isinstance(side, Integral):
         raise SppdetError(f"tiles: expected auto or a number of pixels, found {side!r}")
     if side == 0:
         return None

@@ -144,7 +144,7 @@ def evaluate_folds(
         without box regression and the recall of proposals are means over the folds; ``folds`` has ``mAP`` and ``AP75``
         of each fold; ``learning_curve`` where there is one.
     """
-    names = entry_names(dataset)
+    names = entry_names(tile_dataset(dataset, Tiles.of(config.data)))
     every = [read_metrics(folder) for _, folder in folds]
     key = _metrics_key(config, names, dataset)
     found: dict[str, Detections] = {}

@@ -98,7 +98,8 @@ def measure_learning_curve(run: str | Path, overrides: Iterable[str] = ()) -> li
 def _pipelines(config: Config, folds: int) -> tuple[Pipeline, list[Pipeline]]:
     """Return the pipeline of the model of all images, and one per fold; the network is read once."""
     every, parts = load_folds(config, folds)
-    config = override(config, ["data.train_split=all", "data.test_split=all"])
+    limit = "null" if config.data.limit_train is None else config.data.limit_train  # of the images of all folds
+    config = override(config, ["data.train_split=all", "data.test_split=all", f"data.limit_test={limit}"])
     final = Pipeline(config, data=(every, every))
     pipelines = [
         Pipeline(

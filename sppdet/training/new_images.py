@@ -44,7 +44,14 @@ def without_objects(images: str | Path | Dataset, classes: tuple[str, ...]) -> D
     """Return images as a data set without objects."""
     boxes, labels, difficult = np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool)
     if isinstance(images, Dataset):
-        samples = [replace(sample, boxes=boxes, labels=labels, difficult=difficult) for sample in images]
+        # What else a sample says of classes is of the data set's own classes.
+        samples = [
+            replace(
+                sample, boxes=boxes, labels=labels, difficult=difficult, looked_for=None, ignored=boxes,
+                ignored_labels=labels,
+            )
+            for sample in images
+        ]  # fmt: skip
         return Dataset(classes, tuple(samples))
     samples = []
     for path in map(Path, find_images([str(images)])):

@@ -7,7 +7,7 @@ as its recipe (settings and features) is the same, whatever images and objects i
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from operator import attrgetter
 from pathlib import Path
@@ -108,10 +108,26 @@ class StageKeys:
         ignored = [[n, sample.ignored_of(k).tolist()] for n, sample in with_regions if len(sample.ignored_of(k))]
         if stage in ("svm", "context") and ignored:
             objects.append({"ignored": ignored})
-        if stage in ("svm", "context") and self.config.data.incomplete_labels:  # objects of other classes count
-            objects.append({"incomplete_labels": self._objects()[1:]})
+        if stage in ("svm", "context") and self.config.data.incomplete_labels:
+            objects.append({"incomplete_labels": self._perhaps_missed(stage, k)})
         depends = [self._final_features, head_key, inputs.train.classes[k]]
         return self._key(settings, depends, [inputs.split_of(stage).names, objects])
+
+    def _perhaps_missed(self, stage: str, k: int) -> list:
+        """Return what the objects that the labels of class k perhaps miss depend on, beside the class's own objects.
+
+        They are found by the SVMs' detections; objects of other classes, and difficult ones, count.
+        """
+        if stage == "context":
+            return [self.of_class("svm", k).data]
+        detection = asdict(replace(self.config.detection, context=0.0, flip=False))
+        return [self._objects()[1:], self._difficult(), detection]
+
+    def _difficult(self, k: int | None = None) -> list:
+        """Return which objects of the training images, or of class k, are difficult: number and flags of each image."""
+        pieces = enumerate(self.inputs.train_pieces)
+        flags = ((n, sample.difficult[(sample.labels == k) | (k is None)].tolist()) for n, sample in pieces)
+        return [[n, of_image] for n, of_image in flags if any(of_image)]
 
     def _calibration(self, k: int) -> Key:
         """Return the key of the detections that the probabilities of class k are learned from.
@@ -121,7 +137,10 @@ class StageKeys:
         stages = [stage for stage in self.inputs.stages_with_maps() if stage in ("svm", "context", "bbox")]
         keys = [self.of_class(stage, k) for stage in stages]
         settings = [asdict(self.config.calibration), asdict(self.config.detection), asdict(self.config.bbox)]
-        return self._key({"stage": "calibration"}, [key.recipe for key in keys], [[key.data for key in keys], settings])
+        data = [[key.data for key in keys], settings]
+        if difficult := self._difficult(k):  # such objects make a detection neither right nor wrong
+            data.append(difficult)
+        return self._key({"stage": "calibration"}, [key.recipe for key in keys], data)
 
     def is_done(self, path: Path, key: Key) -> bool:
         """Whether the result at ``path`` is valid for ``key``.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -308,8 +308,11 @@ class Stages:
         """Write the bank of the trained SVMs, unless it is there."""
         c, inputs = self.config, self.inputs
         keys = [self._keys.of_class("svm", k).data for k in inputs.labels]
-        origin = fingerprint([inputs.train.classes, keys, c.svm.bank])
-        if not c.svm.bank or self.name or bank_origin(inputs.folder) == origin:
+        origin = fingerprint([inputs.train.classes, keys, c.svm.bank, asdict(c.bbox), asdict(c.calibration)])
+        if self.name or bank_origin(inputs.folder) == origin:
+            return
+        (inputs.folder / BANK_FILE).unlink(missing_ok=True)  # of other SVMs
+        if not c.svm.bank:
             return
         split = self._ignoring_perhaps_missed(inputs.split_of("svm"))
         execution, svms = Execution(c.run.seed, c.workers), self._files.svms()

@@ -30,6 +30,7 @@ from sppdet.utils import SppdetError, compiled
 
 _NEVER = -100.0  # margin of every window for a class without positives: far below any threshold
 _SMALLEST_STEP = 1e-12  # projected gradients below this change nothing, as in liblinear
+_SMALLEST_DIAGONAL = 1e-200
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,8 @@ def fit_liblinear(rows: np.ndarray, index: np.ndarray, labels: np.ndarray, probl
         loss="hinge",
         dual=True,
         class_weight={1: problem.positive_weight, -1: 1.0},
-        intercept_scaling=problem.bias,
+        fit_intercept=problem.bias > 0,
+        intercept_scaling=problem.bias or 1.0,
         random_state=problem.seed,
         max_iter=problem.max_epochs,
     )
@@ -186,7 +188,7 @@ def fit_liblinear(rows: np.ndarray, index: np.ndarray, labels: np.ndarray, probl
         solver.fit(rows[index].astype(np.float32) * np.float32(problem.scale), np.asarray(labels, np.int64))
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
     weight = (solver.coef_[0] * problem.scale).astype(np.float32)
-    return Fit(weight, float(solver.intercept_[0]), None, 0, converged)
+    return Fit(weight, float(np.ravel(solver.intercept_)[0]), None, 0, converged)
 
 
 # By the setting svm.solver. Only ``fit`` takes dual variables to start from.
@@ -215,7 +217,8 @@ def objective(margins: np.ndarray, labels: np.ndarray, fitted: Fit, problem: Pro
     """
     cost = problem.C * np.where(labels > 0, problem.positive_weight, 1.0)
     weight = fitted.weight.astype(np.float64) / problem.scale
-    square = weight @ weight + (fitted.intercept / problem.bias) ** 2
+    of_constant = fitted.intercept / problem.bias if problem.bias else 0.0
+    square = weight @ weight + of_constant**2
     return float(square / 2 + cost @ np.maximum(0, 1 - labels * margins))
 
 
@@ -305,7 +308,8 @@ def _descend(
     diagonal = np.empty(n)
     for i in range(n):
         row = rows[index[i]]
-        diagonal[i] = scale * scale * _square(row) + bias * bias
+        # Of a row of zeros without the constant feature it is 0; as in liblinear, alpha then goes to one of its bounds.
+        diagonal[i] = max(scale * scale * _square(row) + bias * bias, _SMALLEST_DIAGONAL)
         if alpha[i] > 0:
             _add(np.float32(alpha[i] * labels[i] * scale), row, weight)
             bias_weight += alpha[i] * labels[i] * bias

@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from threading import Thread, local
+from threading import Lock, Thread, local
 from typing import Any, TypeVar
 
 from sppdet.utils.engines import active_cluster
@@ -19,6 +19,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _threads = local()  # `count`: the number of threads of a thread that has set it, where torch is not loaded
+_setting_threads = Lock()
 _FEW = 3  # items for which each is computed with all cores, one after the other
 
 
@@ -48,11 +49,18 @@ def thread_count() -> int:
 
 
 def set_thread_count(count: int) -> None:
-    """Set the number of threads that the calling thread may use: what `thread_count` returns, and torch's number."""
+    """Set the number of threads that the calling thread may use: what `thread_count` returns, and torch's number.
+
+    torch would begin all later threads with this number, too, so another thread sets back what they begin with.
+    """
     _threads.count = count
     torch = _loaded_torch()
-    if torch is not None:
+    if torch is None or torch.get_num_threads() == count:
+        return
+    with _setting_threads, ThreadPoolExecutor(1) as other:
+        of_later_threads = other.submit(torch.get_num_threads).result()
         torch.set_num_threads(count)
+        other.submit(torch.set_num_threads, of_later_threads).result()
 
 
 def _loaded_torch() -> Any:

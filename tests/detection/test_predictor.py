@@ -72,6 +72,7 @@ def test_channels_of_opencv_are_put_in_order(camera, image):
         (torch.zeros(3, 0, 4), "a torch.float32 tensor"),
         (b"no image", "the encoded image: is no image Pillow knows"),
         ("none.jpg", "none.jpg: no such image"),
+        (io.BytesIO(b"a file"), "an image cannot be an open file: give its path, or its bytes by read"),
     ],
 )
 def test_what_is_no_image_is_named(camera, wrong, message):

@@ -148,7 +148,7 @@ def test_a_model_remembers_how_it_was_trained(tmp_path, detector):
 def test_predict_cuts_images_where_it_is_asked_to_or_trained_so(detector):
     image = np.random.default_rng(0).integers(0, 256, (100, 220, 3), np.uint8)
     image[30:60, 60:100] = [250, 30, 30]
-    whole, tiled = detector.predict(image), detector.predict(image, tiles=100)
+    whole, tiled = detector.predict(image), detector.predict(image, tiles=np.int64(100))
     plan = TilePlan(Tiles(100, 33), True)
     expected = detect_in_tiles(detector.predict, PixelsInMemory(image), plan, detector.detection.nms)
     np.testing.assert_array_equal(tiled.xyxy, expected.xyxy)

@@ -16,6 +16,7 @@ from sppdet.detection.stored_model import StoredModel
 from sppdet.training.adding import _of_new_classes, add_background, add_classes
 from sppdet.training.bank import BANK_FILE, Bank
 from sppdet.training.changing import remove_classes
+from sppdet.training.new_images import without_objects
 from sppdet.utils.errors import SppdetError
 
 
@@ -39,6 +40,14 @@ def test_the_second_training_leaves_the_bank_as_it_is(run):
     before = (run.folder / BANK_FILE).stat().st_mtime_ns
     run.train()
     assert (run.folder / BANK_FILE).stat().st_mtime_ns == before
+
+
+def test_the_bank_follows_the_settings_that_it_keeps(run):
+    run.train()
+    run.train("bbox.ridge=10")
+    assert Bank.load(run.folder).bbox.ridge == 10
+    run.train("svm.C=0.01", "svm.bank=0")
+    assert not (run.folder / BANK_FILE).exists(), "a bank of other SVMs"
 
 
 def test_a_class_that_is_removed_and_added_is_found_again_and_the_others_stay(model, images):
@@ -82,6 +91,13 @@ def test_background_lowers_the_margins_of_what_was_found_in_it(model, images):
     assert after.classes == before.classes
     lower = [after.predict(sample.path, threshold=None).scores.max(initial=-2) for sample in unseen]
     assert np.mean(lower) < np.mean(highest)
+
+
+def test_what_a_data_set_says_of_its_own_classes_does_not_make_background_less(images):
+    regions = {"ignored": np.ones((1, 4), np.float32), "ignored_labels": np.zeros(1, np.int64)}
+    zebras = replace(images[0], looked_for=np.array([False]), **regions)
+    (sample,) = without_objects(Dataset(("zebra",), (zebras,)), ("circle", "star"))
+    assert sample.was_looked_for([0, 1]).all() and not len(sample.ignored) and not len(sample.boxes)
 
 
 def test_background_without_hard_negatives_changes_no_weight(model, tmp_path):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from annotations import narrow_first_object, rename_class
+from annotations import mark_first_object_difficult, narrow_first_object, rename_class
 from PIL import Image
 from stage_results import write_networks, write_trunk
 
@@ -263,6 +263,22 @@ def test_a_changed_object_changes_the_keys_of_its_class_and_of_what_all_classes_
         assert after[stage][name].recipe == before[stage][name].recipe  # so --keep leaves the class as it is
     for stage in EVERY - CLASSES:
         assert after[stage] != before[stage]
+
+
+@pytest.mark.parametrize("change", ["detection.nms=0.5", "detection.min_margin=1", "svm.random_negatives=900"])
+def test_with_incomplete_labels_svms_depend_on_how_missed_objects_are_found(runs, change):
+    base = "data.incomplete_labels=true"
+    assert changed_stages(runs.base(base), runs.keys(f"{base} {change}")) == MARGINS | CALIBRATION
+
+
+def test_what_is_difficult_matters_where_detections_are_judged(runs, copied_data):
+    before, incomplete = runs.base(""), "data.incomplete_labels=true"
+    name = mark_first_object_difficult(copied_data / "Annotations" / "train_00000.xml")
+    after = runs.keys(root=copied_data)
+    pairs = [(stage, other) for stage in after for other in after[stage]]
+    changed = [(stage, other) for stage, other in pairs if after[stage][other] != before[stage][other]]
+    assert changed == [("calibration", name)]
+    assert changed_stages(runs.base(incomplete), runs.keys(incomplete, copied_data)) == MARGINS | CALIBRATION
 
 
 def test_a_renamed_class_is_another_class(runs, copied_data):

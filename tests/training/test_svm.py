@@ -24,13 +24,14 @@ def primal(weight, intercept, x, labels, problem) -> float:
     """Compute 1/2 |w|^2 + 1/2 b^2 + C sum c_i hinge_i in double precision."""
     cost = problem.C * np.where(labels > 0, problem.positive_weight, 1)
     hinge = np.maximum(0, 1 - labels * (x @ weight + intercept))
-    return (weight @ weight + (intercept / problem.bias) ** 2) / 2 + cost @ hinge
+    of_constant = intercept / problem.bias if problem.bias else 0
+    return (weight @ weight + of_constant**2) / 2 + cost @ hinge
 
 
 def reference(x, labels, problem) -> LinearSVC:
     solver = LinearSVC(
         C=problem.C, loss="hinge", dual=True, class_weight={1: problem.positive_weight, -1: 1},
-        intercept_scaling=problem.bias, tol=1e-4, max_iter=200_000, random_state=0,
+        fit_intercept=problem.bias > 0, intercept_scaling=problem.bias or 1, tol=1e-4, max_iter=200_000, random_state=0,
     )  # fmt: skip
     return solver.fit(x, labels)
 
@@ -39,7 +40,7 @@ def check(rows, labels, problem, fitted) -> None:
     """Compare with scikit-learn: the objective is at most 0.1% higher, the margins are close."""
     x = rows.astype(np.float64) * problem.scale
     best = reference(x, labels, problem)
-    expected = primal(best.coef_[0], best.intercept_[0], x, labels, problem)
+    expected = primal(best.coef_[0], float(np.ravel(best.intercept_)[0]), x, labels, problem)
     ours = primal(fitted.weight.astype(np.float64) / problem.scale, fitted.intercept, x, labels, problem)
     assert ours <= expected * 1.001
     margins = svm.margins(rows, np.arange(len(rows)), fitted)
@@ -130,12 +131,21 @@ def test_a_warm_start_reaches_the_same_solution_sooner():
     check(rows, labels, problem, wild)
 
 
-def test_liblinear_is_the_same_problem():
+@pytest.mark.parametrize("bias", [10.0, 0.0])
+def test_liblinear_is_the_same_problem(bias):
     rows, labels = data(np.random.default_rng(6), 30, 50, 8)
-    problem = Problem(C=0.01, scale=0.5, max_epochs=50_000)
+    problem = Problem(C=0.01, bias=bias, scale=0.5, max_epochs=50_000)
     fitted = svm.fit_liblinear(rows, np.arange(80), labels, problem)
-    assert fitted.converged and fitted.alpha is None
+    assert fitted.converged and fitted.alpha is None and (fitted.intercept == 0) == (bias == 0)
     check(rows, labels, problem, fitted)
+    check(rows, labels, problem, svm.fit(rows, np.arange(80), labels, problem))
+
+
+def test_a_row_of_zeros_without_constant_feature_is_inside_the_margin_and_changes_nothing():
+    rows = np.array([[0, 0], [2, 0], [0, 2]], np.float16)
+    fitted = svm.fit(rows, np.arange(3), np.array([1, 1, -1]), Problem(C=1.0, bias=0.0))
+    np.testing.assert_allclose(fitted.weight, [0.5, -0.5], atol=1e-2)
+    assert fitted.converged and fitted.alpha[0] == 2.0 and fitted.intercept == 0  # the bound: C * positive_weight
 
 
 def test_the_iteration_limit_is_reported():

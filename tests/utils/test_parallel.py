@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import joblib
@@ -85,6 +86,16 @@ def test_opencv_has_one_thread_in_a_worker(threads):
 def test_torch_has_one_thread_in_a_worker_and_the_callers_number_is_restored(two_threads):
     counts = list(parallel_map(lambda i: thread_count(), range(4), 2, "threads", threads=True))
     assert counts == [1, 1, 1, 1]
+    assert thread_count() == 2
+
+
+def test_threads_that_begin_later_have_all_threads_though_others_have_one(two_threads):
+    """torch gives them what was set last, in whatever thread."""
+    with ThreadPoolExecutor(1) as other:
+        other.submit(set_thread_count, 1).result()
+        with ThreadPoolExecutor(1) as later:
+            assert later.submit(torch.get_num_threads).result() == 2
+        assert other.submit(torch.get_num_threads).result() == 1
     assert thread_count() == 2
 
 
