@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -53,7 +54,7 @@ def add(options: argparse.Namespace) -> None:
     seconds = spent.user + spent.system + spent.children_user + spent.children_system
     folder = Path(options.output or options.run)
     cli.say(f"{folder}: {len(detector.classes)} classes, {seconds:.1f} s of processor time")
-    cli.say(f"  sppdet detect PHOTO.jpg --model {folder}")
+    cli.say(f"  sppdet detect PHOTO.jpg --model {shlex.quote(str(folder))}")
 
 
 def main(arguments: list[str] | None = None) -> int:

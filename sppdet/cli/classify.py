@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from dataclasses import replace
 from functools import partial
@@ -107,7 +108,7 @@ def train(options: argparse.Namespace) -> None:
     metrics = train_run(settings, force=options.force)
     if metrics:
         print(summary(metrics))
-    print(f"{settings.run.dir}: sppdet classify predict --model {settings.run.dir} IMAGE ...")
+    print(f"{settings.run.dir}: sppdet classify predict --model {shlex.quote(settings.run.dir)} IMAGE ...")
 
 
 def evaluate(options: argparse.Namespace) -> None:

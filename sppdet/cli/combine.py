@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -33,7 +34,7 @@ def combine(options: argparse.Namespace) -> None:
 
     folders, output = [Path(run) for run in options.runs], Path(options.output)
     combine_runs(folders, options.weights or [1.0] * len(folders), output)
-    cli.say(f"{output}: {len(folders)} models; python -m sppdet.evaluate {output} measures it")
+    cli.say(f"{output}: {len(folders)} models; python -m sppdet.evaluate {shlex.quote(str(output))} measures it")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -21,6 +21,7 @@ _LONGEST = 1_000_000  # characters of a file of settings
 _MOST_VALUES = 10_000  # in a file of settings, where an alias counts as all that it stands for
 # Lists of names: YAML would read 0017 in them as 15, 12:30 as 750 and no as false.
 _NAME_LISTS = ("data.classes",)
+_OF_ANNOTATIONS = {"names", "nc", "images", "annotations", "categories"}  # keys of YOLO's data.yaml and of COCO's JSON
 
 Settings = TypeVar("Settings", Config, ClassifierConfig)
 
@@ -52,6 +53,11 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
     values, texts = _read_yaml(Path(path))
     if values.pop("checksum", None) is not None:  # config.json has one
         read_json(path)
+    if values.keys() & _OF_ANNOTATIONS:
+        raise SppdetError(
+            f"{path}: describes images or their classes, not settings; give the folder of the images, such as "
+            f"{Path(path).parent}"
+        )
     values.pop("versions", None)  # and the versions of the software beside the settings
     _keep_names(kind, values, texts)
     if kind is Config and (preset := values.pop("preset", None)) is not None:
@@ -103,7 +109,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], Any]:
         raise SppdetError(f"{path}: {reason}; give a YAML file, such as one of configs/") from None
     except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise SppdetError(f"{path}: not YAML ({reason}); correct it, or name a file of configs/") from None
+        raise SppdetError(
+            f"{path}: not YAML ({reason}); correct it, or give a folder of labelled images or a file of configs/"
+        ) from None
     if not isinstance(values, dict):
         raise SppdetError(f"{path}: expected `key: value` lines, found {type(values).__name__}")
     return values, texts

@@ -16,6 +16,9 @@ from .labelled_folder import read_folder as read_folder
 from .large_images import Pixels as Pixels
 from .large_images import PixelsInMemory as PixelsInMemory
 from .large_images import open_pixels as open_pixels
+from .names import NO_FILE_NAME as NO_FILE_NAME
+from .names import check_class_names as check_class_names
+from .names import fits_file_names as fits_file_names
 from .prelabels import FORMATS as FORMATS
 from .prelabels import AnnotationFolder as AnnotationFolder
 from .prelabels import Prelabelled as Prelabelled

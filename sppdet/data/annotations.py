@@ -240,8 +240,8 @@ def to_dataset(
         for name in unknown[:1]:
             near = difflib.get_close_matches(name, classes, n=1, cutoff=0)
             message = (
-                f"{item.file}: class {name!r} is none of the classes (nearest: {', '.join(near)}); "
-                "rename it or add it to the classes"
+                f"{item.file}: class {name!r} is none of the classes that are learned (nearest: {', '.join(near)}); "
+                "rename it, label it in images for training, too, or add it to data.classes"
             )
             problems.append(Problem("class", str(item.file), message, True))
         if not unknown:

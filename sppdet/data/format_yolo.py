@@ -15,6 +15,7 @@ from sppdet.data.polygons import box_around
 from sppdet.data.problems import Problem
 from sppdet.utils import SppdetError
 
+_UNNAMED = "class "  # before the number of a class without a name
 _NAME_FILES = ("classes.txt", "obj.names", "_darknet.labels", "labels.txt", "predefined_classes.txt", "classes.names")
 
 
@@ -79,13 +80,26 @@ def _read_line(where: str, words: Sequence[str], names: Sequence[str] | None, ke
         raise SppdetError(
             f"{where} has class {int(label)}, but there are {len(names)} names, from 0; correct one of them"
         )
-    name = f"class {int(label)}" if names is None else names[int(label)]
+    name = f"{_UNNAMED}{int(label)}" if names is None else names[int(label)]
     if len(numbers) in (4, 5) or (keypoints and len(numbers) > 4):  # the fifth number is the score of a detection
         x, y, width, height = numbers[:4]
         return Object(name, (x - width / 2, y - height / 2, x + width / 2, y + height / 2))
     if len(numbers) >= 6 and len(numbers) % 2 == 0:
         return Object(name, box_around(list(zip(numbers[::2], numbers[1::2]))))
     raise SppdetError(f"{where} has {len(words)} numbers; write class, x, y, width, height")
+
+
+def numbers_without_names(classes: Sequence[str]) -> dict[str, int]:
+    """Return the numbers of classes that were read from labels without names; empty if they are others.
+
+    Examples:
+        >>> numbers_without_names(["class 0", "class 10"]), numbers_without_names(["cat", "class 1"])
+        ({'class 0': 0, 'class 10': 10}, {})
+    """
+    numbers = {name: name.removeprefix(_UNNAMED) for name in classes}
+    if not all(name.startswith(_UNNAMED) and number.isdecimal() for name, number in numbers.items()):
+        return {}
+    return {name: int(number) for name, number in numbers.items()}
 
 
 def _settings(listing: Listing) -> tuple[Path | None, dict[str, Any]]:

@@ -25,6 +25,7 @@ from sppdet.data.annotations import Annotation, Located, locate, merge_names, to
 from sppdet.data.dataset import Dataset
 from sppdet.data.image_facts import all_image_facts
 from sppdet.data.listing import Listing
+from sppdet.data.names import NO_FILE_NAME, fits_file_names
 from sppdet.data.problems import Problem, listed, raise_fatal, report_lines
 from sppdet.utils import SppdetError, counted
 
@@ -77,12 +78,15 @@ class LabelledFolder:
     def splits(self) -> dict[str, list[Located]]:
         """Return the images of each split that the folder itself has; empty if it has fewer than two.
 
-        Names are ``train``, ``val``, ``test`` and ``trainval``. Images outside of these are in none.
+        Names are ``train``, ``val``, ``test`` and ``trainval``. Where the folder has ``test`` or ``val`` alone, all
+        other images are ``train``; else images outside of the splits are in none.
         """
         splits: dict[str, list[Located]] = {}
         for image in self.images:
-            if image.split:
-                splits.setdefault(image.split, []).append(image)
+            splits.setdefault(image.split or "", []).append(image)
+        rest = splits.pop("", [])
+        if rest and len(splits) == 1 and splits.keys() <= {"test", "val"}:
+            splits["train"] = rest
         return splits if len(splits) > 1 else {}
 
     def dataset(
@@ -175,6 +179,18 @@ def read_folder(
         for name, count in sorted(folder.objects().items())
         if count < _FEW
     ]
+    problems += [
+        Problem("class name", str(root), f"{root}: class '{name}': {NO_FILE_NAME}; rename it before training")
+        for name in folder.classes
+        if not fits_file_names(name)
+    ]
+    if outside := [image for image in images if folder.splits() and image.split is None]:
+        names = ", ".join([*folder.splits()])
+        message = (
+            f"{root}: {counted(len(outside), 'image')} ({listed([image.path for image in outside])}) in none of the "
+            f"splits {names}: neither learned from nor measured on; move them into one"
+        )
+        problems.append(Problem("no split", str(root), message))
     if not skip_bad:
         raise_fatal(
             problems, f"{root}: `sppdet check` lists every problem; data.skip_bad=true leaves out what cannot be used"

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
+
+from sppdet.utils import SppdetError
+
+_LONGEST = 100  # bytes
+NO_FILE_NAME = f'result files cannot have it in their names (no / \\ : * ? " < > |, {_LONGEST} bytes at most)'
 
 # Zero-width space, word joiner, byte-order mark, soft hyphen, marks of direction. Joiners (U+200C, U+200D) stay, as
 # scripts and emoji need them.
@@ -40,3 +46,24 @@ def file_key(name: str) -> str:
         (True, False)
     """
     return clean_name(name).casefold()
+
+
+def fits_file_names(name: str) -> bool:
+    """Whether a class or a split can stand in the names of VOC's result files.
+
+    Examples:
+        >>> fits_file_names("traffic light"), fits_file_names("traffic/light")
+        (True, False)
+    """
+    return bool(name) and not set(name) & set('/\\:*?"<>|\0\n\r') and len(name.encode()) <= _LONGEST
+
+
+def check_class_names(names: Iterable[str], where: str) -> None:
+    """Refuse class names that result files cannot hold in their names.
+
+    Raises:
+        SppdetError: names the first of them, and ``where`` it is from.
+    """
+    for name in names:
+        if not fits_file_names(name):
+            raise SppdetError(f"{where}: class {name!r}: {NO_FILE_NAME}; rename it")

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
 
-from sppdet.data import format_coco, format_labelstudio
-from sppdet.data.format_yolo import names_in
+from sppdet.data import format_coco, format_labelstudio, format_yolo
+from sppdet.data.format_yolo import names_in, numbers_without_names
 from sppdet.data.listing import Listing
 from sppdet.data.problems import Problem
 from sppdet.data.voc import write_voc_annotation
@@ -100,11 +100,11 @@ class AnnotationFolder:
         """Check that all classes can be written.
 
         Raises:
-            SppdetError: YOLO's list of names lacks one of them.
+            SppdetError: YOLO's list of names lacks one of them, or there is none and a person's labels need it.
         """
         if self.form == "yolo":
-            file, names = self._yolo_names(classes)
-            if missing := [name for name in classes if name not in names]:
+            file, numbers = self._yolo_numbers(classes)
+            if missing := [name for name in classes if name not in numbers]:
                 raise SppdetError(f"{file}: has no class {', '.join(missing)}; add a line for each at its end")
 
     def write(self, images: Sequence[Prelabelled], classes: Sequence[str]) -> Path:
@@ -129,10 +129,9 @@ class AnnotationFolder:
             return path
         numbers: dict[str, int] = {}
         if self.form == "yolo":
-            file, names = self._yolo_names(classes)
-            numbers = {name: k for k, name in enumerate(names)}
-            if not file.exists():
-                write_lines(file, names)
+            file, numbers = self._yolo_numbers(classes)
+            if file is not None and not file.exists():
+                write_lines(file, numbers)
         self._put({self._file(image.path): partial(self._write_one, image, numbers) for image in images})
         return self.folder
 
@@ -185,8 +184,12 @@ class AnnotationFolder:
         annotations = reader.read(listing, files, problems)
         return {annotation.image for annotation in annotations if annotation.image is not None}
 
-    def _yolo_names(self, classes: Sequence[str]) -> tuple[Path, list[str]]:
-        """Return the file that names the classes, in the folder or above it, and the names; else what to write."""
+    def _yolo_numbers(self, classes: Sequence[str]) -> tuple[Path | None, dict[str, int]]:
+        """Return the file that names the classes, in the folder or above it, and the number of each name.
+
+        Where there is none, the file is one to be written. Classes of labels without names, ``class 0`` and so on, have
+        their numbers and no file.
+        """
         for folder in dict.fromkeys([self.folder, self.images, *self.images.resolve().parents[:2]]):
             try:
                 file, names = names_in(folder)
@@ -195,8 +198,16 @@ class AnnotationFolder:
                     raise
                 continue  # a folder above may hold anything
             if file is not None and names is not None:
-                return file, names
-        return self.folder / "classes.txt", list(classes)
+                return file, {name: k for k, name in enumerate(names)}
+        if numbers := numbers_without_names(classes):
+            return None, numbers
+        others = tuple(path for path in sorted(self.folder.glob("*.txt")) if not self._wrote(path))
+        if labels := format_yolo.recognise(replace(Listing.of(self.images), root=self.folder, others=others)):
+            raise SppdetError(
+                f"{labels[0]}: nothing names its classes; write {self.folder / 'classes.txt'}, a name per line in the "
+                "order of their numbers"
+            )
+        return self.folder / "classes.txt", {name: k for k, name in enumerate(classes)}
 
 
 def _folder_of(images: Path, form: str) -> Path:

@@ -49,6 +49,8 @@ KINDS = {
     "duplicate in splits": "images with the same content in several splits, so that figures will be too high",
     "unseen characters": "names that differ by unseen characters alone, taken as one",
     "similar classes": "classes whose names differ by case or spaces alone, perhaps one class",
+    "class name": "classes whose names result files cannot have, so that they must be renamed before training",
+    "no split": "images in none of the folder's splits, neither learned from nor measured on",
     "few objects": "classes with few objects",
 }
 # Kinds that may well be right: a report lists them, a warning does not.

@@ -23,6 +23,7 @@ from sppdet.data.images import IN_TILES, is_too_large
 from sppdet.data.labelled_folder import LabelledFolder, duplicate_groups, read_folder
 from sppdet.data.listing import SPLIT_FILE
 from sppdet.data.looked_for import with_looked_for
+from sppdet.data.names import check_class_names
 from sppdet.data.problems import Problem, listed, raise_fatal, remarks
 from sppdet.data.shapes import make_shapes
 from sppdet.data.voc import read_voc, voc_folder, voc_lists
@@ -126,6 +127,7 @@ def _names_to_read(classes: Sequence[str] | None, data: DataSettings) -> list[st
 
 def _as_labelled(dataset: Dataset, data: DataSettings) -> Dataset:
     """Return a data set that knows what nobody has labelled: ignored regions, and classes that were not looked for."""
+    check_class_names(dataset.classes, data.root)
     return with_looked_for(with_ignored_classes(_readable(dataset, data), data.ignore_classes), data.labelled_classes)
 
 

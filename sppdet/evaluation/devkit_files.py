@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet.data import Dataset
+from sppdet.data import NO_FILE_NAME, Dataset, fits_file_names
 from sppdet.detection import Detections
 from sppdet.evaluation.voc import check_detections
 from sppdet.ops import boxes as geometry
@@ -23,10 +23,8 @@ def check_names(dataset: Dataset, split: str) -> None:
             first of them.
     """
     for name in (split, *dataset.classes):
-        if not name or set(name) & set('/\\:*?"<>|\0\n\r'):
-            raise SppdetError(f"{name!r}: cannot stand in the name of a devkit file; rename that class or split")
-        if len(name.encode()) > 100:
-            raise SppdetError(f"{name!r}: is too long for the name of a devkit file; rename that class or split")
+        if not fits_file_names(name):
+            raise SppdetError(f"{name!r}: {NO_FILE_NAME}; rename that class or split")
     for sample in dataset.samples:
         if len(sample.id.split()) != 1 or sample.id != sample.id.strip():
             raise SppdetError(f"image {sample.id!r}: white space would break the devkit's lines; rename the file")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sppdet.data import check_class_names
 from sppdet.training.model_and_bank import check_known, read_model, save_model
 from sppdet.utils import SppdetError
 
@@ -47,10 +48,11 @@ def rename_class(run: str | Path, old: str, new: str, *, output: str | Path | No
         output: folder of the new model, which must not exist; by default the model is replaced.
 
     Raises:
-        SppdetError: the model does not have the class, or has one of the new name.
+        SppdetError: the model does not have the class, has one of the new name, or result files cannot have it.
     """
     model, bank = read_model(run, output, needs_bank=False)
     check_known(model, [old])
+    check_class_names([new], str(run))
     if new in model.classes or not new.strip():
         raise SppdetError(f"{run}: has a class '{new}' already; give another name" if new.strip() else "NEW: is empty")
     classes = [replace(one, name=new if one.name == old else one.name) for one in model.stored_classes()]

@@ -8,6 +8,7 @@ curve, which learn from fewer images.
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -33,7 +34,7 @@ def cross_validate(config: Config, folds: int) -> Pipeline:
 
     Args:
         config: all settings; ``data.train_split`` and ``data.test_split`` are not used.
-        folds: their number, 2 or more.
+        folds: their number, 2 or more, see `check_folds`.
 
     Returns:
         The pipeline of the model of all images, whose metrics.json has the figures of the folds and, unless it would
@@ -42,8 +43,7 @@ def cross_validate(config: Config, folds: int) -> Pipeline:
     Raises:
         SppdetError: settings with which a network learns from the images, or an error of a stage.
     """
-    if folds < 2:
-        raise SppdetError(f"--folds: expected 2 or more, found {folds}")
+    check_folds(folds)
     check_fixed_network(config, "--folds")
     final, pipelines = _pipelines(config, folds)
     final.log_data()
@@ -139,7 +139,7 @@ def _run(final: Pipeline, pipelines: list[Pipeline], parts: list[Pipeline], aske
         if seconds > _MOST_OF_TRAINING * training:
             logger.info(
                 "no learning curve, which would take about %s; sppdet report %s --learning-curve measures it later",
-                duration(seconds), final.inputs.folder,
+                duration(seconds), shlex.quote(str(final.inputs.folder)),
             )  # fmt: skip
             every, parts = pipelines, []
     estimates = estimate(final.inputs, of_final, speed)
@@ -195,6 +195,16 @@ def _without(every: Dataset, part: Dataset) -> Dataset:
     """Return the images that are not in a fold."""
     ids = {sample.id for sample in part}
     return replace(every, samples=tuple(sample for sample in every if sample.id not in ids))
+
+
+def check_folds(folds: int) -> None:
+    """Refuse a number of folds with which nothing can be measured; 0 stands for none.
+
+    Raises:
+        SppdetError: it is 1 or below 0.
+    """
+    if folds < 2 and folds != 0:
+        raise SppdetError(f"--folds: expected 2 or more, found {folds}; leave it out to measure on a test split")
 
 
 def check_fixed_network(config: Config, option: str) -> None:

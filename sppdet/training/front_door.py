@@ -12,7 +12,7 @@ from sppdet.data import Dataset, Tiles, divide_dataset, load_split, tile_dataset
 from sppdet.detection import Detector
 from sppdet.networks import process_group, rank, rank_count, wait_for_ranks
 from sppdet.training.data_settings import choices_of_run, choose_settings
-from sppdet.training.folds import cross_validate
+from sppdet.training.folds import check_folds, cross_validate
 from sppdet.training.pipeline import Pipeline
 from sppdet.training.views import choose_views
 from sppdet.utils import SppdetError, cluster, require_engine
@@ -178,6 +178,7 @@ def train_detector(
     if not isinstance(source, Dataset):
         if test is not None:
             raise SppdetError("test: goes with a data set; a folder or config names its own, as data.test_split")
+        check_folds(folds)  # before settings are chosen, which takes up to a minute
         settings = settings_following_data(source, overrides, preset, output)
         return run_training(settings, keep=keep, folds=folds).detector()
     overrides = [*overrides]

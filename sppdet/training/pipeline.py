@@ -20,6 +20,7 @@ All but the cache is written in the run's folder, where stages.json records what
 from __future__ import annotations
 
 import logging
+import shlex
 
 import numpy as np
 
@@ -223,8 +224,9 @@ class Pipeline:
         folder = self.inputs.folder
         logger.info(summary(metrics))
         logger.info("the model is in %s; what to do next:", folder)
-        logger.info("  sppdet detect PHOTO.jpg --model %s", folder)
-        logger.info("  sppdet evaluate %s --diagnose    which errors cost how much", folder)
+        quoted = shlex.quote(str(folder))
+        logger.info("  sppdet detect PHOTO.jpg --model %s", quoted)
+        logger.info("  sppdet evaluate %s --diagnose    which errors cost how much", quoted)
 
     def log_data(self) -> None:
         """Log the number of images and of objects per class of both splits, and images that are in both."""

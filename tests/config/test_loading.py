@@ -223,6 +223,7 @@ def test_the_config_json_of_a_run_is_a_config(tmp_path):
         ("svm: {C: x}", r"c\.yaml: svm.C: expected float, found 'x'"),
         ("- a\n- b", r"c\.yaml: expected `key: value` lines, found list"),
         ("a: [1", r"c\.yaml: not YAML"),
+        ("train: images\nnames: [cat]", r"c\.yaml: describes images or their classes, not settings; give the folder"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", r"c\.yaml: not YAML"),  # an image
     ],
 )

@@ -111,7 +111,7 @@ def test_the_same_content_under_several_names(tmp_path):
     assert kinds_of(folder) == ["duplicate"]
     for split, seed in (("train", 3), ("test", 3)):
         add(tmp_path / split, split, seed=seed)
-    assert kinds_of(read_folder(tmp_path)) == ["duplicate", "duplicate in splits"]
+    assert kinds_of(read_folder(tmp_path)) == ["duplicate", "duplicate in splits", "no split"]
 
 
 def test_ids_are_short_distinct_and_without_white_space(tmp_path):
@@ -139,6 +139,20 @@ def test_report_says_what_the_folder_holds(tmp_path):
         f"  {tmp_path}: class 'cat' has 1 object; label more images of it",
         f"  {tmp_path}: class 'dog' has 1 object; label more images of it",
     ]
+
+
+def test_images_outside_of_the_splits_and_names_that_files_cannot_have_are_told(tmp_path):
+    for seed, name in enumerate(["train/a", "test/b", "new/c", "new/d"]):
+        add(tmp_path, name, ("traffic/light", 3, 3, 20, 15), seed=seed)
+    outside, name = (
+        [problem.message for problem in read_folder(tmp_path).problems if problem.kind == kind]
+        for kind in ("no split", "class name")
+    )
+    assert outside == [
+        f"{tmp_path}: 2 images (c.jpg, d.jpg) in none of the splits test, train: neither learned from nor measured on; "
+        "move them into one"
+    ]
+    assert name[0].startswith(f"{tmp_path}: class 'traffic/light': result files cannot have it in their names")
 
 
 def test_three_hundred_classes(tmp_path):

@@ -165,6 +165,27 @@ def test_a_class_that_yolo_s_names_lack_is_an_error_and_nothing_is_written(tmp_p
     assert not (tmp_path / "a.txt").exists()
 
 
+def test_classes_without_names_keep_their_numbers_and_get_no_list(tmp_path):
+    write(tmp_path / "a.txt", "2 0.5 0.5 0.2 0.2\n")
+    (image,) = labelled(tmp_path, ["b"])
+    image = replace(image, names=["class 10", "class 2"], boxes=np.array(BOXES["a"], np.float32), scores=[0.9, 0.6])
+    AnnotationFolder(tmp_path, "yolo").write([image], ["class 0", "class 10", "class 2"])
+    assert [line.split()[0] for line in (tmp_path / "b.txt").read_text().splitlines()] == ["10", "2"]
+    assert not (tmp_path / "classes.txt").exists()
+
+
+@pytest.mark.parametrize("labels", [".", "labels"])
+def test_a_person_s_labels_without_names_get_none_that_may_be_wrong(tmp_path, labels):
+    images = tmp_path / ("images" if labels == "labels" else ".")
+    found = labelled(images)
+    write(tmp_path / labels / "b.txt", "2 0.5 0.5 0.2 0.2\n")
+    with pytest.raises(SppdetError, match=r"b\.txt: nothing names its classes; write .*classes\.txt, a name per line"):
+        AnnotationFolder(images, "yolo").write(found[:1], CLASSES)
+    write(tmp_path / labels / "classes.txt", "bird\ncat\ndog\n")
+    AnnotationFolder(images, "yolo").write(found[:1], CLASSES)
+    assert [line[0] for line in (tmp_path / labels / "a.txt").read_text().splitlines()] == ["2", "1"]
+
+
 def test_images_that_would_share_an_annotation_are_refused(tmp_path):
     with pytest.raises(SppdetError, match=r"a\.jpg and a\.png: share a\.xml; rename one"):
         AnnotationFolder(tmp_path, "voc").without_annotation([tmp_path / "a.jpg", tmp_path / "a.png"])

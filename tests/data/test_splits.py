@@ -171,6 +171,8 @@ def test_one_image_cannot_be_divided(tmp_path):
         ({"train": 3, "valid": 2}, {"trainval": 3, "test": 2, "train": 3, "val": 2}),
         ({"train": 3, "test": 2}, {"trainval": 3, "test": 2}),
         ({"train": 5}, {"trainval": 4, "test": 1}),
+        ({"photos": 3, "test": 2}, {"trainval": 3, "test": 2, "train": 3}),
+        ({"train": 3, "test": 2, "new": 4}, {"trainval": 3, "test": 2, "all": 9}),
     ],
 )
 def test_splits_of_the_folder_are_taken_where_it_has_some(tmp_path, folders, expected):
@@ -181,6 +183,21 @@ def test_splits_of_the_folder_are_taken_where_it_has_some(tmp_path, folders, exp
     assert {split: len(read_dataset(tmp_path, split)) for split in expected} == expected
     with pytest.raises(SppdetError, match="no split trian; there are: test, "):
         read_dataset(tmp_path, "trian")
+
+
+def test_a_class_that_occurs_in_the_test_images_alone_says_what_to_do(tmp_path):
+    for split, name in (("train", "dog"), ("test", "cat")):
+        write_image(tmp_path / split / f"{name}.jpg", seed=len(split))
+        write(tmp_path / split / f"{name}.xml", voc_xml((name, 2, 2, 20, 20), filename=f"{name}.jpg"))
+    with pytest.raises(SppdetError, match=r"class 'cat' is none of the classes .*label it in images for training"):
+        load_split(config_of(data__root=tmp_path), "test", ["dog"])
+
+
+def test_a_class_that_result_files_cannot_name_is_refused_before_training(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "a.xml", voc_xml(("traffic/light", 2, 2, 20, 20), filename="a.jpg"))
+    with pytest.raises(SppdetError, match=r"class 'traffic/light': result files cannot have it .*; rename it"):
+        load_split(config_of(data__root=tmp_path), "all")
 
 
 def test_a_share_makes_a_new_split_whatever_the_folder_has(tmp_path):

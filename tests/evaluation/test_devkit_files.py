@@ -91,5 +91,5 @@ def test_names_that_the_files_cannot_hold_are_refused(tmp_path):
 
 def test_a_name_that_is_too_long_is_refused():
     check_names(dataset_of(classes=["c" * 100]), "test")
-    with pytest.raises(SppdetError, match="ccc': is too long for the name of a devkit file"):
+    with pytest.raises(SppdetError, match="ccc': result files cannot have it in their names"):
         check_names(dataset_of(classes=["c" * 101]), "test")
