@@ -25,6 +25,7 @@ UNITS = ("voc", "edges", "fractions")
 # Pixels by which a box may pass the border unnoticed: what rounding in a file leaves.
 _ROUNDING = {"voc": 1e-6, "edges": 1e-3, "fractions": 0.5}
 _ABSURD = 10  # sides of the image; a number beyond is a mistake, not a box that is slightly outside
+_BEYOND = 0.01  # by which fractions in place of pixels may leave 0 to 1: what rounding and careless clicks leave
 _NOT_FRACTIONS = 1.5  # a fraction above this is no fraction
 _NEARLY = 0.9  # IoU of two boxes of a class that may be one object
 _CORNERS = {"voc": ("xmin", "ymin", "xmax", "ymax")}
@@ -58,6 +59,7 @@ class Annotation:
         size: width and height of the image according to the file, where it has both.
         split: ``train``, ``val``, ``test`` or ``trainval``, where the folder says it.
         name: of the image in the file, for messages.
+        fractions: whether the corners are fractions where the unit says pixels; None: they are if they look like it.
     """
 
     file: Path
@@ -67,6 +69,7 @@ class Annotation:
     size: tuple[int, int] | None = None
     split: str | None = None
     name: str = ""
+    fractions: bool | None = None
 
 
 @dataclass(eq=False)
@@ -116,7 +119,8 @@ def locate(annotation: Annotation, path: Path, facts: ImageFacts, problems: list
         problems.append(Problem(kind, file, f"{file}: {what}", fatal))
 
     corners = np.array([item.corners for item in objects], np.float64).reshape(-1, 4)
-    if unit != "fractions" and _look_like_fractions(corners):
+    fractions = _look_like_fractions(corners) if annotation.fractions is None else annotation.fractions
+    if unit != "fractions" and fractions and objects:
         unit = "fractions"
         add("fractions", f"corners from {corners.min():g} to {corners.max():g} are no pixels, taken as fractions")
     if unit == "fractions":
@@ -129,7 +133,9 @@ def locate(annotation: Annotation, path: Path, facts: ImageFacts, problems: list
         what, shown = f"object {number} ({item.name})", _box_text(numbers, annotation.unit)
         sides = np.array([width, height, width, height])
         far = np.abs([x1, y1, x2, y2]) > _ABSURD * sides
-        if annotation.unit == "fractions" and np.abs(numbers).max(initial=0) > _NOT_FRACTIONS:
+        if not np.isfinite(numbers).all():
+            add("absurd", f"{what} has a corner that is no finite number ({shown}); correct it", True)
+        elif annotation.unit == "fractions" and np.abs(numbers).max(initial=0) > _NOT_FRACTIONS:
             add("absurd", f"{what} has numbers that are no fractions of width and height ({shown}); correct it", True)
         elif far.any():
             worst = numbers[far][np.abs(numbers[far]).argmax()]
@@ -168,9 +174,21 @@ def locate(annotation: Annotation, path: Path, facts: ImageFacts, problems: list
     return Located(path, facts, names, boxes, difficult, ignored, annotation.file, annotation.split)
 
 
+def decide_fractions(annotations: Sequence[Annotation]) -> Sequence[Annotation]:
+    """Decide for all images of one file together whether corners are fractions, and return the images."""
+    corners = np.array([item.corners for annotation in annotations for item in annotation.objects], np.float64)
+    fractions = _look_like_fractions(corners.reshape(-1, 4))
+    for annotation in annotations:
+        annotation.fractions = fractions
+    return annotations
+
+
 def _look_like_fractions(corners: np.ndarray) -> bool:
-    """Whether all corners lie between 0 and 1 and are not whole numbers, so that they cannot be pixels."""
-    return len(corners) > 0 and corners.min() >= 0 and corners.max() <= 1 and bool((corners % 1 != 0).any())
+    """Whether corners lie between 0 and 1, with room for rounding, and are not whole, so that they cannot be pixels."""
+    corners = corners[np.isfinite(corners).all(axis=1)]
+    if not len(corners):
+        return False
+    return corners.min() >= -_BEYOND and corners.max() <= 1 + _BEYOND and bool((corners % 1 != 0).any())
 
 
 def _check_size(annotation: Annotation, facts: ImageFacts, add: Callable[[str, str], None]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sppdet.data.image_files import SUFFIXES, is_image_name
+from sppdet.data.image_files import SUFFIXES, folders_below, is_image_name
 from sppdet.data.images import check_image
 from sppdet.utils import SppdetError, in_threads, worker_count
 
@@ -86,8 +86,9 @@ def _class_names(folder: Path) -> list[str]:
 
 
 def _images_below(folder: Path) -> list[Path]:
-    """Return the images in a folder and its sub-folders, sorted by path."""
-    paths = sorted(path for path in folder.rglob("*") if is_image_name(path.name) and path.is_file())
+    """Return the images in a folder and its sub-folders, also through links, sorted by path."""
+    below = [Path(path) for path in folders_below(str(folder), set())]
+    paths = sorted(path for sub in below for path in sub.iterdir() if is_image_name(path.name) and path.is_file())
     if not paths:
         raise SppdetError(f"{folder}: no images ({', '.join(SUFFIXES)}); add some or remove the folder")
     return paths

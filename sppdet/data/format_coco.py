@@ -2,34 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sppdet.data.annotations import Annotation, Object
-from sppdet.data.json_files import json_of
+from sppdet.data.annotations import Annotation, Object, decide_fractions
+from sppdet.data.json_files import json_files, read_json_file
 from sppdet.data.listing import Listing, expecting
-from sppdet.data.polygons import box_around
+from sppdet.data.polygons import box_around, turned_box
 from sppdet.data.problems import Problem
 from sppdet.utils import SppdetError
 
 
 def recognise(listing: Listing) -> list[Path]:
-    """Return the JSON files that hold images and annotations as COCO's do."""
-    return [path for path in listing.with_suffix(".json") if _is_coco(json_of(path))]
+    """Return the JSON files that hold images and annotations as COCO's do.
+
+    COCO's captions and panoptic segmentations are no objects, and its key points are of objects that the file
+    ``instances_...`` beside them has, too.
+    """
+    files = json_files(listing, _is_coco, r'(?s)^\s*\{.*"(images|annotations|categories)"\s*:\s*\[')
+    return [path for path in files if _instances(path) == path or _instances(path) not in files]
+
+
+def _instances(path: Path) -> Path:
+    """Return COCO's file of all objects for a file of key points; any other path as it is."""
+    return path.with_name(re.sub("^person_keypoints_", "instances_", path.name))
 
 
 def _is_coco(content: Any) -> bool:
-    return isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" in content
+    """Whether the content of a file has images and objects as COCO's; a file without objects may be one."""
+    if not (isinstance(content, dict) and isinstance(content.get("images"), list) and "annotations" in content):
+        return False
+    listed = content["annotations"] if isinstance(content["annotations"], list) else []
+    entries = [entry for entry in listed if isinstance(entry, dict)]
+    return not entries or any("category_id" in entry for entry in entries)
 
 
 def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> list[Annotation]:
     """Read annotations. A crowd is a region that is ignored; where a box is missing, the segmentation has it."""
-    annotations = []
+    annotations: list[Annotation] = []
     for file in files:
         try:
             with expecting(file, "COCO's JSON"):
-                annotations += _read_file(listing, file, json_of(file), problems)
+                annotations += decide_fractions(_read_file(listing, file, read_json_file(file), problems))
         except SppdetError as error:
             problems.append(Problem("annotation", str(file), str(error), True))
     return annotations
@@ -77,7 +93,10 @@ def _corners(entry: dict) -> tuple[float, ...] | None:
     box = entry.get("bbox") or []
     if len(box) == 4 and any(box):
         x, y, width, height = map(float, box)
-        return x, y, x + width, y + height
+        corners = x, y, x + width, y + height
+        attributes = entry.get("attributes")
+        degrees = attributes.get("rotation") if isinstance(attributes, dict) else None  # CVAT's
+        return turned_box(*corners, degrees) if degrees and isinstance(degrees, int | float) else corners
     if box and len(box) != 4:
         raise ValueError(f"a bbox of {len(box)} numbers")
     segmentation = entry.get("segmentation")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from sppdet.data.annotations import Annotation, Object
-from sppdet.data.listing import Listing, expecting, read_text
+from sppdet.data.annotations import Annotation, Object, decide_fractions
+from sppdet.data.listing import Listing, expecting, read_text, start_of
 from sppdet.data.problems import Problem
 from sppdet.utils import SppdetError
 
@@ -27,18 +28,27 @@ _CORNERS = ("left", "top", "right", "bottom")
 
 
 def recognise(listing: Listing) -> list[Path]:
-    """Return the tables that have the columns of boxes."""
-    return [path for path in listing.with_suffix(".csv", ".tsv") if _columns(_rows(path, 2)) is not None]
+    """Return the tables that have the columns of boxes, by their starts, so that reading them names what is wrong."""
+    return [path for path in listing.with_suffix(".csv", ".tsv") if _columns(_rows(start_of(path), 1)) is not None]
 
 
-def _rows(path: Path, limit: int | None = None) -> list[list[str]]:
-    """Return the first rows of a table; none of a file that is no text."""
-    try:
-        lines = [line for line in read_text(path).splitlines() if line.strip()][:limit]
-    except SppdetError:
-        return []
+def _rows(text: str, limit: int | None = None) -> list[list[str]]:
+    """Return the first rows of a table.
+
+    Raises:
+        ValueError: a cell goes on over many lines.
+    """
+    lines = [line for line in text.splitlines() if line.strip()][:limit]
     separator = max(",;\t", key=lines[0].count) if lines else ","
-    return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    try:
+        return [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=separator)]
+    except csv.Error as error:
+        raise ValueError(str(error)) from None
+
+
+def _is_empty(cells: Sequence[str]) -> bool:
+    """Whether cells hold nothing, which pandas may write as ``nan``."""
+    return all(cell.lower() in ("", "nan") for cell in cells)
 
 
 def _columns(rows: list[list[str]]) -> dict[str, int] | None:
@@ -52,17 +62,17 @@ def _columns(rows: list[list[str]]) -> dict[str, int] | None:
     if all(what in columns for what in _NEEDED):
         return columns
     first = rows[0]
-    if len(first) == 6 and (all(map(_is_number, first[1:5])) or not any(first[1:])):  # RetinaNet's: no header
+    if len(first) == 6 and (all(map(_is_number, first[1:5])) or _is_empty(first[1:5])):  # RetinaNet's: no header
         return {"image": 0, "left": 1, "top": 2, "right": 3, "bottom": 4, "name": 5}
     return None
 
 
 def _is_number(text: str) -> bool:
+    """Whether a cell holds a finite number."""
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> list[Annotation]:
@@ -72,25 +82,21 @@ def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> li
     Images has fractions.
     """
     descriptions = _descriptions(listing)
-    annotations: dict[tuple[Path, str], Annotation] = {}
+    annotations: list[Annotation] = []
     for file in files:
+        by_name: dict[str, Annotation] = {}
         try:
             with expecting(file, "a table of boxes"):
-                _read_file(listing, file, descriptions, annotations, problems)
+                _read_file(listing, file, descriptions, by_name)
         except SppdetError as error:
             problems.append(Problem("annotation", str(file), str(error), True))
-    return list(annotations.values())
+        annotations += decide_fractions(list(by_name.values()))
+    return annotations
 
 
-def _read_file(
-    listing: Listing,
-    file: Path,
-    descriptions: dict[str, str],
-    annotations: dict[tuple[Path, str], Annotation],
-    problems: list[Problem],
-) -> None:
-    """Add the rows of one table to the annotations of their images."""
-    rows = _rows(file)
+def _read_file(listing: Listing, file: Path, descriptions: dict[str, str], annotations: dict[str, Annotation]) -> None:
+    """Add the rows of one table to the annotations of their images, by the images' names."""
+    rows = _rows(read_text(file))
     columns = _columns(rows)
     if columns is None:
         return
@@ -101,15 +107,15 @@ def _read_file(
         if len(row) <= max(columns.values()):
             raise ValueError(f"row {number} has {len(row)} columns")
         name = row[columns["image"]]
-        annotation = annotations.get((file, name))
+        annotation = annotations.get(name)
         if annotation is None:
             image = listing.named(name, file) or listing.of_stem(Path(name).name, file)
             split = listing.split_of(file) or (listing.split_of(image) if image else None)
             size = _size(row, columns)
             unit = "fractions" if open_images else "voc" if header[columns["left"]] in ("xmin", "x_min") else "edges"
-            annotation = annotations[file, name] = Annotation(file, image, [], unit, size, split, name)
+            annotation = annotations[name] = Annotation(file, image, [], unit, size, split, name)
         texts = [row[columns[what]] for what in _CORNERS]
-        if not any(texts):
+        if _is_empty(texts):
             continue
         if not all(map(_is_number, texts)):
             raise ValueError(f"row {number} has a corner that is no number: {', '.join(texts)}")
@@ -130,4 +136,4 @@ def _size(row: list[str], columns: dict[str, int]) -> tuple[int, int] | None:
 def _descriptions(listing: Listing) -> dict[str, str]:
     """Return Open Images' names of classes by their codes, such as ``/m/01g317``."""
     tables = [path for path in listing.with_suffix(".csv") if "class-descriptions" in path.name.lower()]
-    return {row[0]: row[1] for path in tables for row in _rows(path) if len(row) == 2}
+    return {row[0]: row[1] for path in tables for row in _rows(read_text(path)) if len(row) == 2}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sppdet.data.annotations import Annotation, Object
-from sppdet.data.json_files import json_of
+from sppdet.data.json_files import json_files, read_json_file
 from sppdet.data.listing import Listing, expecting
 from sppdet.data.polygons import box_around
 from sppdet.data.problems import Problem
@@ -17,7 +17,7 @@ from sppdet.utils import SppdetError
 
 def recognise(listing: Listing) -> list[Path]:
     """Return the JSON files that hold shapes of an image as LabelMe's do."""
-    return [path for path in listing.with_suffix(".json") if _is_labelme(json_of(path))]
+    return json_files(listing, _is_labelme, r'"(shapes|imagePath)"\s*:')
 
 
 def _is_labelme(content: Any) -> bool:
@@ -30,7 +30,7 @@ def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> li
     for file in files:
         try:
             with expecting(file, "LabelMe's JSON"):
-                annotations.append(_read_file(listing, file, json_of(file), problems))
+                annotations.append(_read_file(listing, file, read_json_file(file), problems))
         except SppdetError as error:
             problems.append(Problem("annotation", str(file), str(error), True))
     return annotations

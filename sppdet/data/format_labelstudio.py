@@ -9,9 +9,10 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from sppdet.data.annotations import Annotation, Object
-from sppdet.data.json_files import json_of
+from sppdet.data.json_files import json_files, read_json_file
 from sppdet.data.listing import Listing, expecting
-from sppdet.data.polygons import box_around, turned_box
+from sppdet.data.names import file_key
+from sppdet.data.polygons import box_around, ellipse_box, turned_box
 from sppdet.data.problems import Problem
 from sppdet.utils import SppdetError
 
@@ -20,7 +21,7 @@ _SHAPES = ("rectanglelabels", "polygonlabels", "ellipselabels", "labels")
 
 def recognise(listing: Listing) -> list[Path]:
     """Return the JSON files that hold tasks as Label Studio's do."""
-    return [path for path in listing.with_suffix(".json") if _is_label_studio(json_of(path))]
+    return json_files(listing, _is_label_studio, r'(?s)^\s*\[.*"(annotations|completions|annotator|annotation_id)"\s*:')
 
 
 def _is_label_studio(content: Any) -> bool:
@@ -34,19 +35,22 @@ def _is_label_studio(content: Any) -> bool:
 def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> list[Annotation]:
     """Read annotations; polygons, ellipses and turned rectangles become the boxes around them."""
     annotations = []
+    uploads = {file_key(_uploaded(path.name)): path.name for path in listing.images}
     for file in files:
         try:
             with expecting(file, "Label Studio's JSON"):
-                for task in json_of(file):
-                    annotation = _read_task(listing, file, task, problems)
+                for task in read_json_file(file):
+                    annotation = _read_task(listing, uploads, file, task, problems)
                     annotations += [annotation] if annotation else []
         except SppdetError as error:
             problems.append(Problem("annotation", str(file), str(error), True))
     return annotations
 
 
-def _read_task(listing: Listing, file: Path, task: dict, problems: list[Problem]) -> Annotation | None:
-    """Read one task; None if nobody annotated it."""
+def _read_task(
+    listing: Listing, uploads: dict[str, str], file: Path, task: dict, problems: list[Problem]
+) -> Annotation | None:
+    """Read one task; None if nobody annotated it. ``uploads``: see `_image`."""
     data = task.get("data", task)
     name = next((data[key] for key in ("image", *data) if isinstance(data.get(key), str)), None)
     if name is None:
@@ -61,7 +65,8 @@ def _read_task(listing: Listing, file: Path, task: dict, problems: list[Problem]
             problems.append(Problem("object left out", str(file), message))
         values = list(_full(done[0]["result"]))
     else:
-        values = [(value, str(label)) for value in task.get("label") or [] for label in _labels(value)]
+        shapes = [value for values in task.values() if isinstance(values, list) for value in values]
+        values = [(value, label) for value in shapes if isinstance(value, dict) for label in _labels(value)]
     objects, size = [], None
     for value, label in values:
         if "original_width" in value:
@@ -72,7 +77,7 @@ def _read_task(listing: Listing, file: Path, task: dict, problems: list[Problem]
             problems.append(Problem("object left out", str(file), message))
         else:
             objects.append(Object(label, corners))
-    image = _image(listing, file, name)
+    image = _image(listing, uploads, file, name)
     return Annotation(file, image, objects, "fractions", size, listing.split_of(image) if image else None, name)
 
 
@@ -101,7 +106,9 @@ def _corners(value: dict, size: tuple[int, int] | None) -> tuple[float, ...] | N
         x1, y1, x2, y2 = box_around(value["points"])
     elif "radiusX" in value:
         x, y, rx, ry = (float(value[key]) for key in ("x", "y", "radiusX", "radiusY"))
-        x1, y1, x2, y2 = x - rx, y - ry, x + rx, y + ry
+        width, height = size or (1, 1)  # of the image: the radii are percents of different sides
+        box = ellipse_box(x * width, y * height, rx * width, ry * height, float(value.get("rotation") or 0))
+        x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
     elif "width" in value and "x" in value:
         x1, y1 = float(value["x"]), float(value["y"])
         x2, y2 = x1 + float(value["width"]), y1 + float(value["height"])
@@ -116,9 +123,20 @@ def _corners(value: dict, size: tuple[int, int] | None) -> tuple[float, ...] | N
     return x1 / 100, y1 / 100, x2 / 100, y2 / 100
 
 
-def _image(listing: Listing, file: Path, url: str) -> Path | None:
-    """Return the image that a task's URL means: Label Studio puts eight digits in front of the name of an upload."""
+def _image(listing: Listing, uploads: dict[str, str], file: Path, url: str) -> Path | None:
+    """Return the image that a task's URL means.
+
+    Label Studio puts eight digits in front of the name of an upload, and changes some characters: ``uploads`` has the
+    images' names by the keys of the changed names.
+    """
     parts = urlsplit(url)
     name = unquote(parse_qs(parts.query).get("d", [parts.path])[0])
     image = listing.named(name, file) or listing.named(url, file)
-    return image or listing.named(re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", name), file)
+    uploaded = re.sub(r"(^|/)[0-9a-f]{8}-(?=[^/]+$)", r"\1", name)
+    image = image or listing.named(uploaded, file)
+    return image or listing.named(uploads.get(file_key(uploaded.rpartition("/")[2]), ""), file)
+
+
+def _uploaded(name: str) -> str:
+    """Return a file's name as Label Studio stores it: spaces become ``_``, and brackets and the like disappear."""
+    return re.sub(r"[^-\w.]", "", name.strip().replace(" ", "_"))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sppdet.data.annotations import Annotation
-from sppdet.data.listing import Listing, read_text
+from sppdet.data.listing import SPLITS, Listing, read_text, split_name, start_of
 from sppdet.data.names import file_key
 from sppdet.data.problems import Problem
 from sppdet.data.voc_xml import read_voc_xml
@@ -21,13 +21,9 @@ def recognise(listing: Listing) -> list[Path]:
 
 
 def _has_tags(path: Path) -> bool:
-    """Whether the start of a file has tags of VOC's XML."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4096)
-    except OSError:
-        return True  # reading it in earnest names the error
-    return re.search(rb"<([\w.-]+:)?(annotation|object|bndbox|filename)\b", start, re.I) is not None
+    """Whether the start of a file has tags of VOC's XML, or is empty or unreadable: reading it names what is wrong."""
+    start = start_of(path)
+    return not start or re.search(r"<([\w.-]+:)?(annotation|object|bndbox|filename)\b", start, re.I) is not None
 
 
 def read(listing: Listing, files: Sequence[Path], problems: list[Problem]) -> list[Annotation]:
@@ -77,16 +73,15 @@ def _splits_of_lists(listing: Listing, problems: list[Problem]) -> dict[str, str
     """
     splits: dict[str, str] = {}
     stems = {file_key(path.stem) for path in listing.images}
-    lists = {path.stem: path for path in listing.with_suffix(".txt") if path.parts[-3:-1] == ("ImageSets", "Main")}
-    for split in ("test", "val", "train", "trainval"):
-        if split in lists:
-            lines = filter(None, map(str.strip, read_text(lists[split]).splitlines()))
-            ids = [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
-            for image_id in ids:
-                splits.setdefault(file_key(image_id), split)
-            if missing := [image_id for image_id in ids if file_key(image_id) not in stems]:
-                path, names = lists[split], ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-                images = counted(len(missing), "image")
-                message = f"{path}: names {images} that are not there ({names}); add or drop them"
-                problems.append(Problem("listed", str(path), message))
+    paths = [path for path in listing.with_suffix(".txt") if path.match("[Ii]mage[Ss]ets/[Mm]ain/*")]
+    for split, path in [(split, path) for split in SPLITS for path in paths if split_name(path.stem) == split]:
+        lines = filter(None, map(str.strip, read_text(path).splitlines()))
+        ids = [re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
+        for image_id in ids:
+            splits.setdefault(file_key(image_id), split)
+        if missing := [image_id for image_id in ids if file_key(image_id) not in stems]:
+            names = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            images = counted(len(missing), "image")
+            message = f"{path}: names {images} that are not there ({names}); add or drop them"
+            problems.append(Problem("listed", str(path), message))
     return splits

@@ -14,7 +14,7 @@ from sppdet.data.problems import Problem
 from sppdet.utils import SppdetError, file_digest
 
 _TAIL = 4096  # bytes at the end of a file in which the mark of its end is looked for: some cameras add data behind it
-_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}
+_ENDS = dict.fromkeys((".jpg", ".jpeg", ".jpe", ".jfif"), b"\xff\xd9") | {".png": b"IEND"}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ SUFFIXES = (
     ".avif",
     ".bmp",
     ".gif",
+    ".jfif",
+    ".jpe",
     ".jpeg",
     ".jpg",
     ".pbm",
@@ -83,25 +85,25 @@ def _matches(argument: str) -> list[str]:
         return [os.path.join(argument, name) for name in names]
     if os.path.exists(argument):  # before patterns are tried: the file `a[1].jpg` looks like one
         return [argument]
-    paths = sorted({os.path.normpath(path) for path in _expanded(argument) if os.path.isfile(path)})
+    paths = sorted({os.path.normpath(path) for path in expanded(argument) if os.path.isfile(path)})
     if not paths:
         what = "no image matches this pattern" if glob.has_magic(argument) else "no such image or folder"
         raise SppdetError(f"{argument or repr('')}: {what}; check the path")
     return paths
 
 
-def _expanded(pattern: str) -> Iterator[str]:
+def expanded(pattern: str) -> Iterator[str]:
     """Yield what a pattern matches. Other than with `glob.glob`, ``**`` enters each folder once, also through links."""
     before, stars, after = re.fullmatch(r"(.*?)(?:(?<![^/])(\*\*)(?![^/])(.*))?", pattern, re.DOTALL).groups()  # type: ignore[union-attr]
     if not stars:
         yield from glob.glob(pattern)
         return
     for root in glob.glob(before) if before else ["."]:
-        for folder in _folders_below(root, set()):
-            yield from _expanded(os.path.join(glob.escape(folder), after.strip("/") or "*"))
+        for folder in folders_below(root, set()):
+            yield from expanded(os.path.join(glob.escape(folder), after.strip("/") or "*"))
 
 
-def _folders_below(folder: str, entered: set[tuple[int, int]]) -> Iterator[str]:
+def folders_below(folder: str, entered: set[tuple[int, int]]) -> Iterator[str]:
     """Yield a folder and all below it that are not hidden and not yet ``entered`` (device and inode)."""
     with suppress(OSError):
         status = os.stat(folder)
@@ -112,7 +114,7 @@ def _folders_below(folder: str, entered: set[tuple[int, int]]) -> Iterator[str]:
         with os.scandir(folder) as entries:
             below = sorted(entry.path for entry in entries if entry.is_dir() and not entry.name.startswith("."))
         for path in below:
-            yield from _folders_below(path, entered)
+            yield from folders_below(path, entered)
 
 
 def passed_over(arguments: Sequence[str]) -> list[str]:

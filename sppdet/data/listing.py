@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +16,7 @@ from sppdet.data.names import file_key
 from sppdet.utils import SppdetError
 
 SPLIT_FILE = "sppdet-splits.json"  # written by `sppdet.data.splits`; no annotation
+SPLITS = ("test", "val", "train", "trainval")  # an image that is in several lists is in the first of these
 # Names of splits in paths -> ours.
 _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val"} | {
     "test": "test",
@@ -25,7 +27,7 @@ _SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files below a folder, sorted by path; hidden files and folders are passed over.
+    """The files below a folder, also through links; hidden files and folders are passed over.
 
     Attributes:
         root: the folder.
@@ -52,10 +54,19 @@ class Listing:
         def refuse(error: OSError) -> None:
             raise SppdetError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions")
 
-        for folder, subfolders, names in os.walk(root, onerror=refuse):
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
-            for name in sorted(name for name in names if not name.startswith(".") and name != SPLIT_FILE):
-                (images if is_image_name(name) else others).append(Path(folder, name))
+        entered: set[str] = set()
+        starts = [str(root)]  # then links to folders: each folder is listed once, by its real path where that is below
+        for start in starts:
+            for folder, subfolders, names in os.walk(start, onerror=refuse):
+                if (real := os.path.realpath(folder)) in entered:
+                    subfolders.clear()
+                    continue
+                entered.add(real)
+                subfolders[:] = sorted(name for name in subfolders if not name.startswith((".", "__MACOSX")))
+                links = [path for name in subfolders if os.path.islink(path := os.path.join(folder, name))]
+                starts += [path for path in links if not root.resolve().is_relative_to(os.path.realpath(path))]
+                for name in sorted(name for name in names if not name.startswith(".") and name != SPLIT_FILE):
+                    (images if is_image_name(name) else others).append(Path(folder, name))
         return cls(root, tuple(images), tuple(others))
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
@@ -74,11 +85,11 @@ class Listing:
         """
         *folders, name = path.relative_to(self.root).parts
         for folder in folders:
-            if found := _split_name(folder):
+            if found := split_name(folder):
                 return found
         if is_image_name(name):
             return None
-        return next((found for word in re.split(r"[\W_]+", Path(name).stem) if (found := _split_name(word))), None)
+        return next((found for word in re.split(r"[\W_]+", Path(name).stem) if (found := split_name(word))), None)
 
     @cached_property
     def _by_name(self) -> dict[str, list[Path]]:
@@ -147,9 +158,9 @@ class Listing:
         return ranked[-1]
 
 
-def _split_name(word: str) -> str | None:
-    """Return the split that a word names: ``train2017`` is ``train``."""
-    return _SPLITS.get(re.sub(r"\d+$", "", word.lower()))
+def split_name(word: str) -> str | None:
+    """Return the split that a word names: ``train2017`` is ``train``, CVAT's folder ``obj_Validation_data`` ``val``."""
+    return _SPLITS.get(re.sub(r"^obj_(.*)_data$|\d+$", r"\1", word.lower()))
 
 
 def _without(folder: Path, *names: str) -> tuple[str, ...]:
@@ -158,17 +169,31 @@ def _without(folder: Path, *names: str) -> tuple[str, ...]:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a UTF-8 file; a byte-order mark is cut off.
+    """Return the text of a file: UTF-8, or UTF-16 with a byte-order mark, as Excel and PowerShell write it.
 
     Raises:
-        SppdetError: the file is no UTF-8 text, or cannot be read.
+        SppdetError: the file is in another encoding, or cannot be read.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return _decoded(path.read_bytes())
     except UnicodeDecodeError:
         raise SppdetError(f"{path}: is not UTF-8 text; save it as UTF-8") from None
     except OSError as error:
         raise SppdetError(f"{path}: cannot be read ({error.strerror}); check the file") from None
+
+
+def start_of(path: Path) -> str:
+    """Return the first 4096 bytes of a file as text, in whatever encoding; empty if it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return _decoded(file.read(4096), "replace")
+    except OSError:
+        return ""
+
+
+def _decoded(content: bytes, errors: str = "strict") -> str:
+    utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if utf16 else "utf-8-sig", errors)
 
 
 @contextmanager

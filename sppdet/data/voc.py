@@ -18,6 +18,7 @@ import numpy as np
 from sppdet.data.annotations import Annotation, Located, locate, merge_names, to_dataset
 from sppdet.data.dataset import Dataset
 from sppdet.data.image_facts import image_facts
+from sppdet.data.image_files import is_image_name
 from sppdet.data.listing import read_text
 from sppdet.data.names import clean_name, file_key
 from sppdet.data.problems import Problem, listed, raise_fatal, remarks
@@ -25,8 +26,6 @@ from sppdet.data.voc_xml import read_voc_xml
 from sppdet.ops import to_voc
 from sppdet.utils import SppdetError, atomic_write
 
-# In order of preference where several images have the same id.
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -183,13 +182,13 @@ def _read_ids(folder: Path, split: str, images: dict[str, list[Path]]) -> list[s
 
 
 def _images(folder: Path) -> dict[str, list[Path]]:
-    """Return the image files of every id, in order of preference, from one listing of the folder."""
+    """Return the image files of every id, sorted, from one listing of the folder."""
     try:
-        paths = [path for path in (folder / "JPEGImages").iterdir() if path.suffix.lower() in _SUFFIXES]
+        paths = sorted(path for path in (folder / "JPEGImages").iterdir() if is_image_name(path.name))
     except OSError:
         raise SppdetError(f"{folder / 'JPEGImages'}: no such folder; put the images there") from None
     images: dict[str, list[Path]] = {}
-    for path in sorted(paths, key=lambda path: (_SUFFIXES.index(path.suffix.lower()), path.name)):
+    for path in paths:
         images.setdefault(path.stem, []).append(path)
     return images
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from sppdet.data.annotations import Object
+from sppdet.data.polygons import turned_box
 from sppdet.utils import SppdetError
 
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -97,6 +98,8 @@ def _read_object(path: Path, number: int, element: ET.Element) -> list[Object]:
         holds = f", but {tags}" if tags else ""
         raise SppdetError(f"{path}: object {number} ({name}) has no bndbox{holds}; add one or delete the object")
     difficult = (element.findtext("difficult") or "").strip().lower() in ("1", "true")
+    attributes = {item.findtext("name"): item.find("value") for item in element.iter("attribute")}
+    degrees = _number(attributes.get("rotation"))  # CVAT's, of a box that was turned
     objects = []
     for box in boxes:
         corners = tuple(_number(box.find(tag)) for tag in _CORNERS)
@@ -104,6 +107,10 @@ def _read_object(path: Path, number: int, element: ET.Element) -> list[Object]:
             texts = [(box.findtext(tag) or "").strip() for tag in _CORNERS]
             pairs = ", ".join(f"{tag}={text or 'missing'}" for tag, text in zip(_CORNERS, texts))
             raise SppdetError(f"{path}: object {number} ({name}) has a corner that is no number ({pairs}); correct it")
+        if degrees and np.isfinite(degrees):
+            x1, y1, x2, y2 = corners
+            x1, y1, x2, y2 = turned_box(x1 - 1, y1 - 1, x2, y2, degrees)
+            corners = x1 + 1, y1 + 1, x2, y2
         objects.append(Object(name, corners, difficult))
     return objects
 

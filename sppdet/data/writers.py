@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,8 +14,10 @@ import yaml
 from sppdet.data.annotations import Located
 from sppdet.data.labelled_folder import LabelledFolder
 from sppdet.data.voc import write_voc_annotation
-from sppdet.utils import SppdetError, new_folder, write_json, write_lines
+from sppdet.utils import SppdetError, counted, new_folder, write_json, write_lines
 
+# What happens to ignored regions in formats that have no mark for them.
+_CROWDS = {"voc": "written as difficult objects", "yolo": "left out, as YOLO has no mark for them"}
 _CocoImage = tuple[str, tuple[int, int], Sequence[str], np.ndarray, Sequence[dict[str, int]]]
 
 
@@ -35,6 +38,10 @@ def convert_folder(folder: LabelledFolder, output: str | os.PathLike, form: str)
         raise SppdetError(f"{form!r} is none of {', '.join(WRITERS)}; give one of these")
     with new_folder(output) as unfinished:
         WRITERS[form](folder, unfinished)
+    regions = sum(int(image.ignored.sum()) for image in folder.images)
+    if regions and form in _CROWDS:
+        what = counted(regions, "ignored region")
+        warnings.warn(f"{output}: {what}, such as COCO's crowds, {_CROWDS[form]}", UserWarning, stacklevel=2)
 
 
 def _write_voc(folder: LabelledFolder, output: Path) -> None:
@@ -57,14 +64,17 @@ def _write_voc(folder: LabelledFolder, output: Path) -> None:
 
 
 def _write_yolo(folder: LabelledFolder, output: Path) -> None:
-    """Write ``images/SPLIT``, ``labels/SPLIT`` and data.yaml. Difficult objects are written like all others."""
+    """Write ``images/SPLIT``, ``labels/SPLIT`` and data.yaml. Difficult objects are written like all others.
+
+    Ignored regions are left out, as YOLO has no mark for them.
+    """
     numbers = {name: k for k, name in enumerate(folder.classes)}
     splits = _splits(folder)
     for split, images in splits.items():
         for image in images:
             _copy(image, output / "images" / split)
-            rows = zip(image.names, image.boxes.astype(float))
-            lines = [yolo_line(numbers[name], box, image.facts.size) for name, box in rows]
+            rows = zip(image.names, image.boxes.astype(float), image.ignored)
+            lines = [yolo_line(numbers[name], box, image.facts.size) for name, box, ignored in rows if not ignored]
             write_lines(output / "labels" / split / f"{image.id}.txt", lines)
     settings: dict[str, object] = {split: f"images/{split}" for split in splits}
     settings |= {"nc": len(numbers), "names": list(numbers)}

@@ -9,7 +9,7 @@ import pytest
 from labelled import kinds_of, objects_of, voc_xml, write, write_image
 from PIL import ExifTags, Image
 
-from sppdet.data.annotations import Annotation, Object, locate
+from sppdet.data.annotations import Annotation, Object, decide_fractions, locate
 from sppdet.data.image_facts import ImageFacts
 from sppdet.data.labelled_folder import read_folder
 from sppdet.data.problems import Problem
@@ -52,6 +52,8 @@ def test_decimals_well_inside_the_image_are_not_outside():
         ((-9.8e8, 6, 20, 15), "absurd", "object 1 (cat) has a coordinate of -9.8e+08, far beyond the image"),
         ((11, 6, 20, 1e9), "absurd", "a coordinate of 1e+09"),
         ((21, 6, 20, 15), "inverted", "is inverted (xmin=21, ymin=6, xmax=20, ymax=15); swap its corners"),
+        ((11, float("nan"), 20, 15), "absurd", "has a corner that is no finite number (xmin=11, ymin=nan, xmax=20,"),
+        ((11, 6, float("inf"), 15), "absurd", "has a corner that is no finite number"),
         ((41, 6, 60, 15), "outside", "cat (xmin=41, ymin=6, xmax=60, ymax=15) lies outside the image"),
     ],
 )  # fmt: skip
@@ -115,3 +117,17 @@ def test_names_that_differ_by_unseen_characters_are_one_class_and_others_are_rep
     messages = " ".join(problem.message for problem in folder.problems)
     assert "classes 'Caf\u00e9' and 'caf\u00e9' differ by case or spaces alone" in messages
     assert objects_of(folder)["1"] == [("caf\u00e9", 10, 5, 20, 15)]
+
+
+def test_corners_of_one_file_are_fractions_together_or_not_at_all():
+    def decided(*boxes: tuple) -> list[Annotation]:
+        images = [Annotation(Path("x.csv"), None, [Object("cat", box)]) for box in boxes]
+        decide_fractions(images)
+        return images
+
+    assert [image.fractions for image in decided((0.2, 0.3, 0.5, 0.9), (1, 2, 30, 20))] == [False, False]
+    fractions = decided((0.2, 0.1, 0.5, 1.004), (0, 0, 1, 1))
+    assert [image.fractions for image in fractions] == [True, True]
+    problems: list[Problem] = []
+    item = locate(fractions[1], Path("a.jpg"), ImageFacts((40, 30)), problems)
+    assert item.boxes.tolist() == [[0, 0, 40, 30]] and problems[0].kind == "fractions"

@@ -75,3 +75,11 @@ def test_truncated_images_are_all_named_at_once(tmp_path):
     assert [line.partition(": ")[0] for line in lines] == [
         str(tmp_path / "a" / "2.jpg"), str(tmp_path / "b" / "4.png")
     ]  # fmt: skip
+
+
+def test_links_to_folders_are_followed(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    Image.new("RGB", (5, 4)).save(elsewhere / "d.jpg")
+    (root / "ant/more").symlink_to(elsewhere)
+    (root / "ant/circle").symlink_to(root / "ant")
+    assert [path.name for path in read_folders(root).paths] == ["c.JPG", "d.jpg", "b.png", "a.jpg"]

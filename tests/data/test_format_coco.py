@@ -105,3 +105,60 @@ def test_one_image_in_two_files_is_read_once(tmp_path):
     write(tmp_path / "train.json", coco({"bbox": [1, 2, 3, 9]}))
     with pytest.raises(SppdetError, match=r"a\.jpg: is annotated differently in .*all\.json and .*train\.json; remove"):
         read_folder(tmp_path)
+
+
+@pytest.mark.parametrize("rest", ["truncated", ""])
+def test_a_file_that_is_not_json_is_an_error_beside_others(tmp_path, rest):
+    for seed, split in enumerate(("train", "val")):
+        write_image(tmp_path / f"{split}.jpg", seed=seed)
+        write(tmp_path / f"{split}.json", coco({"bbox": [1, 2, 3, 4]}, name=f"{split}.jpg"))
+    write(tmp_path / "val.json", (tmp_path / "val.json").read_text()[:-9] if rest else "")
+    with pytest.raises(SppdetError, match=r"val\.json: is not JSON \(.*\); export it again"):
+        read_folder(tmp_path)
+
+
+def test_a_file_that_is_not_json_is_known_by_its_start(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "x.json", str(coco({"bbox": [1, 2, 3, 4]})).replace("'", '"')[:-9])
+    with pytest.raises(SppdetError, match=r"x\.json: is not JSON"):
+        read_folder(tmp_path)
+    write(tmp_path / "x.json", '{ "compilerOptions": {}, // no annotation')
+    with pytest.raises(SppdetError, match=r"no annotations; .*\(x\.json is none\)"):
+        read_folder(tmp_path)
+
+
+def test_json_of_another_form_is_passed_over(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "package.json", {"name": "tool", "files": ["a.js"]})
+    write(tmp_path / "x.json", coco({"bbox": [1, 2, 3, 4]}))
+    folder = read_folder(tmp_path)
+    assert folder.format == "coco" and kinds_of(folder) == []
+
+
+def test_of_coco_s_own_files_the_one_of_all_objects_is_read(tmp_path):
+    """`annotations/` has captions, which are no objects, and key points of the people that the instances have, too."""
+    write_image(tmp_path / "val2017/a.jpg")
+    objects = {"bbox": [1, 2, 3, 4]}, {"bbox": [5, 6, 7, 8], "category_id": 90}
+    write(tmp_path / "annotations/instances_val2017.json", coco(*objects))
+    write(tmp_path / "annotations/person_keypoints_val2017.json", coco(objects[0] | {"keypoints": [1, 2, 2]}))
+    captions = coco() | {"annotations": [{"id": 1, "image_id": 17, "caption": "A cat and a dog."}]}
+    del captions["categories"]
+    write(tmp_path / "annotations/captions_val2017.json", captions)
+    folder = read_folder(tmp_path)
+    assert objects_of(folder) == {"a": [("cat", 1, 2, 4, 6), ("dog", 5, 6, 12, 14)]} and kinds_of(folder) == []
+
+
+def test_a_corner_that_is_no_number_is_an_error(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write(tmp_path / "x.json", coco({"bbox": [float("nan"), 2, 3, 4]}))
+    with pytest.raises(
+        SppdetError, match=r"x\.json: object 1 \(cat\) has a corner that is no finite number \(x1=nan, "
+    ):
+        read_folder(tmp_path)
+
+
+def test_boxes_that_cvat_says_were_turned(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    turned = {"bbox": [10, 10, 10, 4], "attributes": {"occluded": False, "rotation": 90.0}}
+    write(tmp_path / "x.json", coco(turned, {"bbox": [1, 2, 3, 4], "attributes": {"rotation": 0.0}}))
+    assert objects_of(read_folder(tmp_path)) == {"a": [("cat", 13, 7, 17, 17), ("cat", 1, 2, 4, 6)]}

@@ -35,3 +35,13 @@ def test_a_file_of_another_form_is_named(tmp_path):
     write(tmp_path / "a.json", labelme() | {"shapes": [{"label": "cat"}]})
     with pytest.raises(SppdetError, match=r"a\.json: is not as LabelMe's JSON should be \('points' is missing\)"):
         read_folder(tmp_path)
+
+
+def test_a_file_that_is_not_json_is_an_error(tmp_path):
+    for seed, name in enumerate("ab"):
+        write_image(tmp_path / f"{name}.jpg", seed=seed)
+        write(tmp_path / f"{name}.json", labelme(("cat", "rectangle", [[20.5, 15], [10, 5]]), image=f"{name}.jpg"))
+    for name in "ba":  # beside one that is, then alone
+        write(tmp_path / f"{name}.json", (tmp_path / f"{name}.json").read_text()[:150])
+        with pytest.raises(SppdetError, match=rf"{name}\.json: is not JSON"):
+            read_folder(tmp_path)

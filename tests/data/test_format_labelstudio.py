@@ -68,3 +68,36 @@ def test_a_task_that_names_no_image_is_one_line(tmp_path, data):
     write(tmp_path / "x.json", [task("a.jpg") | {"data": data}])
     with pytest.raises(SppdetError, match=r"x.json: .*a task names no image"):
         read_folder(tmp_path)
+
+
+def test_the_short_form_has_the_names_of_the_project_s_controls(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    bbox = [{"x": 25, "y": 10, "width": 50, "height": 40, "rotation": 0, "rectanglelabels": ["cat"]} | SIZE]
+    poly = [{"points": [[10, 10], [50, 20], [30, 90]], "polygonlabels": ["dog"]} | SIZE]
+    entry = {"image": "a.jpg", "id": 1, "bbox": bbox, "poly": poly, "weather": ["sunny"], "annotation_id": 2}
+    write(tmp_path / "min.json", [entry])
+    assert objects_of(read_folder(tmp_path)) == {"a": [("cat", 10, 3, 30, 15), ("dog", 4, 3, 20, 27)]}
+
+
+def test_turned_ellipses(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    value = {"x": 50, "y": 50, "radiusX": 20, "radiusY": 10, "rotation": 90, "ellipselabels": ["cat"]}
+    write(tmp_path / "x.json", [task("a.jpg", {"id": "e", "value": value} | SIZE)])
+    # Radii of 8 and 3 pixels about (20, 15), turned by 90 degrees.
+    assert objects_of(read_folder(tmp_path)) == {"a": [("cat", 17, 7, 23, 23)]}
+
+
+def test_uploads_whose_names_label_studio_changed(tmp_path):
+    write_image(tmp_path / "my photo (1).jpg")
+    write_image(tmp_path / "b.jpg", seed=1)
+    tasks = [task("/data/upload/1/0123abcd-my_photo_1.jpg", rectangle("cat", 25, 10, 50, 40)), task("b.jpg")]
+    write(tmp_path / "x.json", tasks)
+    assert objects_of(read_folder(tmp_path)) == {"b": [], "my_photo_(1)": [("cat", 10, 3, 30, 15)]}
+
+
+def test_a_file_that_is_not_json_is_an_error(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    path = write(tmp_path / "x.json", [task("a.jpg", rectangle("cat", 25, 10, 50, 40))])
+    write(path, path.read_text()[:-9])
+    with pytest.raises(SppdetError, match=r"x\.json: is not JSON"):
+        read_folder(tmp_path)

@@ -83,3 +83,24 @@ def test_names_that_differ_by_composition_case_or_unseen_characters_are_one(tmp_
     write_image(tmp_path / "Cafe\u0301.JPG")
     write(tmp_path / "caf\u00e9\u200b.xml", voc_xml(("cat", 11, 6, 20, 15)))
     assert list(objects_of(read_folder(tmp_path)).values()) == [[("cat", 10, 5, 20, 15)]]
+
+
+def test_cvat_s_names_of_lists_are_splits(tmp_path):
+    for seed, (name, split) in enumerate({"a": "Train", "b": "Validation"}.items()):
+        write_image(tmp_path / f"JPEGImages/{name}.jpg", seed=seed)
+        write(tmp_path / f"Annotations/{name}.xml", voc_xml(("cat", 1, 1, 20, 15), filename=f"{name}.jpg"))
+        write(tmp_path / f"imagesets/main/{split}.txt", f"{name}\n")
+    assert {name: [i.id for i in images] for name, images in read_folder(tmp_path).splits().items()} == {
+        "train": ["a"],
+        "val": ["b"],
+    }
+
+
+@pytest.mark.parametrize("content", ["", "<annotation><obj"])
+def test_an_annotation_that_is_cut_off_is_an_error_whatever_its_name(tmp_path, content):
+    for seed, name in enumerate("ab"):
+        write_image(tmp_path / f"{name}.jpg", seed=seed)
+        write(tmp_path / f"0{name}.xml", voc_xml(("cat", 1, 1, 20, 15), filename=f"{name}.jpg"))
+    write(tmp_path / "0b.xml", content)
+    with pytest.raises(SppdetError, match=r"0b\.xml: is not well-formed XML"):
+        read_folder(tmp_path)

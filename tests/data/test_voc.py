@@ -121,7 +121,7 @@ def test_an_image_whose_name_ends_like_a_second_column_is_itself(tmp_path):
     assert [sample.id for sample in read_voc(tmp_path, "train")] == ["photo", "photo 0", "photo 1"]
 
 
-@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".png", ".BMP"])
+@pytest.mark.parametrize("suffix", [".JPG", ".jpeg", ".jfif", ".png", ".BMP", ".ppm"])
 def test_images_of_several_formats_are_found(tmp_path, suffix):
     add(tmp_path, "a", suffix=suffix)
     assert read_voc(tmp_path, "train")[0].path.name == f"a{suffix}"

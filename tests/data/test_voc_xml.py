@@ -53,3 +53,11 @@ def test_an_annotation_without_objects_and_with_odd_sizes(tmp_path):
     assert read_voc_xml(write(tmp_path / "a.xml", "<annotation/>")) == ([], None, None)
     text = "<annotation><filename> a.jpg </filename><size><width>40.0</width><height>30</height></size></annotation>"
     assert read_voc_xml(write(tmp_path / "a.xml", text)) == ([], (40, 30), "a.jpg")
+
+
+def test_a_box_that_cvat_says_was_turned(tmp_path):
+    attribute = "<attributes><attribute><name>rotation</name><value>{}</value></attribute></attributes>"
+    for degrees, corners in (("0.0", (11, 6, 20, 13)), ("90.0", (12, 5, 19, 14))):  # 10 x 8 pixels, then 8 x 10
+        box = BOX.replace("15", "13") + attribute.format(degrees)
+        text = f"<annotation><object><name>cat</name>{box}</object></annotation>"
+        assert [item.corners for item in read_voc_xml(write(tmp_path / "a.xml", text)).objects] == [corners]

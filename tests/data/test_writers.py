@@ -81,3 +81,20 @@ def test_a_folder_is_not_overwritten_and_appears_whole_or_not_at_all(tmp_path, f
     with pytest.raises(SppdetError, match=r"out: cannot be written \(No space left on device\); choose another folder"):
         convert_folder(folder, tmp_path / "out", "yolo")
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+@pytest.mark.parametrize(
+    ("form", "kept", "told"),
+    [
+        ("yolo", 0, "2 ignored regions, such as COCO's crowds, left out, as YOLO has no mark for them"),
+        ("voc", 2, "2 ignored regions, such as COCO's crowds, written as difficult objects"),
+    ],
+)
+def test_regions_that_are_ignored_do_not_become_ordinary_objects(tmp_path, folder, form, kept, told):
+    for image in folder.images:
+        image.ignored[:1] = True
+    with pytest.warns(UserWarning, match=f"out: {told}$"):
+        convert_folder(folder, tmp_path / "out", form)
+    again = read_folder(tmp_path / "out")
+    assert sum(len(image.names) for image in again.images) == 1 + kept
+    assert sum(image.difficult.sum() for image in again.images) == kept
