@@ -160,15 +160,17 @@ class Classifier:
 
     def _windows(self, image: np.ndarray, windows: np.ndarray | None = None) -> np.ndarray:
         """Return the pyramids ``(n, D)`` of windows ``(n, 4)`` of one feature map, or ``(1, D)`` of the whole map."""
-        feature_map = self.backbone(image, 1.0)
-        height, width = feature_map.shape[:2]
+        # Views are not padded to a least size as images of a detector are: training does not do it either.
+        pixels = torch.from_numpy(self.backbone.normalisation.normalise(image)).permute(2, 0, 1)[None]
+        pixels = pixels.to(self.backbone.device, memory_format=torch.channels_last)
+        x = self.backbone.run(pixels).float().cpu()
+        height, width = x.shape[2:]
         cells = np.array([[0, 0, width, height]])
         if windows is not None:
             # A view's cells are those whose centres lie in it (appendix A): as many as a crop's map has, or one off.
             grid = self.backbone.grid
             size = (image.shape[1], image.shape[0])
             cells = project(windows, size, 1.0, grid, (width, height), shrink=(grid.stride - 1) / 2)
-        x = torch.from_numpy(feature_map).permute(2, 0, 1)[None]
         return torch.cat([self.network.pool(x[..., y1:y2, x1:x2]) for x1, y1, x2, y2 in cells]).numpy()
 
     def save(self, folder: str | Path, key: str = "") -> None:

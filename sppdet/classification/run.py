@@ -69,9 +69,11 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
         settings.run.seed, Cut.of(settings.backbone),
     )  # fmt: skip
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", _key(settings, images, backbone))
-    if force:
-        checkpoint.path.unlink(missing_ok=True)
-    if force or not _is_done(folder, checkpoint.key):
+    if force:  # if it is interrupted it resumes as any other, without being forced again
+        for path in (checkpoint.path, folder / "classifier.json"):
+            path.unlink(missing_ok=True)
+    if not _is_done(folder, checkpoint.key):
+        (folder / "metrics.json").unlink(missing_ok=True)  # of another classifier
         classifier, history = _train(settings, images, held_out, backbone, checkpoint, curves)
         write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()})
         write_json(folder / "history.json", history)
@@ -79,6 +81,7 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
         checkpoint.path.unlink(missing_ok=True)
     else:
         logger.info(f"{folder}: trained already; --force begins anew")
+        _store_settings(settings)
     return evaluate_run(settings, held_out) if held_out else None
 
 
@@ -185,6 +188,14 @@ def _key(settings: ClassifierConfig, images: LabelledImages, backbone: Backbone)
     files = [[str(path.relative_to(root)), path.stat().st_size] for path in images.paths]
     values = {name: value for name, value in asdict(settings).items() if name not in _NOT_IN_KEY}
     return fingerprint([values, settings.run.seed, files, images.labels.tolist(), backbone.settings()])
+
+
+def _store_settings(settings: ClassifierConfig) -> None:
+    """Store the settings with which a trained classifier stays as it is, such as the views of ``test``."""
+    folder = Path(settings.run.dir)
+    description = read_json(folder / "classifier.json") | {"test": asdict(settings.tested)}
+    write_json(folder / "classifier.json", description, sealed=True)
+    write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()})
 
 
 def _is_done(folder: Path, key: str) -> bool:

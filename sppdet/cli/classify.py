@@ -24,7 +24,6 @@ COMMANDS = {
     "predict": "print the most probable classes of images",
 }
 _VIEWS = ("crop", "full", "multi")
-_INTERRUPTED = "interrupted; the same command goes on from here"
 _EVALUATED = ("test.", "data.", "device=", "workers=")  # settings that `eval` may change: the weights stay valid
 _SHOWN_CLASSES = 5  # the summary names this many classes, and the top-5 error where there are more
 
@@ -185,11 +184,13 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     command = cli.choose("sppdet classify", COMMANDS, arguments)
     if command == "train":
-        return cli.run(train, train_parser().parse_intermixed_args(arguments[1:]), _INTERRUPTED)
+        options = cli.parse(train_parser(), arguments[1:])
+        without = " without --force" if options.force else ""
+        return cli.run(train, options, f"interrupted; the same command{without} goes on from here")
     if command == "eval":
-        return cli.run(evaluate, eval_parser().parse_intermixed_args(arguments[1:]))
+        return cli.run(evaluate, cli.parse(eval_parser(), arguments[1:]))
     if command == "predict":
-        return cli.run(predict, predict_parser().parse_intermixed_args(arguments[1:]))
+        return cli.run(predict, cli.parse(predict_parser(), arguments[1:]))
     return int(command)
 
 

@@ -177,6 +177,21 @@ def _say_once(line: str) -> None:
     say(line, sys.stderr)
 
 
+def parse(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """Parse arguments; options may stand between the others, and what follows ``--`` are none.
+
+    Args:
+        parser: of the command.
+        arguments: None for those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--" in arguments:  # parse_intermixed_args would take a file called -x.jpg for an option all the same
+        end = arguments.index("--")
+        files = [f"./{text}" if text.startswith("-") else text for text in arguments[end + 1 :]]
+        arguments = [*arguments[:end], *files]
+    return parser.parse_intermixed_args(arguments)
+
+
 def add_overrides(parser: argparse.ArgumentParser, example: str = "regions.scales=[480,688]") -> None:
     """Add the argument ``overrides``: any number of ``key=value``."""
     parser.add_argument(

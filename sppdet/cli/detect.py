@@ -139,7 +139,7 @@ def default_model(folder: str | Path = "runs") -> tuple[Path, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit status."""
-    return cli.run(detect, parser().parse_intermixed_args(arguments))
+    return cli.run(detect, cli.parse(parser(), arguments))
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def evaluate(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return cli.run(evaluate, parser().parse_intermixed_args(arguments), _INTERRUPTED)
+    return cli.run(evaluate, cli.parse(parser(), arguments), _INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def report(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return cli.run(report, parser().parse_intermixed_args(arguments), "interrupted; run the same command to resume")
+    return cli.run(report, cli.parse(parser(), arguments), "interrupted; run the same command to resume")
 
 
 if __name__ == "__main__":

@@ -61,7 +61,7 @@ def train(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command with these arguments, or with those of the process; return the exit status."""
-    options = parser().parse_intermixed_args(arguments)
+    options = common.parse(parser(), arguments)
     without = " without --force" if options.force else ""
     return common.run(train, options, f"interrupted; run the same command{without} to resume")
 

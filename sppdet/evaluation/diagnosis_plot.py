@@ -84,7 +84,7 @@ def _draw_shares(axes: Axes, title: str, classes: dict[str, dict], key: str) -> 
     for outcome, share in zip(next(iter(classes.values()))[key], shares.T):
         axes.barh(range(len(names)), share, left=left, color=_COLOURS[outcome], label=outcome)
         left += share
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, parse_math=False)  # a name may hold $
     axes.set_xlim(0, 100)
     axes.set_xlabel("%")
     legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, handlelength=1)

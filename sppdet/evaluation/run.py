@@ -182,7 +182,8 @@ def _write(
     metrics["detections"] = _detections_digest(folder)
     write_json(folder / "metrics.json", metrics, sealed=True)
     write_json(folder / "metrics_flat.json", flat_numbers(metrics))
-    (folder / "report.html").unlink(missing_ok=True)  # an older one would show other figures
+    for name in ("report.html", "diagnosis.json", "diagnosis.md", "diagnosis.png"):  # older ones show other figures
+        (folder / name).unlink(missing_ok=True)
     if report:
         _write_report(folder)
     return metrics

@@ -64,8 +64,11 @@ class LibraryNetwork:
     def normalisation(self) -> Normalisation:
         """The normalisation of the input."""
         if self.library == "torchvision":
-            return IMAGENET
-        values = _timm().get_pretrained_cfg(self.name)
+            from torchvision.models import get_model_weights
+
+            values = get_model_weights(self.name).DEFAULT.transforms()
+        else:
+            values = _timm().get_pretrained_cfg(self.name)
         return IMAGENET if values is None else Normalisation(tuple(values.mean), tuple(values.std), divisor=255)
 
 

@@ -124,6 +124,12 @@ def test_crop_is_the_centre_at_the_given_side(classifier, image):
     assert expected.sum() == pytest.approx(1) and expected.std() > 1e-3
 
 
+def test_small_views_are_read_as_in_training(classifier, image):
+    classifier.test = ViewSettings("full", 24, 24, [24])
+    expected = probabilities(classifier.network, module.resized(image, 24))
+    np.testing.assert_allclose(classifier.predict(image), expected, atol=1e-5)
+
+
 def test_full_is_the_whole_image(classifier, image):
     classifier.test = replace(classifier.test, views="full")
     expected = probabilities(classifier.network, module.resized(image, 80))

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sppdet import config
 from sppdet.classification import run
+from sppdet.classification.classifier import load_classifier
 from sppdet.config.settings import ClassifierConfig
 from sppdet.networks.backbone import Backbone
 from sppdet.utils.errors import SppdetError
@@ -69,6 +70,31 @@ def test_a_run_is_trained_once_and_measured(root, caplog):
     assert json.loads((root / "run" / "history.json").read_text())[0]["top1_error"] == metrics["top1_error"]
     assert run.train_run(settings) == metrics
     assert caplog.messages[-1] == f"{root / 'run'}: trained already; --force begins anew"
+
+
+def test_settings_that_leave_the_weights_as_they_are_are_stored(root):
+    run.train_run(settings_of(root))
+    settings = settings_of(root, "test.views=full", "test.side=48")
+    weights = (root / "run" / "classifier.safetensors").read_bytes()
+    run.train_run(settings)
+    assert load_classifier(root / "run").test == settings.tested and run.saved_settings(root / "run") == settings
+    assert (root / "run" / "classifier.safetensors").read_bytes() == weights
+    run.train_run(settings_of(root, "data.val=null", "epochs=2"))
+    assert not (root / "run" / "metrics.json").exists(), "of another classifier"
+
+
+def test_a_forced_training_that_is_interrupted_resumes_without_force(root, monkeypatch):
+    run.train_run(settings_of(root))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(run, "_train", interrupt)
+        run.train_run(settings_of(root), force=True)
+    with pytest.raises(SppdetError, match="no classifier"):
+        load_classifier(root / "run")
+    assert run.train_run(settings_of(root))["pictures"] == 2
 
 
 def test_a_detectors_folder_is_not_overwritten(root):

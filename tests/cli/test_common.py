@@ -167,6 +167,14 @@ def test_only_positive_whole_numbers_count(text):
         cli.positive(text)
 
 
+def test_what_follows_two_dashes_is_no_option():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("images", nargs="*")
+    parser.add_argument("--json", action="store_true")
+    options = cli.parse(parser, ["a.jpg", "--json", "b.jpg", "--", "-x.jpg", "c.jpg"])
+    assert options.json and options.images == ["a.jpg", "b.jpg", "./-x.jpg", "c.jpg"]
+
+
 def test_overrides_are_all_that_is_left():
     parser = argparse.ArgumentParser()
     parser.add_argument("run")

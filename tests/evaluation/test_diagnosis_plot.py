@@ -58,6 +58,11 @@ def test_without_objects_the_plot_has_titles_alone(tmp_path):
     plot.savefig(tmp_path / "empty.png")
 
 
+def test_names_are_no_formulas(tmp_path):
+    dataset = dataset_of(image_of("a", (HERE, 1)), classes=("car", r"$\frac$"))
+    draw_diagnosis(diagnose(dataset, [detections_of((HERE, 1, 3.0))], [NOTHING])).savefig(tmp_path / "plot.png")
+
+
 def test_long_names_are_shortened():
     assert _shortened("x" * 20) == "x" * 20
     assert len(_shortened("x" * 21)) == 20

@@ -18,6 +18,7 @@ from sppdet.networks.backbone import Backbone
 from sppdet.networks.cell_grid import cell_grid, freeze
 from sppdet.networks.checks import check_network
 from sppdet.networks.cut import cut_network
+from sppdet.networks.normalisation import IMAGENET
 from sppdet.networks.trunk_output import WHOLE, CellGrid, Cut
 from sppdet.networks.trunks import NETWORKS, build_trunk, network, restore_trunk
 from sppdet.utils.errors import SppdetError
@@ -225,6 +226,11 @@ def test_a_trunk_is_restored_from_its_weights():
         torch.testing.assert_close(again(x), build_trunk(name, 1, cut).eval()(x), rtol=0, atol=0)
     with pytest.raises(RuntimeError):
         restore_trunk(name, trunk.state_dict(), DILATE)
+
+
+def test_the_input_is_normalised_as_for_the_weights_of_the_library():
+    assert libraries.LibraryNetwork("torchvision", "efficientnet_v2_s").normalisation == IMAGENET
+    assert libraries.LibraryNetwork("torchvision", "efficientnet_v2_l").normalisation.mean == (0.5, 0.5, 0.5)
 
 
 def test_the_smallest_images_have_cells():
