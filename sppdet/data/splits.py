@@ -21,7 +21,7 @@ from sppdet.data.dataset import Dataset, Sample
 from sppdet.data.ignored import with_ignored_classes
 from sppdet.data.images import IN_TILES, is_too_large
 from sppdet.data.labelled_folder import LabelledFolder, duplicate_groups, read_folder
-from sppdet.data.listing import SPLIT_FILE
+from sppdet.data.listing import SPLIT_FILE, Listing
 from sppdet.data.looked_for import with_looked_for
 from sppdet.data.names import check_class_names
 from sppdet.data.problems import Problem, listed, raise_fatal, remarks
@@ -262,8 +262,8 @@ def _read_once(root: Path, format: str | None, skip_bad: bool) -> LabelledFolder
 
 def _statuses(root: Path) -> list[tuple[Path, os.stat_result]]:
     """Return the files below a folder with size and time of change."""
-    paths = [path for path in root.rglob("*") if path.name != SPLIT_FILE]
-    return [(path, path.stat()) for path in paths if path.is_file()]
+    listing = Listing.of(root)
+    return [(path, path.stat()) for path in (*listing.images, *listing.others) if path.is_file()]
 
 
 def _images_of(
