@@ -51,8 +51,8 @@ def test_folds_measure_every_image_once_and_the_model_learns_from_all(run, setti
 
 
 @pytest.mark.parametrize(("change", "images"), [("data.limit_train=8", 8), ("data.tiles=64", 18)])
-def test_folds_of_some_images_or_of_tiles_are_a_run_like_any_other(run, settings, change, images):
-    cross_validate(config.override(settings, [change]), 2)
+def test_folds_of_some_images_or_of_tiles_are_a_run_like_any_other(run, settings, tmp_path, change, images):
+    cross_validate(config.override(settings, [change, f"run.cache={tmp_path / 'cache'}"]), 2)
     metrics = run.json("metrics.json")
     assert metrics["pictures"] == images and (run.folder / "report.html").exists()
     assert evaluate_run(run.folder) == metrics and len(read_last_evaluation(run.folder).dataset) == images
