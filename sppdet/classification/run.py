@@ -75,7 +75,7 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
     if not _is_done(folder, checkpoint.key):
         (folder / "metrics.json").unlink(missing_ok=True)  # of another classifier
         classifier, history = _train(settings, images, held_out, backbone, checkpoint, curves)
-        write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()})
+        _write_config(settings)
         write_json(folder / "history.json", history)
         classifier.save(folder, checkpoint.key)
         checkpoint.path.unlink(missing_ok=True)
@@ -190,12 +190,15 @@ def _key(settings: ClassifierConfig, images: LabelledImages, backbone: Backbone)
     return fingerprint([values, settings.run.seed, files, images.labels.tolist(), backbone.settings()])
 
 
+def _write_config(settings: ClassifierConfig) -> None:
+    write_json(Path(settings.run.dir) / "config.json", config.to_dict(settings) | {"versions": versions()})
+
+
 def _store_settings(settings: ClassifierConfig) -> None:
     """Store the settings with which a trained classifier stays as it is, such as the views of ``test``."""
-    folder = Path(settings.run.dir)
-    description = read_json(folder / "classifier.json") | {"test": asdict(settings.tested)}
-    write_json(folder / "classifier.json", description, sealed=True)
-    write_json(folder / "config.json", config.to_dict(settings) | {"versions": versions()})
+    path = Path(settings.run.dir) / "classifier.json"
+    write_json(path, read_json(path) | {"test": asdict(settings.tested)}, sealed=True)
+    _write_config(settings)
 
 
 def _is_done(folder: Path, key: str) -> bool:

@@ -52,7 +52,8 @@ def train(options: argparse.Namespace) -> None:
         return
     from sppdet import training  # imports torch, which --help and --print-config do not wait for
 
-    training.check_folds(options.folds)
+    if options.folds:
+        training.check_folds(options.folds)
     settings = training.settings_following_data(options.source, options.overrides, options.preset, options.output)
     training.run_training(
         settings, keep=options.keep, folds=options.folds, last=options.stage or STAGES[-1], force=options.force

@@ -25,7 +25,7 @@ from sppdet.data.annotations import Annotation, Located, locate, merge_names, to
 from sppdet.data.dataset import Dataset
 from sppdet.data.image_facts import all_image_facts
 from sppdet.data.listing import Listing
-from sppdet.data.names import NO_FILE_NAME, fits_file_names
+from sppdet.data.names import NO_FILE_NAME, NOT_IN_FILE_NAMES, fits_file_names
 from sppdet.data.problems import Problem, listed, raise_fatal, report_lines
 from sppdet.utils import SppdetError, counted
 
@@ -184,11 +184,12 @@ def read_folder(
         for name in folder.classes
         if not fits_file_names(name)
     ]
-    if outside := [image for image in images if folder.splits() and image.split is None]:
-        names = ", ".join([*folder.splits()])
+    splits = folder.splits()
+    in_splits = {image.path for members in splits.values() for image in members}
+    if splits and (outside := [image.path for image in images if image.path not in in_splits]):
         message = (
-            f"{root}: {counted(len(outside), 'image')} ({listed([image.path for image in outside])}) in none of the "
-            f"splits {names}: neither learned from nor measured on; move them into one"
+            f"{root}: {counted(len(outside), 'image')} ({listed(outside)}) in none of the splits {', '.join(splits)}: "
+            "neither learned from nor measured on; move them into one"
         )
         problems.append(Problem("no split", str(root), message))
     if not skip_bad:
@@ -319,7 +320,7 @@ def _ids(root: Path, paths: Sequence[Path]) -> list[str]:
 
 def _as_id(name: str) -> str:
     """Return a name with white space and signs that file names cannot hold replaced by ``_``."""
-    return "".join("_" if letter.isspace() or letter in '/\\:*?"<>|' else letter for letter in name)
+    return "".join("_" if letter.isspace() or letter in NOT_IN_FILE_NAMES else letter for letter in name)
 
 
 def _check_duplicates(images: Sequence[Located], problems: list[Problem]) -> None:

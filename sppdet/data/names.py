@@ -9,7 +9,10 @@ from collections.abc import Iterable
 from sppdet.utils import SppdetError
 
 _LONGEST = 100  # bytes
-NO_FILE_NAME = f'result files cannot have it in their names (no / \\ : * ? " < > |, {_LONGEST} bytes at most)'
+NOT_IN_FILE_NAMES = '/\\:*?"<>|'
+NO_FILE_NAME = (
+    f"result files cannot have it in their names (no {' '.join(NOT_IN_FILE_NAMES)}, {_LONGEST} bytes at most)"
+)
 
 # Zero-width space, word joiner, byte-order mark, soft hyphen, marks of direction. Joiners (U+200C, U+200D) stay, as
 # scripts and emoji need them.
@@ -55,7 +58,7 @@ def fits_file_names(name: str) -> bool:
         >>> fits_file_names("traffic light"), fits_file_names("traffic/light")
         (True, False)
     """
-    return bool(name) and not set(name) & set('/\\:*?"<>|\0\n\r') and len(name.encode()) <= _LONGEST
+    return bool(name) and not set(name) & {*NOT_IN_FILE_NAMES, *"\0\n\r"} and len(name.encode()) <= _LONGEST
 
 
 def check_class_names(names: Iterable[str], where: str) -> None:

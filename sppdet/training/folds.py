@@ -198,12 +198,12 @@ def _without(every: Dataset, part: Dataset) -> Dataset:
 
 
 def check_folds(folds: int) -> None:
-    """Refuse a number of folds with which nothing can be measured; 0 stands for none.
+    """Refuse a number of folds with which nothing can be measured.
 
     Raises:
-        SppdetError: it is 1 or below 0.
+        SppdetError: it is below 2.
     """
-    if folds < 2 and folds != 0:
+    if folds < 2:
         raise SppdetError(f"--folds: expected 2 or more, found {folds}; leave it out to measure on a test split")
 
 

@@ -178,7 +178,8 @@ def train_detector(
     if not isinstance(source, Dataset):
         if test is not None:
             raise SppdetError("test: goes with a data set; a folder or config names its own, as data.test_split")
-        check_folds(folds)  # before settings are chosen, which takes up to a minute
+        if folds:
+            check_folds(folds)  # before settings are chosen, which takes up to a minute
         settings = settings_following_data(source, overrides, preset, output)
         return run_training(settings, keep=keep, folds=folds).detector()
     overrides = [*overrides]

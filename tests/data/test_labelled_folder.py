@@ -155,6 +155,16 @@ def test_images_outside_of_the_splits_and_names_that_files_cannot_have_are_told(
     assert name[0].startswith(f"{tmp_path}: class 'traffic/light': result files cannot have it in their names")
 
 
+def test_images_beside_a_test_folder_alone_are_no_problem(tmp_path):
+    for seed, name in enumerate(["test/a", "photos/b"]):
+        add(tmp_path, name, seed=seed)
+    folder = read_folder(tmp_path)
+    assert kinds_of(folder) == [] and {name: len(images) for name, images in folder.splits().items()} == {
+        "test": 1,
+        "train": 1,
+    }
+
+
 def test_three_hundred_classes(tmp_path):
     for seed in range(3):
         add(tmp_path, f"{seed}", *((f"c{100 * seed + i}", 1, 1, 5 + i % 30, 20) for i in range(100)), seed=seed)

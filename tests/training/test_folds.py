@@ -75,6 +75,12 @@ def test_an_interrupted_cross_validation_resumes_at_its_fold(run, settings, monk
     assert run.times("folds/1/stages/**/*") == first and run.json("metrics.json")["pictures"] == 18
 
 
+@pytest.mark.parametrize("folds", [1, 0, -2])
+def test_fewer_than_two_folds_are_refused(settings, folds):
+    with pytest.raises(SppdetError, match=f"--folds: expected 2 or more, found {folds}"):
+        cross_validate(settings, folds)
+
+
 def test_a_network_that_learns_from_the_images_is_refused(settings):
     with pytest.raises(SppdetError, match=r"--folds: with backbone\.weights=pretrain a network learns from the images"):
         cross_validate(config.override(settings, ["backbone.weights=pretrain"]), 2)
