@@ -19,7 +19,11 @@ def parser() -> argparse.ArgumentParser:
         "and sppdet.evaluate, and holds copies of the models.",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folders of runs; the settings of the first one hold for the ensemble"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs; the settings of the first one hold for the ensemble. Any other may be voc07, the "
+        "detector that comes with sppdet",
     )
     parser.add_argument("--output", required=True, metavar="FOLDER", help="the ensemble's folder")
     parser.add_argument(

@@ -58,7 +58,8 @@ def combine_runs(folders: Sequence[Path], weights: Sequence[float], output: Path
     """Write an ensemble of several runs: copies of their model files, and the config.json of the first run.
 
     Args:
-        folders: the runs' folders. The first one computes the proposals, and its settings hold for the ensemble.
+        folders: the runs' folders. The first one computes the proposals, and its settings hold for the ensemble; any
+            other may be ``voc07``, the detector that is part of the package.
         weights: the weight of each run in the means of margins and box regressions, above 0; any sum.
         output: the folder to write; it must not exist.
 
@@ -69,6 +70,7 @@ def combine_runs(folders: Sequence[Path], weights: Sequence[float], output: Path
         raise SppdetError(f"{output}: exists already; give another --output")
     if not all(np.isfinite(weights)) or min(weights) <= 0 or len(weights) != len(folders):
         raise SppdetError(f"--weights: give a number above 0 for each of the {len(folders)} runs")
+    folders = [model_folder(folder) for folder in folders]
     for folder in filter(is_ensemble, folders):
         raise SppdetError(f"{folder}: ensembles cannot be combined; name the runs that it was made of")
     detectors = [load_detector(folder, "cpu") for folder in folders]

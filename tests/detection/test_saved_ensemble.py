@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sppdet.detection.detector import Detector
 from sppdet.detection.ensemble import Ensemble
 from sppdet.detection.linear_layers import BoxRegressors
 from sppdet.detection.saved_ensemble import combine_runs, is_ensemble, is_ensemble_of, load
+from sppdet.detection.shipped import shipped_model
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import read_json, write_json
 
@@ -63,6 +65,13 @@ def test_an_ensemble_knows_its_runs(runs):
     assert not is_ensemble_of(runs / "both", [runs / "b", runs / "a"])
     (runs / "b" / "model.json").write_text("trained again")
     assert not is_ensemble_of(runs / "both", [runs / "a", runs / "b"])
+
+
+def test_the_detector_of_the_package_can_be_one_of_the_runs(tmp_path):
+    shutil.copytree(shipped_model(), tmp_path / "mine")  # a run of the same classes
+    write_json(tmp_path / "mine/config.json", {"run": {"dir": "mine"}})
+    combine_runs([tmp_path / "mine", Path("voc07")], [1, 1], tmp_path / "both")
+    assert is_ensemble_of(tmp_path / "both", [tmp_path / "mine", shipped_model()])
 
 
 def test_runs_without_settings_are_refused(runs):
