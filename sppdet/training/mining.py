@@ -8,7 +8,8 @@ fit, and only those of new windows are pooled.
 Each class starts from random negatives. Then images are read in a fixed order; a negative that scores above
 ``hard_margin`` is hard and is kept. After growing shares of the images (1/16, 1/8, 1/4, 1/2, all) every class is fitted
 again, and negatives that score below ``evict_margin`` are dropped. R-CNN and SPP_net do this class by class, with a fit
-whenever 2000 negatives are new.
+whenever 2000 negatives are new. Mirror images, where the split holds them, give positives and random negatives; hard
+negatives are looked for in the images themselves, as twice as many are no better (docs/experiments/backbones.md).
 
 The SVM of a class depends on the proposals and on the class's own objects, not on the other classes trained with it: a
 class trained later and alone gets the same SVM. With fc layers after the pooling the last bits of products differ, as
@@ -144,7 +145,8 @@ class Miner:
                 logger.warning("no training objects of %s: it will never be detected", name)
         checkpoint = self.execution.checkpoint
         order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
-        passes = [_rounds(order, self.settings.rounds if n == 0 else 1) for n in range(self.settings.passes)]
+        mined = order[order < self.split.unmirrored]
+        passes = [_rounds(mined, self.settings.rounds if n == 0 else 1) for n in range(self.settings.passes)]
         rounds = [*chain(*passes)]
         early = replace(self.problem, tolerance=_EARLY_TOLERANCE * self.problem.tolerance)
         done, fitted = self._resume(checkpoint) if checkpoint else (0, None)
@@ -174,7 +176,7 @@ class Miner:
         self.cache = SampleCache(np.zeros(0, LOCATION), np.zeros(0, np.int64), len(self.labels))
         fitted = self.fixed.start
         for _ in range(passes):
-            self._mine(np.arange(len(self.split)), fitted)
+            self._mine(np.arange(self.split.unmirrored), fitted)
             fitted = self._fit(self.problem)
         return fitted
 
@@ -223,7 +225,7 @@ class Miner:
         """
         order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
         self.cache = self._start(order)
-        self._mine(order, svms)
+        self._mine(order[order < self.split.unmirrored], svms)
 
     def _warn_of_lost_classes(self) -> None:
         """Name the classes whose SVM puts all objects on the side of the negatives.

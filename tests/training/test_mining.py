@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from sppdet.config.settings import SvmSettings
 from sppdet.detection.linear_layers import LinearSVMs
+from sppdet.features.feature_split import map_name
 from sppdet.networks.fc_head import Head
 from sppdet.ops.products import Products
 from sppdet.training import mining, svm
@@ -301,3 +302,19 @@ class TestCheckpoint:
             }  # fmt: skip
             metadata = stored.metadata()
         assert metadata.pop("crc32") and metadata == {"key": "key", "done": "2"}
+
+
+def test_hard_negatives_are_looked_for_in_the_images_but_not_in_their_mirror_images(
+    random_split, tiny_features, monkeypatch
+):
+    split, mined = random_split(images=8), []
+    both = split.with_mirror_images()
+    for image, mirrored in zip(split.names, both.names[8:]):
+        feature_map = split.map_store.read(map_name(split.scales[0], image))
+        split.map_store.write(map_name(split.scales[0], mirrored), np.ascontiguousarray(feature_map[:, ::-1]))
+    monkeypatch.setattr(Miner, "_mine", lambda self, images, fitted: mined.extend(images.tolist()))
+    training = miner(both, tiny_features(8), [0, 1])
+    training.train()
+    assert sorted(mined) == [*range(8)]
+    positives = training.cache.locations[: training.cache.positives]
+    assert set(positives["image"]) - set(range(8))  # the mirror images have objects to learn from
