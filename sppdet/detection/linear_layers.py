@@ -88,6 +88,17 @@ class BoxRegressors:
     bias: np.ndarray
     of_head: bool = False
 
+    def beside_fc7(self, dimension: int) -> BoxRegressors:
+        """Return regressors of pooled vectors as those of the classifier's vectors, which begin with the pooled one.
+
+        They move boxes as before. Detection then multiplies each vector once, by the weights of classifier and boxes.
+
+        Args:
+            dimension: length of the classifier's vectors.
+        """
+        missing = dimension - self.weight.shape[2]
+        return BoxRegressors(np.pad(self.weight, [(0, 0), (0, 0), (0, missing)]), self.bias, of_head=True)
+
 
 def _log_odds(logits: torch.Tensor) -> torch.Tensor:
     """Return what `Softmax.margins` does, as operations of torch."""

@@ -106,6 +106,19 @@ def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.divide(intersection, union, out=np.zeros(intersection.shape, kind), where=union > 0)
 
 
+def iou_of_pairs(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Return the intersection over union ``(N,)`` of each box of ``a`` ``(N, 4)`` with that of ``b`` ``(N, 4)``.
+
+    Examples:
+        >>> iou_of_pairs(as_boxes([[0, 0, 10, 10], [0, 0, 4, 4]]), as_boxes([[0, 0, 10, 5], [0, 0, 4, 4]])).tolist()
+        [0.5, 1.0]
+    """
+    side = np.clip(np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2]), 0, None)
+    intersection = side[:, 0] * side[:, 1]
+    union = areas(a) + areas(b) - intersection
+    return np.divide(intersection, union, out=np.zeros(len(a), np.result_type(union, np.float32)), where=union > 0)
+
+
 def shares_inside(boxes: np.ndarray, regions: np.ndarray) -> np.ndarray:
     """Return the share of each box's area that lies in each region, COCO's overlap with a crowd.
 

@@ -96,10 +96,11 @@ def add_classes(
         svms = miner.train()
         boxes = None
         if detector.regressors is not None:
-            of_boxes = features if detector.regressors.of_head else features.pooled
             boxes = bbox_regression.train(
-                mirrored if bank.bbox.flip else split, of_boxes, labels, bank.bbox, bank.scales[1], execution
+                mirrored if bank.bbox.flip else split, features.pooled, labels, bank.bbox, bank.scales[1], execution
             )
+            if detector.regressors.of_head:
+                boxes = boxes.beside_fc7(features.dimension)
         curves: list[dict[str, Any] | None] = [None] * len(names)
         if detector.calibration is not None and bank.calibration.folds and len(dataset) > 1:
             folds = hold_out(
@@ -207,8 +208,6 @@ def _checked_detector(model: StoredModel, bank: Bank, device: str) -> Detector:
 def _of_new_classes(
     detector: Detector, names: Sequence[str], svms: LinearSVMs, boxes: BoxRegressors | None
 ) -> Detector:
-    if boxes is not None and detector.regressors is not None:
-        boxes = replace(boxes, of_head=detector.regressors.of_head)
     return replace(
         detector, classes=tuple(names), classifier=svms, regressors=boxes, image_svms=None, calibration=None,
         detection=replace(detector.detection, context=0.0),

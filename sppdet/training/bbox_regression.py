@@ -2,7 +2,8 @@
 
 As in R-CNN (arXiv 1311.2524, appendix C) and SPP_net's spp_train_bbox_regressor.m, a class learns from the windows that
 overlap one of its objects by more than ``min_overlap``, and from the objects themselves. Features are scaled to the
-norm of the SVMs, with a constant column that is regularised like the others; targets are centred and whitened.
+norm of the SVMs, with a constant column that is regularised like the others; targets are centred and whitened
+(`sppdet.training.box_fit`).
 
 Each class is fitted to its own objects only, so that a class can be added alone. (The original programs assign a window
 to the object of any class that it overlaps most.)
@@ -12,8 +13,8 @@ Names: n windows of one class, D features, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -21,9 +22,10 @@ from sppdet.config import BoxRegressionSettings
 from sppdet.detection import BoxRegressors
 from sppdet.features import CachedSplit, FeatureSplit, WindowFeatures, map_images
 from sppdet.ops import boxes as geometry
+from sppdet.training.box_fit import NearWindows, fit_class
 from sppdet.utils import Execution, bar, parallel_map
 
-_MIN_VARIANCE = 0.001  # added to the variances of the targets before whitening, as in the original program
+_OfImage = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each window: image, box and shift
 
 
 def train(
@@ -59,7 +61,7 @@ def train(
         with bar(len(classes), "fitting box regressions") as count:
             for k, rows in zip(classes, vectors):
                 if len(rows):
-                    weight[k], bias[k] = fit_class(rows, samples[k].targets, settings.ridge, scale)
+                    weight[k], bias[k] = fit_class(rows, samples[k], settings.ridge, scale)
                 count()
 
     for start in range(0, len(labels), at_once):
@@ -67,82 +69,33 @@ def train(
     return BoxRegressors(weight, bias)
 
 
-def fit_class(rows: np.ndarray, targets: np.ndarray, ridge: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    """Fit the regressor of one class.
-
-    Args:
-        rows: ``(n, D)`` vectors of windows.
-        targets: ``(n, 4)`` shifts of `sppdet.ops.boxes.encode`.
-        ridge: weight of the squared coefficients.
-        scale: factor of the vectors.
-
-    Returns:
-        Weights ``(4, D)`` and bias ``(4,)`` for unscaled vectors.
-
-    Examples:
-        >>> import numpy as np
-        >>> rows = np.array([[-1.0], [0.0], [1.0]], np.float32)
-        >>> weight, bias = fit_class(rows, 2 * rows * np.ones(4) + 1, ridge=1e-6, scale=1.0)
-        >>> weight[:, 0].round(3).tolist(), bias.round(3).tolist()
-        ([2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0])
-    """
-    from sklearn.linear_model import Ridge  # takes as long to load as torch
-
-    mean = targets.mean(axis=0)
-    whiten, unwhiten = _whitening(targets - mean)
-    design = np.empty((len(rows), rows.shape[1] + 1), np.float32)
-    design[:, :-1] = rows
-    design[:, :-1] *= np.float32(scale)
-    design[:, -1] = 1
-    solver = Ridge(alpha=ridge, fit_intercept=False, solver="cholesky")  # by the kernel matrix where n < D
-    solver.fit(design, ((targets - mean) @ whiten).astype(np.float32))
-    coefficients = unwhiten.T @ solver.coef_
-    return coefficients[:, :-1] * scale, coefficients[:, -1] + mean
-
-
-def _whitening(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the symmetric matrix that makes the covariance of centred targets the identity, and the inverse matrix."""
-    values, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
-    root = np.sqrt(values + _MIN_VARIANCE)
-    return vectors @ np.diag(1 / root) @ vectors.T, vectors @ np.diag(root) @ vectors.T
-
-
-@dataclass(frozen=True, eq=False)
-class _Sample:
-    """The windows that one class learns from.
-
-    Attributes:
-        images: ``(n,)`` index of each window's image.
-        boxes: ``(n, 4)`` pixel edges.
-        targets: ``(n, 4)`` shifts onto the objects.
-    """
-
-    images: np.ndarray
-    boxes: np.ndarray
-    targets: np.ndarray
-
-    @classmethod
-    def none(cls) -> _Sample:
-        """Return no windows."""
-        return cls(np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros((0, 4)))
-
-
 def _samples(
     split: FeatureSplit, labels: list[int], settings: BoxRegressionSettings, execution: Execution
-) -> list[_Sample]:
+) -> list[NearWindows]:
     """Choose the windows of each class, a random sample if they are more than ``settings.max_windows``."""
     chosen = {*labels}
     images = [i for i, sample in enumerate(split.dataset) if not chosen.isdisjoint(sample.labels.tolist())]
-    of_classes: dict[int, list[_Sample]] = {label: [_Sample.none()] for label in labels}
+    of_classes: dict[int, list[_OfImage]] = {label: [] for label in labels}
     near = partial(_near_objects, labels, settings.min_overlap)
-    for of_image in map_images(near, split, images, execution.workers, "windows near objects"):
-        for label, windows in of_image.items():
-            of_classes[label].append(windows)
-    return [_limited(split.dataset.classes[label], of_classes.pop(label), settings, execution.seed) for label in labels]
+    for i, of_image in zip(images, map_images(near, split, images, execution.workers, "windows near objects")):
+        for label, (boxes, targets) in of_image.items():
+            of_classes[label].append((np.full(len(boxes), i), boxes, targets))
+    numbers: dict[Path, int] = {}
+    files = np.array([numbers.setdefault(sample.path, len(numbers)) for sample in split.dataset])
+    return [
+        _near_windows(split.dataset.classes[label], of_classes.pop(label), files, settings.max_windows, execution.seed)
+        for label in labels
+    ]
 
 
-def _near_objects(labels: list[int], min_overlap: float, i: int, image: CachedSplit) -> dict[int, _Sample]:
-    """Return the windows of image ``i`` that overlap an object of a class by more than ``min_overlap``, by class."""
+def _near_objects(
+    labels: list[int], min_overlap: float, i: int, image: CachedSplit
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return the windows of image ``i`` that overlap an object of a class by more than ``min_overlap``, by class.
+
+    Returns:
+        Their boxes and the shifts onto the objects, both ``(n, 4)``.
+    """
     proposals, near_objects = image.proposals(0), {}
     for label in labels:
         objects = image.objects(0, label)
@@ -151,23 +104,31 @@ def _near_objects(labels: list[int], min_overlap: float, i: int, image: CachedSp
             overlap = geometry.iou(windows, objects)
             near = overlap.max(axis=1) > min_overlap
             targets = geometry.encode(windows[near], objects[overlap[near].argmax(axis=1)])
-            near_objects[label] = _Sample(np.full(near.sum(), i), windows[near], targets)
+            near_objects[label] = windows[near], targets
     return near_objects
 
 
-def _limited(name: str, of_images: list[_Sample], settings: BoxRegressionSettings, seed: int) -> _Sample:
-    """Return the windows of class ``name`` in all images, or a random sample of them."""
-    values = ([getattr(sample, field) for sample in of_images] for field in ("images", "boxes", "targets"))
-    images, boxes, targets = (np.concatenate(arrays) for arrays in values)
-    if len(images) <= settings.max_windows:
-        return _Sample(images, boxes, targets)
-    # The name of the class seeds the sample, which so does not depend on the classes that are trained with it.
-    order = np.random.default_rng([seed, *name.encode()]).permutation(len(images))
-    rows = np.sort(order[: settings.max_windows])
-    return _Sample(images[rows], boxes[rows], targets[rows])
+def _near_windows(name: str, of_images: list[_OfImage], files: np.ndarray, limit: int, seed: int) -> NearWindows:
+    """Return the windows of class ``name``, at most ``limit`` of them, drawn at random.
+
+    Args:
+        name: of the class. It seeds the draw, which so does not depend on the classes that are trained with it.
+        of_images: image numbers, boxes and shifts.
+        files: the number of the file of each image.
+        limit: number of windows.
+        seed: of the run.
+    """
+    none = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros((0, 4)))
+    images, boxes, targets = (np.concatenate(arrays) for arrays in zip(none, *of_images))
+    if len(images) > limit:
+        rows = np.sort(np.random.default_rng([seed, *name.encode()]).permutation(len(images))[:limit])
+        images, boxes, targets = images[rows], boxes[rows], targets[rows]
+    return NearWindows(images, boxes, targets, files[images])
 
 
-def _vectors(split: FeatureSplit, features: WindowFeatures, samples: list[_Sample], workers: int) -> list[np.ndarray]:
+def _vectors(
+    split: FeatureSplit, features: WindowFeatures, samples: list[NearWindows], workers: int
+) -> list[np.ndarray]:
     """Compute the float16 vectors ``(n, D)`` of each class's windows, in one pass over the images."""
     vectors = [np.empty((len(sample.images), features.dimension), np.float16) for sample in samples]
     images = np.unique(np.concatenate([sample.images for sample in samples])).tolist()

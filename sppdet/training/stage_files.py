@@ -85,15 +85,17 @@ class StageFiles:
         """
         if kind == "joint":
             return BoxRegressors(*self._joint_boxes(features, head), of_head=True)
-        weight, bias = self._stacked("bbox")
+        ridge = BoxRegressors(*self._stacked("bbox"))
+        if features.concat_pooled:
+            ridge = ridge.beside_fc7(features.dimension)
         if kind == "ridge+joint":
             # --keep adds later classes
             learned_jointly = read_json(self.end_to_end.with_suffix(".json"), classes=list)["classes"]
             common = [k for k, name in enumerate(self.classes) if name in learned_jointly]
             rows = [learned_jointly.index(self.classes[k]) for k in common]
-            for ridge, joint in zip((weight, bias), self._joint_boxes(features, head)):
-                ridge[common] = (ridge[common] + joint[rows]) / 2
-        return BoxRegressors(weight, bias, of_head=features.concat_pooled)
+            for learned, joint in zip((ridge.weight, ridge.bias), self._joint_boxes(features, head)):
+                learned[common] = (learned[common] + joint[rows]) / 2
+        return ridge
 
     def _joint_boxes(self, features: WindowFeatures, head: Head | None) -> tuple[np.ndarray, np.ndarray]:
         """Return weights ``(K, 4, D)`` and biases ``(K, 4)`` of the end-to-end training's boxes, for ``features``."""

@@ -197,10 +197,10 @@ class StageInputs:
     def sees_head(self, stage: str) -> bool:
         """Whether stage ``svm``, ``context``, ``bbox`` or ``calibration`` learns from the vectors of the head.
 
-        Box regression learns from pooled vectors, as in the original programs. With ``pool5+fc7`` it learns from the
-        vectors of the SVMs, so that detection multiplies each vector once, by the weights of both.
+        Box regression learns from pooled vectors alone, as in the original programs: fc7 knows the training images so
+        well that a regression from it fits others less (docs/experiments/backbones.md).
         """
-        return self.features.concat_pooled if stage == "bbox" else self.head is not None
+        return self.head is not None and stage != "bbox"
 
     def learns_from(self, stage: str) -> tuple[WindowFeatures, float]:
         """Return the features that stage ``svm``, ``context`` or ``bbox`` learns from, and their scale."""

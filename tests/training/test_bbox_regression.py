@@ -1,4 +1,4 @@
-"""Box regression: planted weights are recovered, and a class without windows moves nothing."""
+"""Box regression: which windows a class learns from, and that classes do not depend on each other."""
 
 from __future__ import annotations
 
@@ -11,57 +11,9 @@ from device import DEVICE
 from sppdet.config.settings import BoxRegressionSettings
 from sppdet.ops import boxes as geometry
 from sppdet.training import bbox_regression
+from sppdet.training.box_fit import NearWindows, fit_class
 from sppdet.utils.execution import Execution
 from sppdet.utils.progress import Estimate, Progress
-
-
-@pytest.fixture
-def planted():
-    """500 vectors of 6 features, and targets that are a linear function of them."""
-    rng = np.random.default_rng(0)
-    rows = rng.normal(size=(500, 6)).astype(np.float32)
-    weight, bias = rng.normal(size=(4, 6)), rng.normal(size=4)
-    return rows, weight, bias, rows @ weight.T + bias
-
-
-@pytest.mark.parametrize("scale", [1.0, 0.1, 7.0])
-def test_planted_weights_are_recovered(planted, scale):
-    rows, weight, bias, targets = planted
-    fitted_weight, fitted_bias = bbox_regression.fit_class(rows, targets, ridge=1e-4, scale=scale)
-    np.testing.assert_allclose(fitted_weight, weight, atol=1e-3)
-    np.testing.assert_allclose(fitted_bias, bias, atol=1e-3)
-
-
-def test_fewer_windows_than_features(planted):
-    rows, _, _, targets = planted
-    fitted_weight, fitted_bias = bbox_regression.fit_class(rows[:4], targets[:4], ridge=1e-6, scale=1.0)
-    np.testing.assert_allclose(rows[:4] @ fitted_weight.T + fitted_bias, targets[:4], atol=1e-2)
-
-
-def test_an_infinite_ridge_leaves_the_mean_shift(planted):
-    rows, _, _, targets = planted
-    fitted_weight, fitted_bias = bbox_regression.fit_class(rows, targets, ridge=1e12, scale=1.0)
-    np.testing.assert_allclose(fitted_weight, 0, atol=1e-6)
-    np.testing.assert_allclose(fitted_bias, targets.mean(axis=0), atol=1e-6)
-
-
-def test_ridge_by_hand():
-    # One feature, two windows at +-1 with targets +-(1, 0, 0, 0). Covariance diag(1, 0, 0, 0), whitened by
-    # 1 / sqrt(1.001); ridge 2: w = sum(x t) / (sum(x x) + 2) = 2 / 4 of it, and the whitening cancels.
-    rows = np.array([[1], [-1]], np.float32)
-    weight, bias = bbox_regression.fit_class(rows, np.array([[1, 0, 0, 0], [-1, 0, 0, 0]]), ridge=2.0, scale=1.0)
-    np.testing.assert_allclose(weight, [[0.5], [0], [0], [0]], atol=1e-6)
-    np.testing.assert_allclose(bias, np.zeros(4), atol=1e-6)
-
-
-def test_whitened_targets_have_unit_covariance():
-    rng = np.random.default_rng(1)
-    targets = rng.normal(size=(2000, 4)) @ rng.normal(size=(4, 4)) * 3
-    targets -= targets.mean(axis=0)
-    whiten, unwhiten = bbox_regression._whitening(targets)
-    white = targets @ whiten
-    np.testing.assert_allclose(white.T @ white / 2000, np.eye(4), atol=0.02)  # 0.001 is added to each variance
-    np.testing.assert_allclose(whiten @ unwhiten, np.eye(4), atol=1e-9)
 
 
 @pytest.fixture
@@ -78,7 +30,7 @@ def split(make_split):
     return make_split(content, ("a", "b", "c"))
 
 
-def sample_of(split, **settings) -> bbox_regression._Sample:
+def sample_of(split, **settings) -> NearWindows:
     """Return the windows that class 0 learns from."""
     (sample,) = bbox_regression._samples(split, [0], BoxRegressionSettings(**settings), Execution(workers=1))
     return sample
@@ -99,6 +51,11 @@ def test_a_class_that_learns_from_an_object_alone_moves_nothing(split, tiny_feat
     # The target of an object is no shift, and one window leaves nothing but its mean.
     np.testing.assert_allclose(regressors.bias, 0, atol=1e-6)
     np.testing.assert_allclose(regressors.weight, 0, atol=1e-6)
+
+
+def test_an_image_and_its_mirror_image_are_of_one_file(split):
+    sample = sample_of(split.with_mirror_images())
+    assert np.unique(np.stack([sample.images, sample.files]), axis=1).tolist() == [[*range(12)], [*range(6)] * 2]
 
 
 def test_windows_above_the_overlap_have_targets_onto_their_object(split):
@@ -136,7 +93,7 @@ def test_more_windows_than_the_limit_are_sampled_in_their_order(split):
     sample = sample_of(split, max_windows=5)
     # Seeded by the run's seed and by the name of the class, "a".
     rows = np.sort(np.random.default_rng([3, ord("a")]).permutation(18)[:5])
-    for name in ("images", "boxes", "targets"):
+    for name in ("images", "boxes", "targets", "files"):
         np.testing.assert_array_equal(getattr(sample, name), getattr(every, name)[rows])
 
 
@@ -149,7 +106,7 @@ def test_a_class_is_fitted_to_the_vectors_and_targets_of_its_windows(random_spli
         features.of_boxes(split.maps(i), box[None].astype(np.float32), split.size(i), np.float16)[0]
         for i, box in zip(sample.images, sample.boxes)
     ]
-    weight, bias = bbox_regression.fit_class(np.array(vectors), sample.targets, ridge=1.0, scale=0.5)
+    weight, bias = fit_class(np.array(vectors), sample, ridge=1.0, scale=0.5)
     np.testing.assert_allclose(regressors.weight[1], weight, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(regressors.bias[1], bias, rtol=1e-4, atol=1e-6)
 

@@ -499,10 +499,10 @@ class TestEndToEnd:
         assert run.times("stages/**/*.safetensors") == after
         joint = dict(zip(SHAPES, learned["move.weight"].numpy().reshape(-1, 4, UNITS) / detector.head.balance))
         for name, weight in zip(detector.classes, detector.regressors.weight):
-            expected = load_file(run.folder / "stages" / "bbox" / f"{name}.safetensors")["weight"].numpy()
+            of_pooled = load_file(run.folder / "stages" / "bbox" / f"{name}.safetensors")["weight"].numpy()
+            expected = np.pad(of_pooled, [(0, 0), (0, UNITS)])
             if name != "comet":
-                before_fc7 = expected.shape[1] - UNITS
-                expected = (expected + np.pad(joint[name], [(0, 0), (before_fc7, 0)])) / 2
+                expected = (expected + np.pad(joint[name], [(0, 0), (of_pooled.shape[1], 0)])) / 2
             np.testing.assert_allclose(weight, expected, rtol=1e-5, atol=1e-7)
 
 

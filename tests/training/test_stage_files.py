@@ -37,7 +37,7 @@ def files(tmp_path, rng) -> StageFiles:
     files = StageFiles(tmp_path, ["a class / 1", "cat"])
     for k in range(2):
         write_result(files.of_class("svm", k), KEY, {"weight": np.full(POOLED, k + 0.5), "bias": np.full(1, k)})
-        write_result(files.of_class("bbox", k), KEY, random_arrays(rng, weight=(4, POOLED + UNITS), bias=(4,)))
+        write_result(files.of_class("bbox", k), KEY, random_arrays(rng, weight=(4, POOLED), bias=(4,)))
     layers = random_arrays(rng, **{"move.weight": (2 * 4, UNITS), "move.bias": (2 * 4,)})
     layers |= random_arrays(rng, **{"classify.weight": (3, UNITS), "classify.bias": (3,)})
     write_result(files.end_to_end, KEY, layers, classes=["gone", "cat"])
@@ -73,6 +73,13 @@ def test_joint_boxes_move_by_fc7_wherever_it_stands_in_the_vector(files, head, r
     vector = np.concatenate([pooled, head.balance * fc7])
     moves = side_by_side.weight @ vector + side_by_side.bias
     np.testing.assert_allclose(moves, alone.weight @ fc7 + alone.bias, rtol=1e-4)
+
+
+def test_ridge_regression_moves_by_the_pooled_vector_alone(files, head, rng):
+    vector, only_pooled = rng.normal(size=POOLED + UNITS), Head(POOLED, UNITS, "fc7")
+    beside, alone = (files.regressors("ridge", features_of(each), each) for each in (head, only_pooled))
+    assert beside.of_head and not alone.of_head
+    np.testing.assert_allclose(beside.weight @ vector + beside.bias, alone.weight @ vector[:POOLED] + alone.bias)
 
 
 def test_shifts_are_the_mean_of_both_kinds_where_both_were_learned(files, head):

@@ -453,7 +453,7 @@ FORMER_DIGESTS = {
         "pretrain": "9fb6ed254410a854",
         "end_to_end": "1ffafe9a1b0cdcd6",
         "finetune": "e7443644eb841b30",
-        "bbox": "05ddaf721c3f5e2b",
+        "bbox": "b003255141e004ba",  # of pooled vectors alone; before, fc7 was beside them
         "context": "7eff277e5139bbcb",
         "svm": "48bdb42280f50a01",
     },
