@@ -27,6 +27,7 @@ _START = 4.0  # seconds until the processes that search for proposals have start
 # image once to score it, and reads it again for each fit. Measured on `boards` and BCCD.
 _SVM, _BBOX, _DETECTION, _CALIBRATION = 3.0, 0.6, 1.2, 0.2
 # Seconds, of the fits; box regression also multiplies.
+_UNMINED = 2 / 3  # share of the time of SVMs with mirror images where hard negatives come from the images alone
 _PER_CLASS = {"svm": 1.0, "bbox": 0.2, "context": 0.2, "calibration": 0.5}
 _NEAR_WINDOWS = 30  # per object, from which box regression learns
 _PRODUCT = 1024, 4096  # rows and columns of the matrix whose product with itself is timed
@@ -116,7 +117,9 @@ def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again:
             mirrored = speed.maps if inputs.config.detection.flip else 0.0  # the maps of mirror images are not stored
             seconds = 1 + (speed.pooling * _DETECTION + mirrored) * items
         elif speed and stage in _PER_CLASS:
-            images = len(inputs.split_of(stage))
+            images = float(len(inputs.split_of(stage)))
+            if stage == "svm" and inputs.config.svm.flip:  # nothing is mined in mirror images
+                images *= _UNMINED
             pooling = {"svm": _SVM, "bbox": _BBOX, "calibration": _CALIBRATION}.get(stage, 0.1)
             seconds = speed.pooling * pooling * images + _PER_CLASS[stage] * len(inputs.labels)
             if stage == "calibration":
@@ -135,7 +138,8 @@ def _ridge_operations(inputs: StageInputs) -> float:
     labels = np.concatenate([sample.labels for sample in inputs.train_pieces])
     objects = np.bincount(labels, minlength=len(inputs.labels)).astype(float)
     windows = np.minimum(_NEAR_WINDOWS * objects * (1 + inputs.config.bbox.flip), inputs.config.bbox.max_windows)
-    return float((2 * windows**2 * inputs.pooled_features.dimension + windows**3 / 3).sum())
+    fits = 1 if inputs.config.bbox.ridge else 2  # to choose one, about four are tried on either half: an eighth each
+    return float((2 * windows**2 * inputs.pooled_features.dimension + fits * windows**3 / 3).sum())
 
 
 def log_plan(stages: list[str], estimates: dict[str, Estimate], workers: int) -> None:
