@@ -291,7 +291,7 @@ class BoxRegressionSettings(Checked):
     # ridge: per-class regression of the pooled vector; joint: the layer of end-to-end training; ridge+joint: their mean
     kind: Annotated[str, one_of("ridge", "joint", "ridge+joint")] = "ridge"
     min_overlap: Share = 0.5  # train on windows with a larger IoU with an object
-    # weight of the squared coefficients; 0: of several, the one that fits each class best in images left out
+    # weight of the squared coefficients; 0: for a class of enough files, the one that fits best in files left out
     ridge: FromZero = 3000.0
     max_windows: Count = 4000  # per class; of more windows a random sample is taken
     flip: bool = False  # train on the mirror images too, which need feature maps of their own

@@ -25,7 +25,11 @@ from sppdet.ops import boxes as geometry
 from sppdet.training.box_fit import NearWindows, fit_class
 from sppdet.utils import Execution, bar, parallel_map
 
-_OfImage = tuple[np.ndarray, np.ndarray, np.ndarray]  # of each window: image, box and shift
+_GOOD = 0.1  # a window is good whose IoU with its object is less than this below that of the best proposal
+
+_OfImage = tuple[
+    np.ndarray, np.ndarray, np.ndarray, np.ndarray
+]  # of each window: image, box, shift, whether it is good
 
 
 def train(
@@ -78,8 +82,8 @@ def _samples(
     of_classes: dict[int, list[_OfImage]] = {label: [] for label in labels}
     near = partial(_near_objects, labels, settings.min_overlap)
     for i, of_image in zip(images, map_images(near, split, images, execution.workers, "windows near objects")):
-        for label, (boxes, targets) in of_image.items():
-            of_classes[label].append((np.full(len(boxes), i), boxes, targets))
+        for label, (boxes, targets, good) in of_image.items():
+            of_classes[label].append((np.full(len(boxes), i), boxes, targets, good))
     numbers: dict[Path, int] = {}
     files = np.array([numbers.setdefault(sample.path, len(numbers)) for sample in split.dataset])
     return [
@@ -90,11 +94,11 @@ def _samples(
 
 def _near_objects(
     labels: list[int], min_overlap: float, i: int, image: CachedSplit
-) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Return the windows of image ``i`` that overlap an object of a class by more than ``min_overlap``, by class.
 
     Returns:
-        Their boxes and the shifts onto the objects, both ``(n, 4)``.
+        Their boxes and the shifts onto the objects, both ``(n, 4)``; and bool ``(n,)``, which are good (`NearWindows`).
     """
     proposals, near_objects = image.proposals(0), {}
     for label in labels:
@@ -103,8 +107,11 @@ def _near_objects(
             windows = np.concatenate([objects, proposals])
             overlap = geometry.iou(windows, objects)
             near = overlap.max(axis=1) > min_overlap
-            targets = geometry.encode(windows[near], objects[overlap[near].argmax(axis=1)])
-            near_objects[label] = windows[near], targets
+            nearest = overlap[near].argmax(axis=1)
+            best = overlap[len(objects) :].max(axis=0, initial=0)
+            good = overlap[near].max(axis=1) > best[nearest] - _GOOD
+            good[: len(objects)] = False  # the objects themselves are no proposals
+            near_objects[label] = windows[near], geometry.encode(windows[near], objects[nearest]), good
     return near_objects
 
 
@@ -113,17 +120,17 @@ def _near_windows(name: str, of_images: list[_OfImage], files: np.ndarray, limit
 
     Args:
         name: of the class. It seeds the draw, which so does not depend on the classes that are trained with it.
-        of_images: image numbers, boxes and shifts.
+        of_images: image numbers, boxes, shifts and whether they are good.
         files: the number of the file of each image.
         limit: number of windows.
         seed: of the run.
     """
-    none = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros((0, 4)))
-    images, boxes, targets = (np.concatenate(arrays) for arrays in zip(none, *of_images))
+    none = (np.zeros(0, np.int64), np.zeros((0, 4)), np.zeros((0, 4)), np.zeros(0, bool))
+    images, boxes, targets, good = (np.concatenate(arrays) for arrays in zip(none, *of_images))
     if len(images) > limit:
         rows = np.sort(np.random.default_rng([seed, *name.encode()]).permutation(len(images))[:limit])
-        images, boxes, targets = images[rows], boxes[rows], targets[rows]
-    return NearWindows(images, boxes, targets, files[images])
+        images, boxes, targets, good = images[rows], boxes[rows], targets[rows], good[rows]
+    return NearWindows(images, boxes, targets, files[images], good)
 
 
 def _vectors(

@@ -1,8 +1,8 @@
 """The fit of one class's box regression: ridge regression, and the choice of its ridge.
 
 The ridge of the original programs, the weight of the squared coefficients, was chosen for their features and data. What
-is best differs a hundredfold between classes: many windows of similar objects bear a small one. Where none is given, a
-class takes the one with which windows of images that were left out fit their objects best.
+is best differs tenfold between classes: many windows of similar objects bear a small one. Where none is given, a class
+of enough files takes the one with which windows of files that were left out fit their objects best.
 
 Names: n windows of the class, D features.
 """
@@ -21,9 +21,7 @@ _MIN_VARIANCE = 0.001  # added to the variances of the targets before whitening,
 _RIDGES = (300.0, 1000.0, 3000.0, 10_000.0, 30_000.0)  # to choose from
 _FIRST_RIDGE = 3000.0  # where the choice begins
 _PARTS = 2  # of the files, each left out once
-# Least IoU with its object of a window that the choice is judged by. Most windows near an object are worse than those
-# that detection picks, and want larger moves than these bear.
-_JUDGED = 0.6
+_LEAST_FILES = 50  # fewer judge by chance: of the 20 first images of `boards` a class chose 300, which was worse
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +33,15 @@ class NearWindows:
         boxes: ``(n, 4)`` pixel edges.
         targets: ``(n, 4)`` shifts onto the objects.
         files: ``(n,)`` number of the file that the image is from; a mirror image and tiles are from the image's.
+        good: bool ``(n,)``, whether a window overlaps its object nearly as well as any proposal does. The choice of the
+            ridge is judged by these, which detection picks; worse windows want larger moves than they bear.
     """
 
     images: np.ndarray
     boxes: np.ndarray
     targets: np.ndarray
     files: np.ndarray
+    good: np.ndarray
 
 
 def fit_class(rows: np.ndarray, windows: NearWindows, ridge: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -49,7 +50,8 @@ def fit_class(rows: np.ndarray, windows: NearWindows, ridge: float, scale: float
     Args:
         rows: ``(n, D)`` vectors of the windows.
         windows: n of them.
-        ridge: weight of the squared coefficients; 0: the one that fits best in images that were left out.
+        ridge: weight of the squared coefficients; 0: the one that fits best in files that were left out, or
+            `_FIRST_RIDGE` where these are few.
         scale: factor of the vectors.
 
     Returns:
@@ -57,7 +59,8 @@ def fit_class(rows: np.ndarray, windows: NearWindows, ridge: float, scale: float
 
     Examples:
         >>> rows = np.array([[-1.0], [0.0], [1.0]], np.float32)
-        >>> windows = NearWindows(np.arange(3), np.ones((3, 4)), 2 * rows * np.ones(4) + 1, np.arange(3))
+        >>> each, good = np.arange(3), np.ones(3, bool)
+        >>> windows = NearWindows(each, np.ones((3, 4)), 2 * rows * np.ones(4) + 1, each, good)
         >>> weight, bias = fit_class(rows, windows, ridge=1e-6, scale=1.0)
         >>> weight[:, 0].round(3).tolist(), bias.round(3).tolist()
         ([2.0, 2.0, 2.0, 2.0], [1.0, 1.0, 1.0, 1.0])
@@ -106,20 +109,19 @@ class _Problem:
         return KernelRidge(alpha=ridge, kernel="precomputed").fit(products, self.white[learned]).dual_coef_
 
     def best_ridge(self) -> float:
-        """Return the ridge with which windows fit their objects best, moved by what other files teach."""
+        """Return the ridge with which good windows fit their objects best, moved by what other files teach."""
         # Neighbours in the list of files are often of one scene, so each part is a run of files.
         of_class, place = np.unique(self.windows.files, return_inverse=True)
         parts = place * _PARTS // len(of_class)
         objects = geometry.decode(self.windows.boxes, self.windows.targets)
-        overlap = geometry.iou_of_pairs(self.windows.boxes, objects)
-        judged = (overlap >= _JUDGED) & (overlap < 1)  # without the objects themselves
-        if len(np.unique(parts[judged])) < _PARTS:
+        good = self.windows.good
+        if len(of_class) < _LEAST_FILES or len(np.unique(parts[good])) < _PARTS:
             return _FIRST_RIDGE
 
         def mean_overlap(ridge: float) -> float:
             overlaps = []
             for part in range(_PARTS):
-                left_out, learned = np.flatnonzero(judged & (parts == part)), np.flatnonzero(parts != part)
+                left_out, learned = np.flatnonzero(good & (parts == part)), np.flatnonzero(parts != part)
                 white = self.products[np.ix_(left_out, learned)] @ self.solve(ridge, learned)
                 moved = geometry.decode(self.windows.boxes[left_out], white @ self.unwhiten + self.mean)
                 overlaps.append(geometry.iou_of_pairs(moved, objects[left_out]))

@@ -64,6 +64,8 @@ def test_windows_above_the_overlap_have_targets_onto_their_object(split):
     assert np.bincount(sample.images).tolist() == [3] * 6
     moved = geometry.decode(sample.boxes.astype(np.float32), sample.targets)
     np.testing.assert_allclose(moved, np.tile([[8, 8, 24, 24]], (18, 1)), atol=1e-4)
+    # Where a window is the object, that of IoU 3/4 is not nearly as good; the objects themselves never are.
+    assert sample.good.tolist() == 3 * [False, True, False, False, True, True]
     strict = sample_of(split, min_overlap=0.75)
     assert len(strict.images) == 9  # an overlap of exactly 0.75 is not above it
 
@@ -93,7 +95,7 @@ def test_more_windows_than_the_limit_are_sampled_in_their_order(split):
     sample = sample_of(split, max_windows=5)
     # Seeded by the run's seed and by the name of the class, "a".
     rows = np.sort(np.random.default_rng([3, ord("a")]).permutation(18)[:5])
-    for name in ("images", "boxes", "targets", "files"):
+    for name in ("images", "boxes", "targets", "files", "good"):
         np.testing.assert_array_equal(getattr(sample, name), getattr(every, name)[rows])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,11 +12,12 @@ from sppdet.training import box_fit
 from sppdet.training.box_fit import NearWindows, fit_class, whitening
 
 
-def near(targets: np.ndarray, files: np.ndarray | None = None) -> NearWindows:
-    """Return windows of 100 x 100 pixels with these targets, by default each in a file of its own."""
-    each = np.arange(len(targets))
+def near(targets: np.ndarray, files: np.ndarray | None = None, good: np.ndarray | None = None) -> NearWindows:
+    """Return windows of 100 x 100 pixels with these targets, by default each in a file of its own, and all good."""
+    each, count = np.arange(len(targets)), len(targets)
+    boxes = np.tile([100.0, 100, 200, 200], (count, 1))
     return NearWindows(
-        each, np.tile([100.0, 100, 200, 200], (len(targets), 1)), targets, each if files is None else files
+        each, boxes, targets, each if files is None else files, np.ones(count, bool) if good is None else good
     )
 
 
@@ -70,7 +73,7 @@ def test_whitened_targets_have_unit_covariance():
 # The choice of the ridge
 
 
-def noisy(noise: float, files: int = 20, of_each: int = 10, seed: int = 0) -> tuple[np.ndarray, NearWindows]:
+def noisy(noise: float, files: int = 60, of_each: int = 4, seed: int = 0) -> tuple[np.ndarray, NearWindows]:
     """Return vectors of 300 features, of norm 20, and windows whose small shifts depend on them, but for noise."""
     rng = np.random.default_rng(seed)
     rows = rng.normal(size=(files * of_each, 300)).astype(np.float32)
@@ -91,42 +94,42 @@ def test_the_more_noise_the_larger_the_ridge():
     assert ridges[0] == box_fit._RIDGES[0] < ridges[1]
 
 
-def test_the_choice_fits_windows_of_other_files_best():
-    rows, windows = noisy(0.7)
-    learned, others = windows.files < 10, windows.files >= 10
+def test_the_choice_fits_good_windows_of_other_files_best():
+    rows, windows = noisy(1.7)
+    good = np.random.default_rng(1).random(len(rows)) < 0.5
+    windows = replace(windows, good=good)
+    objects = geometry.decode(windows.boxes, windows.targets)
+    problem = box_fit._Problem.of(np.pad(rows, ((0, 0), (0, 1)), constant_values=1), windows)
 
-    def at(keep: np.ndarray) -> NearWindows:
-        return NearWindows(windows.images[keep], windows.boxes[keep], windows.targets[keep], windows.files[keep])
+    def overlap(ridge: float) -> float:
+        """Return the mean IoU of good windows with their objects, moved by what the other half of the files teaches."""
+        overlaps = []
+        for half in (windows.files < 30, windows.files >= 30):
+            others = ~half & good
+            white = problem.products[np.ix_(others, half)] @ problem.solve(ridge, np.flatnonzero(half))
+            moved = geometry.decode(windows.boxes[others], white @ problem.unwhiten + problem.mean)
+            overlaps.append(geometry.iou_of_pairs(moved, objects[others]))
+        return float(np.concatenate(overlaps).mean())
 
-    def overlap(learned: np.ndarray, others: np.ndarray, ridge: float) -> np.ndarray:
-        """Return the IoU of windows ``others``, moved by what the others teach, with their objects."""
-        problem = box_fit._Problem.of(np.pad(rows, ((0, 0), (0, 1)), constant_values=1), windows)
-        weights = problem.solve(ridge, np.flatnonzero(learned))
-        white = problem.products[np.ix_(others, learned)] @ weights
-        moved = geometry.decode(windows.boxes[others], white @ problem.unwhiten + problem.mean)
-        return geometry.iou_of_pairs(moved, geometry.decode(windows.boxes, windows.targets)[others])
-
-    judged = geometry.iou_of_pairs(windows.boxes, geometry.decode(windows.boxes, windows.targets)) >= 0.6
-    means = [
-        np.concatenate([overlap(learned, others & judged, r), overlap(others, learned & judged, r)]).mean()
-        for r in box_fit._RIDGES
-    ]
-    assert fitted_ridge(rows, windows) == box_fit._RIDGES[int(np.argmax(means))]
+    assert fitted_ridge(rows, windows) == max(box_fit._RIDGES, key=overlap)
+    assert fitted_ridge(rows, windows) not in (box_fit._RIDGES[0], box_fit._RIDGES[-1])
 
 
 def test_windows_of_one_file_do_not_judge_each_other():
-    """Copies of windows in one file would be known by heart."""
-    rows, windows = noisy(100.0, files=20, of_each=2)
-    copies = np.repeat(np.arange(len(rows)), 5)
-    copied = NearWindows(copies, windows.boxes[copies], windows.targets[copies], windows.files[copies])
+    """Copies of windows in other files would be known by heart."""
+    rows, windows = noisy(100.0, files=60, of_each=1)
+    copies = np.repeat(np.arange(60), 4)
+    copied = near(windows.targets[copies], windows.files[copies])
     assert fitted_ridge(rows[copies], copied) > box_fit._RIDGES[0]
-    apart = near(copied.targets, np.tile(np.arange(2), len(copies) // 2))  # half of the copies in either file
+    apart = replace(copied, files=np.arange(240) % 4 * 15 + np.arange(240) // 16)  # each copy in another quarter
     assert fitted_ridge(rows[copies], apart) == box_fit._RIDGES[0]
 
 
-@pytest.mark.parametrize("files", [[0, 0, 0, 0], [0, 0, 0, 1]])
-def test_without_windows_to_judge_by_in_several_files_the_ridge_is_the_usual_one(files):
-    targets = np.array([[0.1, 0, 0, 0], [0, 0.1, 0, 0], [0, 0, 0.1, 0], [0, 0, 0, 0]])  # the last one is an object
-    rows = np.eye(4, dtype=np.float32)
-    windows = near(targets, np.array(files))
-    np.testing.assert_array_equal(fit_class(rows, windows, 0, 1.0)[0], fit_class(rows, windows, 3000, 1.0)[0])
+@pytest.mark.parametrize(
+    ("files", "good"), [(49, slice(None)), (60, slice(0)), (60, slice(0, 100))], ids=["few", "none", "in one half"]
+)
+def test_without_enough_to_judge_by_the_ridge_is_the_usual_one(files, good):
+    rows, windows = noisy(0.1, files)
+    are_good = np.zeros(len(rows), bool)
+    are_good[good] = True
+    assert fitted_ridge(rows, replace(windows, good=are_good)) == box_fit._FIRST_RIDGE
