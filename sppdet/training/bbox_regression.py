@@ -27,9 +27,8 @@ from sppdet.utils import Execution, bar, parallel_map
 
 _GOOD = 0.1  # a window is good whose IoU with its object is less than this below that of the best proposal
 
-_OfImage = tuple[
-    np.ndarray, np.ndarray, np.ndarray, np.ndarray
-]  # of each window: image, box, shift, whether it is good
+# Of each window: image, box, shift, and whether it is good.
+_OfImage = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def train(

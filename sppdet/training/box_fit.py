@@ -50,8 +50,8 @@ def fit_class(rows: np.ndarray, windows: NearWindows, ridge: float, scale: float
     Args:
         rows: ``(n, D)`` vectors of the windows.
         windows: n of them.
-        ridge: weight of the squared coefficients; 0: the one that fits best in files that were left out, or
-            3000 where these are few.
+        ridge: weight of the squared coefficients; 0: the one that fits best in files that were left out, or 3000
+            where these are few.
         scale: factor of the vectors.
 
     Returns:

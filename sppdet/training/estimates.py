@@ -138,7 +138,7 @@ def _ridge_operations(inputs: StageInputs) -> float:
     labels = np.concatenate([sample.labels for sample in inputs.train_pieces])
     objects = np.bincount(labels, minlength=len(inputs.labels)).astype(float)
     windows = np.minimum(_NEAR_WINDOWS * objects * (1 + inputs.config.bbox.flip), inputs.config.bbox.max_windows)
-    fits = 1 if inputs.config.bbox.ridge else 2  # to choose one, about four are tried on either half: an eighth each
+    fits = 1 if inputs.config.bbox.ridge else 2  # to choose one, up to three are tried on either half: an eighth each
     return float((2 * windows**2 * inputs.pooled_features.dimension + fits * windows**3 / 3).sum())
 
 
