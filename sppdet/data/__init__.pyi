@@ -2,6 +2,7 @@ from .annotations import Located as Located
 from .dataset import EVERY_CLASS as EVERY_CLASS
 from .dataset import Dataset as Dataset
 from .dataset import Sample as Sample
+from .dataset import file_numbers as file_numbers
 from .folders import LabelledImages as LabelledImages
 from .folders import read_folders as read_folders
 from .image_files import find_images as find_images

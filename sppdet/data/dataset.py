@@ -156,3 +156,15 @@ class Dataset:
         if isinstance(index, slice):
             return replace(self, samples=self.samples[index])
         return self.samples[index]
+
+
+def file_numbers(samples: Sequence[Sample]) -> np.ndarray:
+    """Return the number of each sample's file, int64 ``(N,)`` from 0; a mirror image and tiles are of one file.
+
+    Examples:
+        >>> one = Sample("a", Path("a.jpg"), 9, 9, np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool))
+        >>> file_numbers([one, replace(one, path=Path("b.jpg")), one.mirror()]).tolist()
+        [0, 1, 0]
+    """
+    numbers: dict[Path, int] = {}
+    return np.array([numbers.setdefault(sample.path, len(numbers)) for sample in samples], np.int64)

@@ -14,11 +14,11 @@ Names: n windows of one class, D features, K classes.
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from sppdet.config import BoxRegressionSettings
+from sppdet.data import file_numbers
 from sppdet.detection import BoxRegressors
 from sppdet.features import CachedSplit, FeatureSplit, WindowFeatures, map_images
 from sppdet.ops import boxes as geometry
@@ -83,8 +83,7 @@ def _samples(
     for i, of_image in zip(images, map_images(near, split, images, execution.workers, "windows near objects")):
         for label, (boxes, targets, good) in of_image.items():
             of_classes[label].append((np.full(len(boxes), i), boxes, targets, good))
-    numbers: dict[Path, int] = {}
-    files = np.array([numbers.setdefault(sample.path, len(numbers)) for sample in split.dataset])
+    files = file_numbers(split.dataset.samples)
     return [
         _near_windows(split.dataset.classes[label], of_classes.pop(label), files, settings.max_windows, execution.seed)
         for label in labels

@@ -77,7 +77,7 @@ def fit_class(rows: np.ndarray, windows: NearWindows, ridge: float, scale: float
 
 @dataclass(frozen=True, eq=False)
 class _Problem:
-    """The regression of a class by the products of its vectors, as there are fewer windows than features.
+    """The regression of a class by the products of its vectors, as it mostly has fewer windows than features.
 
     Attributes:
         windows: n of them.
@@ -113,10 +113,10 @@ class _Problem:
         # Neighbours in the list of files are often of one scene, so each part is a run of files.
         of_class, place = np.unique(self.windows.files, return_inverse=True)
         parts = place * _PARTS // len(of_class)
-        objects = geometry.decode(self.windows.boxes, self.windows.targets)
         good = self.windows.good
         if len(of_class) < _LEAST_FILES or len(np.unique(parts[good])) < _PARTS:
             return _RIDGES[0]
+        objects = geometry.decode(self.windows.boxes, self.windows.targets)
 
         def mean_overlap(ridge: float) -> float:
             overlaps = []

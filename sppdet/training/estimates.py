@@ -26,8 +26,8 @@ _START = 4.0  # seconds until the processes that search for proposals have start
 # Times that pooling and scoring all windows of an image take, per image of a stage. Hard-negative mining pools each
 # image once to score it, and reads it again for each fit. Measured on `boards` and BCCD.
 _SVM, _BBOX, _DETECTION, _CALIBRATION = 3.0, 0.6, 1.2, 0.2
+_UNMINED = 2 / 3  # share of `_SVM` with mirror images, in which nothing is mined
 # Seconds, of the fits; box regression also multiplies.
-_UNMINED = 2 / 3  # share of the time of SVMs with mirror images where hard negatives come from the images alone
 _PER_CLASS = {"svm": 1.0, "bbox": 0.2, "context": 0.2, "calibration": 0.5}
 _NEAR_WINDOWS = 30  # per object, from which box regression learns
 _PRODUCT = 1024, 4096  # rows and columns of the matrix whose product with itself is timed
@@ -118,7 +118,7 @@ def estimate(inputs: StageInputs, stages: list[str], speed: Speed | None, again:
             seconds = 1 + (speed.pooling * _DETECTION + mirrored) * items
         elif speed and stage in _PER_CLASS:
             images = float(len(inputs.split_of(stage)))
-            if stage == "svm" and inputs.config.svm.flip:  # nothing is mined in mirror images
+            if stage == "svm" and inputs.config.svm.flip:
                 images *= _UNMINED
             pooling = {"svm": _SVM, "bbox": _BBOX, "calibration": _CALIBRATION}.get(stage, 0.1)
             seconds = speed.pooling * pooling * images + _PER_CLASS[stage] * len(inputs.labels)

@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 
 from sppdet.config import CalibrationSettings
-from sppdet.data import Dataset, Sample
+from sppdet.data import Dataset, Sample, file_numbers
 from sppdet.detection import Detections, Detector, LinearSVMs
 from sppdet.evaluation import (
     detect_all,
@@ -165,9 +165,8 @@ def of_files(samples: Sequence[Sample], draw: Callable[[int], list[np.ndarray]])
         samples: the images.
         draw: returns the folds of a number of files.
     """
-    numbers = {path: number for number, path in enumerate(dict.fromkeys(sample.path for sample in samples))}
-    files = np.array([numbers[sample.path] for sample in samples])
-    return [np.flatnonzero(np.isin(files, fold)) for fold in draw(len(numbers))]
+    files = file_numbers(samples)
+    return [np.flatnonzero(np.isin(files, fold)) for fold in draw(len(np.unique(files)))]
 
 
 def calibration_folds(samples: Sequence[Sample], settings: CalibrationSettings, seed: int) -> list[np.ndarray]:

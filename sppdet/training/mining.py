@@ -144,8 +144,7 @@ class Miner:
                 name = self.split.dataset.classes[label]
                 logger.warning("no training objects of %s: it will never be detected", name)
         checkpoint = self.execution.checkpoint
-        order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
-        mined = order[order < self.split.unmirrored]
+        order, mined = self._orders()
         passes = [_rounds(mined, self.settings.rounds if n == 0 else 1) for n in range(self.settings.passes)]
         rounds = [*chain(*passes)]
         early = replace(self.problem, tolerance=_EARLY_TOLERANCE * self.problem.tolerance)
@@ -223,9 +222,9 @@ class Miner:
 
         For SVMs of an earlier version, whose own windows were not kept. One pass over the images, no fit.
         """
-        order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
+        order, mined = self._orders()
         self.cache = self._start(order)
-        self._mine(order[order < self.split.unmirrored], svms)
+        self._mine(mined, svms)
 
     def _warn_of_lost_classes(self) -> None:
         """Name the classes whose SVM puts all objects on the side of the negatives.
@@ -270,6 +269,11 @@ class Miner:
             return 0, None
         self.cache = cache
         return done, svms
+
+    def _orders(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return the images in the order in which they are read, and those of them that are no mirror images."""
+        order = np.random.default_rng(self.execution.seed).permutation(len(self.split))
+        return order, order[order < self.split.unmirrored]
 
     def _start(self, order: np.ndarray) -> SampleCache:
         """Return a cache of the positives of every class and of random windows, the same ones for all classes."""

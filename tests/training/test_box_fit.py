@@ -12,13 +12,11 @@ from sppdet.training import box_fit
 from sppdet.training.box_fit import NearWindows, fit_class, whitening
 
 
-def near(targets: np.ndarray, files: np.ndarray | None = None, good: np.ndarray | None = None) -> NearWindows:
-    """Return windows of 100 x 100 pixels with these targets, by default each in a file of its own, and all good."""
-    each, count = np.arange(len(targets)), len(targets)
-    boxes = np.tile([100.0, 100, 200, 200], (count, 1))
-    return NearWindows(
-        each, boxes, targets, each if files is None else files, np.ones(count, bool) if good is None else good
-    )
+def near(targets: np.ndarray, files: np.ndarray | None = None) -> NearWindows:
+    """Return good windows of 100 x 100 pixels with these targets, by default each in a file of its own."""
+    each = np.arange(len(targets))
+    boxes = np.tile([100.0, 100, 200, 200], (len(each), 1))
+    return NearWindows(each, boxes, targets, each if files is None else files, np.ones(len(each), bool))
 
 
 @pytest.fixture
@@ -96,8 +94,7 @@ def test_the_more_noise_the_larger_the_ridge():
 
 def test_the_choice_fits_good_windows_of_other_files_best():
     rows, windows = noisy(1.7)
-    good = np.random.default_rng(1).random(len(rows)) < 0.5
-    windows = replace(windows, good=good)
+    windows = replace(windows, good=np.random.default_rng(1).random(len(rows)) < 0.5)
     objects = geometry.decode(windows.boxes, windows.targets)
     problem = box_fit._Problem.of(np.pad(rows, ((0, 0), (0, 1)), constant_values=1), windows)
 
@@ -105,7 +102,7 @@ def test_the_choice_fits_good_windows_of_other_files_best():
         """Return the mean IoU of good windows with their objects, moved by what the other half of the files teaches."""
         overlaps = []
         for half in (windows.files < 30, windows.files >= 30):
-            others = ~half & good
+            others = ~half & windows.good
             white = problem.products[np.ix_(others, half)] @ problem.solve(ridge, np.flatnonzero(half))
             moved = geometry.decode(windows.boxes[others], white @ problem.unwhiten + problem.mean)
             overlaps.append(geometry.iou_of_pairs(moved, objects[others]))

@@ -17,12 +17,10 @@ STAGES = ["proposals", "maps", "svm", "bbox", "evaluate"]
 def test_each_stage_takes_its_time_per_image(tmp_path, shapes_root):
     inputs = TinyRun(tmp_path, shapes_root).pipeline("svm.flip=true", "regions.scales=[160,320]").inputs
     estimates = estimate(inputs, STAGES, Speed(proposals=2, maps=3, pooling=5, operation=1e-9))
-    # 12 training images with mirror images, 6 test images, 6 classes; one worker.
+    # 12 training images with mirror images, in which nothing is mined, 6 test images, 6 classes; one worker.
     assert estimates["proposals"] == Estimate(2 * 18, 18)
     assert estimates["maps"] == Estimate(3 * 30, 2 * 30)
-    assert estimates["svm"] == Estimate(
-        pytest.approx(5 * 3.0 * 24 * 2 / 3 + 6)
-    )  # nothing is mined in the mirror images
+    assert estimates["svm"] == Estimate(pytest.approx(5 * 3.0 * 24 * 2 / 3 + 6))
     # Box regression multiplies, for each class, a matrix with itself: 30 windows per object, but no more than 100.
     counts = np.bincount(np.concatenate([sample.labels for sample in inputs.train]), minlength=6)
     windows, features = np.minimum(30 * counts, 100), inputs.pooled_features.dimension
