@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from sppdet.config import DetectionSettings, PoolingSettings, RegionSettings  # noqa: E402
-from sppdet.detection.candidates import WindowScores, choose_candidates, regress  # noqa: E402
+from sppdet.detection.candidates import WindowScores, choose_candidates, move, suppress_and_vote  # noqa: E402
 from sppdet.features import PyramidFeatures  # noqa: E402
 from sppdet.networks import Backbone, Head  # noqa: E402
 from sppdet.ops import Products, like, nms_by_class, on_host, vote  # noqa: E402
@@ -142,7 +142,9 @@ class Stages:
         deltas = 0.01 * shifts.reshape(-1, CLASSES, 4)
         scores = [(1.0, WindowScores(margins[group], lambda rows, labels: deltas[group[rows], labels]))]
         candidates = choose_candidates(scores, self.boxes, DETECTION.min_margin, DETECTION.max_candidates)
-        return regress(scores, candidates, self.size, DETECTION, ("",) * CLASSES)
+        moved = move(scores, candidates, self.size, DETECTION)
+        assert moved is not None  # the scores have box regression
+        return suppress_and_vote(moved, DETECTION, ("",) * CLASSES)
 
     def _timed(self, stage: Callable[[], object]) -> tuple:
         begun = time.perf_counter()

@@ -146,6 +146,10 @@ def _check_crops(config: Config) -> None:
         raise SppdetError(
             "detection.context: whole images are scored on feature maps, which are not computed with crops; set it to 0"
         )
+    if config.detection.rescore:
+        raise SppdetError(
+            "detection.rescore: moved boxes are scored on feature maps, which are not computed with crops; set it to 0"
+        )
     if not MIN_CROP <= regions.crop_size <= 10_000:
         raise SppdetError(f"regions.crop_size: expected {MIN_CROP} to 10000, found {regions.crop_size}")
     if not 0 <= 2 * regions.context < regions.crop_size:

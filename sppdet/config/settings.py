@@ -314,6 +314,8 @@ class DetectionSettings(Checked):
     vote: Share = (
         0.0  # lowest IoU with which boxes vote on a survivor; 0: no votes, regression only, as in the originals
     )
+    # weight of a window's margin where box regression moved it to, beside its margin before; 0: it is not scored again
+    rescore: Share = 0.0
     flip: bool = False  # detect in the mirror image too, which takes another run of the backbone
     min_margin: Margin = -1.5  # windows that score below this are dropped
     max_candidates: Count = 500  # per class and image, the best ones, before NMS

@@ -3,6 +3,8 @@
 With ``detection.vote`` 0, as in the original systems, regression moves the boxes that survived suppression, leaves
 their scores, and is followed by a second suppression. Otherwise, as in Fast R-CNN, all candidates are moved before
 suppression; those around a survivor then vote on its box (`sppdet.ops.vote`), both before and after box regression.
+With ``detection.rescore`` the candidates that were moved are scored once more where they lie now, and the mean of both
+margins counts: one proposal may score high by chance, and what is moved onto an object well scores high there, too.
 
 All is computed with arrays, or where the margins are tensors with these, on their device.
 
@@ -122,21 +124,18 @@ def suppress_and_vote(candidates: Candidates, settings: DetectionSettings, class
     return Detections(boxes[order], labels[order], scores[order], classes)
 
 
-def regress(
-    scores: WeightedScores,
-    candidates: Candidates,
-    size: tuple[int, int],
-    settings: DetectionSettings,
-    classes: tuple[str, ...],
-) -> Detections | None:
-    """Return the detections among candidates after box regression; None if no detector has it.
+def move(
+    scores: WeightedScores, candidates: Candidates, size: tuple[int, int], settings: DetectionSettings
+) -> Candidates | None:
+    """Return the candidates moved by box regression; None if no detector has it.
+
+    Without votes only those are left that survive suppression where they were.
 
     Args:
         scores: those that the candidates were chosen by.
         candidates: those of `choose_candidates`.
         size: ``(width, height)`` of the image in pixels, to which boxes are cut.
         settings: of suppression and votes.
-        classes: K names.
     """
     regressors = [(weight, score.deltas) for weight, score in scores if score.deltas is not None]
     if not regressors:
@@ -144,11 +143,25 @@ def regress(
     if not settings.vote:
         candidates = candidates[_suppress(candidates, settings)]
     if not len(candidates.rows):
-        return suppress_and_vote(candidates, settings, classes)
+        return candidates
     total = sum(weight for weight, _ in regressors)  # some parts of an ensemble may have no box regression
     deltas = sum(compute(candidates.rows, candidates.labels) * (weight / total) for weight, compute in regressors)
-    boxes = geometry.clip(geometry.decode(candidates.boxes, deltas), *size)
-    return suppress_and_vote(replace(candidates, boxes=boxes), settings, classes)
+    return replace(candidates, boxes=geometry.clip(geometry.decode(candidates.boxes, deltas), *size))
+
+
+def rescore(moved: Candidates, margins: Array, weight: float, min_margin: float) -> Candidates:
+    """Return moved candidates with the means of their margins before and after the move.
+
+    Args:
+        moved: n candidates, whose scores are the margins of the proposals that they were.
+        margins: ``(n, K)`` where they lie now.
+        weight: of these margins in the mean, 0 to 1.
+        min_margin: candidates of this mean or a lower one are left out.
+    """
+    rows = like(np.arange(len(moved.labels)), moved.labels)
+    there = like(margins, moved.scores)[rows, moved.labels]
+    scores = (1 - weight) * moved.scores + weight * there
+    return replace(moved, scores=scores)[scores > min_margin]
 
 
 def _suppress(candidates: Candidates, settings: DetectionSettings) -> Array:

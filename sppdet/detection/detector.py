@@ -49,7 +49,8 @@ class Detector(Predictor):
         trained_on: what is known of the training images; None for models of earlier versions.
 
     Raises:
-        SppdetError: if ``detection.context`` is above 0 and there are no SVMs of whole images.
+        SppdetError: if ``detection.context`` is above 0 and there are no SVMs of whole images, or ``detection.rescore``
+            with R-CNN's crops.
 
     Examples:
         >>> import sppdet
@@ -74,6 +75,10 @@ class Detector(Predictor):
     def __post_init__(self) -> None:
         if self.detection.context and self.image_svms is None:
             raise SppdetError("detection.context: this model has no SVMs of whole images; train with it to have them")
+        if self.detection.rescore and self.features.needs_windows:
+            raise SppdetError(
+                "detection.rescore: this model reads crops of the proposals, not moved boxes; set it to 0"
+            )
 
     def __repr__(self) -> str:
         lines = [f"Detector of {class_list(self.classes)}", describe_features(self), describe_detection(self)]
@@ -118,6 +123,13 @@ class Detector(Predictor):
         return Products(self.classifier.weight, rough, self.features.half)
 
     @cached_property
+    def margin_weights(self) -> Products:
+        """The classifier's weights, for windows whose box regression is not asked for."""
+        if not self.regresses_all_windows:
+            return self.window_weights
+        return Products(self.classifier.weight, half=self.features.half)
+
+    @cached_property
     def image_weights(self) -> Products:
         """The weights of the SVMs of whole images."""
         return Products(self._image_svms.weight, half=self.features.half)
@@ -139,13 +151,9 @@ class Detector(Predictor):
         Returns:
             Margins, and box regressions in the frame of the image itself.
         """
-        proposals = geometry.mirror(proposals, size[0]) if mirrored else proposals
-        windows = self.features.windows(proposals, size, maps)
+        windows = self._windows(maps, proposals, size, mirrored)
         products, shifts = self._multiply(self.features, maps, windows, self.window_weights)
-        group = like(windows.group, products)
-        margins = self.classifier.margins(products + like(self.classifier.bias, products))[group]
-        if self.detection.context:
-            margins += self.detection.context * self._image_margins(maps, size).clip(max=0)
+        margins = self._margins(products, windows, maps, size)
         if self.regressors is None:
             return WindowScores(margins, None)
         if self.regresses_all_windows:
@@ -154,6 +162,24 @@ class Detector(Predictor):
             deltas = self._deltas_of_some(self.regressors, maps, windows)
         mirror = like(_MIRROR, margins)
         return WindowScores(margins, (lambda *chosen: deltas(*chosen) * mirror) if mirrored else deltas)
+
+    def margins(self, maps: Any, boxes: np.ndarray, size: tuple[int, int], mirrored: bool = False) -> Array:
+        """Return the margins ``(N, K)`` of boxes of an image; arguments as for `score`."""
+        windows = self._windows(maps, boxes, size, mirrored)
+        products, _ = self._multiply(self.features, maps, windows, self.margin_weights)
+        return self._margins(products, windows, maps, size)
+
+    def _windows(self, maps: Any, boxes: np.ndarray, size: tuple[int, int], mirrored: bool) -> Windows:
+        """Return where boxes of an image lie on ``maps``, which are its own or those of the mirror image."""
+        return self.features.windows(geometry.mirror(boxes, size[0]) if mirrored else boxes, size, maps)
+
+    def _margins(self, products: Array, windows: Windows, maps: Any, size: tuple[int, int]) -> Array:
+        """Return the margins ``(N, K)`` of windows from the products of their vectors and the classifier's weights."""
+        of_groups = self.classifier.margins(products + like(self.classifier.bias, products))
+        margins = of_groups[like(windows.group, products)]
+        if self.detection.context:
+            margins += self.detection.context * self._image_margins(maps, size).clip(max=0)
+        return margins
 
     def _multiply(
         self, features: WindowFeatures, maps: Any, windows: Windows, weights: Products, rows: np.ndarray | None = None
@@ -226,7 +252,9 @@ def describe_detection(detector: Detector) -> str:
         f"nms={settings.nms:g}",
         f"min_margin={settings.min_margin:g}",
     ]
-    words += [f"{name}={getattr(settings, name):g}" for name in ("vote", "context") if getattr(settings, name)]
+    words += [
+        f"{name}={getattr(settings, name):g}" for name in ("vote", "rescore", "context") if getattr(settings, name)
+    ]
     return ", ".join(words + (["flip"] if settings.flip else []))
 
 

@@ -33,7 +33,8 @@ class Ensemble(Predictor):
             holds for the detectors that have SVMs of whole images.
 
     Raises:
-        SppdetError: if ``detection.context`` is above 0 and no detector has SVMs of whole images.
+        SppdetError: if ``detection.context`` is above 0 and no detector has SVMs of whole images, or
+            ``detection.rescore`` and one of them is R-CNN.
     """
 
     detectors: tuple[Detector, ...]
@@ -43,6 +44,8 @@ class Ensemble(Predictor):
     def __post_init__(self) -> None:
         if self.detection.context and all(detector.image_svms is None for detector in self.detectors):
             raise SppdetError("detection.context: none of these models has SVMs of whole images")
+        if self.detection.rescore and any(detector.features.needs_windows for detector in self.detectors):
+            raise SppdetError("detection.rescore: one of these models reads crops, not moved boxes; set it to 0")
 
     def __repr__(self) -> str:
         weights = ", ".join(f"{weight:.2g}" for weight in self.weights)

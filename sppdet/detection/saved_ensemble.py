@@ -58,8 +58,9 @@ def combine_runs(folders: Sequence[Path], weights: Sequence[float], output: Path
     """Write an ensemble of several runs: copies of their model files, and the config.json of the first run.
 
     Args:
-        folders: the runs' folders. The first one computes the proposals, and its settings hold for the ensemble; any
-            other may be ``voc07``, the detector that is part of the package.
+        folders: the runs' folders. The first one computes the proposals, and its settings hold for the ensemble
+            (without ``detection.rescore`` if one of the runs is R-CNN). Any other may be ``voc07``, the detector that
+            is part of the package.
         weights: the weight of each run in the means of margins and box regressions, above 0; any sum.
         output: the folder to write; it must not exist.
 
@@ -77,7 +78,7 @@ def combine_runs(folders: Sequence[Path], weights: Sequence[float], output: Path
     _check_that_runs_fit(folders, detectors)
     shares = [weight / sum(weights) for weight in weights]
     with new_folder(output) as unfinished:
-        _write_ensemble(folders, detectors[0], shares, unfinished, output)
+        _write_ensemble(folders, detectors, shares, unfinished, output)
 
 
 def _check_that_runs_fit(folders: Sequence[Path], detectors: Sequence[Detector]) -> None:
@@ -95,19 +96,25 @@ def _check_that_runs_fit(folders: Sequence[Path], detectors: Sequence[Detector])
 
 
 def _write_ensemble(
-    folders: Sequence[Path], first: Detector, shares: Sequence[float], unfinished: Path, output: Path
+    folders: Sequence[Path], detectors: Sequence[Detector], shares: Sequence[float], unfinished: Path, output: Path
 ) -> None:
     """Write into the folder ``unfinished`` what will be the folder ``output``."""
     parts = [
         _copy_part(folder, unfinished, f"parts/{n}", share) for n, (folder, share) in enumerate(zip(folders, shares))
     ]
+    first = detectors[0]
+    detection = asdict(first.detection)
     settings = read_json(folders[0] / "config.json", run=dict)
-    write_json(unfinished / "config.json", settings | {"run": settings["run"] | {"dir": str(output)}})
+    settings["run"] |= {"dir": str(output)}
+    if any(detector.features.needs_windows for detector in detectors):  # crops of moved boxes are not read
+        detection["rescore"] = 0.0
+        settings["detection"] = settings.get("detection", {}) | {"rescore": 0.0}
+    write_json(unfinished / "config.json", settings)
     description = {
         "format": _ENSEMBLE_FORMAT,
         "classes": list(first.classes),
         "proposals": asdict(first.search),
-        "detection": asdict(first.detection),
+        "detection": detection,
         "parts": parts,
     }
     write_json(unfinished / "model.json", description, sealed=True)

@@ -6,17 +6,25 @@ Names: N proposals, K classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sppdet.config import DetectionSettings
-from sppdet.detection.candidates import WindowScores, choose_candidates, regress, suppress_and_vote
+from sppdet.detection.candidates import (
+    Candidates,
+    WeightedScores,
+    WindowScores,
+    choose_candidates,
+    move,
+    rescore,
+    suppress_and_vote,
+)
 from sppdet.detection.detections import Detections
+from sppdet.ops import Array, is_tensor, on_host
 from sppdet.ops import boxes as geometry
-from sppdet.ops import is_tensor
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import set_thread_count, thread_count
 
@@ -118,16 +126,27 @@ class WindowDetector(ABC):
         """
         if not len(proposals):
             return []
-        scores = []
-        for n, (part, weight) in enumerate(zip(self.parts, self.part_weights)):
-            if mirrored is None:
-                scores.append((weight, part.score(maps[n], proposals, size)))
-            else:
-                scores.append((0.5 * weight, part.score(maps[n], proposals, size)))
-                scores.append((0.5 * weight, part.score(mirrored[n], proposals, size, mirrored=True)))
+        scores = [
+            (weight, part.score(of_part, proposals, size, is_mirror))
+            for weight, part, of_part, is_mirror in self._readings(maps, mirrored)
+        ]
         if len({is_tensor(score.margins) for _, score in scores}) > 1:  # R-CNN's vectors are not on the GPU
             scores = [(weight, score.on_host()) for weight, score in scores]
         return scores
+
+    def _readings(
+        self, maps: Sequence[Any], mirrored: Sequence[Any] | None
+    ) -> Iterator[tuple[float, Detector, Any, bool]]:
+        """Yield each part with its maps: weight, part, maps, whether they are those of the mirror image.
+
+        The weights sum to 1.
+        """
+        for n, (part, weight) in enumerate(zip(self.parts, self.part_weights)):
+            if mirrored is None:
+                yield weight, part, maps[n], False
+            else:
+                yield 0.5 * weight, part, maps[n], False
+                yield 0.5 * weight, part, mirrored[n], True
 
     def detect(
         self,
@@ -151,10 +170,11 @@ class WindowDetector(ABC):
             Detections after box regression, where the model has it.
         """
         settings, scores = self.detection, self.window_scores(maps, proposals, size, mirrored)
-        lowest = settings.min_margin if min_margin is None else min_margin
-        candidates = choose_candidates(scores, proposals, lowest, settings.max_candidates)
-        regressed = regress(scores, candidates, size, settings, self.classes)
-        return suppress_and_vote(candidates, settings, self.classes) if regressed is None else regressed
+        if min_margin is None:
+            min_margin = settings.min_margin
+        candidates = choose_candidates(scores, proposals, min_margin, settings.max_candidates)
+        moved = self._move(scores, candidates, maps, size, mirrored, min_margin)
+        return suppress_and_vote(candidates if moved is None else moved, settings, self.classes)
 
     def detect_both(
         self, maps: Sequence[Any], proposals: np.ndarray, size: tuple[int, int], mirrored: Sequence[Any] | None = None
@@ -170,5 +190,25 @@ class WindowDetector(ABC):
         settings, scores = self.detection, self.window_scores(maps, proposals, size, mirrored)
         candidates = choose_candidates(scores, proposals, settings.min_margin, settings.max_candidates)
         plain = suppress_and_vote(candidates, settings, self.classes)
-        regressed = regress(scores, candidates, size, settings, self.classes)
-        return plain, plain if regressed is None else regressed
+        moved = self._move(scores, candidates, maps, size, mirrored, settings.min_margin)
+        return plain, plain if moved is None else suppress_and_vote(moved, settings, self.classes)
+
+    def _move(
+        self,
+        scores: WeightedScores,
+        candidates: Candidates,
+        maps: Sequence[Any],
+        size: tuple[int, int],
+        mirrored: Sequence[Any] | None,
+        min_margin: float,
+    ) -> Candidates | None:
+        """Return the candidates after box regression, rescored if the settings say so; None without regression."""
+        moved, weight = move(scores, candidates, size, self.detection), self.detection.rescore
+        if moved is None or not weight or not len(moved.rows):
+            return moved
+        boxes = on_host(moved.boxes)
+        margins: Array = sum(
+            share * part.margins(of_part, boxes, size, is_mirror)
+            for share, part, of_part, is_mirror in self._readings(maps, mirrored)
+        )
+        return rescore(moved, margins, weight, min_margin)

@@ -175,6 +175,10 @@ def test_fc_layers_that_do_not_exist_are_refused(overrides, message):
             "detection.context: whole images are scored on feature maps, which are not computed with crops; "
             "set it to 0",
         ),
+        (
+            ["detection.rescore=0.5"],
+            "detection.rescore: moved boxes are scored on feature maps, which are not computed with crops; set it to 0",
+        ),
         (["regions.crop_size=63"], "regions.crop_size: expected 64 to 10000, found 63"),
         (
             ["regions.context=114"],

@@ -80,8 +80,25 @@ def test_boxes_around_a_survivor_vote(by_hand, conv_map):
     assert boxes(0.34).tolist() == [A, C]
 
 
+def test_moved_boxes_are_scored_again_where_they_lie(by_hand, conv_map):
+    # Red boxes move by half of their width of 8: A, of margin 2, onto B, of 1.5; B onto 16..24, where red has 0 - 1.
+    bias = np.zeros((2, 4), np.float32)
+    bias[0, 0] = 0.5
+    detector = replace(by_hand, regressors=replace(NO_REGRESSION, bias=bias)).with_detection(nms=0.4, vote=0.9)
+    beyond = [16, 8, 24, 16]
+
+    def scored(rescore):
+        plain, moved = detector.with_detection(rescore=rescore).detect_both([[conv_map]], WINDOWS, SIZE)
+        assert plain.xyxy.tolist() == [A, B, C] and plain.scores.tolist() == [2, 1.5, 1]
+        return list(zip(moved.xyxy.round(3).tolist(), moved.scores.tolist()))
+
+    assert scored(0) == [(B, 2), (beyond, 1.5), (C, 1)]
+    assert scored(0.5) == [(B, 1.75), (C, 1), (beyond, 0.25)]
+    assert scored(1) == [(B, 1.5), (C, 1)]  # -1 is below the lowest margin, -0.5
+
+
 @pytest.mark.parametrize("regression", [False, True])
 def test_no_proposals(by_hand, conv_map, regression):
-    model = replace(by_hand, regressors=NO_REGRESSION) if regression else by_hand
+    model = replace(by_hand, regressors=NO_REGRESSION).with_detection(rescore=0.5) if regression else by_hand
     for detections in model.detect_both([[conv_map]], np.zeros((0, 4), np.float32), SIZE):
         assert detections.xyxy.shape == (0, 4) and len(detections) == 0 and detections.to_list() == []

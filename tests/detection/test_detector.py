@@ -116,15 +116,21 @@ def test_context_is_refused_without_svms_of_whole_images(by_hand):
     assert replace(by_hand, image_svms=svms).with_detection(context=0.5).detection.context == 0.5
 
 
+def test_boxes_are_not_scored_again_on_crops(by_hand):
+    crops = replace(by_hand, features=CropFeatures(channels=2, crop=Crop("warp", 64, 4), levels=(1,)))
+    with pytest.raises(SppdetError, match=r"detection\.rescore: this model reads crops of the proposals"):
+        crops.with_detection(rescore=0.5)
+
+
 # Text form
 
 
 def test_the_text_form_names_what_matters():
-    detector = random_detector("fc6").with_detection(vote=0.4, flip=True)
+    detector = random_detector("fc6").with_detection(vote=0.4, rescore=0.5, flip=True)
     assert repr(detector).splitlines() == [
         "Detector of 3 classes: a, b c, ü",
         "  small (float32), fc6, max pooling 2 1, scales 120 160, fast selective search",
-        "  SVMs, box regression, nms=0.4, min_margin=-0.2, vote=0.4, context=0.01, flip",
+        "  SVMs, box regression, nms=0.4, min_margin=-0.2, vote=0.4, rescore=0.5, context=0.01, flip",
     ]
 
 

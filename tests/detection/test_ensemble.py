@@ -68,6 +68,13 @@ def test_context_is_refused_where_no_detector_has_svms_of_whole_images(by_hand):
         model.with_detection(context=0.5)
 
 
+def test_moved_boxes_are_scored_again_by_every_detector(by_hand):
+    # Red's A moves by half of its width onto B: 3 - 1, then 2.5 - 1 in one map, 6 - 1, then 5 - 1 in the other.
+    model = Ensemble((shifting(by_hand, 0.5),) * 2, (0.75, 0.25), replace(by_hand.detection, vote=0.9, rescore=0.5))
+    scores = model.detect([[hand_made_map()], [2 * hand_made_map()]], WINDOWS, SIZE).scores
+    assert scores[0] == pytest.approx(0.75 * (2 + 1.5) / 2 + 0.25 * (5 + 4) / 2)
+
+
 def test_settings_of_the_ensemble_hold_for_its_detectors(by_hand):
     model = Ensemble((by_hand, by_hand), (0.5, 0.5), by_hand.detection)
     changed = model.with_detection(nms=0.34, vote=0.6)

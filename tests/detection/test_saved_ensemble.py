@@ -15,6 +15,8 @@ from sppdet.detection.ensemble import Ensemble
 from sppdet.detection.linear_layers import BoxRegressors
 from sppdet.detection.saved_ensemble import combine_runs, is_ensemble, is_ensemble_of, load
 from sppdet.detection.shipped import shipped_model
+from sppdet.features.crop_features import CropFeatures
+from sppdet.features.warp import Crop
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import read_json, write_json
 
@@ -44,6 +46,20 @@ def test_an_ensemble_holds_copies_of_its_runs(runs):
     assert model.weights == (0.75, 0.25) and model.classes == ("red", "blue")
     assert [detector.regressors is None for detector in model.detectors] == [True, False]
     assert sorted(path.name for path in runs.iterdir()) == ["b", "both", "moved"]  # and no temporary folder
+
+
+def test_an_ensemble_with_rcnn_does_not_score_moved_boxes_again(runs):
+    first = load(runs / "b", "cpu")
+    save_run(runs / "first", first.with_detection(rescore=0.5))
+    save_run(runs / "rcnn", replace(first, features=CropFeatures(channels=128, crop=Crop("warp", 64, 4), levels=(1,))))
+    combine_runs([runs / "first", runs / "b"], [1, 1], runs / "both")
+    assert load(runs / "both", "cpu").detection.rescore == 0.5
+    combine_runs([runs / "first", runs / "rcnn"], [1, 1], runs / "with_rcnn")
+    model = load(runs / "with_rcnn", "cpu")
+    assert model.detection.rescore == 0
+    assert read_json(runs / "with_rcnn/config.json")["detection"] == {"rescore": 0}
+    with pytest.raises(SppdetError, match=r"detection\.rescore: one of these models reads crops"):
+        model.with_detection(rescore=0.5)
 
 
 def test_the_description_of_an_ensemble(runs):

@@ -82,11 +82,13 @@ def test_the_mirror_image_has_half_of_the_weight(by_hand, conv_map):
     assert detections.xyxy.tolist() == [A, C] and detections.scores.tolist() == pytest.approx([(2 + 1.8) / 2, 1])
 
 
-def test_an_image_and_its_mirror_image_have_mirrored_detections(by_hand):
+@pytest.mark.parametrize("rescore", [0.0, 0.5])
+def test_an_image_and_its_mirror_image_have_mirrored_detections(by_hand, rescore):
     rng = np.random.default_rng(0)
     maps, mirrored = (rng.random((16, 16, 2), np.float32) for _ in range(2))
     weight = rng.normal(size=(2, 4, 2)).astype(np.float32) / 10
     model = replace(by_hand, regressors=BoxRegressors(weight, np.zeros((2, 4), np.float32)))
+    model = model.with_detection(rescore=rescore)
     detections = model.detect([[maps]], WINDOWS, SIZE, [[mirrored]])
     other = model.detect([[mirrored]], geometry.mirror(WINDOWS, 64), SIZE, [[maps]])
     assert len(detections) and detections.scores.tolist() == other.scores.tolist()
@@ -140,10 +142,11 @@ def check_that_they_are_equal(there: Detections, here: Detections) -> None:
 
 
 @pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("voting", [0.0, 0.5])
+@pytest.mark.parametrize(("voting", "rescore"), [(0.0, 0.0), (0.5, 0.0), (0.5, 0.5)])
 @pytest.mark.parametrize("layer", [None, "fc6", "pool5+fc7"])
-def test_a_device_detects_what_the_compiled_path_detects(layer, voting, flip):
-    detector = random_detector(layer).with_detection(vote=voting, flip=flip, min_margin=-100, max_candidates=90)
+def test_a_device_detects_what_the_compiled_path_detects(layer, voting, rescore, flip):
+    changes = {"vote": voting, "rescore": rescore, "flip": flip, "min_margin": -100, "max_candidates": 90}
+    detector = random_detector(layer).with_detection(**changes)
     maps, mirrored, proposals = random_image(detector)
     of_image = [[maps], proposals, (120, 120), [mirrored] if flip else None]
     compiled = detector.detect_both(*of_image)
