@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # detection does not load torch unless it needs it
 
 
 Deltas = Callable[[Array, Array], Array]  # of rows and labels: see `WindowScores`
+MarginsAt = Callable[[np.ndarray], Array]  # of boxes: see `WindowScores`
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,20 +41,23 @@ class WindowScores:
         deltas: ``deltas(rows, labels)`` computes the box regression ``(n, 4)`` (dx, dy, dw, dh, see
             `sppdet.ops.boxes.decode`) of the proposals ``rows`` ``(n,)``, each by the regressor of its label
             ``(n,)``; None without box regression. In the frame of the image, also where the mirror image was read.
+        margins_at: ``margins_at(boxes)`` computes the margins ``(n, K)`` of other boxes ``(n, 4)`` of the image; None
+            without ``detection.rescore``.
     """
 
     margins: Array
     deltas: Deltas | None
+    margins_at: MarginsAt | None = None
 
     def on_host(self) -> WindowScores:
         """Return the scores as arrays."""
-        margins, deltas = self.margins, self.deltas
+        margins, deltas, margins_at = self.margins, self.deltas, self.margins_at
         if not is_tensor(margins):
             return self
-        if deltas is None:
-            return WindowScores(on_host(margins), None)
         return WindowScores(
-            on_host(margins), lambda rows, labels: on_host(deltas(like(rows, margins), like(labels, margins)))
+            on_host(margins),
+            deltas and (lambda rows, labels: on_host(deltas(like(rows, margins), like(labels, margins)))),
+            margins_at and (lambda boxes: on_host(margins_at(boxes))),
         )
 
 
@@ -149,19 +153,23 @@ def move(
     return replace(candidates, boxes=geometry.clip(geometry.decode(candidates.boxes, deltas), *size))
 
 
-def rescore(moved: Candidates, margins: Array, weight: float, min_margin: float) -> Candidates:
+def rescore(scores: WeightedScores, moved: Candidates, weight: float, min_margin: float) -> Candidates:
     """Return moved candidates with the means of their margins before and after the move.
 
     Args:
+        scores: those that the candidates were chosen by.
         moved: n candidates, whose scores are the margins of the proposals that they were.
-        margins: ``(n, K)`` where they lie now.
-        weight: of these margins in the mean, 0 to 1.
+        weight: of the margins where they lie now in the mean, 0 to 1.
         min_margin: candidates of this mean or a lower one are left out.
     """
-    rows = like(np.arange(len(moved.labels)), moved.labels)
-    there = like(margins, moved.scores)[rows, moved.labels]
-    scores = (1 - weight) * moved.scores + weight * there
-    return replace(moved, scores=scores)[scores > min_margin]
+    if not len(moved.rows):
+        return moved
+    boxes, rows = on_host(moved.boxes), like(np.arange(len(moved.rows)), moved.labels)
+    means = (1 - weight) * moved.scores
+    for share, score in scores:
+        assert score.margins_at is not None  # as detection.rescore is set
+        means = means + weight * share * score.margins_at(boxes)[rows, moved.labels]
+    return replace(moved, scores=means)[means > min_margin]
 
 
 def _suppress(candidates: Candidates, settings: DetectionSettings) -> Array:

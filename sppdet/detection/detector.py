@@ -11,7 +11,7 @@ import numpy as np
 
 from sppdet.config import DEFAULT_THRESHOLD, DetectionSettings
 from sppdet.detection.calibration import Calibration
-from sppdet.detection.candidates import Deltas, WindowScores
+from sppdet.detection.candidates import Deltas, MarginsAt, WindowScores
 from sppdet.detection.linear_layers import BoxRegressors, LinearSVMs, Softmax
 from sppdet.detection.predictor import Predictor
 from sppdet.detection.tiles import TrainedOn
@@ -151,35 +151,43 @@ class Detector(Predictor):
         Returns:
             Margins, and box regressions in the frame of the image itself.
         """
-        windows = self._windows(maps, proposals, size, mirrored)
+        proposals = geometry.mirror(proposals, size[0]) if mirrored else proposals
+        windows = self.features.windows(proposals, size, maps)
         products, shifts = self._multiply(self.features, maps, windows, self.window_weights)
-        margins = self._margins(products, windows, maps, size)
+        context = None
+        if self.detection.context:
+            context = self.detection.context * self._image_margins(maps, size).clip(max=0)
+        margins = self._margins(products, windows, context)
+        margins_at = self._margins_at(maps, size, mirrored, context) if self.detection.rescore else None
         if self.regressors is None:
-            return WindowScores(margins, None)
+            return WindowScores(margins, None, margins_at)
         if self.regresses_all_windows:
             deltas = self._deltas_of_all(self.regressors, windows, shifts)
         else:
             deltas = self._deltas_of_some(self.regressors, maps, windows)
         mirror = like(_MIRROR, margins)
-        return WindowScores(margins, (lambda *chosen: deltas(*chosen) * mirror) if mirrored else deltas)
+        return WindowScores(margins, (lambda *chosen: deltas(*chosen) * mirror) if mirrored else deltas, margins_at)
 
-    def margins(self, maps: Any, boxes: np.ndarray, size: tuple[int, int], mirrored: bool = False) -> Array:
-        """Return the margins ``(N, K)`` of boxes of an image; arguments as for `score`."""
-        windows = self._windows(maps, boxes, size, mirrored)
-        products, _ = self._multiply(self.features, maps, windows, self.margin_weights)
-        return self._margins(products, windows, maps, size)
+    def _margins(self, products: Array, windows: Windows, context: Array | None) -> Array:
+        """Return the margins ``(N, K)`` of windows from the products of their vectors and the classifier's weights.
 
-    def _windows(self, maps: Any, boxes: np.ndarray, size: tuple[int, int], mirrored: bool) -> Windows:
-        """Return where boxes of an image lie on ``maps``, which are its own or those of the mirror image."""
-        return self.features.windows(geometry.mirror(boxes, size[0]) if mirrored else boxes, size, maps)
-
-    def _margins(self, products: Array, windows: Windows, maps: Any, size: tuple[int, int]) -> Array:
-        """Return the margins ``(N, K)`` of windows from the products of their vectors and the classifier's weights."""
+        ``context`` ``(K,)`` is added, where the margins of the whole image count.
+        """
         of_groups = self.classifier.margins(products + like(self.classifier.bias, products))
         margins = of_groups[like(windows.group, products)]
-        if self.detection.context:
-            margins += self.detection.context * self._image_margins(maps, size).clip(max=0)
+        if context is not None:
+            margins += context
         return margins
+
+    def _margins_at(self, maps: Any, size: tuple[int, int], mirrored: bool, context: Array | None) -> MarginsAt:
+        """Return the function `WindowScores.margins_at`."""
+
+        def margins_at(boxes: np.ndarray) -> Array:
+            windows = self.features.windows(geometry.mirror(boxes, size[0]) if mirrored else boxes, size, maps)
+            products, _ = self._multiply(self.features, maps, windows, self.margin_weights)
+            return self._margins(products, windows, context)
+
+        return margins_at
 
     def _multiply(
         self, features: WindowFeatures, maps: Any, windows: Windows, weights: Products, rows: np.ndarray | None = None

@@ -6,7 +6,7 @@ Names: N proposals, K classes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,8 @@ from sppdet.detection.candidates import (
     suppress_and_vote,
 )
 from sppdet.detection.detections import Detections
-from sppdet.ops import Array, is_tensor, on_host
 from sppdet.ops import boxes as geometry
+from sppdet.ops import is_tensor
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import set_thread_count, thread_count
 
@@ -126,27 +126,16 @@ class WindowDetector(ABC):
         """
         if not len(proposals):
             return []
-        scores = [
-            (weight, part.score(of_part, proposals, size, is_mirror))
-            for weight, part, of_part, is_mirror in self._readings(maps, mirrored)
-        ]
+        scores = []
+        for n, (part, weight) in enumerate(zip(self.parts, self.part_weights)):
+            if mirrored is None:
+                scores.append((weight, part.score(maps[n], proposals, size)))
+            else:
+                scores.append((0.5 * weight, part.score(maps[n], proposals, size)))
+                scores.append((0.5 * weight, part.score(mirrored[n], proposals, size, mirrored=True)))
         if len({is_tensor(score.margins) for _, score in scores}) > 1:  # R-CNN's vectors are not on the GPU
             scores = [(weight, score.on_host()) for weight, score in scores]
         return scores
-
-    def _readings(
-        self, maps: Sequence[Any], mirrored: Sequence[Any] | None
-    ) -> Iterator[tuple[float, Detector, Any, bool]]:
-        """Yield each part with its maps: weight, part, maps, whether they are those of the mirror image.
-
-        The weights sum to 1.
-        """
-        for n, (part, weight) in enumerate(zip(self.parts, self.part_weights)):
-            if mirrored is None:
-                yield weight, part, maps[n], False
-            else:
-                yield 0.5 * weight, part, maps[n], False
-                yield 0.5 * weight, part, mirrored[n], True
 
     def detect(
         self,
@@ -173,7 +162,7 @@ class WindowDetector(ABC):
         if min_margin is None:
             min_margin = settings.min_margin
         candidates = choose_candidates(scores, proposals, min_margin, settings.max_candidates)
-        moved = self._move(scores, candidates, maps, size, mirrored, min_margin)
+        moved = self._move(scores, candidates, size, min_margin)
         return suppress_and_vote(candidates if moved is None else moved, settings, self.classes)
 
     def detect_both(
@@ -190,25 +179,12 @@ class WindowDetector(ABC):
         settings, scores = self.detection, self.window_scores(maps, proposals, size, mirrored)
         candidates = choose_candidates(scores, proposals, settings.min_margin, settings.max_candidates)
         plain = suppress_and_vote(candidates, settings, self.classes)
-        moved = self._move(scores, candidates, maps, size, mirrored, settings.min_margin)
+        moved = self._move(scores, candidates, size, settings.min_margin)
         return plain, plain if moved is None else suppress_and_vote(moved, settings, self.classes)
 
     def _move(
-        self,
-        scores: WeightedScores,
-        candidates: Candidates,
-        maps: Sequence[Any],
-        size: tuple[int, int],
-        mirrored: Sequence[Any] | None,
-        min_margin: float,
+        self, scores: WeightedScores, candidates: Candidates, size: tuple[int, int], min_margin: float
     ) -> Candidates | None:
         """Return the candidates after box regression, rescored if the settings say so; None without regression."""
         moved, weight = move(scores, candidates, size, self.detection), self.detection.rescore
-        if moved is None or not weight or not len(moved.rows):
-            return moved
-        boxes = on_host(moved.boxes)
-        margins: Array = sum(
-            share * part.margins(of_part, boxes, size, is_mirror)
-            for share, part, of_part, is_mirror in self._readings(maps, mirrored)
-        )
-        return rescore(moved, margins, weight, min_margin)
+        return rescore(scores, moved, weight, min_margin) if moved is not None and weight else moved

@@ -73,6 +73,10 @@ def test_moved_boxes_are_scored_again_by_every_detector(by_hand):
     model = Ensemble((shifting(by_hand, 0.5),) * 2, (0.75, 0.25), replace(by_hand.detection, vote=0.9, rescore=0.5))
     scores = model.detect([[hand_made_map()], [2 * hand_made_map()]], WINDOWS, SIZE).scores
     assert scores[0] == pytest.approx(0.75 * (2 + 1.5) / 2 + 0.25 * (5 + 4) / 2)
+    # Detectors without box regression score the boxes that others have moved.
+    model = replace(model, detectors=(shifting(by_hand, 0.5), by_hand))
+    again = model.detect([[hand_made_map()], [2 * hand_made_map()]], WINDOWS, SIZE).scores
+    assert again.tolist() == scores.tolist()
 
 
 def test_settings_of_the_ensemble_hold_for_its_detectors(by_hand):
