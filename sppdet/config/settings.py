@@ -316,6 +316,9 @@ class DetectionSettings(Checked):
     )
     # weight of a window's margin where box regression moved it to, beside its margin before; 0: it is not scored again
     rescore: Share = 0.0
+    # what a window loses of its margin if box regression moves it to where it no longer overlaps itself; at an IoU of o
+    # with where it was, 1 - o of this
+    move_penalty: FromZero = 0.0
     flip: bool = False  # detect in the mirror image too, which takes another run of the backbone
     min_margin: Margin = -1.5  # windows that score below this are dropped
     max_candidates: Count = 500  # per class and image, the best ones, before NMS

@@ -5,6 +5,8 @@ their scores, and is followed by a second suppression. Otherwise, as in Fast R-C
 suppression; those around a survivor then vote on its box (`sppdet.ops.vote`), both before and after box regression.
 With ``detection.rescore`` the candidates that were moved are scored once more where they lie now, and the mean of both
 margins counts: one proposal may score high by chance, and what is moved onto an object well scores high there, too.
+``detection.move_penalty`` lowers the margins of those that regression moved far: what is far from its object is placed
+less exactly after the move, too.
 
 All is computed with arrays, or where the margins are tensors with these, on their device.
 
@@ -153,23 +155,35 @@ def move(
     return replace(candidates, boxes=geometry.clip(geometry.decode(candidates.boxes, deltas), *size))
 
 
-def rescore(scores: WeightedScores, moved: Candidates, weight: float, min_margin: float) -> Candidates:
-    """Return moved candidates with the means of their margins before and after the move.
+def rescore(
+    scores: WeightedScores,
+    moved: Candidates,
+    proposals: np.ndarray,
+    settings: DetectionSettings,
+    min_margin: float,
+) -> Candidates:
+    """Return moved candidates with the margins that count after the move.
 
     Args:
         scores: those that the candidates were chosen by.
         moved: n candidates, whose scores are the margins of the proposals that they were.
-        weight: of the margins where they lie now in the mean, 0 to 1.
-        min_margin: candidates of this mean or a lower one are left out.
+        proposals: ``(N, 4)`` pixel edges.
+        settings: ``rescore``, the weight of the margins where the candidates lie now in the mean; and ``move_penalty``,
+            of which one that overlaps its proposal by an IoU of o loses ``1 - o``.
+        min_margin: candidates of this margin or a lower one are left out.
     """
-    if not len(moved.rows):
+    if not len(moved.rows) or not (settings.rescore or settings.move_penalty):
         return moved
     boxes, rows = on_host(moved.boxes), like(np.arange(len(moved.rows)), moved.labels)
-    means = (1 - weight) * moved.scores
-    for share, score in scores:
-        assert score.margins_at is not None  # as detection.rescore is set
-        means = means + weight * share * score.margins_at(boxes)[rows, moved.labels]
-    return replace(moved, scores=means)[means > min_margin]
+    margins = moved.scores
+    if settings.rescore:
+        margins = (1 - settings.rescore) * margins
+        for share, score in scores:
+            assert score.margins_at is not None  # as detection.rescore is set
+            margins = margins + settings.rescore * share * score.margins_at(boxes)[rows, moved.labels]
+    overlaps = geometry.iou_of_pairs(proposals[on_host(moved.rows)], boxes)
+    margins = margins - settings.move_penalty * (1 - like(overlaps, margins))
+    return replace(moved, scores=margins)[margins > min_margin]
 
 
 def _suppress(candidates: Candidates, settings: DetectionSettings) -> Array:

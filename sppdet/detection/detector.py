@@ -261,7 +261,9 @@ def describe_detection(detector: Detector) -> str:
         f"min_margin={settings.min_margin:g}",
     ]
     words += [
-        f"{name}={getattr(settings, name):g}" for name in ("vote", "rescore", "context") if getattr(settings, name)
+        f"{name}={getattr(settings, name):g}"
+        for name in ("vote", "rescore", "move_penalty", "context")
+        if getattr(settings, name)
     ]
     return ", ".join(words + (["flip"] if settings.flip else []))
 

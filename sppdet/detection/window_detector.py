@@ -162,7 +162,7 @@ class WindowDetector(ABC):
         if min_margin is None:
             min_margin = settings.min_margin
         candidates = choose_candidates(scores, proposals, min_margin, settings.max_candidates)
-        moved = self._move(scores, candidates, size, min_margin)
+        moved = self._move(scores, candidates, proposals, size, min_margin)
         return suppress_and_vote(candidates if moved is None else moved, settings, self.classes)
 
     def detect_both(
@@ -179,12 +179,17 @@ class WindowDetector(ABC):
         settings, scores = self.detection, self.window_scores(maps, proposals, size, mirrored)
         candidates = choose_candidates(scores, proposals, settings.min_margin, settings.max_candidates)
         plain = suppress_and_vote(candidates, settings, self.classes)
-        moved = self._move(scores, candidates, size, settings.min_margin)
+        moved = self._move(scores, candidates, proposals, size, settings.min_margin)
         return plain, plain if moved is None else suppress_and_vote(moved, settings, self.classes)
 
     def _move(
-        self, scores: WeightedScores, candidates: Candidates, size: tuple[int, int], min_margin: float
+        self,
+        scores: WeightedScores,
+        candidates: Candidates,
+        proposals: np.ndarray,
+        size: tuple[int, int],
+        min_margin: float,
     ) -> Candidates | None:
-        """Return the candidates after box regression, rescored if the settings say so; None without regression."""
-        moved, weight = move(scores, candidates, size, self.detection), self.detection.rescore
-        return rescore(scores, moved, weight, min_margin) if moved is not None and weight else moved
+        """Return the candidates after box regression, with the margins that count then; None without regression."""
+        moved = move(scores, candidates, size, self.detection)
+        return None if moved is None else rescore(scores, moved, proposals, self.detection, min_margin)

@@ -97,8 +97,25 @@ def test_moved_boxes_are_scored_again_where_they_lie(by_hand, conv_map):
     assert scored(1) == [(B, 1.5), (C, 1)]  # -1 is below the lowest margin, -0.5
 
 
+def test_what_box_regression_moves_far_loses_of_its_margin(by_hand, conv_map):
+    # As above: red boxes move by half of their width, so that they overlap themselves by a third.
+    bias = np.zeros((2, 4), np.float32)
+    bias[0, 0] = 0.5
+    detector = replace(by_hand, regressors=replace(NO_REGRESSION, bias=bias)).with_detection(nms=0.4, vote=0.9)
+
+    def scored(**changes):
+        moved = detector.with_detection(**changes).detect([[conv_map]], WINDOWS, SIZE)
+        return list(zip(moved.xyxy.round(3).tolist(), moved.scores.astype(float).round(6).tolist()))
+
+    beyond = [16, 8, 24, 16]
+    assert scored(move_penalty=0.75) == [(B, 1.5), (beyond, 1), (C, 1)]
+    assert scored(move_penalty=0.75, rescore=0.5) == [(B, 1.25), (C, 1), (beyond, -0.25)]
+    assert scored(move_penalty=2.4, rescore=0.5) == [(C, 1), (B, 0.15)]  # -1.35 is below the lowest margin, -0.5
+
+
 @pytest.mark.parametrize("regression", [False, True])
 def test_no_proposals(by_hand, conv_map, regression):
-    model = replace(by_hand, regressors=NO_REGRESSION).with_detection(rescore=0.5) if regression else by_hand
+    settings = {"rescore": 0.5, "move_penalty": 1.0}
+    model = replace(by_hand, regressors=NO_REGRESSION).with_detection(**settings) if regression else by_hand
     for detections in model.detect_both([[conv_map]], np.zeros((0, 4), np.float32), SIZE):
         assert detections.xyxy.shape == (0, 4) and len(detections) == 0 and detections.to_list() == []

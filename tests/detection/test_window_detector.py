@@ -88,10 +88,10 @@ def test_an_image_and_its_mirror_image_have_mirrored_detections(by_hand, rescore
     maps, mirrored = (rng.random((16, 16, 2), np.float32) for _ in range(2))
     weight = rng.normal(size=(2, 4, 2)).astype(np.float32) / 10
     model = replace(by_hand, regressors=BoxRegressors(weight, np.zeros((2, 4), np.float32)))
-    model = model.with_detection(rescore=rescore)
+    model = model.with_detection(rescore=rescore, move_penalty=rescore)
     detections = model.detect([[maps]], WINDOWS, SIZE, [[mirrored]])
     other = model.detect([[mirrored]], geometry.mirror(WINDOWS, 64), SIZE, [[maps]])
-    assert len(detections) and detections.scores.tolist() == other.scores.tolist()
+    assert len(detections) and detections.scores.tolist() == pytest.approx(other.scores.tolist(), abs=1e-6)
     np.testing.assert_allclose(geometry.mirror(other.xyxy, 64), detections.xyxy, atol=1e-4)
 
 
@@ -145,7 +145,8 @@ def check_that_they_are_equal(there: Detections, here: Detections) -> None:
 @pytest.mark.parametrize(("voting", "rescore"), [(0.0, 0.0), (0.5, 0.0), (0.5, 0.5)])
 @pytest.mark.parametrize("layer", [None, "fc6", "pool5+fc7"])
 def test_a_device_detects_what_the_compiled_path_detects(layer, voting, rescore, flip):
-    changes = {"vote": voting, "rescore": rescore, "flip": flip, "min_margin": -100, "max_candidates": 90}
+    changes = {"vote": voting, "rescore": rescore, "move_penalty": rescore, "flip": flip}
+    changes |= {"min_margin": -100, "max_candidates": 90}
     detector = random_detector(layer).with_detection(**changes)
     maps, mirrored, proposals = random_image(detector)
     of_image = [[maps], proposals, (120, 120), [mirrored] if flip else None]

@@ -160,6 +160,7 @@ ROWS = {
     "detection.nms": Row("detection.nms=0.4", CALIBRATION),
     "detection.vote": Row("detection.vote=0.4", CALIBRATION),
     "detection.rescore": Row("detection.rescore=0.5", CALIBRATION),
+    "detection.move_penalty": Row("detection.move_penalty=1", CALIBRATION),
     "detection.flip": Row("detection.flip=true", CALIBRATION),
     "detection.min_margin": Row("detection.min_margin=0", CALIBRATION),
     "detection.max_candidates": Row("detection.max_candidates=10", CALIBRATION),
