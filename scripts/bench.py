@@ -14,8 +14,12 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from sppdet.cli.common import run
+from sppdet.utils.errors import SppdetError
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = ("pooling", "cache", "mining", "svm", "adding", "detect", "photo", "engine", "proposals", "systems")
+VOC = "data/VOCdevkit"
 HEAD = """\
 # Performance
 
@@ -30,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("name", choices=(*NAMES, "all"))
     arguments.add_argument(
-        "--voc-root", default="data/VOCdevkit", help="default: %(default)s; the drawn `shapes` where it does not exist"
+        "--voc-root", default=VOC, help="default: %(default)s, or where it does not exist the drawn `shapes`"
     )
     arguments.add_argument("--weights", default="", help="SqueezeNet 1.0's ImageNet weights; default: random ones")
     arguments.add_argument(
@@ -65,8 +69,10 @@ def run_all(options: argparse.Namespace) -> str:
     for name in NAMES:
         print(f"{name} ...", file=sys.stderr)
         arguments = [sys.executable, __file__, name, *sys.argv[2:]]
-        output = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=True).stdout
-        *table, last = output.strip().splitlines()
+        child = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, check=False)
+        if child.returncode:
+            raise SppdetError(f"{name}: the benchmark has failed, see above")
+        *table, last = child.stdout.strip().splitlines()
         result = json.loads(last)
         sections += [
             f"## {name}",
@@ -84,20 +90,26 @@ def command(options: argparse.Namespace) -> str:
     return " ".join(["python scripts/bench.py all --voc-root VOCDEVKIT --weights FILE", *flags])
 
 
-def main() -> int:
-    """Run the script and return its exit status."""
-    options = parser().parse_args()
+def bench(options: argparse.Namespace) -> None:
+    """Run the benchmarks that were asked for, and print and write their tables."""
+    for flag, path in (("--voc-root", options.voc_root), ("--weights", options.weights)):
+        if path not in ("", VOC) and not Path(path).exists():
+            raise SppdetError(f"{flag}: {path}: does not exist; leave it out, or give a path that does")
     sys.path.insert(0, str(ROOT))  # the folder of the package `benchmarks`
     if options.name != "all":
         run_one(options)
-        return 0
+        return
     text = run_all(options)
     if options.write:
         from sppdet.utils.files import write_document
 
         write_document(options.write, text)
     print(text)
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    return run(bench, parser().parse_args(arguments))
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ model is read back, and its size and the largest change of a weight of the SVMs 
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from sppdet.cli import common as cli
 from sppdet.config import SvmSettings, load, override
 from sppdet.data import Dataset, read_dataset
 from sppdet.detection import Detector, load_detector, save_detector, shipped_model
@@ -44,17 +46,8 @@ def measure(detector: Detector, images: Dataset) -> None:
     print(f"expected calibration error {reliability['error']:.3f}" if reliability else "no probabilities")
 
 
-def main() -> None:
+def pack(options: argparse.Namespace) -> None:
     """Pack the detector of a run."""
-    parser = argparse.ArgumentParser(description="Write a run's detector in few bytes.")
-    parser.add_argument("run", type=Path)
-    parser.add_argument("folder", type=Path, nargs="?", default=shipped_model())
-    parser.add_argument("--calibrate", metavar="DATA", help="folder of images that the run was not trained on")
-    parser.add_argument("--split", default="val", help="of that folder; default: %(default)s")
-    parser.add_argument("--limit", type=int, help="number of these images")
-    parser.add_argument("--measure", metavar="DATA", help="measure the packed model on the split test of this folder")
-    parser.add_argument("--bank", type=int, metavar="N", help="vectors of a bank, from which classes are added")
-    options = parser.parse_args()
     detector = load_detector(options.run, "cpu")
     if options.calibrate:
         images = read_dataset(options.calibrate, options.split, detector.classes, options.limit)
@@ -71,5 +64,18 @@ def main() -> None:
     print(f"{options.folder}: {size / 1e6:.2f} MB; weights of SVMs moved by {change:.1e} at most")
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(description="Write a run's detector in few bytes.")
+    parser.add_argument("run", type=Path)
+    parser.add_argument("folder", type=Path, nargs="?", default=shipped_model())
+    parser.add_argument("--calibrate", metavar="DATA", help="folder of images that the run was not trained on")
+    parser.add_argument("--split", default="val", help="of that folder; default: %(default)s")
+    parser.add_argument("--limit", type=int, help="number of these images")
+    parser.add_argument("--measure", metavar="DATA", help="measure the packed model on the split test of this folder")
+    parser.add_argument("--bank", type=int, metavar="N", help="vectors of a bank, from which classes are added")
+    return cli.run(pack, parser.parse_args(arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -10,6 +10,7 @@ the images that show it alone. Both are measured on the same images.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import sppdet
+from sppdet.cli import common as cli
 from sppdet.config import in_folder, override, settings_for
 from sppdet.data import Dataset, read_dataset
 from sppdet.detection import StoredModel, load_detector
@@ -44,20 +46,8 @@ def weights(folder: Path) -> dict[str, list[bytes]]:
     return {one.name: [array.tobytes() for array in one.arrays.values()] for one in classes}
 
 
-def main() -> None:
+def study(options: argparse.Namespace) -> None:
     """Run the study and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="VOCdevkit")
-    parser.add_argument("--train", default="train", help="split to learn from")
-    parser.add_argument("--test", default="test", help="split to measure on")
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--tests", type=int, default=200)
-    parser.add_argument("--added", type=int, default=5)
-    parser.add_argument("--preset", default="sppdet/config/presets/quick.yaml")
-    parser.add_argument("--cache", default="cache")
-    parser.add_argument("--output", default="runs/study_add")
-    parser.add_argument("--workers", type=int, default=0)
-    options = parser.parse_args()
     output = Path(options.output)
     train = read_dataset(options.root, options.train, limit=options.images)
     test = read_dataset(options.root, options.test, train.classes, limit=options.tests)
@@ -105,5 +95,21 @@ def main() -> None:
     print(f"bank: {(together / 'bank.safetensors').stat().st_size / 1e6:.1f} MB")
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="VOCdevkit")
+    parser.add_argument("--train", default="train", help="split to learn from")
+    parser.add_argument("--test", default="test", help="split to measure on")
+    parser.add_argument("--images", type=int, default=300)
+    parser.add_argument("--tests", type=int, default=200)
+    parser.add_argument("--added", type=int, default=5)
+    parser.add_argument("--preset", default="sppdet/config/presets/quick.yaml")
+    parser.add_argument("--cache", default="cache")
+    parser.add_argument("--output", default="runs/study_add")
+    parser.add_argument("--workers", type=int, default=0)
+    return cli.run(study, parser.parse_args(arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

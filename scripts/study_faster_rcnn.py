@@ -23,6 +23,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
+from sppdet.cli import common as cli
 from sppdet.config import load
 from sppdet.data import Dataset, Sample, load_split
 from sppdet.detection import Detections
@@ -118,12 +119,8 @@ def detect(detector: FasterRCNN, dataset: Dataset) -> list[Detections]:
     return results
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the script and return its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, whose images are used")
-    parser.add_argument("--minutes", type=float, required=True, help="processor time of the training")
-    options = parser.parse_args(arguments)
+def study(options: argparse.Namespace) -> None:
+    """Run the study and print its result."""
     config = load(options.run / "config.json")
     images = load_split(config, config.data.train_split, limit=config.data.limit_train)
     test = load_split(config, config.data.test_split, images.classes, config.data.limit_test)
@@ -135,7 +132,14 @@ def main(arguments: list[str] | None = None) -> int:
         f"{options.run.name}: {steps} steps of {BATCH} images in {options.minutes:g} minutes; "
         f"mAP {figures['mAP']:.1f}, AP75 {figures['coco']['AP75']:.1f} on {len(test)} images"
     )
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, whose images are used")
+    parser.add_argument("--minutes", type=float, required=True, help="processor time of the training")
+    return cli.run(study, parser.parse_args(arguments))
 
 
 if __name__ == "__main__":

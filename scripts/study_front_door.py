@@ -18,7 +18,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from sppdet.cli import common as cli
 from sppdet.config import PRESETS
+from sppdet.utils import SppdetError
 
 
 def command(folder: Path, preset: str, first: int, run: Path, cache: str, overrides: list[str]) -> list[str]:
@@ -41,15 +43,8 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the script and return its exit status."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("folder", type=Path, metavar="IMAGES", help="a folder of labelled images")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all trainings")
-    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["quick", "default"])
-    parser.add_argument("--first", nargs="+", type=int, default=[0], help="numbers of training images; 0 takes all")
-    parser.add_argument("--work", type=Path, default=Path("runs"), help="folder of the runs")
-    options = parser.parse_intermixed_args(arguments)
+def study(options: argparse.Namespace) -> None:
+    """Run the study and print its result."""
     print("| images | preset | training images | mAP | AP75 | processor minutes | minutes by the clock |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for first in options.first:
@@ -58,11 +53,22 @@ def main(arguments: list[str] | None = None) -> int:
             with tempfile.TemporaryDirectory(dir=options.work.parent) as cache:
                 before, began = processor_seconds(), time.perf_counter()
                 work = command(options.folder, preset, first, run, cache, options.overrides)
-                subprocess.run(work, check=True, stdout=sys.stderr)
+                if subprocess.run(work, check=False, stdout=sys.stderr).returncode:
+                    raise SppdetError(f"{options.folder}: the training above has failed")
                 seconds = (processor_seconds() - before, time.perf_counter() - began)
             metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
             print(row(options.folder.name, preset, first, metrics, seconds), flush=True)
-    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("folder", type=Path, metavar="IMAGES", help="a folder of labelled images")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings of all trainings")
+    parser.add_argument("--presets", nargs="+", choices=PRESETS, default=["quick", "default"])
+    parser.add_argument("--first", nargs="+", type=int, default=[0], help="numbers of training images; 0 takes all")
+    parser.add_argument("--work", type=Path, default=Path("runs"), help="folder of the runs")
+    return cli.run(study, parser.parse_intermixed_args(arguments))
 
 
 if __name__ == "__main__":

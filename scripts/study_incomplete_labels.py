@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import argparse
 import random
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from sppdet.cli import common as cli
 from sppdet.config import in_folder, override, settings_for
 from sppdet.data import Dataset, read_dataset
 from sppdet.training import run_training
@@ -31,18 +33,8 @@ def without_labels(dataset: Dataset, share: float, seed: int = 0) -> Dataset:
     return replace(dataset, samples=tuple(changed[sample.id] for sample in dataset))
 
 
-def main() -> None:
+def study(options: argparse.Namespace) -> None:
     """Run the study and print a table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default="BCCD")
-    parser.add_argument("--train", default="train", help="split to learn from")
-    parser.add_argument("--test", default="test", help="split to measure on")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.3, 0.5], help="of the labels, to be removed")
-    parser.add_argument("--preset", default="sppdet/config/presets/quick.yaml")
-    parser.add_argument("--cache", default="cache")
-    parser.add_argument("--output", default="runs/study_incomplete_labels")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="other settings")
-    options = parser.parse_intermixed_args()
     train = read_dataset(options.root, options.train)
     test = read_dataset(options.root, options.test, train.classes)
     config = override(settings_for(options.preset), [f"run.cache={options.cache}", *options.overrides])
@@ -58,5 +50,19 @@ def main() -> None:
             print(f"| {share:.0%} | {'true' if mode else 'false'} | {' | '.join(columns)} |", flush=True)
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", default="BCCD")
+    parser.add_argument("--train", default="train", help="split to learn from")
+    parser.add_argument("--test", default="test", help="split to measure on")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0, 0.3, 0.5], help="of the labels, to be removed")
+    parser.add_argument("--preset", default="sppdet/config/presets/quick.yaml")
+    parser.add_argument("--cache", default="cache")
+    parser.add_argument("--output", default="runs/study_incomplete_labels")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="other settings")
+    return cli.run(study, parser.parse_intermixed_args(arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

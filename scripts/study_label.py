@@ -9,10 +9,12 @@ of ``--good`` with its object on, moved from 0.5 on, and otherwise deleted; obje
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from pathlib import Path
 
 import sppdet
+from sppdet.cli import common as cli
 from sppdet.data import Sample, read_dataset
 from sppdet.detection import Detections
 from sppdet.ops import boxes as geometry
@@ -34,19 +36,8 @@ def corrections(sample: Sample, detections: Detections, good: float) -> Counter[
     return counts
 
 
-def main() -> None:
+def study(options: argparse.Namespace) -> None:
     """Run the study and print a row of a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("root", metavar="DATA", help="folder of labelled images")
-    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings of the training")
-    parser.add_argument("--train", default="train", help="split of the images; default: %(default)s")
-    parser.add_argument("--images", type=int, default=20, help="images that are labelled by hand; default: %(default)s")
-    parser.add_argument("--more", type=int, default=100, help="images that are pre-labelled; default: %(default)s")
-    parser.add_argument("--good", type=float, default=0.75, help="IoU from which on a box stays; default: %(default)s")
-    parser.add_argument("--threshold", default="auto", help="lowest probability, or auto; default: %(default)s")
-    parser.add_argument("--preset", default="default")
-    parser.add_argument("--work", type=Path, default=Path("runs/study_label"))
-    options = parser.parse_intermixed_args()
     dataset = read_dataset(options.root, options.train, limit=options.images + options.more)
     few, others = dataset[: options.images], dataset[options.images :]
     detector = sppdet.train_detector(few, options.overrides, preset=options.preset, output=options.work, test=few)
@@ -61,5 +52,20 @@ def main() -> None:
     print(f"| {len(few)} | {len(others)} | {objects} | {done} | {todo} | {100 * todo / objects:.0f}% |")
 
 
+def main(arguments: list[str] | None = None) -> int:
+    """Run the script and return its exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("root", metavar="DATA", help="folder of labelled images")
+    parser.add_argument("overrides", nargs="*", default=[], metavar="key=value", help="settings of the training")
+    parser.add_argument("--train", default="train", help="split of the images; default: %(default)s")
+    parser.add_argument("--images", type=int, default=20, help="images that are labelled by hand; default: %(default)s")
+    parser.add_argument("--more", type=int, default=100, help="images that are pre-labelled; default: %(default)s")
+    parser.add_argument("--good", type=float, default=0.75, help="IoU from which on a box stays; default: %(default)s")
+    parser.add_argument("--threshold", default="auto", help="lowest probability, or auto; default: %(default)s")
+    parser.add_argument("--preset", default="default")
+    parser.add_argument("--work", type=Path, default=Path("runs/study_label"))
+    return cli.run(study, parser.parse_intermixed_args(arguments))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
