@@ -174,15 +174,16 @@ def rescore(
     """
     if not len(moved.rows) or not (settings.rescore or settings.move_penalty):
         return moved
-    boxes, rows = on_host(moved.boxes), like(np.arange(len(moved.rows)), moved.labels)
-    margins = moved.scores
+    boxes, margins = on_host(moved.boxes), moved.scores
     if settings.rescore:
+        rows = like(np.arange(len(moved.rows)), moved.labels)
         margins = (1 - settings.rescore) * margins
         for share, score in scores:
             assert score.margins_at is not None  # as detection.rescore is set
             margins = margins + settings.rescore * share * score.margins_at(boxes)[rows, moved.labels]
-    overlaps = geometry.iou_of_pairs(proposals[on_host(moved.rows)], boxes)
-    margins = margins - settings.move_penalty * (1 - like(overlaps, margins))
+    if settings.move_penalty:
+        overlaps = geometry.iou_of_pairs(proposals[on_host(moved.rows)], boxes)
+        margins = margins - settings.move_penalty * (1 - like(overlaps, margins))
     return replace(moved, scores=margins)[margins > min_margin]
 
 

@@ -151,8 +151,7 @@ class Detector(Predictor):
         Returns:
             Margins, and box regressions in the frame of the image itself.
         """
-        proposals = geometry.mirror(proposals, size[0]) if mirrored else proposals
-        windows = self.features.windows(proposals, size, maps)
+        windows = self._windows(maps, proposals, size, mirrored)
         products, shifts = self._multiply(self.features, maps, windows, self.window_weights)
         context = None
         if self.detection.context:
@@ -167,6 +166,10 @@ class Detector(Predictor):
             deltas = self._deltas_of_some(self.regressors, maps, windows)
         mirror = like(_MIRROR, margins)
         return WindowScores(margins, (lambda *chosen: deltas(*chosen) * mirror) if mirrored else deltas, margins_at)
+
+    def _windows(self, maps: Any, boxes: np.ndarray, size: tuple[int, int], mirrored: bool) -> Windows:
+        """Return where boxes of an image lie on ``maps``, which are its own or those of the mirror image."""
+        return self.features.windows(geometry.mirror(boxes, size[0]) if mirrored else boxes, size, maps)
 
     def _margins(self, products: Array, windows: Windows, context: Array | None) -> Array:
         """Return the margins ``(N, K)`` of windows from the products of their vectors and the classifier's weights.
@@ -183,7 +186,7 @@ class Detector(Predictor):
         """Return the function `WindowScores.margins_at`."""
 
         def margins_at(boxes: np.ndarray) -> Array:
-            windows = self.features.windows(geometry.mirror(boxes, size[0]) if mirrored else boxes, size, maps)
+            windows = self._windows(maps, boxes, size, mirrored)
             products, _ = self._multiply(self.features, maps, windows, self.margin_weights)
             return self._margins(products, windows, context)
 
