@@ -7,9 +7,9 @@ import sys
 
 from sppdet.cli import common as cli
 
-_MOVABLE = ("data.", "run.cache=")  # files that may have moved since the last evaluation
-# All other settings are the trained model's.
-_CHANGEABLE = (*_MOVABLE, "detection.", "run.engine=", "run.cluster=", "device=", "workers=")
+# Files that may have moved since the last evaluation, and what computes, which its figures do not depend on.
+_OF_NO_FIGURE = ("data.", "run.cache=", "run.engine=", "run.cluster=", "device=", "workers=")
+_CHANGEABLE = (*_OF_NO_FIGURE, "detection.")  # all other settings are the trained model's
 _INTERRUPTED = "interrupted; the same command goes on from here"
 
 
@@ -55,7 +55,7 @@ def check_overrides(overrides: list[str], of_last_evaluation: bool) -> None:
     known = set(config.keys())
     for text in overrides:
         key, equals, _ = text.partition("=")
-        if not equals or key not in known or text.startswith(_MOVABLE if of_last_evaluation else _CHANGEABLE):
+        if not equals or key not in known or text.startswith(_OF_NO_FIGURE if of_last_evaluation else _CHANGEABLE):
             continue
         if text.startswith(_CHANGEABLE):
             raise SppdetError(f"{text}: the last evaluation has its own {key}; evaluate again with it first")

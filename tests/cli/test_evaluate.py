@@ -29,6 +29,7 @@ def calls(monkeypatch) -> list[tuple]:
         (["detection.nms=0.4"], ("evaluate_run", "runs/a", False, ["detection.nms=0.4"]), "figures\n"),
         (["--force"], ("evaluate_run", "runs/a", True, []), "figures\n"),
         (["--diagnose", "data.root=voc"], ("diagnose_run", "runs/a", ["data.root=voc"]), "errors\n"),
+        (["--diagnose", "workers=1"], ("diagnose_run", "runs/a", ["workers=1"]), "errors\n"),
         (["--against", "runs/b"], ("compare_runs", "runs/a", "runs/b", []), "gains\n"),
     ],
 )
