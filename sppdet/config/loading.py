@@ -27,12 +27,15 @@ Settings = TypeVar("Settings", Config, ClassifierConfig)
 
 PRESETS = ("quick", "default", "best")  # from the least time to the highest accuracy
 _PRESET_FOLDER = Path(__file__).parent / "presets"
+# The presets' layers in the larger sisters of their network: the last blocks of the same stages.
+_LAYERS = {f"efficientnet_lite{n}": ["_blocks.14", "_blocks.19", "_blocks.20"] for n in (1, 2)}
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Settings] = Config) -> Settings:  # type: ignore[assignment]
     """Return the settings of a file, or the defaults, with overrides applied.
 
-    A file may begin with ``preset: default``: its other keys then change the settings of that preset.
+    A file may begin with ``preset: default``: its other keys then change the settings of that preset. With another
+    ``backbone.name`` than the preset's, its layers are those that `load_preset` takes.
 
     Args:
         path: a YAML file or the config.json of a run; None takes the defaults.
@@ -48,6 +51,7 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
         >>> config.load(None, ["regions.scales=[480,688]"]).regions.scales
         (480, 688)
     """
+    overrides = [*overrides]
     if path is None:
         return override(kind(), overrides)
     values, texts = _read_yaml(Path(path))
@@ -61,12 +65,15 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
     values.pop("versions", None)  # and the versions of the software beside the settings
     _keep_names(kind, values, texts)
     if kind is Config and (preset := values.pop("preset", None)) is not None:
-        values = _merged(_preset_values(preset, f"{path}: "), values)
+        values = _merged(_preset_values(preset, _network_of(values, overrides), f"{path}: "), values)
     return override(_build(kind, values, source=f"{path}: "), overrides)
 
 
 def load_preset(name: str, overrides: Iterable[str] = ()) -> Config:
     """Return the settings of a preset, with overrides applied.
+
+    The layers of a preset are those of its network. Another ``backbone.name`` is read at the same layers if it is a
+    larger EfficientNet-Lite, else at its last layer; unless ``backbone.layers`` says otherwise.
 
     Args:
         name: one of `PRESETS`.
@@ -79,14 +86,30 @@ def load_preset(name: str, overrides: Iterable[str] = ()) -> Config:
         >>> load_preset("quick").regions.scales
         (688,)
     """
-    return override(_build(Config, _preset_values(name)), overrides)
+    overrides = [*overrides]
+    return override(_build(Config, _preset_values(name, _network_of({}, overrides))), overrides)
 
 
-def _preset_values(name: object, source: str = "") -> dict[str, Any]:
-    """Return the content of a preset's file."""
+def _preset_values(name: object, network: str | None, source: str = "") -> dict[str, Any]:
+    """Return the content of a preset's file, for a ``network`` that may be another than the preset's."""
     if name not in PRESETS:
         raise SppdetError(f"{source}preset: expected one of {', '.join(PRESETS)}, found {name!r}")
-    return _read_yaml(_PRESET_FOLDER / f"{name}.yaml")[0]
+    values = _read_yaml(_PRESET_FOLDER / f"{name}.yaml")[0]
+    if network not in (None, values["backbone"]["name"]):
+        values["backbone"] |= {"name": network, "layers": _LAYERS.get(str(network), [])}
+        if not values["backbone"]["layers"]:
+            del values["pooling"]["layer_weights"]
+    return values
+
+
+def _network_of(values: dict[str, Any], overrides: Iterable[str]) -> str | None:
+    """Return the ``backbone.name`` that a file or, before it, overrides give; None where neither does."""
+    section = values.get("backbone")
+    name = section.get("name") if isinstance(section, dict) else None
+    for text in overrides:
+        key, _, value = text.partition("=")
+        name = value.strip() if key.strip() == "backbone.name" else name
+    return name
 
 
 def _merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

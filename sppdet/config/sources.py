@@ -60,5 +60,6 @@ def is_folder(source: object) -> TypeGuard[str | Path]:
 
 def preset_settings(preset: str | None, root: str, overrides: Iterable[str]) -> Config:
     """Return the settings of a preset for the data set ``root``."""
-    settings = load_preset(preset or DEFAULT_PRESET)
+    overrides = [*overrides]
+    settings = load_preset(preset or DEFAULT_PRESET, overrides)
     return override(replace(settings, data=replace(settings.data, root=root)), overrides)

@@ -38,6 +38,31 @@ def test_a_preset_is_the_base_that_other_keys_change(tmp_path, name):
     assert config.load(path) == replace(preset, svm=replace(preset.svm, C=0.5))
 
 
+@pytest.mark.parametrize(
+    ("changes", "layers", "weights"),
+    [
+        (["backbone.name=efficientnet_lite0"], ("_blocks.10", "_blocks.14", "_blocks.15"), (0.6, 0.6, 1)),
+        (["backbone.name=efficientnet_lite2"], ("_blocks.14", "_blocks.19", "_blocks.20"), (0.6, 0.6, 1)),
+        (["backbone.name=resnet18", "backbone.weights=random"], (), ()),
+        (["backbone.name=resnet18", "backbone.layers=[layer2,layer3]"], ("layer2", "layer3"), ()),
+        (["backbone.name=resnet18", "backbone.layers=[layer2,layer3]", "pooling.layer_weights=[1,2]"],
+         ("layer2", "layer3"), (1, 2)),
+    ],
+)  # fmt: skip
+def test_another_network_is_not_cut_at_the_layers_of_the_preset_s(tmp_path, changes, layers, weights):
+    path = yaml_file(tmp_path, "preset: default")
+    for settings in (config.load_preset("default", changes), config.load(path, iter(changes)),
+                     config.settings_for(tmp_path, changes)):  # fmt: skip
+        assert settings.backbone.layers == layers
+        assert settings.pooling.layer_weights == weights
+
+
+def test_a_file_that_names_another_network_is_not_cut_at_the_layers_of_the_preset_s(tmp_path):
+    path = yaml_file(tmp_path, "preset: best\nbackbone: {name: efficientnet_lite1}")
+    assert config.load(path).backbone.layers == ("_blocks.14", "_blocks.19", "_blocks.20")
+    assert config.load(path, ["backbone.name=efficientnet_lite0"]) == config.load_preset("best")
+
+
 def test_the_saved_settings_of_a_preset_are_complete(tmp_path):
     write_json(tmp_path / "config.json", config.to_dict(config.load_preset("best")))
     assert config.load(tmp_path / "config.json") == config.load_preset("best")
