@@ -61,13 +61,13 @@ def train_run(settings: ClassifierConfig, *, force: bool = False) -> dict[str, A
         raise SppdetError(f"{folder}: holds a detector; give another run.dir")
     require_writable("run.dir", folder)
     curves = Curves.of(folder, settings.run.curves)
-    images, held_out = _read(settings)
-    measured = len(held_out) if held_out else "none"
-    logger.info(f"{len(images)} images of {len(images.classes)} classes, {measured} to measure on")
     backbone = Backbone.create(
         settings.backbone.name, settings.backbone.weights, settings.device, settings.backbone.precision,
         settings.run.seed, Cut.of(settings.backbone),
     )  # fmt: skip
+    images, held_out = _read(settings)  # every image is opened once, which takes minutes where there are many
+    measured = len(held_out) if held_out else "none"
+    logger.info(f"{len(images)} images of {len(images.classes)} classes, {measured} to measure on")
     checkpoint = Checkpoint(folder / "checkpoint.safetensors", _key(settings, images, backbone))
     if force:  # if it is interrupted it resumes as any other, without being forced again
         for path in (checkpoint.path, folder / "classifier.json"):

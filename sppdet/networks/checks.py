@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from sppdet.config import Config
+from sppdet.networks.backbone import Backbone
 from sppdet.networks.onnx_trunk import has_onnxruntime
-from sppdet.networks.trunk_output import WHOLE, Cut
-from sppdet.networks.trunks import build_trunk, fc_layers, network
-from sppdet.networks.weights import package_file
+from sppdet.networks.trunk_output import Cut
+from sppdet.networks.trunks import build_trunk, fc_layers
+from sppdet.networks.weights import imagenet_package, load_weights
 from sppdet.utils import SppdetError
 
 
@@ -14,23 +15,25 @@ def check_network(config: Config) -> None:
     """Refuse settings that do not suit ``backbone.name``, before anything runs.
 
     Raises:
-        SppdetError: an unknown network, one that cannot be cut, layers that it does not have, ImageNet weights of a
-            package that is not installed, ``engine=onnxruntime`` with settings that it does not support or where it is
-            not installed, fc layers that the network does not bring (``finetune.init=imagenet``), or levels or units
-            that its fc layers do not have.
+        SppdetError: an unknown network, one that cannot be cut, layers that it does not have, ImageNet weights that
+            there are not or of a package that is not installed, a file of weights that does not fit,
+            ``engine=onnxruntime`` with settings or a network that it does not support or where it is not installed, fc
+            layers that the network does not bring (``finetune.init=imagenet``), or levels or units that its fc layers
+            do not have.
 
     Examples:
         >>> check_network(Config())
     """
-    name, end_to_end = config.backbone.name, config.end_to_end
-    source = network(name).imagenet
-    if config.backbone.weights == "imagenet" and source not in (None, "torchvision", "timm"):
-        package_file(source)
+    name, weights, end_to_end = config.backbone.name, config.backbone.weights, config.end_to_end
     cut = Cut.of(config.backbone)
-    if cut != WHOLE or network(name).library:
-        build_trunk(name, cut=cut)
+    trunk = build_trunk(name, cut=cut)
+    if weights == "imagenet":
+        imagenet_package(name)
+    elif weights != "pretrain":
+        load_weights(trunk, name, weights)
     if config.backbone.engine == "onnxruntime":
         _check_onnxruntime(config)
+        Backbone.wrap(name, trunk, "cpu", cut=cut, engine="onnxruntime")  # else a trained trunk would be refused
     if config.finetune.init != "imagenet" or not (end_to_end.enabled or config.features != "pool5"):
         return
     layers = fc_layers(name)

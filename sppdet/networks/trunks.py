@@ -85,7 +85,7 @@ def network(name: str) -> Network:
         name, torchvision_names(), n=1
     )
     hint = f"; did you mean '{nearest[0]}'?" if nearest else ""
-    others = "torchvision or timm" if has_timm() else "torchvision (timm is not installed)"
+    others = "torchvision or timm" if has_timm() else "torchvision (timm is not installed: pip install sppdet[timm])"
     raise SppdetError(f"backbone.name: '{name}' is none of {', '.join(sorted(NETWORKS))} or {others}{hint}")
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,37 @@ def load_weights(trunk: nn.Module, name: str, weights: str) -> None:
     wanted = trunk.state_dict()
     misfits = [key for key in wanted if key not in state or state[key].shape != wanted[key].shape]
     misfits = [key for key in misfits if not key.endswith("num_batches_tracked")]
+    advice = f"give weights of {name} or set backbone.name"
     if misfits:
         raise SppdetError(
             f"backbone.weights: {weights} does not fit {name}: {len(misfits)} of {len(wanted)} tensors are missing "
-            f"or of another shape (first: {misfits[0]}); give weights of {name} or set backbone.name"
+            f"or of another shape (first: {misfits[0]}); {advice}"
+        )
+    if weights != "imagenet" and (foreign := _foreign(name, wanted, state)):
+        raise SppdetError(
+            f"backbone.weights: {weights} does not fit {name}: {len(foreign)} of its tensors are of layers that {name} "
+            f"does not have (first: {foreign[0]}); {advice}"
         )
     trunk.load_state_dict({key: state.get(key, wanted[key]) for key in wanted})
+
+
+def _foreign(name: str, trunk: Iterable[str], state: Iterable[str]) -> list[str]:
+    """Return the keys of a state_dict that network ``name`` lacks in modules of its trunk.
+
+    A ResNet-34 has all that a trunk of ResNet-18 asks for, and more blocks in each of its layers. Modules beyond the
+    trunk, such as a classifier of one's own, do not matter.
+
+    Args:
+        name: the network.
+        trunk: keys of its trunk, which may be cut earlier than the network needs.
+        state: keys to be examined.
+    """
+    from sppdet.networks.trunks import build_trunk, network
+
+    library = network(name).library
+    known = set((library.build() if library else build_trunk(name)).state_dict())
+    modules = {key.partition(".")[0] for key in trunk}
+    return [key for key in state if key not in known and key.partition(".")[0] in modules]
 
 
 def network_state(name: str, weights: str) -> dict[str, torch.Tensor]:
@@ -61,14 +87,25 @@ def _imagenet_state(name: str) -> dict[str, torch.Tensor]:
     from sppdet.networks.libraries import LibraryNetwork
     from sppdet.networks.trunks import network
 
-    entry = network(name)
-    if entry.imagenet is None:
+    library = network(name).library
+    package = imagenet_package(name)
+    return _file_state(package) if package else (library or LibraryNetwork("torchvision", name)).imagenet_state()
+
+
+def imagenet_package(name: str) -> Path | None:
+    """Return the file of a network's ImageNet weights in an installed package; None if its library downloads them.
+
+    Raises:
+        SppdetError: there are none, or the package is not installed.
+    """
+    from sppdet.networks.trunks import network
+
+    source = network(name).imagenet
+    if source is None:
         raise SppdetError(
             f"backbone.weights: there are no imagenet weights of '{name}'; use pretrain, random or a file"
         )
-    if entry.library or entry.imagenet == "torchvision":
-        return (entry.library or LibraryNetwork("torchvision", name)).imagenet_state()
-    return _file_state(package_file(entry.imagenet))
+    return None if source in ("torchvision", "timm") else package_file(source)
 
 
 def package_file(package: str) -> Path:
@@ -100,7 +137,9 @@ def _file_state(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise many kinds; all mean the same to the user
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        reason = (str(error).splitlines() or [""])[0][:120]
+        if not re.search("[a-z]", reason):  # such as the number of an unknown pickle's opcode
+            reason = "its format is unknown"
         raise SppdetError(f"backbone.weights: {path} cannot be read as a state_dict ({reason})") from None
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise SppdetError(f"backbone.weights: {path} is not a state_dict (names to tensors)")

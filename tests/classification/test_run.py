@@ -97,6 +97,12 @@ def test_a_forced_training_that_is_interrupted_resumes_without_force(root, monke
     assert run.train_run(settings_of(root))["pictures"] == 2
 
 
+def test_a_network_that_cannot_be_made_is_refused_before_images_are_opened(root, monkeypatch):
+    monkeypatch.setattr(run, "read_folders", lambda *_: pytest.fail("images were opened"))
+    with pytest.raises(SppdetError, match=r"backbone\.weights: nothing\.pth does not exist"):
+        run.train_run(settings_of(root, "backbone.weights=nothing.pth"))
+
+
 def test_a_detectors_folder_is_not_overwritten(root):
     (root / "run").mkdir()
     (root / "run" / "model.json").write_text("{}")

@@ -7,6 +7,7 @@ import pytest
 from sppdet import config
 from sppdet.config.settings import Config
 from sppdet.networks.checks import check_network
+from sppdet.networks.trunks import build_trunk
 from sppdet.utils.errors import SppdetError
 
 ALEXNET = ["features=fc7", "finetune.init=imagenet", "backbone.name=alexnet", "pooling.levels=6", "finetune.units=4096"]
@@ -24,6 +25,18 @@ ALEXNET = ["features=fc7", "finetune.init=imagenet", "backbone.name=alexnet", "p
 )
 def test_settings_that_suit_the_network_pass(options):
     check_network(config.override(Config(), options))
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+def test_presets_read_the_same_stages_of_every_efficientnet_lite(number):
+    """The end of the fifth stage, which has the last cells at stride 16 without dilation, and of both others."""
+    name = f"efficientnet_lite{number}"
+    settings = config.load_preset("default", [f"backbone.name={name}", "backbone.weights=random"])
+    check_network(settings)
+    blocks = dict(build_trunk(name)._blocks.named_children())
+    widths = [block._bn2.num_features for block in blocks.values()]
+    ends = [f"_blocks.{k}" for k in range(len(widths)) if k + 1 == len(widths) or widths[k] != widths[k + 1]]
+    assert list(settings.backbone.layers) == ends[-3:]
 
 
 def test_a_package_of_weights_must_be_installed(monkeypatch):
@@ -60,6 +73,13 @@ def test_an_engine_that_is_asked_for_must_be_installed(monkeypatch):
         ([*ALEXNET, "end_to_end.enabled=true"], "set .* and end_to_end.units=4096"),
         (["backbone.engine=onnxruntime", "backbone.precision=bfloat16"], "onnxruntime multiplies in float32"),
         (["backbone.engine=onnxruntime", "device=cuda"], "onnxruntime runs on the CPU here, not on cuda"),
+        # Without the check, an error after end-to-end training, which makes the trunk that the engine runs.
+        (
+            ["backbone.engine=onnxruntime", "backbone.name=mobilenet_v3_small", "backbone.weights=random"],
+            "backbone.engine: mobilenet_v3_small in onnxruntime: .* use auto or torch",
+        ),
+        (["backbone.weights=imagenet", "backbone.name=small"], "there are no imagenet weights of 'small'"),
+        (["backbone.weights=nothing.pth"], "backbone.weights: nothing.pth does not exist"),
     ],
 )
 def test_settings_that_the_network_does_not_allow_are_refused(options, message):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import save_file
+from torchvision.models import get_model
 
+from sppdet.networks.trunk_output import WHOLE, Cut
 from sppdet.networks.trunks import build_trunk
 from sppdet.networks.weights import load_weights, weights_digest
 from sppdet.utils.errors import SppdetError
@@ -53,11 +55,32 @@ def test_weights_of_another_network_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("of_file", "name"), [("resnet34", "resnet18"), ("resnet101", "resnet50"), ("resnet34", "torchvision/resnet18")]
+)
+def test_weights_of_a_deeper_network_of_the_same_names_are_refused(tmp_path, of_file, name):
+    """A deeper ResNet has all tensors that the shallower one asks for."""
+    torch.save(get_model(of_file).state_dict(), tmp_path / "w.pth")
+    for cut in (WHOLE, Cut(("layer3.0",))):
+        with pytest.raises(SppdetError, match=rf"w\.pth does not fit {name}: .* does not have \(first: layer[13]\.\d"):
+            load_weights(build_trunk(name, cut=cut), name, str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "torchvision/resnet18"])
+def test_layers_beyond_the_cut_and_another_classifier_do_not_matter(tmp_path, name):
+    whole = get_model("resnet18").state_dict()
+    torch.save(whole | {"fc.0.weight": torch.zeros(2, 2)}, tmp_path / "w.pth")
+    trunk = build_trunk(name, cut=Cut(("layer3.0",)))
+    load_weights(trunk, name, str(tmp_path / "w.pth"))
+    assert torch.equal(trunk.state_dict()["conv1.weight"], whole["conv1.weight"])
+
+
+@pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "does not exist"),
         (b"", "cannot be read as a state_dict"),
         (b"no weights", "cannot be read as a state_dict"),
+        (b"junk of no format", r"cannot be read as a state_dict \(.*[a-z]{3}.*\)"),  # torch's reason is a number
         ([1, 2], "is not a state_dict"),
     ],
 )

@@ -111,6 +111,25 @@ def test_settings_are_chosen_from_the_data_in_python_as_by_the_command(tiny_obje
     assert not any(line.startswith("proposals.max_side=") for line in log_lines)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("backbone.name=resnet19", "backbone.name: 'resnet19' is none of"),
+        ("backbone.name=swin_t", "swin_t"),
+        ("backbone.layers=[nowhere]", "small has no layer 'nowhere'"),
+        ("backbone.weights=nothing.pth", "backbone.weights: nothing.pth does not exist"),
+        ("backbone.weights=imagenet", "no imagenet weights of 'small'"),
+    ],
+)
+def test_a_network_that_cannot_be_made_is_refused_before_settings_are_tried(
+    tiny_objects, tmp_path, monkeypatch, change, message
+):
+    monkeypatch.setattr(front_door, "choose_settings", lambda *_: pytest.fail("settings were tried"))
+    with pytest.raises(SppdetError, match=message) as caught:
+        settings_following_data(tiny_objects, [*TINY, change], "quick", tmp_path / "run")
+    assert "\n" not in str(caught.value)
+
+
 def test_test_images_have_the_classes_of_the_training_images(trained):
     data = read_dataset(trained.root, "trainval")
     with pytest.raises(SppdetError, match="its classes are not those of the training images"):
