@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,10 @@ from sppdet.detection.detections import Detections
 from sppdet.detection.saved_model import load_detector
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.feature_split import open_split
+from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.features.store import Store, compress_codes, compress_map, decompress_codes, decompress_map
-from sppdet.ops.coded_maps import encode_map
+from sppdet.ops.coded_maps import CodedMap, encode_map
+from sppdet.utils.errors import SppdetError
 from sppdet.utils.parallel import parallel_map
 
 IMAGES = 8
@@ -79,20 +82,26 @@ def run(bench: Bench) -> list[Row]:
 
 
 def accuracy(bench: Bench, model: str) -> Row:
-    """Compare mAP on the first test images from stored maps with that from the network's own maps."""
+    """Compare mAP on the first test images from stored maps with that from the network's own maps in float32."""
     detector = load_detector(model)
+    if not isinstance(detector.features, PyramidFeatures):
+        raise SppdetError(f"{model}: its windows are crops, and no maps are stored; give a model that pools maps")
     dataset = load_split(bench.inputs(TEST_IMAGES).config, "test", detector.classes, TEST_IMAGES)
     features = detector.features
     split = open_split(dataset, bench.work, detector.search, detector.backbone, features)
     split.fill_proposals(detector.search, 0)
+    of_network, coded = replace(features, map_type="float16"), features.map_type == "uint8"
+
+    def stored(conv_map: np.ndarray) -> np.ndarray | CodedMap:
+        return encode_map(conv_map) if coded else decompress_map(compress_map(conv_map)).astype(np.float32)
 
     def detect(i: int) -> tuple[Detections, ...]:
         image, size = read_image(dataset[i].path), split.size(i)
-        maps = features.read(detector.backbone, image)
-        stored_maps = [decompress_map(compress_map(conv_map)).astype(np.float32) for conv_map in maps]
-        return tuple(detector.detect([m], split.proposals(i), size) for m in (maps, stored_maps))
+        maps = of_network.read(detector.backbone, image)
+        of_store = [stored(conv_map) for conv_map in maps]
+        return tuple(detector.detect([m], split.proposals(i), size) for m in (maps, of_store))
 
-    plain, stored = zip(*parallel_map(detect, range(len(dataset)), 0, "detecting", threads=True))
-    before, after = (evaluate_voc(dataset, list(detections))["mAP"] for detections in (plain, stored))
+    plain, from_store = zip(*parallel_map(detect, range(len(dataset)), 0, "detecting", threads=True))
+    before, after = (evaluate_voc(dataset, list(detections))["mAP"] for detections in (plain, from_store))
     name = f"mAP of {Path(model).name}, {len(dataset)} test images: {before:.3f} float32, {after:.3f} stored"
     return at_most(name, abs(after - before), 0.1, "points")

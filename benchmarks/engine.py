@@ -56,7 +56,8 @@ def engines(name: str, weights: str, image: np.ndarray, cores: int) -> list[Row]
     for count in sorted({1, cores}):
         with threads(count):
             times = best(9, **{key: partial(backbone, image, 1.0) for key, backbone in backbones.items()})
-        where = f"{name}, {count} thread{'s' * (count > 1)}"
+        drawn = " with random weights" if weights == "random" else ""
+        where = f"{name}{drawn}, {count} thread{'s' * (count > 1)}"
         rows.append(milliseconds(f"{where}: ONNX Runtime, float32", times["onnxruntime"]))
         rows += [Row(f"{where}: PyTorch, {p}", times[p] / times["onnxruntime"], "x ONNX Runtime") for p in precisions]
     return rows

@@ -14,6 +14,7 @@ from zipfile import ZipFile
 import pytest
 
 from sppdet.config import PRESETS
+from sppdet.detection.shipped import shipped_model
 
 ROOT = Path(__file__).parents[1]
 needs_make = pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
@@ -31,7 +32,7 @@ def test_every_folder_of_modules_is_a_package():
     assert [folder for folder in folders if not (folder / "__init__.py").is_file()] == []
 
 
-def test_presets_are_in_the_wheel(tmp_path):
+def test_presets_and_the_detector_are_in_the_wheel(tmp_path):
     """They are data, which setuptools packs only where pyproject.toml names them."""
     shutil.copytree(ROOT / "sppdet", tmp_path / "sppdet", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -41,6 +42,7 @@ def test_presets_are_in_the_wheel(tmp_path):
     with ZipFile(tmp_path / done.stdout.split()[-1]) as wheel:
         names = set(wheel.namelist())
     assert {f"sppdet/config/presets/{name}.yaml" for name in PRESETS} <= names
+    assert {f"sppdet/detection/voc07/{path.name}" for path in shipped_model().iterdir()} <= names
 
 
 def test_command_is_callable():
