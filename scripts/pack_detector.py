@@ -1,6 +1,6 @@
 """Write a run's detector in few bytes, as the one that is part of the package.
 
-    python scripts/pack_detector.py RUN --bank 30 --measure VOCDEVKIT
+    python scripts/pack_detector.py RUN --bank 28 --measure VOCDEVKIT
 
 The probabilities are those of the run, or with ``--calibrate`` learned from images that it was not trained on. The
 model is read back, and its size and the largest change of a weight of the SVMs are printed.

@@ -11,7 +11,7 @@ twice:
 
 Feature maps are stored, not window vectors: 2000 windows x 25,600 floats are 100 MB per image in half precision. The
 map that they are pooled from is 2.4 MB, and 0.6 MB compressed, because most of it is zeros. EfficientNet-Lite's maps
-have few zeros: 1.6 MB in float16, 0.5 to 0.6 MB as codes.
+have few zeros: those of the presets' three layers take 3.1 MB in float16, 1.2 MB as codes.
 
 A file ends in the checksum of its content, which is verified when it is read. Files of earlier versions have none.
 """
