@@ -25,12 +25,13 @@ from sppdet.utils.errors import SppdetError
 
 # Stride 16 and centre, as their paddings say: 3 x 3 with 1 and 7 x 7 with 3 leave cell 0 on pixel 0; each 2 x 2 without
 # padding adds half of its input's stride, and 4 x 4 at stride 4 has its centre on pixel 1.5.
-FIVE = {
+NAMES = {
     "torchvision/resnet18": (0.0, "layer3", 256),
     "mobilenet_v3_small": (0.0, "features.9.block.0", 288),
     "convnext_tiny": (1.5 + 2 + 4, "features.6.0", 384),
     "efficientnet_b0": (0.0, "features.6.0.block.0", 672),
     "vgg11_bn": (0.5 + 1 + 2 + 4, "features.27", 512),
+    "timm/regnetx_002": (0.0, "s3", 152),
 }
 DILATE = Cut(dilate=True)
 DILATED = {
@@ -39,6 +40,7 @@ DILATED = {
     "convnext_tiny": (7.5 + 8, 768),
     "efficientnet_b0": (0.0, 1280),
     "vgg11_bn": (7.5 + 8, 512),
+    "timm/regnetx_002": (0.0, 368),
 }
 
 
@@ -82,9 +84,9 @@ def mean_pool(pool: nn.MaxPool2d, x: torch.Tensor) -> torch.Tensor:
     return functional.conv2d(x, weight, None, pool.stride, pool.padding, pool.dilation, x.shape[1])
 
 
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_network_is_cut_after_its_last_layer_at_stride_16(name):
-    centre, layer, channels = FIVE[name]
+    centre, layer, channels = NAMES[name]
     trunk = trunk_of(name)
     assert cell_grid(trunk) == CellGrid(16, centre)
     x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -93,7 +95,7 @@ def test_a_network_is_cut_after_its_last_layer_at_stride_16(name):
         torch.testing.assert_close(trunk(x), trunk_of(name, Cut((layer,)))(x), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", NAMES)
 def test_layers_beyond_stride_16_keep_it_by_dilation(name):
     centre, channels = DILATED[name]
     trunk = trunk_of(name, DILATE)
@@ -115,7 +117,7 @@ def test_every_second_cell_of_a_dilated_trunk_is_one_of_the_strided_network():
 
 
 @pytest.mark.parametrize("cut", [WHOLE, DILATE], ids=["strided", "dilated"])
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", NAMES)
 def test_an_image_moved_by_16_pixels_moves_the_map_by_a_cell(name, cut):
     trunk, middle = trunk_of(name, cut), LENGTH // 2
     x = torch.zeros(1, 3, LENGTH, WIDTH, dtype=torch.float64)
@@ -131,7 +133,7 @@ def test_an_image_moved_by_16_pixels_moves_the_map_by_a_cell(name, cut):
 
 
 @pytest.mark.parametrize("cut", [WHOLE, DILATE], ids=["strided", "dilated"])
-@pytest.mark.parametrize("name", FIVE)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_receptive_field_of_a_cell_is_centred_where_the_grid_says(name, cut):
     trunk, cell = trunk_of(name, cut), LENGTH // 32
     x = torch.ones(1, 3, LENGTH, WIDTH, dtype=torch.float64, requires_grad=True)
@@ -140,6 +142,22 @@ def test_the_receptive_field_of_a_cell_is_centred_where_the_grid_says(name, cut)
     first, last = rows.min().item(), rows.max().item()
     assert 0 < first < last < LENGTH - 1
     assert (first + last) / 2 == cell_grid(trunk).centre + 16 * cell
+
+
+def test_timm_s_networks_agree_with_torchvision_s():
+    mine, theirs = (build_trunk(f"{library}/resnet18", 1).eval() for library in ("timm", "torchvision"))
+    mine.load_state_dict(theirs.state_dict())
+    x = torch.randn(1, 3, 96, 128, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(mine(x), theirs(x))
+    assert cell_grid(mine) == cell_grid(theirs)
+    assert network("timm/resnet18").normalisation == IMAGENET
+
+
+def test_a_transformer_of_timm_is_refused():
+    with pytest.raises(SppdetError, match=r"^backbone.name: timm/vit_tiny_patch16_224 cannot be cut") as caught:
+        build_trunk("timm/vit_tiny_patch16_224")
+    assert "\n" not in str(caught.value)
 
 
 def test_built_in_networks_agree_with_the_librarys():
