@@ -27,8 +27,12 @@ Settings = TypeVar("Settings", Config, ClassifierConfig)
 
 PRESETS = ("quick", "default", "best")  # from the least time to the highest accuracy
 _PRESET_FOLDER = Path(__file__).parent / "presets"
-# The presets' layers in the larger sisters of their network: the last blocks of the same stages.
-_LAYERS = {f"efficientnet_lite{n}": ["_blocks.14", "_blocks.19", "_blocks.20"] for n in (1, 2)}
+# The presets' layers in each size of their network: the last blocks of the same stages.
+_LAYERS = {
+    "efficientnet_lite0": ["_blocks.10", "_blocks.14", "_blocks.15"],
+    "efficientnet_lite1": ["_blocks.14", "_blocks.19", "_blocks.20"],
+    "efficientnet_lite2": ["_blocks.14", "_blocks.19", "_blocks.20"],
+}
 
 
 def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Settings] = Config) -> Settings:  # type: ignore[assignment]
@@ -72,8 +76,8 @@ def load(path: str | Path | None, overrides: Iterable[str] = (), kind: type[Sett
 def load_preset(name: str, overrides: Iterable[str] = ()) -> Config:
     """Return the settings of a preset, with overrides applied.
 
-    The layers of a preset are those of its network. Another ``backbone.name`` is read at the same layers if it is a
-    larger EfficientNet-Lite, else at its last layer; unless ``backbone.layers`` says otherwise.
+    The layers of a preset are those of its network. Another ``backbone.name`` is read at the same layers if it is an
+    EfficientNet-Lite, too, else at its last layer; unless ``backbone.layers`` says otherwise.
 
     Args:
         name: one of `PRESETS`.

@@ -58,9 +58,9 @@ def test_another_network_is_not_cut_at_the_layers_of_the_preset_s(tmp_path, chan
 
 
 def test_a_file_that_names_another_network_is_not_cut_at_the_layers_of_the_preset_s(tmp_path):
-    path = yaml_file(tmp_path, "preset: best\nbackbone: {name: efficientnet_lite1}")
-    assert config.load(path).backbone.layers == ("_blocks.14", "_blocks.19", "_blocks.20")
-    assert config.load(path, ["backbone.name=efficientnet_lite0"]) == config.load_preset("best")
+    path = yaml_file(tmp_path, "preset: best\nbackbone: {name: efficientnet_lite0}")
+    assert config.load(path) == config.load_preset("default")
+    assert config.load(path, ["backbone.name=efficientnet_lite2"]) == config.load_preset("best")
 
 
 def test_the_saved_settings_of_a_preset_are_complete(tmp_path):
