@@ -62,10 +62,13 @@ def _foreign(name: str, trunk: Iterable[str], state: Iterable[str]) -> list[str]
         trunk: keys of its trunk, which may be cut earlier than the network needs.
         state: keys to be examined.
     """
+    import torch
+
     from sppdet.networks.trunks import build_trunk, network
 
     library = network(name).library
-    known = set((library.build() if library else build_trunk(name)).state_dict())
+    with torch.device("meta"):  # the names alone, without weights
+        known = set((library.build() if library else build_trunk(name)).state_dict())
     modules = {key.partition(".")[0] for key in trunk}
     return [key for key in state if key not in known and key.partition(".")[0] in modules]
 
