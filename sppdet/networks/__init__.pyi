@@ -2,6 +2,7 @@ from .backbone import Backbone as Backbone
 from .backbone import is_cpu as is_cpu
 from .cell_grid import freeze as freeze
 from .checks import check_network as check_network
+from .checks import check_weights as check_weights
 from .fc_head import Head as Head
 from .gradient_training import make_optimizer as make_optimizer
 from .gradient_training import step_decay as step_decay

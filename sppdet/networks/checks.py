@@ -16,21 +16,18 @@ def check_network(config: Config) -> None:
 
     Raises:
         SppdetError: an unknown network, one that cannot be cut, layers that it does not have, ImageNet weights that
-            there are not or of a package that is not installed, a file of weights that does not fit,
-            ``engine=onnxruntime`` with settings or a network that it does not support or where it is not installed, fc
-            layers that the network does not bring (``finetune.init=imagenet``), or levels or units that its fc layers
-            do not have.
+            there are not or of a package that is not installed, ``engine=onnxruntime`` with settings or a network that
+            it does not support or where it is not installed, fc layers that the network does not bring
+            (``finetune.init=imagenet``), or levels or units that its fc layers do not have.
 
     Examples:
         >>> check_network(Config())
     """
-    name, weights, end_to_end = config.backbone.name, config.backbone.weights, config.end_to_end
+    name, end_to_end = config.backbone.name, config.end_to_end
     cut = Cut.of(config.backbone)
     trunk = build_trunk(name, cut=cut)
-    if weights == "imagenet":
+    if config.backbone.weights == "imagenet":
         imagenet_package(name)
-    elif weights != "pretrain":
-        load_weights(trunk, name, weights)
     if config.backbone.engine == "onnxruntime":
         _check_onnxruntime(config)
         Backbone.wrap(name, trunk, "cpu", cut=cut, engine="onnxruntime")  # else a trained trunk would be refused
@@ -48,6 +45,18 @@ def check_network(config: Config) -> None:
             f"finetune.init: the fc6 of {name} reads one level of {layers.bins} x {layers.bins} bins; set "
             f"pooling.levels=[{layers.bins}] and {section}.units={layers.units}"
         )
+
+
+def check_weights(config: Config) -> None:
+    """Refuse a file in ``backbone.weights`` that is missing or does not fit the network; proposals need none.
+
+    Raises:
+        SppdetError: such a file, or an error of `check_network`.
+    """
+    check_network(config)
+    name, weights = config.backbone.name, config.backbone.weights
+    if weights not in ("imagenet", "pretrain"):
+        load_weights(build_trunk(name, cut=Cut.of(config.backbone)), name, weights)
 
 
 def _check_onnxruntime(config: Config) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from sppdet.config import STAGES, Config, in_folder, is_folder, override, preset_settings, settings_for
 from sppdet.data import Dataset, Tiles, divide_dataset, load_split, tile_dataset
 from sppdet.detection import Detector
-from sppdet.networks import check_network, process_group, rank, rank_count, wait_for_ranks
+from sppdet.networks import check_weights, process_group, rank, rank_count, wait_for_ranks
 from sppdet.training.data_settings import choices_of_run, choose_settings
 from sppdet.training.folds import check_folds, cross_validate
 from sppdet.training.pipeline import Pipeline
@@ -48,7 +48,7 @@ def _following_data(settings: Config, overrides: list[str], training_images: Cal
         overrides: what the user gave; these settings stay.
         training_images: reads them.
     """
-    check_network(settings)  # before the choice, which takes up to a minute
+    check_weights(settings)  # before the choice, which takes up to a minute
     require_engine(settings.run.engine)
     fixed = {text.partition("=")[0].strip() for text in overrides}
     choices = choices_of_run(settings, fixed)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from sppdet import config
 from sppdet.config.settings import Config
-from sppdet.networks.checks import check_network
+from sppdet.networks.checks import check_network, check_weights
 from sppdet.networks.trunks import build_trunk
 from sppdet.utils.errors import SppdetError
 
@@ -79,10 +80,21 @@ def test_an_engine_that_is_asked_for_must_be_installed(monkeypatch):
             "backbone.engine: mobilenet_v3_small in onnxruntime: .* use auto or torch",
         ),
         (["backbone.weights=imagenet", "backbone.name=small"], "there are no imagenet weights of 'small'"),
-        (["backbone.weights=nothing.pth"], "backbone.weights: nothing.pth does not exist"),
     ],
 )
 def test_settings_that_the_network_does_not_allow_are_refused(options, message):
     with pytest.raises(SppdetError, match=message) as caught:
         check_network(config.override(Config(), options))
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_do_not_fit_are_refused_where_they_are_needed(tmp_path):
+    settings = config.override(Config(), ["backbone.name=small", f"backbone.weights={tmp_path / 'w.pth'}"])
+    check_network(settings)  # proposals need none
+    with pytest.raises(SppdetError, match=r"backbone.weights: .*w\.pth does not exist"):
+        check_weights(settings)
+    torch.save(build_trunk("squeezenet1_1").state_dict(), tmp_path / "w.pth")
+    with pytest.raises(SppdetError, match=r"backbone.weights: .*w\.pth does not fit small"):
+        check_weights(settings)
+    torch.save(build_trunk("small").state_dict(), tmp_path / "w.pth")
+    check_weights(settings)
