@@ -41,9 +41,19 @@ def test_best_is_the_shortest_time_of_calls_in_turns(common, monkeypatch):
 
 def test_the_command_shown_names_no_folder():
     options = bench.parser().parse_args(["all", "--voc-root", "/some/where", "--cache", "/else"])
-    assert "/" not in bench.command(options).replace("scripts/bench.py", "") and "--cache CACHE" in bench.command(
-        options
-    )
+    shown = bench.command("mining", options)
+    assert "/" not in shown.replace("scripts/bench.py", "") and shown.endswith("--cache CACHE")
+
+
+def test_a_part_measured_anew_leaves_the_others_and_the_hand_written_end(tmp_path, monkeypatch):
+    path = tmp_path / "performance.md"
+    first = bench.document({"engine": "old engine", "pooling": "old pooling\n\n| 1 |"})
+    path.write_text(f"{first}\n{bench.BY_HAND}\n\n## One photo\n\nMy words.\n")
+    monkeypatch.setattr(bench, "run_apart", lambda name, options: f"new {name}")
+    bench.main(["engine", "cache", "--write", str(path)])
+    assert bench.read_parts(path) == {"pooling": "old pooling\n\n| 1 |", "cache": "new cache", "engine": "new engine"}
+    assert path.read_text().endswith(f"{bench.BY_HAND}\n\n## One photo\n\nMy words.\n")
+    assert list(bench.read_parts(path)) == ["pooling", "cache", "engine"]  # the order of a run of all
 
 
 def test_every_name_is_a_module():
