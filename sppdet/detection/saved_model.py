@@ -144,20 +144,24 @@ def _load_backbone(folder: Path, described: dict, cut: Cut, state: dict[str, np.
         except RuntimeError:
             raise SppdetError(f"{folder}: its weights do not fit this version's {name}; train again") from None
 
-    # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32.
-    half = described["precision"] == "bfloat16"
+    precision, in_onnx = described["precision"], has_onnxruntime() and is_cpu(device)
+    half = precision == "bfloat16"
+    if half or (precision == "int8" and not in_onnx):
+        precision = "auto"  # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower
     engine = "torch" if half and multiplies_bfloat16() else "auto"
-    if engine == "auto" and has_onnxruntime() and is_cpu(device) and (onnx := cached_trunk(name, digest, cut)):
-        return Backbone.of_onnx(onnx, restore)
-    backbone = Backbone.wrap(name, restore(), device, "auto" if half else described["precision"], cut, engine)
+    if engine == "auto" and in_onnx:
+        known = "int8" if precision == "int8" else "float32"
+        if onnx := cached_trunk(name, digest, cut, known):
+            return Backbone.of_onnx(onnx, restore)
+    backbone = Backbone.wrap(name, restore(), device, precision, cut, engine)
     _keep_in_cache(backbone)
     return backbone
 
 
 def _keep_in_cache(backbone: Backbone) -> None:
     """Write the trunk into the cache of trunks in ONNX form, if ONNX Runtime runs it."""
-    if backbone.onnx:
-        keep_trunk(backbone.name, backbone.onnx.weights, backbone.onnx.model, backbone.cut)
+    if onnx := backbone.onnx:
+        keep_trunk(onnx.name, onnx.weights, onnx.model, onnx.cut, onnx.precision)
 
 
 def _check_package(folder: Path, package: dict) -> None:

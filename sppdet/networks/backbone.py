@@ -2,7 +2,8 @@
 
 A frozen trunk runs in PyTorch or in ONNX Runtime (`sppdet.networks.onnx_trunk`). Their float32 feature maps agree
 within float rounding, far within the half precision or the 8 bits of the store of maps, so the engine is part of no
-key. The precision is: a map in bfloat16 differs from one in float32 by several percent.
+key. The precision is: a map in bfloat16 or computed in 8-bit integers (ONNX Runtime alone,
+`sppdet.networks.onnx_int8`) differs from one in float32 by several percent.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """Return ``float32`` or ``bfloat16``; ``auto`` is bfloat16 where the device multiplies it natively.
+    """Return ``float32``, ``bfloat16`` or ``int8``; ``auto`` is bfloat16 where the device multiplies it natively.
 
     Examples:
         >>> resolve_precision("bfloat16", resolve_device("cpu"))
@@ -74,7 +75,11 @@ def _suits_onnxruntime(trunk: nn.Module, device: torch.device, precision: str) -
     """Whether engine ``auto`` is ONNX Runtime for a trunk."""
     if device.type != "cpu" or not has_onnxruntime():
         return False
-    return resolve_precision(precision, device) == "float32" or (precision == "auto" and _has_depthwise(trunk))
+    return (
+        precision == "int8"
+        or resolve_precision(precision, device) == "float32"
+        or (precision == "auto" and _has_depthwise(trunk))
+    )
 
 
 def _has_depthwise(trunk: nn.Module) -> bool:
@@ -123,7 +128,7 @@ class Backbone:
         grid: where the cells of a feature map lie in the trunk's input.
         layer_channels: channels of a feature map, those of each layer of ``cut``.
         device_name: where the trunk runs, as torch names it.
-        precision: ``float32`` or ``bfloat16``.
+        precision: ``float32``, ``bfloat16`` or ``int8``.
         cut: where the trunk ends.
         onnx: the trunk in ONNX Runtime, which then computes the feature maps; None where PyTorch does.
 
@@ -159,7 +164,7 @@ class Backbone:
             name: the network.
             weights: ``imagenet``, ``random`` or a file, see `sppdet.networks.weights.load_weights`.
             device: ``auto``, ``cpu`` or ``cuda``.
-            precision: ``auto``, ``float32`` or ``bfloat16``.
+            precision: ``auto``, ``float32``, ``bfloat16`` or ``int8``.
             seed: of random weights.
             cut: where the trunk ends.
             engine: ``torch``, ``onnxruntime``, or ``auto``, see `wrap`.
@@ -189,7 +194,7 @@ class Backbone:
             name: the network.
             trunk: the conv layers with their weights.
             device: ``auto``, ``cpu`` or ``cuda``.
-            precision: ``auto``, ``float32`` or ``bfloat16``.
+            precision: ``auto``, ``float32``, ``bfloat16`` or ``int8``.
             cut: where the trunk ends.
             engine: ``torch``, ``onnxruntime``, or ``auto``: ONNX Runtime on a CPU where it is installed, knows the
                 layers and is not slower, which is wherever the trunk would multiply in float32, and on all CPUs for
@@ -197,7 +202,8 @@ class Backbone:
                 trained needs ``torch``.
 
         Raises:
-            SppdetError: an unknown device, or ``onnxruntime`` for a trunk that it does not run.
+            SppdetError: an unknown device, ``onnxruntime`` for a trunk that it does not run, or ``int8`` for one that
+                has no form in 8-bit integers, or without ONNX Runtime.
         """
         import torch
 
@@ -214,11 +220,19 @@ class Backbone:
         if engine == "onnxruntime" or (engine == "auto" and _suits_onnxruntime(trunk, target, precision)):
             from sppdet.networks.onnx_export import UnsupportedLayer
 
+            in_onnx = replace(backbone, precision="int8" if precision == "int8" else "float32")
             try:
-                backbone = replace(backbone, precision="float32", onnx=OnnxTrunk(backbone.to_onnx()))
+                return replace(in_onnx, onnx=OnnxTrunk(in_onnx.to_onnx()))
             except UnsupportedLayer as error:
+                if precision == "int8":
+                    raise SppdetError(f"backbone.precision: {name} in int8: {error}; use auto") from None
                 if engine == "onnxruntime":
                     raise SppdetError(f"backbone.engine: {name} in onnxruntime: {error}; use auto or torch") from None
+        if precision == "int8":
+            raise SppdetError(
+                "backbone.precision: int8 is computed by ONNX Runtime on the CPU alone; run 'pip install onnxruntime' "
+                "and use device=cpu and backbone.engine=auto, or use backbone.precision=auto"
+            )
         return backbone
 
     @classmethod
@@ -233,7 +247,7 @@ class Backbone:
         def make_trunk() -> nn.Module:
             return _ready(restore_trunk(), resolve_device("cpu"))
 
-        return cls(onnx.name, make_trunk, onnx.grid, onnx.layer_channels, "cpu", "float32", onnx.cut, onnx)
+        return cls(onnx.name, make_trunk, onnx.grid, onnx.layer_channels, "cpu", onnx.precision, onnx.cut, onnx)
 
     @property
     def channels(self) -> int:
@@ -269,6 +283,10 @@ class Backbone:
             "cut": self.cut.description(),
             "normalisation": asdict(self.normalisation),
         }
+        if self.precision == "int8":
+            from sppdet.networks.onnx_int8 import int8_model
+
+            return int8_model(self.trunk, description | {"precision": "int8"})
         from sppdet.networks.onnx_export import onnx_model
 
         return onnx_model(self.trunk, description)

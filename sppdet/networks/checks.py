@@ -16,9 +16,9 @@ def check_network(config: Config) -> None:
 
     Raises:
         SppdetError: an unknown network, one that cannot be cut, layers that it does not have, ImageNet weights that
-            there are not or of a package that is not installed, ``engine=onnxruntime`` with settings or a network that
-            it does not support or where it is not installed, fc layers that the network does not bring
-            (``finetune.init=imagenet``), or levels or units that its fc layers do not have.
+            there are not or of a package that is not installed, ``engine=onnxruntime`` or ``precision=int8`` with
+            settings or a network that they do not support or where ONNX Runtime is not installed, fc layers that the
+            network does not bring (``finetune.init=imagenet``), or levels or units that its fc layers do not have.
 
     Examples:
         >>> check_network(Config())
@@ -28,9 +28,13 @@ def check_network(config: Config) -> None:
     trunk = build_trunk(name, cut=cut)
     if config.backbone.weights == "imagenet":
         imagenet_package(name)
+    if config.backbone.precision == "int8" and (end_to_end.enabled or config.backbone.weights == "pretrain"):
+        raise SppdetError("backbone.precision: int8 is for networks that are not trained; use backbone.precision=auto")
     if config.backbone.engine == "onnxruntime":
         _check_onnxruntime(config)
         Backbone.wrap(name, trunk, "cpu", cut=cut, engine="onnxruntime")  # else a trained trunk would be refused
+    if config.backbone.precision == "int8":
+        Backbone.wrap(name, trunk, config.device, "int8", cut, config.backbone.engine)
     if config.finetune.init != "imagenet" or not (end_to_end.enabled or config.features != "pool5"):
         return
     layers = fc_layers(name)

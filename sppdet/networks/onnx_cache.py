@@ -20,7 +20,7 @@ from sppdet.utils import atomic_write
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1  # of what `sppdet.networks.onnx_export` writes; raise it with every change
+_FORMAT = 1  # of what `onnx_export` and `onnx_int8` write; raise it with every change
 _MOST = 8  # files that are kept, those that were used last
 
 
@@ -37,23 +37,24 @@ def cache_folder() -> Path:
     return Path(caches).expanduser() / "sppdet" / "trunks"
 
 
-def cached_trunk(name: str, weights: str, cut: Cut = WHOLE) -> OnnxTrunk | None:
+def cached_trunk(name: str, weights: str, cut: Cut = WHOLE, precision: str = "float32") -> OnnxTrunk | None:
     """Return a trunk from the cache; None if it is not there. A file that is damaged is removed.
 
     Args:
         name: the network.
         weights: digest of its weights, see `sppdet.networks.weights.weights_digest`.
         cut: where the trunk ends.
+        precision: ``float32`` or ``int8``.
     """
-    for path in sorted(cache_folder().glob(f"{_prefix(name, weights, cut)}*.onnx")):
+    for path in sorted(cache_folder().glob(f"{_prefix(name, weights, cut, precision)}*.onnx")):
         with suppress(OSError):
             try:
                 model = path.read_bytes()
-                if path.name != _file_name(name, weights, cut, model):
+                if path.name != _file_name(name, weights, cut, precision, model):
                     raise ValueError("its content is not what was written")
                 trunk = OnnxTrunk(model)
-                if (trunk.name, trunk.weights, trunk.cut) != (name, weights, cut):
-                    raise ValueError(f"is of {trunk.name} with other weights or layers")
+                if (trunk.name, trunk.weights, trunk.cut, trunk.precision) != (name, weights, cut, precision):
+                    raise ValueError(f"is of {trunk.name} with other weights, layers or precision")
             except ValueError as error:
                 logger.warning("%s: %s; it is removed and made again", path, error)
                 path.unlink()
@@ -63,12 +64,12 @@ def cached_trunk(name: str, weights: str, cut: Cut = WHOLE) -> OnnxTrunk | None:
     return None
 
 
-def keep_trunk(name: str, weights: str, model: bytes, cut: Cut = WHOLE) -> None:
+def keep_trunk(name: str, weights: str, model: bytes, cut: Cut = WHOLE, precision: str = "float32") -> None:
     """Write a trunk into the cache, and remove those that were not used for longest; do nothing if it is there.
 
     A cache that cannot be written is passed over: the trunk is then made again each time.
     """
-    path = cache_folder() / _file_name(name, weights, cut, model)
+    path = cache_folder() / _file_name(name, weights, cut, precision, model)
     with suppress(OSError):
         if not path.exists():
             atomic_write(path, lambda temporary: temporary.write_bytes(model))
@@ -77,10 +78,11 @@ def keep_trunk(name: str, weights: str, model: bytes, cut: Cut = WHOLE) -> None:
             old.unlink()
 
 
-def _prefix(name: str, weights: str, cut: Cut) -> str:
-    trunk = json.dumps([name, weights, cut.description()], sort_keys=True).encode()
+def _prefix(name: str, weights: str, cut: Cut, precision: str) -> str:
+    described = [name, weights, cut.description(), *[precision] * (precision != "float32")]
+    trunk = json.dumps(described, sort_keys=True).encode()
     return f"{name.replace('/', '-')}-{hashlib.blake2b(trunk, digest_size=8).hexdigest()}-{_FORMAT}-"
 
 
-def _file_name(name: str, weights: str, cut: Cut, model: bytes) -> str:
-    return f"{_prefix(name, weights, cut)}{hashlib.blake2b(model, digest_size=8).hexdigest()}.onnx"
+def _file_name(name: str, weights: str, cut: Cut, precision: str, model: bytes) -> str:
+    return f"{_prefix(name, weights, cut, precision)}{hashlib.blake2b(model, digest_size=8).hexdigest()}.onnx"

@@ -23,12 +23,12 @@ def has_onnxruntime() -> bool:
 
 
 class OnnxTrunk:
-    """A trunk that ONNX Runtime runs on the CPU, in float32.
+    """A trunk that ONNX Runtime runs on the CPU, in float32 or 8-bit integers.
 
     Runs in as many threads as `sppdet.utils.thread_count` says; several threads may run it at a time.
 
     Args:
-        model: what `sppdet.networks.onnx_export.onnx_model` returned.
+        model: what `sppdet.networks.onnx_export.onnx_model` or `sppdet.networks.onnx_int8.int8_model` returned.
 
     Attributes:
         model: the file's content.
@@ -37,6 +37,7 @@ class OnnxTrunk:
         grid: where the cells of a feature map lie in the trunk's input.
         layer_channels: channels of a feature map, those of each layer of ``cut``.
         cut: where the trunk ends.
+        precision: ``float32`` or ``int8``.
         normalisation: of the trunk's input.
 
     Raises:
@@ -53,6 +54,7 @@ class OnnxTrunk:
             self.name, self.weights = str(described["name"]), str(described["weights"])
             self.grid, self.cut = CellGrid(**described["grid"]), Cut.restore(described["cut"])
             self.layer_channels = tuple(map(int, described["layer_channels"]))
+            self.precision = str(described.get("precision", "float32"))
             normalisation = described["normalisation"]
             self.normalisation = Normalisation(**normalisation | {k: tuple(normalisation[k]) for k in ("mean", "std")})
         except Exception as error:  # ONNX Runtime raises kinds of its own
@@ -76,5 +78,7 @@ class OnnxTrunk:
                 options = SessionOptions()
                 options.intra_op_num_threads = count
                 options.log_severity_level = 3  # errors
+                # Without it sums of products of bytes overflow on x86 CPUs that have no VNNI.
+                options.add_session_config_entry("session.x64quantprecision", "1")
                 self._sessions[count] = InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
             return self._sessions[count]

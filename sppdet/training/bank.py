@@ -273,7 +273,8 @@ def _shares(available: np.ndarray, total: int) -> list[int]:
 def vectors_key(backbone: Backbone, features: WindowFeatures, search: SelectiveSearch, head: Head | None) -> str:
     """Return a digest of what the vectors of a model's windows depend on."""
     trunk = backbone.settings()
-    trunk.pop("precision")  # a matter of the machine
+    if trunk["precision"] != "int8":  # the others are a matter of the machine
+        trunk.pop("precision")
     layers = None if head is None else weights_digest(head)
     return fingerprint([trunk, features.description(), search.settings(), layers])
 

@@ -118,6 +118,25 @@ def test_a_trunk_of_a_package_is_not_stored_and_margins_stay_exact(tmp_path, pac
     np.testing.assert_allclose(detections.xyxy, expected.xyxy, atol=0.1)
 
 
+def test_a_network_in_8_bit_integers_stays_so_where_onnx_runtime_is(tmp_path, packaged, monkeypatch):
+    exact = packaged.backbone
+    backbone = Backbone.create(exact.name, "imagenet", "cpu", "int8", cut=exact.cut, engine="auto")
+    detector = replace(packaged, backbone=backbone)
+    detector.save(tmp_path / "int8")
+    assert read_json(tmp_path / "int8" / "model.json")["backbone"]["precision"] == "int8"
+    expected = detector.predict(two_rectangles(), threshold=None)
+    for _ in range(2):  # from the cache of trunks, then made again
+        loaded = load_detector(tmp_path / "int8", "cpu")
+        assert loaded.backbone.precision == "int8" and loaded.backbone.settings() == backbone.settings()
+        np.testing.assert_array_equal(loaded.predict(two_rectangles(), threshold=None).scores, expected.scores)
+        monkeypatch.setenv("SPPDET_CACHE", str(tmp_path / "empty"))
+    assert load_detector(tmp_path / "model", "cpu").backbone.precision == "float32"  # the same network beside it
+    for module in ("sppdet.networks.backbone", "sppdet.detection.saved_model"):
+        monkeypatch.setattr(f"{module}.has_onnxruntime", lambda: False)
+    loaded = load_detector(tmp_path / "int8", "cpu")
+    assert loaded.backbone.onnx is None and loaded.backbone.precision != "int8"
+
+
 def test_a_trunk_of_a_package_that_was_trained_further_is_stored(tmp_path, packaged):
     trunk, cut = packaged.backbone.trunk, packaged.backbone.cut
     trunk.get_parameter("_conv_stem.weight").data[0] += 1

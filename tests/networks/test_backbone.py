@@ -8,6 +8,7 @@ import torch
 
 from sppdet.networks import backbone as module
 from sppdet.networks.backbone import Backbone
+from sppdet.networks.onnx_trunk import OnnxTrunk
 from sppdet.networks.trunk_output import Cut
 from sppdet.utils.errors import SppdetError
 
@@ -144,6 +145,7 @@ def test_both_engines_compute_the_same_maps_within_rounding(name, layers):
         ("efficientnet_lite0", "auto", True, True, "float32 in onnxruntime"),  # depthwise convolutions
         ("efficientnet_lite0", "bfloat16", True, True, "bfloat16 in torch"),
         ("efficientnet_lite0", "auto", True, False, "bfloat16 in torch"),
+        ("efficientnet_lite0", "int8", False, True, "int8 in onnxruntime"),
     ],
 )
 def test_auto_is_the_faster_engine(monkeypatch, name, precision, native, installed, expected):
@@ -165,6 +167,32 @@ def test_a_network_of_a_library_with_other_layers_stays_in_torch_unless_it_was_a
     assert Backbone.create(name, "random", "cpu", "float32", cut=cut, engine="auto").onnx is None
     with pytest.raises(SppdetError, match=r"mobilenet_v3_small in onnxruntime: .* has no ONNX form here; use auto or"):
         Backbone.create(name, "random", "cpu", "float32", cut=cut, engine="onnxruntime")
+
+
+def test_maps_in_8_bit_integers_are_near_and_have_keys_of_their_own():
+    image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    exact, rounded = (
+        Backbone.create("efficientnet_lite0", "random", "cpu", precision, cut=Cut(("_blocks.5",)), engine="auto")
+        for precision in ("float32", "int8")
+    )
+    assert rounded.settings() == exact.settings() | {"precision": "int8"}
+    expected, computed = exact(image, 1.0), rounded(image, 1.0)
+    assert computed.dtype == np.float32 and not np.array_equal(computed, expected)
+    restored = Backbone.of_onnx(OnnxTrunk(rounded.to_onnx()), lambda: rounded.trunk)
+    assert restored.precision == "int8" and np.array_equal(restored(image, 1.0), computed)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("squeezenet1_0", {"engine": "auto"}, "squeezenet1_0 in int8: no layer is a convolution with batch norm"),
+        ("efficientnet_lite0", {"engine": "torch"}, "int8 is computed by ONNX Runtime on the CPU alone; .*=auto"),
+    ],
+)
+def test_8_bit_integers_are_refused_where_they_cannot_be_computed(name, options, message):
+    with pytest.raises(SppdetError, match=f"backbone.precision: .*{message}") as caught:
+        Backbone.create(name, "random", "cpu", "int8", **options)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("name", "expected"), [("squeezenet1_0", True), ("efficientnet_lite0", False)])

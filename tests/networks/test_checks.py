@@ -54,6 +54,9 @@ def test_an_engine_that_is_asked_for_must_be_installed(monkeypatch):
         check_network(config.override(Config(), ["backbone.engine=onnxruntime"]))
 
 
+LITE = ["backbone.name=efficientnet_lite0", "backbone.weights=random"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -74,6 +77,16 @@ def test_an_engine_that_is_asked_for_must_be_installed(monkeypatch):
         ([*ALEXNET, "end_to_end.enabled=true"], "set .* and end_to_end.units=4096"),
         (["backbone.engine=onnxruntime", "backbone.precision=bfloat16"], "onnxruntime multiplies in float32"),
         (["backbone.engine=onnxruntime", "device=cuda"], "onnxruntime runs on the CPU here, not on cuda"),
+        (["backbone.precision=int8"], "backbone.precision: squeezenet1_0 in int8: .*; use auto"),
+        (
+            [*LITE, "backbone.precision=int8", "backbone.engine=torch"],
+            "int8 is computed by ONNX Runtime on the CPU alone",
+        ),
+        (
+            [*LITE, "backbone.precision=int8", "end_to_end.enabled=true", "end_to_end.frozen_stride=0"],
+            "int8 is for networks that are not trained",
+        ),
+        ([*LITE, "backbone.precision=int8", "backbone.weights=pretrain"], "int8 is for networks that are not trained"),
         # Without the check, an error after end-to-end training, which makes the trunk that the engine runs.
         (
             ["backbone.engine=onnxruntime", "backbone.name=mobilenet_v3_small", "backbone.weights=random"],

@@ -60,7 +60,7 @@ def test_the_trunk_of_another_network_under_a_right_name_is_removed(caplog):
         path.unlink()
     keep_trunk(name, weights, other)
     assert cached_trunk(name, weights) is None
-    assert "is of small with other weights or layers" in caplog.text
+    assert "is of small with other weights, layers or precision" in caplog.text
 
 
 def test_the_trunks_that_were_used_last_are_kept():
