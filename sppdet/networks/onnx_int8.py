@@ -1,7 +1,8 @@
 """Trunks in 8-bit integers, as ONNX files: of convolutions with batch norm, with ReLU6 or without one, and sums.
 
-CPUs that multiply four pairs of bytes at a time (VNNI, dot products of ARM) run EfficientNet-Lite so in about 0.4 of
-the time of float32. No image is needed to choose the steps between codes:
+EfficientNet-Lite runs so in 0.4 of the time of float32 on CPUs that multiply four pairs of bytes at a time (VNNI), in
+0.6 on others (docs/experiments/engines.md), and computes the same to the last bit. No image is needed to choose the
+steps between codes:
 
 - Up to the first map without ReLU6, that of EfficientNet's first block, all stays in float32: of the error that 8 bits
   make, a third comes from there.
@@ -34,6 +35,9 @@ _MIDDLE = 128  # the code of the average of a map without ReLU6
 # Deviations from the average to the last code. 3.5 to 5 differ little for EfficientNet-Lite0 and 2; at 3 too much is
 # cut off (docs/experiments/engines.md).
 _DEVIATIONS = 4.0
+# CPUs without VNNI add two products of bytes in 16 bits: 2 * 255 * 63 fits, twice 255 * 127 does not. So maps are the
+# same on all of them, at a little more rounding.
+_LARGEST_WEIGHT = 63
 
 
 def int8_model(trunk: nn.Module, description: Mapping[str, object]) -> bytes:
@@ -279,21 +283,21 @@ def _mean_after_relu6(spread: _Spread) -> np.ndarray:
 
 
 def _round_kernels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Round kernels ``(O, I, kh, kw)`` to int8, with a step for each output; the sum of each k x k stays what it is.
+    """Round kernels ``(O, I, kh, kw)`` to 7 bits, with a step for each output; the sum of each k x k stays what it is.
 
     Of the numbers of a kernel that lie between two codes, as many are rounded up as the sum asks for: those that are
     nearest to the higher code.
 
     Examples:
-        >>> kernel = np.array([127.0, -25.4, -25.4, -25.4, -25.4, -25.4, 0.0, 0.0, 0.0]).reshape(1, 1, 3, 3)
+        >>> kernel = np.array([63.0, -12.6, -12.6, -12.6, -12.6, -12.6, 0.0, 0.0, 0.0]).reshape(1, 1, 3, 3)
         >>> rounded, step = _round_kernels(kernel)
         >>> rounded.ravel().tolist(), step.tolist()
-        ([127, -26, -26, -25, -25, -25, 0, 0, 0], [1.0])
+        ([63, -12, -12, -13, -13, -13, 0, 0, 0], [1.0])
     """
-    step = np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), 1e-12) / 127
+    step = np.maximum(np.abs(weight).reshape(len(weight), -1).max(1), 1e-12) / _LARGEST_WEIGHT
     kernels = (weight / step[:, None, None, None]).reshape(*weight.shape[:2], -1)
     lower = np.floor(kernels)
     up = np.round(kernels.sum(-1)) - lower.sum(-1)
     rank = np.argsort(np.argsort(lower - kernels, axis=-1, kind="stable"), axis=-1, kind="stable")
-    rounded = (lower + (rank < up[..., None])).clip(-127, 127)
+    rounded = (lower + (rank < up[..., None])).clip(-_LARGEST_WEIGHT, _LARGEST_WEIGHT)
     return rounded.reshape(weight.shape).astype(np.int8), step

@@ -78,7 +78,5 @@ class OnnxTrunk:
                 options = SessionOptions()
                 options.intra_op_num_threads = count
                 options.log_severity_level = 3  # errors
-                # Without it sums of products of bytes overflow on x86 CPUs that have no VNNI.
-                options.add_session_config_entry("session.x64quantprecision", "1")
                 self._sessions[count] = InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
             return self._sessions[count]

@@ -63,7 +63,7 @@ def error(model: bytes, trunk: nn.Module, pixels: torch.Tensor) -> float:
         ),  # without ReLU6 and with it
         ("efficientnet_lite0", WHOLE, 0.35),
         ("efficientnet_lite2", WHOLE, 0.45),
-        ("torchvision/mobilenet_v2", Cut(("features.12", "features.13")), 0.2),
+        ("torchvision/mobilenet_v2", Cut(("features.12", "features.13")), 0.3),
     ],
 )
 def test_maps_are_near_those_of_float32(name, cut, limit):
@@ -98,7 +98,7 @@ def whole_steps() -> nn.Sequential:
 def test_one_layer_is_exact_to_half_a_code_of_its_output():
     # Weights and pixels that are codes: nothing else is rounded.
     conv, norm = nn.Conv2d(3, 2, 1, bias=False), nn.BatchNorm2d(2, eps=1e-12)
-    conv.weight.data = torch.tensor([[127.0, 2.0, -1.0], [0.0, 0.0, 127.0]])[:, :, None, None] / 30
+    conv.weight.data = torch.tensor([[63.0, 2.0, -1.0], [0.0, 0.0, 63.0]])[:, :, None, None] / 15
     norm.bias.data = torch.tensor([1.0, -0.5])
     trunk = nn.Sequential(whole_steps(), conv, norm, nn.ReLU6()).eval()
     pixels = torch.from_numpy(np.random.default_rng(0).integers(-127, 128, (1, 3, 9, 7))).float() / 128
@@ -125,7 +125,7 @@ def test_rounded_kernels_keep_their_sums_and_their_largest_weights():
     kernels = np.random.default_rng(0).normal(size=(16, 4, 5, 5))
     kernels -= kernels.mean((2, 3), keepdims=True)  # whose sums are 0, as of an edge
     rounded, step = _round_kernels(kernels)
-    assert (rounded.sum((2, 3)) == 0).all() and (np.abs(rounded.astype(int)).max((1, 2, 3)) == 127).all()
+    assert (rounded.sum((2, 3)) == 0).all() and (np.abs(rounded.astype(int)).max((1, 2, 3)) == 63).all()
     assert (np.abs(rounded * step[:, None, None, None] - kernels) < step[:, None, None, None]).all()
 
 
