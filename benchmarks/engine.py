@@ -48,10 +48,13 @@ def weights_of(bench: Bench, name: str) -> str:
 
 
 def engines(name: str, weights: str, image: np.ndarray, cores: int) -> list[Row]:
-    """Time a trunk in ONNX Runtime, and in PyTorch in both precisions as multiples of this time."""
+    """Time a trunk in ONNX Runtime, and there in 8-bit integers and in PyTorch as multiples of this time."""
     backbones = {"onnxruntime": Backbone.create(name, weights, "cpu", "float32", engine="onnxruntime")}
     precisions = ["float32"] + ["bfloat16"] * multiplies_bfloat16()
-    backbones |= {precision: Backbone.create(name, weights, "cpu", precision) for precision in precisions}
+    others = {f"PyTorch, {precision}": Backbone.create(name, weights, "cpu", precision) for precision in precisions}
+    if name.startswith("efficientnet_lite"):
+        others["ONNX Runtime, int8"] = Backbone.create(name, weights, "cpu", "int8", engine="onnxruntime")
+    backbones |= others
     rows = []
     for count in sorted({1, cores}):
         with threads(count):
@@ -59,7 +62,7 @@ def engines(name: str, weights: str, image: np.ndarray, cores: int) -> list[Row]
         drawn = " with random weights" if weights == "random" else ""
         where = f"{name}{drawn}, {count} thread{'s' * (count > 1)}"
         rows.append(milliseconds(f"{where}: ONNX Runtime, float32", times["onnxruntime"]))
-        rows += [Row(f"{where}: PyTorch, {p}", times[p] / times["onnxruntime"], "x ONNX Runtime") for p in precisions]
+        rows += [Row(f"{where}: {other}", times[other] / times["onnxruntime"], "x that") for other in others]
     return rows
 
 

