@@ -144,6 +144,8 @@ class _Writer:
             layer = self._layer(node)
             parents = [self._behind(parent) for parent in node.all_input_nodes]
             if isinstance(layer, nn.BatchNorm2d):
+                if not layer.affine:
+                    raise UnsupportedLayer(f"{node.name} is batch norm without weights")
                 weight, bias = (values.detach().cpu().double().numpy() for values in (layer.weight, layer.bias))
                 self._spreads[node] = _Spread(bias, np.abs(weight))
                 group[node] = node
@@ -158,7 +160,8 @@ class _Writer:
             widest[root] = np.maximum(widest.get(root, 0.0), spread.deviation)
         for node in self._spreads:
             proportions = widest[_root(group, node)]
-            self._proportions[node] = np.maximum(proportions, 1e-6 * proportions.max())  # of channels that never change
+            least = max(1e-6 * proportions.max(), 1e-12)  # of channels that never change
+            self._proportions[node] = np.maximum(proportions, least)
 
     def _behind(self, node: fx.Node) -> fx.Node:
         """Return the step whose output a step passes on."""

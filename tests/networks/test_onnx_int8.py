@@ -121,6 +121,13 @@ def test_borders_are_padded_with_zero():
     np.testing.assert_allclose(run(int8_model(trunk, {}), pixels), exact, atol=0.5 * 6 / 255 + 9 * 0.75 * 0.5 * 6 / 255)
 
 
+def test_channels_that_never_change_keep_their_value():
+    trunk = whole_steps().eval()
+    trunk[1].weight.data[:], trunk[1].bias.data[:] = 0, torch.tensor([1.0, -2.0, 0.5])
+    computed = run(int8_model(trunk, {}), pixels_of(4, 5))
+    np.testing.assert_allclose(computed, np.broadcast_to([[[[1.0]], [[-2.0]], [[0.5]]]], computed.shape), atol=1e-6)
+
+
 def test_rounded_kernels_keep_their_sums_and_their_largest_weights():
     kernels = np.random.default_rng(0).normal(size=(16, 4, 5, 5))
     kernels -= kernels.mean((2, 3), keepdims=True)  # whose sums are 0, as of an edge
@@ -155,10 +162,19 @@ class _AddsInput(nn.Module):
         nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 6, 1, groups=2), nn.BatchNorm2d(6)),
         nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Conv2d(6, 12, 1, groups=6), nn.BatchNorm2d(12)),
         nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6), nn.Sigmoid()),
+        nn.Sequential(nn.Conv2d(3, 6, 1), nn.BatchNorm2d(6, affine=False)),
         nn.Sequential(nn.Conv2d(3, 4, 1), shifted(nn.BatchNorm2d(4)), nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)),
         _AddsInput(),
     ],
-    ids=["squeezenet", "groups", "two_outputs_a_channel", "sigmoid", "padding_without_relu6", "sum"],
+    ids=[
+        "squeezenet",
+        "groups",
+        "two_outputs_a_channel",
+        "sigmoid",
+        "norm_without_weights",
+        "padding_without_relu6",
+        "sum",
+    ],
 )
 def test_layers_that_have_no_such_form_are_refused(trunk):
     with pytest.raises(UnsupportedLayer):
