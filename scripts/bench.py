@@ -72,14 +72,15 @@ def run_apart(name: str, options: argparse.Namespace) -> str:
     child = subprocess.run([sys.executable, __file__, name, *flags(options)], stdout=subprocess.PIPE, text=True)
     if child.returncode:
         raise SppdetError(f"{name}: the benchmark has failed, see above")
-    *table, last = child.stdout.strip().splitlines()
-    result = json.loads(last)
+    from benchmarks.common import Row, table
+
+    result = json.loads(child.stdout.strip().splitlines()[-1])  # what comes before may be more than the table
     return "\n\n".join(
         [
             (importlib.import_module(f"benchmarks.{name}").__doc__ or "").strip(),
             f"`{command(name, options)}`. {machine()}",
             f"{result['data']}. In the same run, all cores: {result['limits']}.",
-            "\n".join(table),
+            table([Row(**row) for row in result["rows"]]),
         ]
     )
 

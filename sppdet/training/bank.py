@@ -273,8 +273,7 @@ def _shares(available: np.ndarray, total: int) -> list[int]:
 def vectors_key(backbone: Backbone, features: WindowFeatures, search: SelectiveSearch, head: Head | None) -> str:
     """Return a digest of what the vectors of a model's windows depend on."""
     trunk = backbone.settings()
-    if trunk["precision"] != "int8":  # the others are a matter of the machine
-        trunk.pop("precision")
+    trunk.pop("precision")  # SVMs learned from vectors of one are as good for those of another
     layers = None if head is None else weights_digest(head)
     return fingerprint([trunk, features.description(), search.settings(), layers])
 

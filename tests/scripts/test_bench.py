@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -54,6 +56,15 @@ def test_a_part_measured_anew_leaves_the_others_and_the_hand_written_end(tmp_pat
     assert bench.read_parts(path) == {"pooling": "old pooling\n\n| 1 |", "cache": "new cache", "engine": "new engine"}
     assert path.read_text().endswith(f"{bench.BY_HAND}\n\n## One photo\n\nMy words.\n")
     assert list(bench.read_parts(path)) == ["pooling", "cache", "engine"]  # the order of a run of all
+
+
+def test_what_a_benchmark_prints_beside_its_rows_stays_out_of_the_page(common, monkeypatch):
+    row = {"what": "plain", "value": 5.0, "unit": "ms", "target": "", "met": None, "floor": ""}
+    last = json.dumps({"name": "adding", "data": "drawn images", "limits": "1 GB/s", "rows": [row]})
+    child = subprocess.CompletedProcess([], 0, f"the model is in /some/where\n| the table |\n{last}\n")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *arguments, **options: child)
+    part = bench.run_apart("adding", bench.parser().parse_args(["adding"]))
+    assert "/some/where" not in part and part.endswith(common.table([common.Row("plain", 5.0, "ms")]))
 
 
 def test_every_name_is_a_module():
