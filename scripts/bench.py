@@ -66,14 +66,13 @@ def run_here(name: str, options: argparse.Namespace) -> None:
 
 def run_apart(name: str, options: argparse.Namespace) -> str:
     """Run one benchmark in a process of its own and return its part of the document, without the heading."""
+    from benchmarks.common import Row, table
     from sppdet.utils.environment import machine
 
     print(f"{name} ...", file=sys.stderr)
     child = subprocess.run([sys.executable, __file__, name, *flags(options)], stdout=subprocess.PIPE, text=True)
     if child.returncode:
         raise SppdetError(f"{name}: the benchmark has failed, see above")
-    from benchmarks.common import Row, table
-
     result = json.loads(child.stdout.strip().splitlines()[-1])  # what comes before may be more than the table
     return "\n\n".join(
         [
@@ -93,9 +92,9 @@ def flags(options: argparse.Namespace) -> list[str]:
 
 def command(name: str, options: argparse.Namespace) -> str:
     """Return the command that repeats a benchmark, without the folders of this machine."""
-    flags = [f"--images {options.images}"] * (name == "proposals")
-    flags += [f"--{name} {name.upper()}" for name in ("cache", "model") if getattr(options, name)]
-    return " ".join([f"python scripts/bench.py {name} --voc-root VOCDEVKIT --weights FILE", *flags])
+    more = [f"--images {options.images}"] * (name == "proposals")
+    more += [f"--{flag} {flag.upper()}" for flag in ("cache", "model") if getattr(options, flag)]
+    return " ".join([f"python scripts/bench.py {name} --voc-root VOCDEVKIT --weights FILE", *more])
 
 
 def read_parts(path: str) -> dict[str, str]:

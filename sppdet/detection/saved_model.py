@@ -146,8 +146,10 @@ def _load_backbone(folder: Path, described: dict, cut: Cut, state: dict[str, np.
 
     precision, in_onnx = described["precision"], has_onnxruntime() and is_cpu(device)
     half = precision == "bfloat16"
+    # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower than float32. 8-bit integers
+    # only in ONNX Runtime on a CPU, which alone computes them.
     if half or (precision == "int8" and not in_onnx):
-        precision = "auto"  # bfloat16 only if this machine multiplies it natively: elsewhere it would be slower
+        precision = "auto"
     engine = "torch" if half and multiplies_bfloat16() else "auto"
     if engine == "auto" and in_onnx:
         known = "int8" if precision == "int8" else "float32"

@@ -56,11 +56,8 @@ def error(model: bytes, trunk: nn.Module, pixels: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("name", "cut", "limit"),  # errors grow from layer to layer; with weights that were trained they grow less
     [
-        (
-            "efficientnet_lite0",
-            Cut(("_blocks.5", "_blocks.7.expansion", "_blocks.8")),
-            0.2,
-        ),  # without ReLU6 and with it
+        # Maps without ReLU6 and one with it.
+        ("efficientnet_lite0", Cut(("_blocks.5", "_blocks.7.expansion", "_blocks.8")), 0.2),
         ("efficientnet_lite0", WHOLE, 0.35),
         ("efficientnet_lite2", WHOLE, 0.45),
         ("torchvision/mobilenet_v2", Cut(("features.12", "features.13")), 0.3),
