@@ -1,5 +1,6 @@
 from .backbone import Backbone as Backbone
 from .backbone import is_cpu as is_cpu
+from .backbone import precision_of_fixed as precision_of_fixed
 from .cell_grid import freeze as freeze
 from .checks import check_network as check_network
 from .checks import check_weights as check_weights

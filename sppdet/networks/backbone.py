@@ -83,10 +83,24 @@ def _suits_onnxruntime(trunk: nn.Module, device: torch.device, precision: str) -
     )
 
 
-def _suits_int8(name: str, device: str) -> bool:
-    """Whether precision ``auto`` of a network with its ImageNet weights is ``int8``: where it was measured."""
-    measured = name.startswith("efficientnet_lite") and platform.machine() in ("x86_64", "AMD64")
-    return measured and has_onnxruntime() and is_cpu(device)
+def precision_of_fixed(name: str, weights: str, device: str, precision: str, engine: str) -> str:
+    """Return the precision in which a trunk is to run that is not trained, or not any more.
+
+    That is what was asked for, but ``int8`` in place of ``auto`` where both was measured: for EfficientNet-Lite with
+    its ImageNet weights, or trained end to end from them, on an x86 CPU. There it is as accurate as float32 and takes
+    0.4 to 0.6 of the time (docs/experiments/engines.md).
+
+    Args:
+        name: the network.
+        weights: the weights that it has, or that its training began with.
+        device: ``auto``, ``cpu`` or ``cuda``.
+        precision: ``auto``, ``float32``, ``bfloat16`` or ``int8``.
+        engine: ``auto``, ``torch`` or ``onnxruntime``.
+    """
+    if (weights, precision, engine) != ("imagenet", "auto", "auto") or not name.startswith("efficientnet_lite"):
+        return precision
+    on_x86 = platform.machine() in ("x86_64", "AMD64")
+    return "int8" if on_x86 and has_onnxruntime() and is_cpu(device) else precision
 
 
 def _has_depthwise(trunk: nn.Module) -> bool:
@@ -171,9 +185,8 @@ class Backbone:
             name: the network.
             weights: ``imagenet``, ``random`` or a file, see `sppdet.networks.weights.load_weights`.
             device: ``auto``, ``cpu`` or ``cuda``.
-            precision: ``auto``, ``float32``, ``bfloat16`` or ``int8``. ``auto``, with the engine ``auto`` too, is
-                ``int8`` for the ImageNet weights of EfficientNet-Lite on x86 CPUs, which is as accurate and takes 0.4
-                to 0.6 of the time (docs/experiments/engines.md); else see `resolve_precision`.
+            precision: ``auto``, ``float32``, ``bfloat16`` or ``int8``; for ``auto`` see `precision_of_fixed`, then
+                `resolve_precision`.
             seed: of random weights.
             cut: where the trunk ends.
             engine: ``torch``, ``onnxruntime``, or ``auto``, see `wrap`.
@@ -185,8 +198,7 @@ class Backbone:
 
         trunk = build_trunk(name, seed, cut)
         load_weights(trunk, name, weights)
-        if (weights, precision, engine) == ("imagenet", "auto", "auto") and _suits_int8(name, device):
-            precision = "int8"
+        precision = precision_of_fixed(name, weights, device, precision, engine)
         return cls.wrap(name, trunk, device, precision, cut, engine)
 
     @classmethod

@@ -28,8 +28,8 @@ def check_network(config: Config) -> None:
     trunk = build_trunk(name, cut=cut)
     if config.backbone.weights == "imagenet":
         imagenet_package(name)
-    if config.backbone.precision == "int8" and (end_to_end.enabled or config.backbone.weights == "pretrain"):
-        raise SppdetError("backbone.precision: int8 is for networks that are not trained; use backbone.precision=auto")
+    if config.backbone.precision == "int8" and config.backbone.weights == "pretrain":
+        raise SppdetError("backbone.precision: int8 is not for backbone.weights=pretrain; use backbone.precision=auto")
     if config.backbone.engine == "onnxruntime":
         _check_onnxruntime(config)
         Backbone.wrap(name, trunk, "cpu", cut=cut, engine="onnxruntime")  # else a trained trunk would be refused

@@ -9,8 +9,8 @@ steps between codes:
 - Every channel has steps of its own, between the layers, too. Integer convolutions know one step per input, but in
   these networks a convolution or a sum is all that reads a map, and steps per channel can be folded into its weights.
 - ReLU6 leaves 0..6. Without ReLU6 a map is what batch norm makes of it: ``bias`` on average with a deviation of
-  ``weight``. Maps that are added need steps in the same proportion, so all sums of a stage share the proportions of the
-  widest.
+  ``weight``; about so after end-to-end training, too, in which batch norm is fixed. Maps that are added need steps in
+  the same proportion, so all sums of a stage share the proportions of the widest.
 - What the rounding of weights adds to an output on average is known from the average of the input, and is subtracted
   from the bias (Nagel et al. 2019, arXiv 1906.04721, section 4.2). Kernels keep their sum when they are rounded, as
   neighbouring pixels are alike: depthwise kernels, many of which sum up to almost nothing, would lose most.

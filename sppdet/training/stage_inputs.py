@@ -17,7 +17,7 @@ from sppdet.features import (
     add_features,
     open_proposals,
 )
-from sppdet.networks import Backbone, Cut, Head, network_state, restore_trunk, weights_digest
+from sppdet.networks import Backbone, Cut, Head, network_state, precision_of_fixed, restore_trunk, weights_digest
 from sppdet.proposals import SelectiveSearch
 from sppdet.training.cached_result import read_result, write_result
 from sppdet.training.stage_files import StageFiles
@@ -69,18 +69,22 @@ class StageInputs:
         """The backbone before end-to-end training."""
         settings = self.config.backbone
         weights = str(self.files.pretrained) if settings.weights == "pretrain" else settings.weights
-        engine = "torch" if self.config.end_to_end.enabled else settings.engine  # the latter cannot train
+        precision, engine = settings.precision, settings.engine
+        if self.config.end_to_end.enabled:  # neither ONNX Runtime nor 8-bit integers can be trained
+            precision, engine = "auto" if precision == "int8" else precision, "torch"
         device, seed = self.config.device, self.config.run.seed
-        return Backbone.create(settings.name, weights, device, settings.precision, seed, Cut.of(settings), engine)
+        return Backbone.create(settings.name, weights, device, precision, seed, Cut.of(settings), engine)
 
     @cached_property
     def backbone(self) -> Backbone:
         """The backbone that makes the feature maps: after end-to-end training, where the run has it."""
         if not self.config.end_to_end.enabled:
             return self.initial_backbone
-        name, cut, settings = self.initial_backbone.name, self.initial_backbone.cut, self.config.backbone
+        cut, device, settings = self.initial_backbone.cut, self.config.device, self.config.backbone
+        name, engine = settings.name, settings.engine
         trunk = restore_trunk(name, entries_under(read_result(self.files.end_to_end), "trunk."), cut)
-        return Backbone.wrap(name, trunk, self.config.device, settings.precision, cut, settings.engine)
+        precision = precision_of_fixed(name, settings.weights, device, settings.precision, engine)
+        return Backbone.wrap(name, trunk, device, precision, cut, engine)
 
     @cached_property
     def _whole_head(self) -> Head | None:

