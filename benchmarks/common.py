@@ -222,12 +222,6 @@ def dense_map(height: int = 43, width: int = 58, channels: int = 352) -> np.ndar
     return np.ascontiguousarray(np.concatenate(rounds, axis=2))
 
 
-def shape_of(feature_map: np.ndarray) -> str:
-    """Return the channels, height and width of a map as text."""
-    height, width, channels = feature_map.shape
-    return f"{channels} x {height} x {width}"
-
-
 def random_svms(features: PyramidFeatures, classes: int, vectors: np.ndarray) -> LinearSVMs:
     """Return SVMs whose margins on ``vectors`` are spread like those of trained ones: most below -1, a few above 0."""
     weight = np.random.default_rng(0).normal(size=(classes, features.dimension)).astype(np.float32)

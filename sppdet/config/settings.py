@@ -156,7 +156,7 @@ class BackboneSettings(Checked):
     # of a network that is not built in: layers beyond stride 16 are dilated instead of strided, and can be used
     dilate: bool = False
     # auto: int8 for EfficientNet-Lite with its ImageNet weights on x86, else bfloat16 where the processor multiplies it
-    # natively, else float32. int8: 8-bit integers, for networks that are not trained (networks/onnx_int8.py)
+    # natively, else float32. int8: 8-bit integers (networks/onnx_int8.py); a network that is trained runs so afterwards
     precision: Annotated[str, one_of("auto", "float32", "bfloat16", "int8")] = "auto"
     # what runs a trunk that is not trained. auto: ONNX Runtime on a CPU where it is not slower (networks/backbone.py)
     engine: Annotated[str, one_of("auto", "torch", "onnxruntime")] = "auto"
@@ -202,8 +202,9 @@ class PoolingSettings(Checked):
     layer_weights: Annotated[tuple[Positive, ...], any_value("checked with backbone.layers, in checks")] = ()
     # sample points per side of each bin, for align; 0: as many as the bin is cells long, rounded up
     samples: Annotated[int, between(0, 100)] = 0
-    # float16: maps are stored in half precision; uint8: rounded to 256 levels per map and channel, stored and pooled so
-    map_type: Annotated[str, one_of("float16", "uint8")] = "float16"
+    # float16: maps are stored in half precision; uint8, uint6: rounded to 256 or 64 levels per map and channel, stored
+    # and pooled so
+    map_type: Annotated[str, one_of("float16", "uint8", "uint6")] = "float16"
 
 
 @dataclass(frozen=True)

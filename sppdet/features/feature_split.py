@@ -21,7 +21,7 @@ from sppdet.features.regions import scale_factor
 from sppdet.features.store import Store, fill
 from sppdet.features.window_features import WindowFeatures
 from sppdet.networks import Backbone
-from sppdet.ops import CodedMap
+from sppdet.ops import CODES, CodedMap, round_map
 from sppdet.proposals import SelectiveSearch
 from sppdet.utils import SppdetError, fingerprint
 
@@ -52,7 +52,7 @@ def add_features(split: CachedSplit, cache: str, backbone: Backbone, features: W
         return CropSplit(*of_split, _crop_store(cache, backbone, split.proposal_store, features), backbone, features)
     if isinstance(features, PyramidFeatures):
         maps = _map_store(cache, backbone, features.max_side, features.map_type)
-        return MapSplit(*of_split, maps, backbone, features.scales, features.max_side)
+        return MapSplit(*of_split, maps, backbone, features.scales, features.max_side, features.map_type)
     raise TypeError(f"no split stores what {type(features).__name__} read windows from")
 
 
@@ -112,18 +112,20 @@ class MapSplit(FeatureSplit):
     Attributes:
         scales: pixels of the image's shorter side.
         max_side: highest number of pixels of the image's longer side.
+        map_type: see `sppdet.features.PyramidFeatures`.
     """
 
     scales: tuple[int, ...]
     max_side: int
+    map_type: str = "float16"
 
     def maps(self, i: int) -> list[FeatureMap]:
         """Return the feature maps of image ``i``, one per scale: float32 ``(H, W, C)``, or maps of codes."""
         return [self._map(i, scale) for scale in self.scales]
 
     def _map(self, i: int, scale: int) -> FeatureMap:
-        def compute() -> np.ndarray:
-            return _compute_map(self.backbone, scale, self.max_side, self.dataset[i].read())
+        def compute() -> FeatureMap:
+            return _compute_map(self.backbone, scale, self.max_side, self.map_type, self.dataset[i].read())
 
         stored = self.map_store.read_or_compute(map_name(scale, self.names[i]), compute)
         return stored if isinstance(stored, CodedMap) else torch.from_numpy(stored).float().numpy()
@@ -141,7 +143,7 @@ class MapSplit(FeatureSplit):
         if again:
             self.map_store.remove(list(images))
         images = dict(islice(images.items(), first))
-        compute = partial(_compute_map, backbone, scale, self.max_side)
+        compute = partial(_compute_map, backbone, scale, self.max_side, self.map_type)
         return fill(self.map_store, images, compute, workers, f"maps at {scale}", threads=True)
 
 
@@ -150,16 +152,16 @@ def map_name(scale: int, name: str) -> str:
     return f"{scale}/{name}"
 
 
-def _compute_map(backbone: Backbone, scale: int, max_side: int, image: np.ndarray) -> np.ndarray:
+def _compute_map(backbone: Backbone, scale: int, max_side: int, map_type: str, image: np.ndarray) -> FeatureMap:
     """Return the feature map of an image at a scale, to be stored."""
     height, width = image.shape[:2]
-    return backbone(image, scale_factor(width, height, scale, max_side))
+    return round_map(backbone(image, scale_factor(width, height, scale, max_side)), map_type)
 
 
 def _map_store(cache: str, backbone: Backbone, max_side: int, map_type: str = "float16") -> Store:
     settings = backbone.settings() | {"max_side": max_side}
-    if map_type == "uint8":
-        return Store(cache, "maps", settings | {"map_type": "uint8"}, ".codes")
+    if map_type in CODES:
+        return Store(cache, "maps", settings | {"map_type": map_type}, ".codes")
     return Store(cache, "maps", settings, ".b2nd")
 
 

@@ -13,14 +13,15 @@ from sppdet.features.regions import choose_scales, locate, project, scale_factor
 from sppdet.features.window_features import LayerPyramid, WindowFeatures, Windows
 from sppdet.networks import Backbone, CellGrid
 from sppdet.ops import (
+    CODES,
     CodedMap,
     aligned_array,
     as_tensor,
     bins,
-    encode_map,
     pyramid_pool,
     pyramid_pool_coded,
     pyramid_roi_align,
+    round_map,
     unique_windows,
 )
 from sppdet.utils import SppdetError
@@ -52,7 +53,7 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
         kind: ``max``, the maximum of a bin's whole cells, or ``align``, RoIAlign: the mean of samples of the window as
             it is.
         samples: sample points per side of each bin of ``align``; 0 takes as many as the bin is cells long.
-        map_type: ``float16``, or ``uint8`` for maps that are rounded to codes, see `sppdet.ops.encode_map`.
+        map_type: ``float16``, or ``uint8`` or ``uint6`` for maps that are rounded to codes, see `sppdet.ops.round_map`.
 
     Raises:
         SppdetError: a model of an older version has another kind.
@@ -112,11 +113,14 @@ class PyramidFeatures(WindowFeatures[list[FeatureMap]]):
         With ``device`` they are tensors that stay there.
         """
         factors = self.factors(image.shape[1], image.shape[0])
-        if self.map_type == "uint8":
-            return [encode_map(backbone(image, factor)) for factor in factors]
-        if self.device:
+        if self.device and not self.coded:
             return [backbone.on_device(image, factor) for factor in factors]  # type: ignore[misc]
-        return [backbone(image, factor) for factor in factors]
+        return [round_map(backbone(image, factor), self.map_type) for factor in factors]
+
+    @property
+    def coded(self) -> bool:
+        """Whether maps are rounded to codes."""
+        return self.map_type in CODES
 
     def factors(self, width: int, height: int) -> np.ndarray:
         """Return the enlargement ``(S,)`` of an image at each scale."""

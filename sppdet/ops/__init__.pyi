@@ -6,8 +6,10 @@ from .arrays import on_host as on_host
 from .boxes import clip as clip
 from .boxes import from_voc as from_voc
 from .boxes import to_voc as to_voc
+from .coded_maps import CODES as CODES
 from .coded_maps import CodedMap as CodedMap
 from .coded_maps import encode_map as encode_map
+from .coded_maps import round_map as round_map
 from .pooling import aligned_array as aligned_array
 from .pooling import bins as bins
 from .pooling import pyramid_pool as pyramid_pool

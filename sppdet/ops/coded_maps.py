@@ -1,4 +1,4 @@
-"""Feature maps in 8 bits per number: a code from 0 to 255, and for each channel of a map what a code stands for."""
+"""Feature maps of codes: a byte per number, and for each channel of a map what a code stands for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-_HIGHEST_CODE = 255
+CODES = {"uint8": 256, "uint6": 64}  # how many there are, by the setting pooling.map_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +42,17 @@ class CodedMap:
         return CodedMap(codes, self.scale[channels] * factor, self.offset[channels] * factor)
 
 
-def encode_map(feature_map: NDArray[np.float32]) -> CodedMap:
-    """Round the numbers of a feature map ``(H, W, C)`` to codes; a channel's codes span its lowest to highest number.
+def round_map(feature_map: NDArray[np.float32], map_type: str) -> NDArray[np.float32] | CodedMap:
+    """Return a feature map ``(H, W, C)`` as ``pooling.map_type`` wants it: of codes, or as it is for ``float16``."""
+    return encode_map(feature_map, CODES[map_type]) if map_type in CODES else feature_map
+
+
+def encode_map(feature_map: NDArray[np.float32], codes: int = 256) -> CodedMap:
+    """Round the numbers of a feature map to codes; a channel's codes span its lowest to highest number.
+
+    Args:
+        feature_map: ``(H, W, C)``.
+        codes: how many codes a channel has, at most 256.
 
     Examples:
         >>> coded_map = encode_map(np.array([[[-1.0, 5.0], [0.25, 5.0], [1.55, 5.0]]], np.float32))
@@ -53,8 +62,7 @@ def encode_map(feature_map: NDArray[np.float32]) -> CodedMap:
         [[5.0, 5.0, 5.0]]
     """
     lowest, highest = feature_map.min(axis=(0, 1)), feature_map.max(axis=(0, 1))
-    scale = (highest - lowest) / np.float32(_HIGHEST_CODE)
+    scale = (highest - lowest) / np.float32(codes - 1)
     steps = (feature_map - lowest) / np.where(scale > 0, scale, np.float32(1))
     # Rounding of the quotient may exceed the highest code.
-    codes = np.minimum(np.rint(steps), _HIGHEST_CODE).astype(np.uint8)
-    return CodedMap(codes, scale, lowest)
+    return CodedMap(np.minimum(np.rint(steps), codes - 1).astype(np.uint8), scale, lowest)

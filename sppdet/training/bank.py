@@ -289,7 +289,7 @@ def store_vectors(
         locations: ``(n,)`` of `sppdet.training.locations.LOCATION`.
         execution: workers.
     """
-    coded = isinstance(features, PyramidFeatures) and features.map_type == "uint8" and features.kind == "max"
+    coded = isinstance(features, PyramidFeatures) and features.coded and features.kind == "max"
     coded = coded and features.head is None
     count, channels = len(locations), features.channels if isinstance(features, PyramidFeatures) else 0
     numbers = np.empty((count, features.dimension), np.uint8 if coded else np.float16)

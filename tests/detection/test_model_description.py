@@ -14,7 +14,7 @@ from sppdet.utils.files import read_json, write_json
 @pytest.mark.parametrize(
     ("section", "key", "value", "message"),
     [
-        ("features", "map_type", "uint4", "map_type: expected one of float16, uint8, found 'uint4'"),
+        ("features", "map_type", "uint4", "map_type: expected one of float16, uint8, uint6, found 'uint4'"),
         ("features", "layer_levels", [[3, 1], [10**9]], "layer_levels: expected one or more positive whole numbers"),
         ("features", "layer_levels", [[3, 1]], "layer_levels has 1 entries for 2 layers"),
         ("features", "layer_weights", [1, -1], "layer_weights: expected more than 0, found -1"),

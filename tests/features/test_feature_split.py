@@ -90,9 +90,11 @@ def test_the_folders_of_maps_are_those_of_earlier_versions(tmp_path, greys, back
     assert map_name(480, "a-0") == "480/a-0"
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_maps_of_codes_give_the_vectors_of_uncached_images_bit_for_bit(tmp_path, random_image, backbone, half):
-    pooling = PoolingSettings(levels=(2, 1), map_type="uint8")
+@pytest.mark.parametrize(("half", "map_type"), [(False, "uint8"), (True, "uint8"), (False, "uint6")])
+def test_maps_of_codes_give_the_vectors_of_uncached_images_bit_for_bit(
+    tmp_path, random_image, backbone, half, map_type
+):
+    pooling = PoolingSettings(levels=(2, 1), map_type=map_type)
     features = replace(
         PyramidFeatures.create(backbone, RegionSettings(scales=(100, 120), target=64), pooling), half=half
     )
@@ -107,10 +109,10 @@ def test_maps_of_codes_give_the_vectors_of_uncached_images_bit_for_bit(tmp_path,
 
 def test_maps_of_another_type_are_stored_elsewhere(tmp_path, greys, backbone):
     folders = []
-    for map_type in ("float16", "uint8"):
+    for map_type in ("float16", "uint8", "uint6"):
         features = replace(pyramid(backbone), map_type=map_type)
         folders.append(open_split(greys, tmp_path / "cache", SEARCH, backbone, features).map_store.folder)
-    assert folders[0] != folders[1]
+    assert len(set(folders)) == 3
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

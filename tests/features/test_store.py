@@ -14,7 +14,7 @@ from PIL import Image
 from sppdet.data.images import read_image
 from sppdet.features import store as module
 from sppdet.features.store import Store, fill
-from sppdet.ops.coded_maps import encode_map
+from sppdet.ops.coded_maps import CodedMap, encode_map
 from sppdet.utils.errors import SppdetError
 from sppdet.utils.files import atomic_write
 
@@ -106,9 +106,9 @@ def test_missing_size_and_remove(tmp_path):
 def test_maps_of_codes_round_trip_exactly(tmp_path):
     store = Store(tmp_path, "maps", {}, ".codes")
     for shape in ((9, 7, 3), (1, 1, 5), (6, 1, 2), (1, 6, 2)):
-        feature_map = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-        store.write("688/a", feature_map)
-        stored, expected = store.read("688/a"), encode_map(feature_map)
+        expected = encode_map(np.random.default_rng(0).normal(size=shape).astype(np.float32))
+        store.write("688/a", expected)
+        stored = store.read("688/a")
         for name in ("codes", "scale", "offset"):
             np.testing.assert_array_equal(getattr(stored, name), getattr(expected, name))
         assert stored.codes.flags.c_contiguous and stored.codes.dtype == np.uint8
@@ -121,14 +121,19 @@ def test_smooth_maps_of_codes_take_fewer_bits_than_codes():
     assert len(module.compress_codes(encode_map(feature_map))) < 0.5 * feature_map.size
 
 
-SUFFIXES = {".npy": np.float32, ".b2nd": np.float32, ".codes": np.float32, ".rows": np.float16}
+SUFFIXES = (".npy", ".b2nd", ".codes", ".rows")
+
+
+def value_of(suffix: str) -> np.ndarray | CodedMap:
+    """4 KB or more that do not compress."""
+    values = np.random.default_rng(0).normal(size=(64, 64) if suffix == ".rows" else (16, 16, 32)).astype(np.float32)
+    return encode_map(values) if suffix == ".codes" else values.astype(np.float16) if suffix == ".rows" else values
 
 
 def stored_values(tmp_path: Path, suffix: str) -> Store:
-    """A store with the entry ``a``: 4 KB or more that do not compress."""
+    """A store with `value_of` as the entry ``a``."""
     store = Store(tmp_path, "maps", {}, suffix)
-    shape = (64, 64) if suffix == ".rows" else (16, 16, 32)
-    store.write("a", np.random.default_rng(0).normal(size=shape).astype(SUFFIXES[suffix]))
+    store.write("a", value_of(suffix))
     return store
 
 
@@ -182,12 +187,11 @@ def test_files_of_earlier_versions_have_no_checksum_and_are_read(tmp_path, suffi
 def test_a_damaged_entry_is_computed_anew_with_one_warning(tmp_path, suffix, caplog):
     store = stored_values(tmp_path, suffix)
     content = store.path("a").read_bytes()
-    value = np.random.default_rng(0).normal(size=(64, 64) if suffix == ".rows" else (16, 16, 32))
     calls = []
 
-    def compute() -> np.ndarray:
+    def compute() -> np.ndarray | CodedMap:
         calls.append(0)
-        return value.astype(SUFFIXES[suffix])
+        return value_of(suffix)
 
     store.read_or_compute("a", compute)
     assert not calls and not caplog.messages

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
-from sppdet.ops.coded_maps import encode_map
+from sppdet.ops.coded_maps import encode_map, round_map
 
 
 def test_codes_by_hand():
@@ -18,9 +19,11 @@ def test_codes_by_hand():
     np.testing.assert_allclose(coded_map.decoded()[0], [[-1, 0], [63 / 255, 100], [1, 255]], atol=1e-6)
 
 
-def test_the_error_is_half_a_step_at_most():
+@pytest.mark.parametrize("codes", [256, 64])
+def test_the_error_is_half_a_step_at_most(codes):
     feature_map = np.random.default_rng(0).normal(size=(20, 30, 7)).astype(np.float32) ** 3
-    coded_map = encode_map(feature_map)
+    coded_map = encode_map(feature_map, codes)
+    assert np.ptp(coded_map.codes, axis=(0, 1)).tolist() == [codes - 1] * 7
     steps = np.abs(coded_map.decoded() - feature_map) / coded_map.scale
     assert 0.49 < steps.max() < 0.5001
     assert coded_map.decoded().dtype == np.float32
@@ -34,6 +37,13 @@ def test_a_channel_of_one_value_keeps_it():
 def test_zeros_of_a_map_without_negative_numbers_stay_zeros():
     feature_map = np.maximum(np.random.default_rng(0).normal(size=(9, 9, 4)), 0).astype(np.float32)
     assert (encode_map(feature_map).decoded()[feature_map == 0] == 0).all()
+
+
+@pytest.mark.parametrize(("map_type", "highest"), [("uint8", 255), ("uint6", 63)])
+def test_the_type_of_maps_says_how_many_codes_there_are(map_type, highest):
+    feature_map = np.float32([[[0.0], [0.5], [2.0]]])
+    assert round_map(feature_map, map_type).codes.ravel().tolist() == [0, round(highest / 4), highest]
+    assert round_map(feature_map, "float16") is feature_map
 
 
 def test_part_holds_the_numbers_of_its_channels_times_the_weight():
