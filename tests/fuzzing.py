@@ -507,11 +507,12 @@ def cache_cases(folder: Path) -> Iterator[Callable[[random.Random], Case]]:
     from sppdet.features.store import Store
     from sppdet.networks import Backbone, arrays_digest, cached_trunk
     from sppdet.networks.onnx_cache import cache_folder, keep_trunk
+    from sppdet.ops import encode_map
 
     rng = np.random.default_rng(0)
     values = {
         ".npy": rng.random((20, 4), np.float32), ".rows": rng.random((20, 16), np.float32),
-        ".b2nd": rng.random((5, 6, 8), np.float32), ".codes": rng.random((5, 6, 8), np.float32),
+        ".b2nd": rng.random((5, 6, 8), np.float32), ".codes": encode_map(rng.random((5, 6, 8), np.float32)),
     }  # fmt: skip
     for suffix, value in values.items():
         store = Store(folder, suffix[1:], {}, suffix)
