@@ -153,7 +153,7 @@ def peak_memory(bench: Bench, images: int) -> tuple[float, float]:
     """Mine on ``images`` images of the filled cache; returns seconds and peak memory in MB."""
     inputs = bench.inputs(images, cache=bench.cache)
     split = inputs.split
-    names = [map_name(scale, name) for scale in split.scales for name in split.names]
+    names = [map_name(scale, name) for scale in split.features.scales for name in split.names]
     missing = len(split.proposal_store.missing(split.names)) + len(split.map_store.missing(names))
     if missing:
         raise SystemExit(f"{bench.cache}: {missing} entries of the first {images} images are missing")

@@ -65,7 +65,7 @@ def tiny_features():
 
 
 @pytest.fixture
-def make_split(tmp_path):
+def make_split(tmp_path, tiny_features):
     """``make_split(images, classes)``: an image is ``(feature map, proposals, object boxes, object labels)``."""
 
     def make(images, classes: tuple[str, ...]) -> MapSplit:
@@ -82,7 +82,7 @@ def make_split(tmp_path):
             map_store.write(map_name(SIDE, names[-1]), np.asarray(feature_map, np.float32))
         dataset = Dataset(tuple(classes), tuple(samples))
         # The stores are full, so nothing is computed: there is no backbone.
-        return MapSplit(dataset, names, proposal_store, SelectiveSearch(), map_store, None, (SIDE,), 1000)
+        return MapSplit(dataset, names, proposal_store, SelectiveSearch(), map_store, None, tiny_features(1))
 
     return make
 

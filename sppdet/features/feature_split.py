@@ -52,7 +52,7 @@ def add_features(split: CachedSplit, cache: str, backbone: Backbone, features: W
         return CropSplit(*of_split, _crop_store(cache, backbone, split.proposal_store, features), backbone, features)
     if isinstance(features, PyramidFeatures):
         maps = _map_store(cache, backbone, features.max_side, features.map_type)
-        return MapSplit(*of_split, maps, backbone, features.scales, features.max_side, features.map_type)
+        return MapSplit(*of_split, maps, backbone, features)
     raise TypeError(f"no split stores what {type(features).__name__} read windows from")
 
 
@@ -110,40 +110,36 @@ class MapSplit(FeatureSplit):
     """A split with its feature maps at several scales.
 
     Attributes:
-        scales: pixels of the image's shorter side.
-        max_side: highest number of pixels of the image's longer side.
-        map_type: see `sppdet.features.PyramidFeatures`.
+        features: how windows become vectors: at which scales, and from maps of which type.
     """
 
-    scales: tuple[int, ...]
-    max_side: int
-    map_type: str = "float16"
+    features: PyramidFeatures
 
     def maps(self, i: int) -> list[FeatureMap]:
         """Return the feature maps of image ``i``, one per scale: float32 ``(H, W, C)``, or maps of codes."""
-        return [self._map(i, scale) for scale in self.scales]
+        return [self._map(i, scale) for scale in self.features.scales]
 
     def _map(self, i: int, scale: int) -> FeatureMap:
         def compute() -> FeatureMap:
-            return _compute_map(self.backbone, scale, self.max_side, self.map_type, self.dataset[i].read())
+            return _compute_map(self.backbone, self.features, scale, self.dataset[i].read())
 
         stored = self.map_store.read_or_compute(map_name(scale, self.names[i]), compute)
         return stored if isinstance(stored, CodedMap) else torch.from_numpy(stored).float().numpy()
 
     def map_entries(self) -> dict[str, float]:
         """Return the entries of the map store; a map takes space in proportion to the square of its scale."""
-        return {map_name(scale, name): scale**2 for scale in self.scales for name in self.names}
+        return {map_name(scale, name): scale**2 for scale in self.features.scales for name in self.names}
 
     def fill_maps(self, backbone: Backbone, workers: int, again: bool = False, first: int | None = None) -> int:
         """Compute and store missing maps, scale by scale, see `FeatureSplit.fill_maps`."""
-        return sum(self._fill_scale(backbone, scale, workers, again, first) for scale in self.scales)
+        return sum(self._fill_scale(backbone, scale, workers, again, first) for scale in self.features.scales)
 
     def _fill_scale(self, backbone: Backbone, scale: int, workers: int, again: bool, first: int | None) -> int:
         images = {map_name(scale, name): sample.read for name, sample in zip(self.names, self.dataset)}
         if again:
             self.map_store.remove(list(images))
         images = dict(islice(images.items(), first))
-        compute = partial(_compute_map, backbone, scale, self.max_side, self.map_type)
+        compute = partial(_compute_map, backbone, self.features, scale)
         return fill(self.map_store, images, compute, workers, f"maps at {scale}", threads=True)
 
 
@@ -152,10 +148,10 @@ def map_name(scale: int, name: str) -> str:
     return f"{scale}/{name}"
 
 
-def _compute_map(backbone: Backbone, scale: int, max_side: int, map_type: str, image: np.ndarray) -> FeatureMap:
+def _compute_map(backbone: Backbone, features: PyramidFeatures, scale: int, image: np.ndarray) -> FeatureMap:
     """Return the feature map of an image at a scale, to be stored."""
     height, width = image.shape[:2]
-    return round_map(backbone(image, scale_factor(width, height, scale, max_side)), map_type)
+    return round_map(backbone(image, scale_factor(width, height, scale, features.max_side)), features.map_type)
 
 
 def _map_store(cache: str, backbone: Backbone, max_side: int, map_type: str = "float16") -> Store:

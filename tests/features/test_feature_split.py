@@ -194,7 +194,8 @@ class TenBytes(MapSplit):
     """A split whose every map takes 10 bytes per square pixel of scale."""
 
     def fill_maps(self, backbone, workers: int, again: bool = False, first: int | None = None) -> int:
-        missing = self.map_store.missing([map_name(s, name) for s in self.scales for name in self.names[:first]])
+        scales, names = self.features.scales, self.names[:first]
+        missing = self.map_store.missing([map_name(scale, name) for scale in scales for name in names])
         for entry in missing:
             path = self.map_store.path(entry)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,7 +209,7 @@ def hundred_images(make_split) -> TenBytes:
     split = make_split([(np.zeros((16, 16, 1)), [], [], [])] * 100, ("a",))
     for path in split.map_store.folder.rglob("*.b2nd"):
         path.unlink()
-    return TenBytes(**vars(split) | {"scales": (10, 20)})
+    return TenBytes(**vars(split) | {"features": replace(split.features, scales=(10, 20))})
 
 
 def free_space(monkeypatch, count: int) -> None:

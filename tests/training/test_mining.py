@@ -310,8 +310,8 @@ def test_hard_negatives_are_looked_for_in_the_images_but_not_in_their_mirror_ima
     split, mined = random_split(images=8), []
     both = split.with_mirror_images()
     for image, mirrored in zip(split.names, both.names[8:]):
-        feature_map = split.map_store.read(map_name(split.scales[0], image))
-        split.map_store.write(map_name(split.scales[0], mirrored), np.ascontiguousarray(feature_map[:, ::-1]))
+        feature_map = split.map_store.read(map_name(split.features.scales[0], image))
+        split.map_store.write(map_name(split.features.scales[0], mirrored), np.ascontiguousarray(feature_map[:, ::-1]))
     monkeypatch.setattr(Miner, "_mine", lambda self, images, fitted: mined.extend(images.tolist()))
     training = miner(both, tiny_features(8), [0, 1])
     training.train()
