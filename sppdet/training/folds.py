@@ -221,5 +221,5 @@ def check_fixed_network(config: Config, option: str) -> None:
     if settings := [name for name, is_set in learns.items() if is_set]:
         raise SppdetError(
             f"{option}: with {settings[0]} a network learns from the images, and each model would need maps of its "
-            f"own; take a preset, or leave {option} out"
+            f"own; take the preset default or quick, or leave {option} out"
         )

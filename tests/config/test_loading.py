@@ -58,9 +58,19 @@ def test_another_network_is_not_cut_at_the_layers_of_the_preset_s(tmp_path, chan
 
 
 def test_a_file_that_names_another_network_is_not_cut_at_the_layers_of_the_preset_s(tmp_path):
-    path = yaml_file(tmp_path, "preset: best\nbackbone: {name: efficientnet_lite0}")
-    assert config.load(path) == config.load_preset("default")
-    assert config.load(path, ["backbone.name=efficientnet_lite2"]) == config.load_preset("best")
+    path = yaml_file(tmp_path, "preset: default\nbackbone: {name: efficientnet_lite0}")
+    assert config.load(path).backbone == config.load_preset("quick").backbone
+    assert config.load(path, ["backbone.name=efficientnet_lite2"]) == config.load_preset("default")
+
+
+def test_each_preset_is_the_one_before_it_and_a_little_more():
+    quick, default, best = (config.load_preset(name) for name in config.PRESETS)
+    views = {"regions": default.regions, "svm": replace(quick.svm, flip=True), "bbox": replace(quick.bbox, flip=True)}
+    assert replace(quick, backbone=default.backbone, **views) == default
+    assert default.regions == replace(quick.regions, scales=(480, 864))
+    assert best.end_to_end.enabled and best.features == "pool5+fc7"
+    learned = {"end_to_end": default.end_to_end, "features": default.features, "svd_ranks": default.svd_ranks}
+    assert replace(best, **learned) == default
 
 
 def test_the_saved_settings_of_a_preset_are_complete(tmp_path):
