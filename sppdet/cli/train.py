@@ -52,9 +52,9 @@ def train(options: argparse.Namespace) -> None:
         return
     from sppdet import training  # imports torch, which --help and --print-config do not wait for
 
-    if options.folds:
-        training.check_folds(options.folds)
-    settings = training.settings_following_data(options.source, options.overrides, options.preset, options.output)
+    settings = training.settings_following_data(
+        options.source, options.overrides, options.preset, options.output, options.folds
+    )
     training.run_training(
         settings, keep=options.keep, folds=options.folds, last=options.stage or STAGES[-1], force=options.force
     )

@@ -6,7 +6,6 @@ from .calibration import calibrate_detector as calibrate_detector
 from .changing import join_models as join_models
 from .changing import remove_classes as remove_classes
 from .changing import rename_class as rename_class
-from .folds import check_folds as check_folds
 from .folds import measure_learning_curve as measure_learning_curve
 from .front_door import run_training as run_training
 from .front_door import settings_following_data as settings_following_data

@@ -43,8 +43,7 @@ def cross_validate(config: Config, folds: int) -> Pipeline:
     Raises:
         SppdetError: settings with which a network learns from the images, or an error of a stage.
     """
-    check_folds(folds)
-    check_fixed_network(config, "--folds")
+    check_folds(config, folds)
     final, pipelines = _pipelines(config, folds)
     final.log_data()
     parts = _run(final, pipelines, parts_of_curve(pipelines))
@@ -197,14 +196,15 @@ def _without(every: Dataset, part: Dataset) -> Dataset:
     return replace(every, samples=tuple(sample for sample in every if sample.id not in ids))
 
 
-def check_folds(folds: int) -> None:
-    """Refuse a number of folds with which nothing can be measured.
+def check_folds(config: Config, folds: int) -> None:
+    """Refuse a number of folds, or settings, with which cross-validation is impossible.
 
     Raises:
-        SppdetError: it is below 2.
+        SppdetError: there are fewer than 2 folds, or a network learns from the images.
     """
     if folds < 2:
         raise SppdetError(f"--folds: expected 2 or more, found {folds}; leave it out to measure on a test split")
+    check_fixed_network(config, "--folds")
 
 
 def check_fixed_network(config: Config, option: str) -> None:

@@ -27,13 +27,17 @@ def settings_following_data(
     overrides: Iterable[str] = (),
     preset: str | None = None,
     output: str | Path | None = None,
+    folds: int = 0,
 ) -> Config:
     """Return the settings of `settings_for`; for a folder, what `choose_settings` chooses replaces the preset's.
 
-    A run that exists keeps its choices, so that its results stay valid when images are added.
+    A run that exists keeps its choices, so that its results stay valid when images are added. What cannot be measured
+    by ``folds`` is refused before the choice, which takes up to a minute.
     """
     overrides = [*overrides]
     settings = settings_for(source, overrides, preset, output)
+    if folds:
+        check_folds(settings, folds)
     if not is_folder(source):
         return settings
     data = settings.data
@@ -179,9 +183,7 @@ def train_detector(
     if not isinstance(source, Dataset):
         if test is not None:
             raise SppdetError("test: goes with a data set; a folder or config names its own, as data.test_split")
-        if folds:
-            check_folds(folds)  # before settings are chosen, which takes up to a minute
-        settings = settings_following_data(source, overrides, preset, output)
+        settings = settings_following_data(source, overrides, preset, output, folds)
         return run_training(settings, keep=keep, folds=folds).detector()
     overrides = [*overrides]
     settings = preset_settings(preset, _IN_MEMORY, overrides)

@@ -130,6 +130,21 @@ def test_a_network_that_cannot_be_made_is_refused_before_settings_are_tried(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("preset", "number", "message"),
+    [
+        ("best", 5, r"--folds: with end_to_end\.enabled=true a network learns .*; take the preset default or quick"),
+        ("quick", 1, "--folds: expected 2 or more, found 1"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused_before_settings_are_tried(
+    tiny_objects, tmp_path, monkeypatch, preset, number, message
+):
+    monkeypatch.setattr(front_door, "choose_settings", lambda *_: pytest.fail("settings were tried"))
+    with pytest.raises(SppdetError, match=message):
+        settings_following_data(tiny_objects, (), preset, tmp_path / "run", number)
+
+
 def test_test_images_have_the_classes_of_the_training_images(trained):
     data = read_dataset(trained.root, "trainval")
     with pytest.raises(SppdetError, match="its classes are not those of the training images"):
