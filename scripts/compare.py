@@ -4,8 +4,8 @@
 detection (He et al. 2014, section 4): pooled conv features and fc layers, with and without box regression, and the
 steps from there to the configs.
 ``python scripts/compare.py systems --write docs/experiments/systems.md`` compares SPP-net with its family on the
-presets' network: accuracy, seconds of training and of detection, memory, disk. ``systems-squeezenet`` does the same
-with SqueezeNet. Finished stages are not computed again.
+network of the preset ``quick``: accuracy, seconds of training and of detection, memory, disk. ``systems-squeezenet``
+does the same with SqueezeNet. Finished stages are not computed again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Train torchvision's Faster R-CNN on the images of a run, with the trunk of its presets and as much processor time.
+"""Train torchvision's Faster R-CNN on the images of a run, with the trunk of `quick` and as much processor time.
 
     python scripts/study_faster_rcnn.py runs/front_door/BCCD-quick-all --minutes 4
 
