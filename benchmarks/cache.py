@@ -18,8 +18,10 @@ from benchmarks.common import (
     at_least,
     at_most,
     best,
+    float_maps_of,
     maps_of,
     milliseconds,
+    pyramid_of,
 )
 from sppdet.data.images import read_image
 from sppdet.data.splits import load_split
@@ -27,7 +29,7 @@ from sppdet.detection.detections import Detections
 from sppdet.detection.saved_model import load_detector
 from sppdet.evaluation.voc import evaluate_voc
 from sppdet.features.feature_split import open_split
-from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.features.pyramid_features import FeatureMap, PyramidFeatures
 from sppdet.features.store import Store, compress_codes, compress_map, decompress_codes, decompress_map
 from sppdet.ops.coded_maps import CodedMap, round_map
 from sppdet.utils.errors import SppdetError
@@ -40,8 +42,9 @@ TEST_IMAGES = 200
 def run(bench: Bench) -> list[Row]:
     """Run the benchmark."""
     inputs = bench.inputs(IMAGES, f"regions.scales={list(FIVE_SCALES)}")
-    features = inputs.pooled_features
-    maps = [conv_map for sample in inputs.train for conv_map in maps_of(inputs, features, read_image(sample.path))]
+    features = pyramid_of(inputs)
+    images = [read_image(sample.path) for sample in inputs.train]
+    maps = [conv_map for image in images for conv_map in float_maps_of(inputs, features, image)]
     frames = [compress_map(conv_map) for conv_map in maps]
     stored, raw = sum(map(len, frames)), sum(2 * conv_map.size for conv_map in maps)
     vectors = IMAGES * WINDOWS * features.dimension * 2
@@ -64,7 +67,8 @@ def run(bench: Bench) -> list[Row]:
     least = f"{times['float32'] / times['copy']:.1f} x copying the float32 maps"
     quick = bench.inputs(CODED_IMAGES, "backbone.weights=imagenet", name="voc07_quick")
     images = [read_image(sample.path) for sample in quick.train]
-    codes = [coded_map for image in images for coded_map in maps_of(quick, quick.pooled_features, image)]
+    rounded = [coded_map for image in images for coded_map in maps_of(quick, pyramid_of(quick), image)]
+    codes = [coded_map for coded_map in rounded if isinstance(coded_map, CodedMap)]
     code_frames = [compress_codes(coded_map) for coded_map in codes]
     code_bytes, numbers = sum(map(len, code_frames)), sum(coded_map.codes.size for coded_map in codes)
     coded = best(
@@ -97,7 +101,8 @@ def accuracy(bench: Bench, model: str) -> Row:
     split.fill_proposals(detector.search, 0)
     of_network = replace(features, map_type="float16")
 
-    def stored(conv_map: np.ndarray) -> np.ndarray | CodedMap:
+    def stored(conv_map: FeatureMap) -> FeatureMap:
+        assert isinstance(conv_map, np.ndarray)
         if features.coded:
             return round_map(conv_map, features.map_type)
         return decompress_map(compress_map(conv_map)).astype(np.float32)

@@ -17,8 +17,9 @@ import torch
 from sppdet import config
 from sppdet.data.images import read_image
 from sppdet.detection.linear_layers import LinearSVMs
-from sppdet.features.feature_split import FeatureSplit
-from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.features.feature_split import MapSplit
+from sppdet.features.pyramid_features import FeatureMap, PyramidFeatures
+from sppdet.features.window_features import WindowFeatures
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.training.stage_inputs import StageInputs
 from sppdet.utils.files import fingerprint
@@ -209,9 +210,26 @@ def size_of(image: np.ndarray) -> tuple[int, int]:
     return image.shape[1], image.shape[0]
 
 
-def maps_of(run: StageInputs, features: PyramidFeatures, image: np.ndarray) -> list[np.ndarray]:
+def pyramid_of(run: StageInputs) -> PyramidFeatures:
+    """Return the features of a run whose windows are pooled from feature maps."""
+    assert isinstance(run.pooled_features, PyramidFeatures)
+    return run.pooled_features
+
+
+def map_split_of(run: StageInputs) -> MapSplit:
+    """Return the training images of a run with their feature maps."""
+    assert isinstance(run.split, MapSplit)
+    return run.split
+
+
+def maps_of(run: StageInputs, features: PyramidFeatures, image: np.ndarray) -> list[FeatureMap]:
     """Compute the feature maps of an image, one per scale."""
     return features.read(run.backbone, image)
+
+
+def float_maps_of(run: StageInputs, features: PyramidFeatures, image: np.ndarray) -> list[np.ndarray]:
+    """Compute the feature maps of an image where they are not rounded to codes."""
+    return [feature_map for feature_map in maps_of(run, features, image) if isinstance(feature_map, np.ndarray)]
 
 
 def dense_map(height: int = 43, width: int = 58, channels: int = 352) -> np.ndarray:
@@ -222,7 +240,7 @@ def dense_map(height: int = 43, width: int = 58, channels: int = 352) -> np.ndar
     return np.ascontiguousarray(np.concatenate(rounds, axis=2))
 
 
-def random_svms(features: PyramidFeatures, classes: int, vectors: np.ndarray) -> LinearSVMs:
+def random_svms(features: WindowFeatures, classes: int, vectors: np.ndarray) -> LinearSVMs:
     """Return SVMs whose margins on ``vectors`` are spread like those of trained ones: most below -1, a few above 0."""
     weight = np.random.default_rng(0).normal(size=(classes, features.dimension)).astype(np.float32)
     margins = vectors.astype(np.float32) @ weight.T
@@ -239,7 +257,7 @@ def table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
-def sample(split: FeatureSplit, features: PyramidFeatures, i: int = 0) -> np.ndarray:
+def sample(split: MapSplit, features: WindowFeatures, i: int = 0) -> np.ndarray:
     """Return the vectors ``(200, D)`` of 200 random proposals of image ``i``."""
     boxes = np.random.default_rng(0).permutation(split.proposals(i))[:200]
     return features.of_boxes(split.maps(i), boxes, split.size(i))

@@ -10,11 +10,23 @@ from functools import partial
 import numpy as np
 import torch
 
-from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, random_svms, sample, size_of
+from benchmarks.common import (
+    Bench,
+    Row,
+    at_least,
+    at_most,
+    best,
+    map_split_of,
+    maps_of,
+    pyramid_of,
+    random_svms,
+    sample,
+    size_of,
+)
 from sppdet.data.images import read_image
 from sppdet.detection.detector import Detector
 from sppdet.detection.linear_layers import BoxRegressors
-from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.features.window_features import WindowFeatures
 from sppdet.networks.fc_head import Head
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.training.stage_inputs import StageInputs
@@ -30,23 +42,24 @@ def run(bench: Bench) -> list[Row]:
     """Run the benchmark."""
     torch.set_num_threads(bench.cores)
     inputs, image, boxes = bench.image
-    plain = detector_of(inputs, inputs.pooled_features)
+    features = pyramid_of(inputs)
+    plain = detector_of(inputs, features)
     torch.manual_seed(0)
-    head = Head(inputs.pooled_features.pooled_dimension, 4096, "fc7").eval()
+    head = Head(features.pooled_dimension, 4096, "fc7").eval()
     head.use_bfloat16 = inputs.backbone.bfloat16_on_cpu
-    with_fc7 = detector_of(inputs, inputs.pooled_features.under(head))
+    with_fc7 = detector_of(inputs, features.under(head))
     size = size_of(image)
 
     def detect(model: Detector) -> None:
-        model.detect([maps_of(inputs, model.features, image)], boxes, size)
+        model.detect([maps_of(inputs, features, image)], boxes, size)
 
     times = best(
-        3, proposals=lambda: FAST(image), backbone=lambda: maps_of(inputs, plain.features, image),
+        3, proposals=lambda: FAST(image), backbone=lambda: maps_of(inputs, features, image),
         pool5=lambda: detect(plain), fc7=lambda: detect(with_fc7), predict=lambda: plain.predict(image),
     )  # fmt: skip
     limits = bench.limits()
     rate = limits.bfloat16 if plain.features.half else limits.float32
-    windows = plain.features.windows(boxes, size, maps_of(inputs, plain.features, image))
+    windows = plain.features.windows(boxes, size, maps_of(inputs, features, image))
     work = 2 * len(windows.cells) * 4096 * (plain.features.dimension + 4096)
     numbers = len(windows.cells) * plain.features.dimension
     exact, rough = plain.window_weights.counts
@@ -70,9 +83,9 @@ def run(bench: Bench) -> list[Row]:
     return rows + many(bench, plain) + starting(plain)
 
 
-def detector_of(inputs: StageInputs, features: PyramidFeatures, search: SelectiveSearch = FAST) -> Detector:
+def detector_of(inputs: StageInputs, features: WindowFeatures, search: SelectiveSearch = FAST) -> Detector:
     """Return a detector with random SVMs and box regressors that do nothing."""
-    vectors = sample(inputs.split, features)
+    vectors = sample(map_split_of(inputs), features)
     shape = (CLASSES, 4, features.pooled_dimension)
     regressors = BoxRegressors(np.zeros(shape, np.float32), np.zeros(shape[:2], np.float32))
     return Detector(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from benchmarks.common import Bench, Row, at_most, best, dense_map, milliseconds
+from benchmarks.common import Bench, Row, at_most, best, dense_map, map_split_of, milliseconds, pyramid_of
 from sppdet.detection.linear_layers import LinearSVMs
-from sppdet.features.feature_split import map_name
-from sppdet.features.pyramid_features import PyramidFeatures
+from sppdet.features.feature_split import MapSplit, map_name
+from sppdet.features.pyramid_features import FeatureMap, PyramidFeatures
 from sppdet.ops.coded_maps import encode_map
 from sppdet.ops.products import Products
 from sppdet.training.mining import Miner
@@ -28,7 +29,7 @@ MANY = (500, 2500)  # numbers of images whose memory is compared
 def run(bench: Bench) -> list[Row]:
     """Run the benchmark."""
     ready = prepare(bench.filled(IMAGES, "svm.random_negatives=600"))
-    miner, features, split = ready.miner, ready.miner.features, ready.miner.split
+    miner, features, split = ready.miner, ready.features, ready.split
     every_image = list(range(len(split)))
     windows = [features.windows(split.proposals(i), split.size(i), split.maps(i)) for i in every_image]
 
@@ -55,8 +56,10 @@ def run(bench: Bench) -> list[Row]:
 
 @dataclass(frozen=True, eq=False)
 class Ready:
-    """A miner with its first negatives, and the SVMs fitted to them."""
+    """The images and features of a run, a miner with its first negatives, and the SVMs fitted to them."""
 
+    split: MapSplit
+    features: PyramidFeatures
     miner: Miner
     svms: LinearSVMs
 
@@ -65,17 +68,17 @@ def prepare(inputs: StageInputs) -> Ready:
     """Do the first steps of `Miner.train`."""
     miner = Miner(inputs.split, inputs.features, inputs.labels, inputs.config.svm, inputs.scale, Execution())
     miner.cache = miner._start(np.random.default_rng(3).permutation(len(inputs.split)))
-    return Ready(miner, miner._fit())
+    return Ready(map_split_of(inputs), pyramid_of(inputs), miner, miner._fit(miner.problem))
 
 
 def stages(bench: Bench, ready: Ready, windows: list, images: list[int]) -> list[Row]:
     """Time the steps of the floor, on one core."""
-    split, features = ready.miner.split, ready.miner.features
+    split, features = ready.split, ready.features
     maps = [features.halved(split.maps(i)) for i in images]
     torch.set_num_threads(1)
     weights = Products(ready.svms.weight, half=features.half)
-    kind = torch.bfloat16 if features.half else torch.float32
-    vectors = torch.zeros(max(len(windows[i].cells) for i in images), features.dimension, dtype=kind)
+    kind = np.int16 if features.half else np.float32  # the bits of bfloat16 numbers, or floats
+    vectors = np.zeros((max(len(windows[i].cells) for i in images), features.dimension), kind)
 
     def pool() -> None:
         for i, image_maps in zip(images, maps):
@@ -94,7 +97,7 @@ def stages(bench: Bench, ready: Ready, windows: list, images: list[int]) -> list
         milliseconds("of that, on one core: reading an image's map", times["read"] / len(images)),
         milliseconds(
             "of that, on one core: pooling", times["pool"] / len(images),
-            vectors.element_size() * numbers / limits.write, "writing the vectors",
+            vectors.itemsize * numbers / limits.write, "writing the vectors",
         ),
         milliseconds(
             "of that, on one core: the products with 20 classes", times["multiply"] / len(images),
@@ -106,17 +109,17 @@ def stages(bench: Bench, ready: Ready, windows: list, images: list[int]) -> list
 def dense(ready: Ready, windows: list) -> list[Row]:
     """Compare pooling and products of a dense map of 352 channels with those of SqueezeNet's, on one core."""
     torch.set_num_threads(1)
-    features, split = ready.miner.features, ready.miner.split
+    features, split = ready.features, ready.split
     maps = [split.maps(i) for i in range(len(windows))]
     weights = Products(ready.svms.weight, half=features.half)
     float_features = replace(features, channels=352)
     code_features = replace(float_features, map_type="uint8")
     weight = np.random.default_rng(0).normal(size=(20, float_features.dimension)).astype(np.float32)
     dense_weights = Products(weight, half=features.half)
-    dense_maps = [dense_map(*image_maps[0].shape[:2]) for image_maps in maps]
+    dense_maps = [dense_map(*np.shape(image_maps[0])[:2]) for image_maps in maps]
     coded_maps = [encode_map(feature_map) for feature_map in dense_maps]
 
-    def multiply(features: PyramidFeatures, maps: list, weights: Products) -> None:
+    def multiply(features: PyramidFeatures, maps: Sequence[list[FeatureMap]], weights: Products) -> None:
         for image_maps, image_windows in zip(maps, windows):
             features.products(image_maps, image_windows, weights)
 
@@ -152,7 +155,7 @@ def memory(bench: Bench) -> list[Row]:
 def peak_memory(bench: Bench, images: int) -> tuple[float, float]:
     """Mine on ``images`` images of the filled cache; returns seconds and peak memory in MB."""
     inputs = bench.inputs(images, cache=bench.cache)
-    split = inputs.split
+    split = map_split_of(inputs)
     names = [map_name(scale, name) for scale in split.features.scales for name in split.names]
     missing = len(split.proposal_store.missing(split.names)) + len(split.map_store.missing(names))
     if missing:

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from benchmarks.common import Bench, Row, at_most, best, size_of
+from benchmarks.common import Bench, Row, at_most, best, pyramid_of, size_of
 from benchmarks.detect import detector_of
 from sppdet.data.images import read_image
 from sppdet.detection.detector import Detector
@@ -38,4 +38,4 @@ def run(bench: Bench) -> list[Row]:
 
 def detector(inputs: StageInputs) -> Detector:
     """Return a detector with random SVMs that searches as its config says."""
-    return detector_of(inputs, inputs.pooled_features, SelectiveSearch.of(inputs.config.proposals))
+    return detector_of(inputs, pyramid_of(inputs), SelectiveSearch.of(inputs.config.proposals))

@@ -9,7 +9,18 @@ import torch
 from torch.nn import functional
 from torchvision.ops import roi_pool
 
-from benchmarks.common import Bench, Row, at_least, at_most, best, maps_of, milliseconds, size_of, threads
+from benchmarks.common import (
+    Bench,
+    Row,
+    at_least,
+    at_most,
+    best,
+    float_maps_of,
+    milliseconds,
+    pyramid_of,
+    size_of,
+    threads,
+)
 from sppdet.ops.pooling import pyramid_pool
 from sppdet.ops.pooling_torch import pyramid_pool_torch
 from sppdet.ops.roi_align import pyramid_roi_align
@@ -21,8 +32,8 @@ def run(bench: Bench) -> list[Row]:
     """Run the benchmark."""
     torch.set_num_threads(bench.cores)
     inputs, image, boxes = bench.image
-    features = inputs.pooled_features
-    conv_map = maps_of(inputs, features, image)[0]
+    features = pyramid_of(inputs)
+    conv_map = float_maps_of(inputs, features, image)[0]
     windows = features.windows(boxes, size_of(image), [conv_map])
     cells = windows.cells[windows.group]
     rows = []

@@ -91,7 +91,8 @@ def in_turns(
 
 def table_of(proposals: list[np.ndarray], samples: Sequence[Sample]) -> dict[str, float]:
     """Return the recall table of the proposals of each sample."""
-    return proposal_recall(proposals, (sample.boxes[~sample.difficult] for sample in samples))
+    table = proposal_recall(proposals, (sample.boxes[~sample.difficult] for sample in samples))
+    return {name: value for name, value in table.items() if value is not None}
 
 
 def search_file(path: Path) -> int:

@@ -7,7 +7,7 @@ import time
 import numpy as np
 import torch
 
-from benchmarks.common import FIVE_SCALES, Bench, Row, at_least, best, maps_of, size_of
+from benchmarks.common import FIVE_SCALES, Bench, Row, at_least, best, maps_of, pyramid_of, size_of
 from sppdet.features.crop_features import CropFeatures
 from sppdet.features.pyramid_features import PyramidFeatures
 from sppdet.features.warp import Crop
@@ -18,19 +18,15 @@ def run(bench: Bench) -> list[Row]:
     """Run the benchmark."""
     torch.set_num_threads(bench.cores)
     inputs, image, boxes = bench.image
-    five = bench.inputs(8, f"regions.scales={list(FIVE_SCALES)}").pooled_features
-    times = best(
-        3, one=lambda: spp(inputs, inputs.pooled_features, image, boxes), five=lambda: spp(inputs, five, image, boxes)
-    )
+    one, five = pyramid_of(inputs), pyramid_of(bench.inputs(8, f"regions.scales={list(FIVE_SCALES)}"))
+    times = best(3, one=lambda: spp(inputs, one, image, boxes), five=lambda: spp(inputs, five, image, boxes))
     crops = CropFeatures(channels=inputs.backbone.channels, crop=Crop(), levels=(6,))
     crops.read(inputs.backbone, image, boxes[:64])
     start = time.perf_counter()
     crops.read(inputs.backbone, image, boxes)
     rcnn = time.perf_counter() - start
     pixels = len(boxes) * crops.crop.size**2
-    bounds = {
-        name: pixels / area(features, image) for name, features in (("one", inputs.pooled_features), ("five", five))
-    }
+    bounds = {name: pixels / area(features, image) for name, features in (("one", one), ("five", five))}
     return [
         Row("R-CNN: 2000 crops of 227 x 227", rcnn, "s"),
         Row("SPP, one scale", times["one"], "s"),
