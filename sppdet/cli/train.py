@@ -52,12 +52,13 @@ def train(options: argparse.Namespace) -> None:
         return
     from sppdet import training  # imports torch, which --help and --print-config do not wait for
 
+    last = options.stage or STAGES[-1]
+    if options.folds:  # before the settings are chosen, which takes up to a minute
+        training.check_beside_folds(options.keep, options.force, last)
     settings = training.settings_following_data(
         options.source, options.overrides, options.preset, options.output, options.folds
     )
-    training.run_training(
-        settings, keep=options.keep, folds=options.folds, last=options.stage or STAGES[-1], force=options.force
-    )
+    training.run_training(settings, keep=options.keep, folds=options.folds, last=last, force=options.force)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from .changing import join_models as join_models
 from .changing import remove_classes as remove_classes
 from .changing import rename_class as rename_class
 from .folds import measure_learning_curve as measure_learning_curve
+from .front_door import check_beside_folds as check_beside_folds
 from .front_door import run_training as run_training
 from .front_door import settings_following_data as settings_following_data
 from .front_door import train_detector as train_detector

@@ -103,12 +103,23 @@ def run_training(
             with _engine(config):
                 pipeline.run(last, force)
             return pipeline
-    if keep or force or last != STAGES[-1] or data is not None:
+    check_beside_folds(keep, force, last, in_memory=data is not None)
+    with _engine(config):
+        return cross_validate(config, folds)
+
+
+def check_beside_folds(
+    keep: bool = False, force: bool = False, last: str = STAGES[-1], in_memory: bool = False
+) -> None:
+    """Refuse what does not go with cross-validation: to keep classes, to run one stage, a data set in memory.
+
+    Raises:
+        SppdetError: one of them is asked for.
+    """
+    if keep or force or last != STAGES[-1] or in_memory:
         raise SppdetError(
             "--folds: goes with neither --keep, --force and --stage nor a data set in memory; leave out one"
         )
-    with _engine(config):
-        return cross_validate(config, folds)
 
 
 def _engine(config: Config) -> AbstractContextManager[None]:
@@ -180,6 +191,8 @@ def train_detector(
         >>> detector = sppdet.train_detector("photos", preset="quick")  # doctest: +SKIP
         >>> detector.predict("photo.jpg")  # doctest: +SKIP
     """
+    if folds:  # before the settings are chosen, which takes up to a minute
+        check_beside_folds(keep, in_memory=isinstance(source, Dataset))
     if not isinstance(source, Dataset):
         if test is not None:
             raise SppdetError("test: goes with a data set; a folder or config names its own, as data.test_split")
@@ -196,4 +209,4 @@ def train_detector(
     else:
         train = source
     settings = _following_data(settings, overrides, lambda: train)
-    return run_training(settings, keep=keep, folds=folds, data=(train, test)).detector()
+    return run_training(settings, keep=keep, data=(train, test)).detector()

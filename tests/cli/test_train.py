@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sppdet import config
+from sppdet import config, training
 from sppdet.cli.train import main
 from sppdet.config.settings import STAGES
 from sppdet.training import front_door
@@ -209,7 +209,9 @@ class TestBadInputIsOneLineAndLeavesNoFolder:
         assert "write `preset: best` in the YAML file" in line_of([settings, "--preset", "best"], capsys)
 
     @pytest.mark.parametrize("options", [["--folds", "2", "--keep"], ["--folds", "2", "--stage", "svm"]])
-    def test_folds_with_options_that_they_exclude(self, photos, capsys, options):
+    def test_folds_with_options_that_they_exclude(self, photos, capsys, options, monkeypatch):
+        # Refused before the settings are chosen, which takes up to a minute.
+        monkeypatch.setattr(training, "settings_following_data", lambda *_: pytest.fail("settings were chosen"))
         assert "--folds: goes with neither" in line_of([str(photos), *options], capsys)
 
     @pytest.mark.parametrize(

@@ -145,6 +145,14 @@ def test_folds_that_cannot_be_are_refused_before_settings_are_tried(
         settings_following_data(tiny_objects, (), preset, tmp_path / "run", number)
 
 
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_folds_with_what_they_exclude_are_refused_before_settings_are_tried(tiny_objects, monkeypatch, in_memory):
+    monkeypatch.setattr(front_door, "choose_settings", lambda *_: pytest.fail("settings were tried"))
+    source = read_dataset(tiny_objects) if in_memory else tiny_objects
+    with pytest.raises(SppdetError, match="--folds: goes with neither"):
+        train_detector(source, preset="quick", folds=2, keep=not in_memory)
+
+
 def test_test_images_have_the_classes_of_the_training_images(trained):
     data = read_dataset(trained.root, "trainval")
     with pytest.raises(SppdetError, match="its classes are not those of the training images"):
