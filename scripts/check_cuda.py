@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,7 +29,7 @@ import torch  # noqa: E402
 
 from sppdet.config import DetectionSettings, PoolingSettings, RegionSettings  # noqa: E402
 from sppdet.detection.candidates import WindowScores, choose_candidates, move, suppress_and_vote  # noqa: E402
-from sppdet.features import PyramidFeatures  # noqa: E402
+from sppdet.features import PyramidFeatures, WindowFeatures  # noqa: E402
 from sppdet.networks import Backbone, Head  # noqa: E402
 from sppdet.ops import Products, like, nms_by_class, on_host, vote  # noqa: E402
 from sppdet.ops.pooling_torch import pyramid_pool_nested, pyramid_pool_torch  # noqa: E402
@@ -36,6 +37,7 @@ from sppdet.ops.pooling_torch import pyramid_pool_nested, pyramid_pool_torch  # 
 ONE, FIVE = (688,), (480, 576, 688, 864, 1200)
 WINDOWS, CLASSES, LEVELS = 2000, 20, (6, 3, 2, 1)
 DETECTION = DetectionSettings(vote=0.5)
+Result = TypeVar("Result")
 TESTS = ("ops/test_pooling_torch", "ops/test_suppression_torch", "ops/test_products", "networks/test_fc_head")
 # Tests of the device's path in detection and training, which need more packages.
 TESTS_OF_ALL = (
@@ -65,8 +67,9 @@ def check_gradient(device: str) -> str:
         leaf.requires_grad_()
         pooled = pool(leaf, cells, LEVELS) if pool else pyramid_pool_nested(leaf, torch.from_numpy(cells), LEVELS)
         pooled.sum().backward()
+        assert leaf.grad is not None
         gradients.append(leaf.grad.cpu())
-    return "same as on the CPU" if torch.allclose(*gradients) else "DIFFERS FROM THE CPU"
+    return "same as on the CPU" if torch.allclose(gradients[0], gradients[1]) else "DIFFERS FROM THE CPU"
 
 
 def check_scores(device: str) -> str:
@@ -90,11 +93,12 @@ def check_suppression(device: str) -> str:
     scores, labels = rng.integers(0, 900, 5000).astype(np.float32) / 300, rng.integers(0, CLASSES, 5000)
     kept = nms_by_class(boxes, scores, labels, 0.3, 100)
     moved = vote(boxes, scores, labels, kept, 0.5)
-    there = [torch.from_numpy(array).to(device) for array in (boxes, scores, labels)]
-    kept_there = nms_by_class(*there, 0.3, 100)
+    boxes_there, scores_there, labels_there = (torch.from_numpy(one).to(device) for one in (boxes, scores, labels))
+    kept_there = nms_by_class(boxes_there, scores_there, labels_there, 0.3, 100)
     if on_host(kept_there).tolist() != kept.tolist():
         return "DIFFERS FROM THE CPU"
-    largest = np.abs(on_host(vote(*there, kept_there, 0.5)) - moved).max()
+    moved_there = vote(boxes_there, scores_there, labels_there, kept_there, 0.5)
+    largest = np.abs(on_host(moved_there) - moved).max()
     return f"same boxes as on the CPU, votes within {largest:.1e} pixels"
 
 
@@ -121,7 +125,7 @@ class Stages:
         self.backbone = Backbone.create(name, "random", device, "auto" if device != "cpu" else "float32")
         levels = (7,) if units else LEVELS  # the level that VGG16's own fc6 reads
         regions = RegionSettings(scales=scales, max_side=2000)
-        features = PyramidFeatures.create(self.backbone, regions, PoolingSettings(levels=levels))
+        features: WindowFeatures = PyramidFeatures.create(self.backbone, regions, PoolingSettings(levels=levels))
         if units:
             features = features.under(Head(features.pooled_dimension, units, "fc7").eval())
         self.features = replace(features, device=device)  # on a CPU, too, the path of GPUs
@@ -146,7 +150,7 @@ class Stages:
         assert moved is not None  # the scores have box regression
         return suppress_and_vote(moved, DETECTION, ("",) * CLASSES)
 
-    def _timed(self, stage: Callable[[], object]) -> tuple:
+    def _timed(self, stage: Callable[[], Result]) -> tuple[Result, float]:
         begun = time.perf_counter()
         result = stage()
         if self.device != "cpu":
@@ -170,7 +174,8 @@ def rows(device: str, seconds: float) -> list[list[str]]:
     for title, name, scales, units in cases:
         stages = Stages(name, scales, device, units, 50 if small else WINDOWS, 120 if small else 375)
         stages.run()
-        end, runs = time.monotonic() + seconds / len(cases), []
+        end = time.monotonic() + seconds / len(cases)
+        runs: list[dict[str, float]] = []
         while not runs or (time.monotonic() < end and len(runs) < 50):
             runs.append(stages.run())
         means = {stage: sum(run[stage] for run in runs) / len(runs) for stage in runs[0]}

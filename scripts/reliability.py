@@ -17,7 +17,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import date
@@ -141,11 +141,11 @@ def run(step: Step, workplace: Workplace, seed: int) -> Outcome:
         return interruptions.strikes(workplace, step.of, step.size, _SIGNALS[step.part], seed)
     if step.part == "mutants":
         return hostile.mutants(workplace, step.of, step.size, seed)
-    function = {
+    functions: dict[str, Callable[..., Outcome]] = {
         "disk": interruptions.full_disk, "two": interruptions.two_at_once, "readonly": interruptions.read_only,
         "damage": damage.damage, "bombs": hostile.bombs, "memory": hostile.flat_memory, "waiting": waiting.waiting,
-    }[step.part]  # fmt: skip
-    return function(workplace, step.of, step.size)
+    }  # fmt: skip
+    return functions[step.part](workplace, step.of, step.size)
 
 
 def campaign(options: argparse.Namespace, waiting: list[Step], done: dict[str, dict]) -> None:
@@ -237,9 +237,9 @@ def page(all_steps: list[Step], seed: int, done: dict[str, dict], command: str, 
     for step, entry in entries:
         often = f"{entry['tried']} {entry['details']}".strip()
         text += f"| {step.part} | {step.of} | {often} | {len(entry['failures'])} |\n"
-    failures = [f"{step.name}: {failure}" for step, entry in entries for failure in entry["failures"]]
-    if failures:
-        text += "\n## Failures\n\n" + "".join(f"- {' '.join(failure.split())[:400]}\n" for failure in failures[:50])
+    lines = [f"{step.name}: {failure}" for step, entry in entries for failure in entry["failures"]]
+    if lines:
+        text += "\n## Failures\n\n" + "".join(f"- {' '.join(line.split())[:400]}\n" for line in lines[:50])
     return text
 
 

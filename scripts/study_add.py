@@ -35,8 +35,8 @@ def with_classes(dataset: Dataset, names: list[str]) -> Dataset:
         rows = np.flatnonzero([label in numbers for label in sample.labels.tolist()])
         if len(rows):
             labels = np.array([numbers[label] for label in sample.labels[rows].tolist()], np.int64)
-            changes = {"boxes": sample.boxes[rows], "labels": labels, "difficult": sample.difficult[rows]}
-            samples.append(replace(sample, **changes))
+            boxes, difficult = sample.boxes[rows], sample.difficult[rows]
+            samples.append(replace(sample, boxes=boxes, labels=labels, difficult=difficult))
     return Dataset(tuple(names), tuple(samples))
 
 

@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import sppdet
 from sppdet.cli import common as cli
@@ -41,7 +42,7 @@ def study(options: argparse.Namespace) -> None:
     dataset = read_dataset(options.root, options.train, limit=options.images + options.more)
     few, others = dataset[: options.images], dataset[options.images :]
     detector = sppdet.train_detector(few, options.overrides, preset=options.preset, output=options.work, test=few)
-    threshold = "auto" if options.threshold == "auto" else float(options.threshold)
+    threshold: float | Literal["auto"] = "auto" if options.threshold == "auto" else float(options.threshold)
     found = ((one, detector.predict(one.read(), threshold=threshold)) for one in others)
     counts = sum((corrections(one, detections, options.good) for one, detections in found), Counter())
     objects = sum(int((~one.difficult).sum()) for one in others)

@@ -130,6 +130,7 @@ def time_pooling(features: PyramidFeatures, split: FeatureSplit) -> tuple[float,
 
     def pool(i: int) -> tuple[int, float]:
         maps = split.maps(i)
+        assert isinstance(maps, list)  # of a pyramid, not the vectors of crops
         windows = features.windows(split.proposals(i), split.size(i), maps)
         start = time.process_time()
         for rows in features.blocks(windows):

@@ -91,8 +91,9 @@ def measure(
 
 
 def recall_of(samples: Sequence[Sample], proposals: list[np.ndarray]) -> dict[str, float]:
-    """Return the recall table of the proposals of each image."""
-    return proposal_recall(proposals, (sample.boxes[~sample.difficult] for sample in samples))
+    """Return the recall table of the proposals of each image, without the measures that no object has."""
+    table = proposal_recall(proposals, (sample.boxes[~sample.difficult] for sample in samples))
+    return {name: value for name, value in table.items() if value is not None}
 
 
 def print_table(names: list[str], rows: dict[tuple, dict[str, float]]) -> None:

@@ -55,12 +55,12 @@ def draw(path: Path, side: int, dataset: Dataset) -> tuple[int, int]:
 def annotate(path: Path, side: int, dataset: Dataset, step: tuple[int, int]) -> None:
     """Write the annotation of a square image that repeats a drawn one every ``step`` pixels, right and down."""
     corners = [(x, y, x, y) for y in range(0, side, step[1]) for x in range(0, side, step[0])]
-    boxes = np.concatenate([dataset[0].boxes + np.float32(corner) for corner in corners])
+    boxes = np.concatenate([dataset[0].boxes + np.array(corner, np.float32) for corner in corners])
     shown = geometry.clip(boxes, side, side)
     rows = geometry.areas(shown) > _SHOWN * geometry.areas(boxes)
     names = [dataset.classes[label] for label in np.tile(dataset[0].labels, len(corners))[rows]]
     difficult = np.tile(dataset[0].difficult, len(corners))[rows]
-    write_voc_annotation(path.with_suffix(".xml"), path.name, side, side, shown[rows], names, difficult)
+    write_voc_annotation(path.with_suffix(".xml"), path.name, side, side, shown[rows], names, difficult.tolist())
 
 
 def main() -> int:

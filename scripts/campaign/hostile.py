@@ -7,6 +7,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -31,7 +32,7 @@ def mutants(workplace: Workplace, family: str, count: int, seed: int) -> Outcome
         first = seed + outcome.tried
         with TemporaryDirectory(dir=workplace.folder, prefix="fuzz") as folder:
 
-            def work(many=many, first=first, folder=folder) -> None:
+            def work(many: int = many, first: int = first, folder: str = folder) -> None:
                 report.write_text(json.dumps(fuzzing.fuzz(family, many, Path(folder), first)))
 
             ended = Command(work, workplace.folder / "log", Path(folder)).wait(_LONGEST)
@@ -64,7 +65,7 @@ def bombs(workplace: Workplace, *_: object) -> Outcome:
     readers = _bombs(folder)
     outcome = Outcome(len(readers), ", ".join(readers))
     for name, read in readers.items():
-        ended = Command(lambda read=read: _refuses(read), folder / "log", folder).wait(300)
+        ended = Command(partial(_refuses, read), folder / "log", folder).wait(300)
         if ended.status != 7 or ended.processor > 20 or ended.memory_mb - before > 500:
             outcome.failures.append(
                 f"{name}: status {ended.status}, {ended.processor:.0f} s, {ended.memory_mb - before:.0f} MB more: "
@@ -113,7 +114,7 @@ def _bombs(folder: Path) -> dict[str, Callable[[], object]]:
     for name, content in contents.items():
         (folder / f"bomb-{name}").write_bytes(content)
     readers: dict[str, Callable[[Path], object]] = {
-        ".png": read_image, ".xml": read_voc_xml, ".yaml": config.load, ".json": read_json,
+        ".png": read_image, ".xml": read_voc_xml, ".yaml": lambda path: config.load(path), ".json": read_json,
         ".safetensors": lambda path: read_tensors(path, "train again"),
     }  # fmt: skip
     read = {name: lambda name=name: readers[Path(name).suffix](folder / f"bomb-{name}") for name in contents}
@@ -125,7 +126,7 @@ def _bombs(folder: Path) -> dict[str, Callable[[], object]]:
 def flat_memory(workplace: Workplace, _: str, count: int) -> Outcome:
     """Let one loaded detector predict ``count`` images, and look at its memory."""
     outcome = Outcome(count)
-    place, _, _ = workplace.reference("spp-net")
+    place = workplace.reference("spp-net")[0]
     report = workplace.folder / "memory.json"
 
     def work() -> None:

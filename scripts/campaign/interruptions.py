@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from campaign.workplace import Outcome, Progress, Workplace, finished, of_stages, stage_of, written_again
@@ -133,9 +134,9 @@ def read_only(workplace: Workplace, work: str, *_: object) -> Outcome:
     """Do a work, and use what it has made, in a place that is mounted read-only."""
     outcome = Outcome()
     image = str(workplace.folder / "shapes/JPEGImages/test_00000.jpg")
-    place, _, _ = workplace.reference(work)
+    place = workplace.reference(work)[0]
     run = workplace.folder / "disk/run"
-    commands = {}
+    commands: dict[str, list[str]] = {}
     if work == "classify":
         commands = {"eval": ["classify", "eval", str(run)]}
     elif (place / "run/metrics.json").exists():
@@ -151,8 +152,8 @@ def read_only(workplace: Workplace, work: str, *_: object) -> Outcome:
         elif work == "add":
             workplace.copy_model(run)
         _remount(disk, "ro")
-        starts = [lambda of=of: workplace.command(of[0], of[1:]) for of in commands.values()]
-        starts.append(lambda: workplace.start(work, disk, *["run.seed=9"] * bool(commands)))
+        starts = [partial(workplace.command, of[0], of[1:]) for of in commands.values()]
+        starts.append(partial(workplace.start, work, disk, *["run.seed=9"] * bool(commands)))
         for name, start in zip([*commands, "the work itself"], starts):
             ended = start().wait()
             outcome.tried += 1

@@ -344,7 +344,7 @@ def result(place: Path) -> dict[str, object]:
     else:  # all that was written; the settings hold the folder's path
         files = [path for path in run.rglob("*") if path.is_file() and path.name != "config.json"]
     digests = {str(path.relative_to(run)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-    return {"metrics": metrics} | digests
+    return {"metrics": metrics, **digests}
 
 
 def finished(place: Path) -> dict[Path, int]:

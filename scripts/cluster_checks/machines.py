@@ -40,7 +40,8 @@ class Machines:
     """
 
     def __init__(self, folder: Path):
-        self.folder, self.workers = folder, []
+        self.folder = folder
+        self.workers: list[subprocess.Popen] = []
         self.separate = sys.platform == "linux" and os.geteuid() == 0 and shutil.which("ip") is not None
         self.host = f"{_NETWORK}.1" if self.separate else "127.0.0.1"
         if self.separate:
@@ -61,7 +62,8 @@ class Machines:
     def start_worker(self, *command: str, hide: Path | None = None) -> subprocess.Popen:
         """Start a process on a new machine, from which the content of the folder ``hide`` is hidden."""
         number = len(self.workers) + 2
-        name, prefix = f"sppdet-w{number}", []
+        name = f"sppdet-w{number}"
+        prefix: list[str] = []
         if self.separate:
             _ip(
                 f"netns add {name}",

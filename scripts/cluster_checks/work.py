@@ -119,8 +119,9 @@ class Training:
     def run(self, engine: str, address: str | None = None, workers: int = 2) -> None:
         """Run all stages."""
         files = {"data.root": self.root, "run.dir": self.folder / "run", "run.cache": self.folder / "cache"}
-        files |= {"run.engine": engine, "run.cluster": address or "null", "workers": workers}
-        run_training(override(Config(), [*self.SETTINGS, *(f"{key}={value}" for key, value in files.items())]))
+        where = {"run.engine": engine, "run.cluster": address or "null", "workers": workers}
+        changes = [f"{key}={value}" for key, value in [*files.items(), *where.items()]]
+        run_training(override(Config(), [*self.SETTINGS, *changes]))
 
     @property
     def done(self) -> int:
