@@ -10,9 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common import Bench, Row, at_least, at_most, threads
-from sppdet.data.dataset import Sample
 from sppdet.data.images import read_image
-from sppdet.proposals.recall import proposal_recall
+from sppdet.proposals.recall import recall_of_samples
 from sppdet.proposals.search import SelectiveSearch
 from sppdet.utils.parallel import parallel_map
 
@@ -31,8 +30,8 @@ def run(bench: Bench) -> list[Row]:
         few_seconds, few_proposals = in_turns({"default": DEFAULT, "native": NATIVE}, images[:FEW])
     with threads(bench.cores):
         latency, _ = in_turns({"opencv": OPENCV, "native": NATIVE}, images[:FEW])
-    tables = {name: table_of(boxes, samples) for name, boxes in proposals.items()}
-    few_recall = {name: table_of(boxes, samples[:FEW])["recall@0.5"] for name, boxes in few_proposals.items()}
+    tables = {name: recall_of_samples(boxes, samples) for name, boxes in proposals.items()}
+    few_recall = {name: recall_of_samples(boxes, samples[:FEW])["recall@0.5"] for name, boxes in few_proposals.items()}
     count = {name: row["windows"] for name, row in tables.items()}
     rows = [
         Row(f"OpenCV fast(50, 50), one core, {len(images)} test images", seconds["opencv"], "s per image"),
@@ -87,12 +86,6 @@ def in_turns(
             proposals[name].append(search(image))
             seconds[name] += (time.perf_counter() - start) / len(images)
     return seconds, proposals
-
-
-def table_of(proposals: list[np.ndarray], samples: Sequence[Sample]) -> dict[str, float]:
-    """Return the recall table of the proposals of each sample."""
-    table = proposal_recall(proposals, (sample.boxes[~sample.difficult] for sample in samples))
-    return {name: value for name, value in table.items() if value is not None}
 
 
 def search_file(path: Path) -> int:

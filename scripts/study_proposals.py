@@ -21,7 +21,7 @@ from sppdet.data.dataset import Sample
 from sppdet.data.images import read_image
 from sppdet.data.voc import read_voc
 from sppdet.proposals.native import ALL, NO_COLOUR, RECIPES, Recipe, selective_search
-from sppdet.proposals.recall import proposal_recall
+from sppdet.proposals.recall import recall_of_samples
 from sppdet.proposals.search import SelectiveSearch, enlarge, shrink
 from sppdet.utils.files import atomic_write
 
@@ -65,7 +65,7 @@ def study(options: argparse.Namespace) -> int:
         by_count[engine, "all"], proposals[engine] = measure(search, samples, images)
     for count in COUNTS:
         for engine, of_images in proposals.items():
-            by_count[engine, count] = recall_of(samples, [windows[:count] for windows in of_images])
+            by_count[engine, count] = recall_of_samples([windows[:count] for windows in of_images], samples)
     print_table(["engine", "best"], by_count)
     atomic_write(Path(options.plot), lambda temporary: plot(rows, by_count).save(temporary))
     return 0
@@ -87,13 +87,7 @@ def measure(
     start = time.process_time()
     proposals = [search(image) for image in images]
     seconds = (time.process_time() - start) / len(images)
-    return recall_of(samples, proposals) | {"seconds": seconds}, proposals
-
-
-def recall_of(samples: Sequence[Sample], proposals: list[np.ndarray]) -> dict[str, float]:
-    """Return the recall table of the proposals of each image, without the measures that no object has."""
-    table = proposal_recall(proposals, (sample.boxes[~sample.difficult] for sample in samples))
-    return {name: value for name, value in table.items() if value is not None}
+    return recall_of_samples(proposals, samples) | {"seconds": seconds}, proposals
 
 
 def print_table(names: list[str], rows: dict[tuple, dict[str, float]]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sppdet.ops import boxes as geometry
+
+if TYPE_CHECKING:
+    from sppdet.data import Sample
 
 
 def best_overlaps(proposals: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -42,6 +46,20 @@ def proposal_recall(proposals: Iterable[np.ndarray], targets: Iterable[np.ndarra
     pairs = [(best_overlaps(windows, boxes), len(windows)) for windows, boxes in zip(proposals, targets)]
     overlaps, counts = zip(*pairs)
     return recall_table(np.concatenate(overlaps), float(np.mean(counts)))
+
+
+def recall_of_samples(proposals: Iterable[np.ndarray], samples: Sequence[Sample]) -> dict[str, float]:
+    """Compute the recall of the proposals of samples, whose difficult objects do not count.
+
+    Args:
+        proposals: for each sample its proposals ``(N, 4)``; at least one sample.
+        samples: the images with their objects.
+
+    Returns:
+        The table of `recall_table`; without objects ``windows`` alone.
+    """
+    table = proposal_recall(proposals, (sample.boxes[~sample.difficult] for sample in samples))
+    return {name: value for name, value in table.items() if value is not None}
 
 
 def recall_table(overlaps: np.ndarray, windows: float) -> dict[str, float | None]:

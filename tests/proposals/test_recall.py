@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from sppdet.proposals.recall import best_overlaps, proposal_recall, recall_line, recall_table
+from sppdet.data import Sample
+from sppdet.proposals.recall import best_overlaps, proposal_recall, recall_line, recall_of_samples, recall_table
 
 NONE = np.zeros((0, 4), np.float32)
 # IoU with the box 0, 0, 10, 10: 1, 0.5, and 25 / 175.
@@ -54,6 +58,16 @@ def test_recall_of_images_weighs_targets_and_not_images():
         "recall@0.7": 1 / 4,
         "average_best_overlap": pytest.approx((1 + 0.5 + 0 + 0.6) / 4),
     }
+
+
+def test_recall_of_samples_leaves_difficult_objects_out():
+    boxes = np.array([[0, 0, 10, 10], [20, 20, 30, 30]], np.float32)
+    labels = np.zeros(2, np.int64)
+    sample = Sample("a", Path("a.jpg"), 40, 40, boxes, labels, np.array([False, True]))
+    table = recall_of_samples([boxes[:1]], [sample])
+    assert table == {"windows": 1.0, "recall@0.5": 1.0, "recall@0.7": 1.0, "average_best_overlap": 1.0}
+    nothing = replace(sample, difficult=np.array([True, True]))
+    assert recall_of_samples([boxes[:1]], [nothing]) == {"windows": 1.0}
 
 
 def test_the_line_rounds_to_three_digits():

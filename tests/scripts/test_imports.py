@@ -1,4 +1,4 @@
-"""Scripts, which no type checker reads, import names of the package that exist."""
+"""Names that scripts import from the package exist when they run; a type checker reads only what the rooms declare."""
 
 from __future__ import annotations
 
